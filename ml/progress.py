@@ -1,0 +1,41 @@
+"""Progress of long work: a bar on a terminal, a line every few seconds in a log (so that Airflow's log shows it too)."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+"""Everything for people goes to stderr; stdout carries results."""
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(message: str) -> None:
+    """One line for the person or the log."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+    """Pass ``items`` on and show how many of ``total`` went by."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            say(f"{what}: {done} of {total} ({done / (now - start):.0f}/s)")
+            last = now
+    if done:
+        say(f"{what}: {done} in {time.monotonic() - start:.1f} s")

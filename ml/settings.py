@@ -1,0 +1,112 @@
+"""Every setting of the system, in one typed place. Each can be given as an environment variable ``BREAKHIS_<NAME>``.
+
+``breakhis config`` shows them with their values; secrets are masked.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ml.errors import ConfigError
+
+PROJECT = Path(__file__).resolve().parents[1]
+"""The checkout this package lies in: dags/ and plugins/ are beside it."""
+
+
+class Settings(BaseSettings):
+    """The settings, read from the environment. Call :func:`settings` rather than this."""
+
+    model_config = SettingsConfigDict(env_prefix="BREAKHIS_", extra="ignore", frozen=True)
+
+    home: Path = Field(
+        PROJECT / ".breakhis", description="Folder of the local stack: databases, logs, passwords, caches."
+    )
+    store: str = Field("", description="Root of the store, file:///… or s3://…; default: store/ in the home folder.")
+    conf: Path = Field(
+        PROJECT / "dags", description="Folder with sources/, training_sets/ and policies/, the YAML that users write."
+    )
+    training_sets: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description=f"Further training-set YAML files, separated by '{os.pathsep}'; each becomes a retrain DAG."
+    )
+    mlflow_uri: str = Field(
+        "", description="MLflow tracking server; default: MLFLOW_TRACKING_URI, else mlflow.db in the home folder."
+    )
+    mlflow_ui: str = Field("", description="Address of MLflow's pages for links; default: the tracking server's.")
+    weights: str = Field(
+        "imagenet",
+        description="Backbone weights: imagenet (Keras downloads them), random, or a path or URI of a no-top .h5 or "
+        ".keras file.",
+    )
+    backend: Literal["auto", "openvino", "tensorflow"] = Field(
+        "auto", description="What runs the frozen backbone: auto takes TensorFlow on a GPU and OpenVINO on a CPU."
+    )
+    workers: int = Field(0, ge=0, description="Processes that decode and draw pictures; 0: one per core.")
+    gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
+    place: Literal["process"] = Field("process", description="Where Airflow runs the stages.")
+    reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("reviewer",), description="Airflow users who may answer a review, separated by commas."
+    )
+    airflow_url: str = Field("", description="Airflow's API server, where promotion reads the reviewer's answer.")
+    airflow_user: str = Field("", description="Service account that promotion reads Airflow's record with.")
+    airflow_password: SecretStr = Field(SecretStr(""), description="Password of that service account.")
+
+    @field_validator("training_sets", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("reviewers", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home", "conf")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("store")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("file:///", "s3://")):
+            raise ValueError(f"{value!r} must begin with file:/// or s3://")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _defaults(self) -> Self:
+        # The model is frozen for its users; these two defaults depend on another field.
+        if not self.store:
+            object.__setattr__(self, "store", (self.home / "store").as_uri())
+        if not self.mlflow_uri:
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+            object.__setattr__(self, "mlflow_uri", uri)
+        if not self.mlflow_ui and self.mlflow_uri.startswith("http"):
+            object.__setattr__(self, "mlflow_ui", self.mlflow_uri)
+        return self
+
+    @cached_property
+    def cache(self) -> Path:
+        """Folder for what can be made again, such as compiled networks."""
+        return self.home / "cache"
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes to decode with: the setting, or the cores this process may use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def settings() -> Settings:
+    """The settings as the environment has them now.
+
+    Raises:
+        ConfigError: a variable has a value that does not fit; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"BREAKHIS_{str(e['loc'][0]).upper() if e['loc'] else ''}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("invalid setting: " + "; ".join(lines)) from None

@@ -1,0 +1,134 @@
+"""What is known of BreakHis itself: classes, the file-name grammar, slides and cases, and the whole inventory.
+
+Source: F. Spanhol, L. Oliveira, C. Petitjean, L. Heutte, "A Dataset for Breast Cancer Histopathological Image
+Classification", IEEE Transactions on Biomedical Engineering 63(7), 2016. The data set is licensed CC BY 4.0.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal, NamedTuple
+
+LABELS = ("benign", "malignant")
+"""Binary classes; the position is the class index, and 1 (malignant) is the positive class."""
+
+SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
+"""Tumour subtypes; the position is the class index of the subtype model."""
+
+SUBTYPE_NAMES = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+"""The names of the subtypes as the original tree spells its folders."""
+
+MAGNIFICATIONS = (40, 100, 200, 400)
+
+IMAGE_SIZES = ((700, 460), (700, 456))
+"""(width, height) in pixels; the second is slide PC 14-12465 alone."""
+
+TASKS = ("binary", "subtype")
+Task = Literal["binary", "subtype"]
+
+DUPLICATED_SLIDE = "14-13412"
+"""One set of pictures published under two labels, DC and LC; no source says which is right."""
+
+_LABEL_LETTERS = {"B": "benign", "M": "malignant"}
+_BENIGN = frozenset({"A", "F", "PT", "TA"})
+_NAME = re.compile(r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-([0-9]{2})-([0-9]+)([A-Z]*)-(40|100|200|400)-([0-9]{3})\.png")
+_SLIDE = re.compile(r"([0-9]{2})-([0-9]+)([A-Z]*)")
+
+
+def classes(task: str) -> tuple[str, ...]:
+    """The class names of a task, in the order of the model's outputs."""
+    return LABELS if task == "binary" else SUBTYPES
+
+
+def label_of(subtype: str) -> str:
+    """``benign`` or ``malignant`` for a subtype code such as ``DC``."""
+    if subtype not in SUBTYPE_NAMES:
+        raise ValueError(f"unknown subtype {subtype!r}; known: {', '.join(SUBTYPES)}")
+    return "benign" if subtype in _BENIGN else "malignant"
+
+
+def case_of(slide: str) -> str:
+    """The case number of a slide id: ``14-22549AB`` -> ``14-22549``.
+
+    82 slide folders are 81 slide ids and 70 case numbers. Nothing published says that one case number is one patient;
+    grouping by case is the cautious reading, since it leaks under none.
+    """
+    match = _SLIDE.fullmatch(slide)
+    if not match:
+        raise ValueError(f"{slide!r} is not a BreakHis slide id such as 14-22549AB")
+    return f"{match[1]}-{match[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """The facts in a BreakHis file name such as ``SOB_B_A-14-22549AB-40-001.png``."""
+
+    subtype: str
+    slide: str
+    magnification: int
+    seq: int
+    label: str
+
+    @property
+    def case(self) -> str:
+        """The case number, our stand-in for the patient."""
+        return case_of(self.slide)
+
+    def __str__(self) -> str:
+        letter = "B" if self.label == "benign" else "M"
+        return f"SOB_{letter}_{self.subtype}-{self.slide}-{self.magnification}-{self.seq:03d}.png"
+
+
+def parse_name(name: str) -> ImageName:
+    """Read a file name (without folders).
+
+    The label is what the name *says* (``SOB_B``/``SOB_M``); whether it agrees with the subtype is for the manifest to
+    judge.
+
+    Raises:
+        ValueError: the name is outside the grammar.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise ValueError(
+            f"{name!r} is not a BreakHis name: SOB_<B|M>_<{'|'.join(SUBTYPES)}>-<yy>-<slide>-<40|100|200|400>-<nnn>.png"
+        )
+    letter, subtype, year, number, suffix, magnification, seq = match.groups()
+    return ImageName(
+        subtype=subtype,
+        slide=f"{year}-{number}{suffix}",
+        magnification=int(magnification),
+        seq=int(seq),
+        label=_LABEL_LETTERS[letter],
+    )
+
+
+class InventoryRow(NamedTuple):
+    """How many images the published data set has of one slide folder at one magnification."""
+
+    subtype: str
+    slide: str
+    magnification: int
+    images: int
+
+
+@cache
+def inventory() -> tuple[InventoryRow, ...]:
+    """The whole published BreakHis: 82 slide folders x 4 magnifications, 7,909 images (``ml/inventory.csv``)."""
+    with files("ml").joinpath("inventory.csv").open(encoding="utf-8") as file:
+        return tuple(
+            InventoryRow(row["subtype"], row["slide"], magnification, int(row[str(magnification)]))
+            for row in csv.DictReader(file)
+            for magnification in MAGNIFICATIONS
+        )
