@@ -52,6 +52,18 @@ class RegistryError(BreakhisError):
     """A run, model or version is missing in MLflow or not what it should be."""
 
 
+class AirflowError(BreakhisError):
+    """Airflow has no such DAG, run or answer, or would not do what was asked; ``status`` is its HTTP status."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StackError(BreakhisError):
+    """The local Airflow or MLflow did not start, or a run in it failed."""
+
+
 class Refused(BreakhisError):
     """Understood and judged: validation or gates failed, or a promotion is not entitled. Exit status 4."""
 
