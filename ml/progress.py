@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a log (so that Airflow's log shows it too)."""
+"""Progress of long work: a bar on a terminal, else a line every few seconds (so that Airflow's log shows it too)."""
 
 import sys
 import time
