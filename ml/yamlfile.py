@@ -1,10 +1,10 @@
 """Reading the YAML files that users write (sources, training sets, policies, presets) into typed models."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ml.errors import ConfigError
 
@@ -17,6 +17,16 @@ class Declared(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+def _check_schedule(value: str) -> str:
+    presets = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
+    if value not in presets and len(value.split()) != 5:
+        raise ValueError(f"{value!r} is neither {', '.join(presets)} nor five cron fields such as '0 3 * * 1'")
+    return value
+
+
+Schedule = Annotated[str, AfterValidator(_check_schedule)]
+"""When a DAG runs by itself: one of Airflow's presets or a cron line. Its fields' values are for Airflow to check."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -87,4 +97,4 @@ def _explain(error: object, model: type[BaseModel]) -> str:
         return f"unknown key '{where}' (known: {', '.join(sorted(model.model_fields))})"
     if error["type"] == "missing":
         return f"'{where}' is missing"
-    return f"'{where}': {error['msg']}"
+    return f"'{where}': {error['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,39 @@
+"""Where images come from: sources declared in YAML, and the stage that fetches them.
+
+DAG files import this package at parse time, so its top needs YAML and pydantic alone; what reads folders, archives and
+Kaggle is imported when something is fetched.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ml.sources.spec import (
+    KINDS,
+    DemoSource,
+    DirectorySource,
+    KaggleSource,
+    SourceSpec,
+    load_source,
+    source_files,
+)
+
+if TYPE_CHECKING:
+    from ml.settings import Settings
+    from ml.store import Store
+
+__all__ = [
+    "KINDS",
+    "DemoSource",
+    "DirectorySource",
+    "KaggleSource",
+    "SourceSpec",
+    "fetch",
+    "load_source",
+    "source_files",
+]
+
+
+def fetch(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
+    """Bring a source's files into the store as a raw version; see :func:`ml.sources.raw.fetch`."""
+    from ml.sources import raw
+
+    return raw.fetch(spec, store, settings)

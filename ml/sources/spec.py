@@ -1,0 +1,151 @@
+"""What may stand in a source's YAML file: one typed model per kind."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+
+from ml.errors import ConfigError
+from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
+
+if TYPE_CHECKING:
+    from ml.settings import Settings
+
+WHOLE_BREAKHIS = 7909
+"""Images in the published data set; the demo source draws no more than that."""
+
+_KAGGLE_DATASET = re.compile(
+    r"(?P<owner>[A-Za-z0-9-]+)/(?P<slug>[A-Za-z0-9-]+)(/(versions/)?(?P<version>[1-9][0-9]*))?"
+)
+
+
+class SourceSpec(Declared):
+    """What every source declares, whatever its kind. Made by :func:`load_source`."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="The file's name without .yaml; becomes the DAG ingest_<name>.")
+    kind: str = Field(description="directory, kaggle or demo.")
+    description: str = Field("", description="What the source is; shown as the DAG's documentation.")
+    inventory: bool = Field(False, description="Whether the source claims to be the whole published BreakHis.")
+    schedule: Schedule | None = Field(None, description="When to ingest: @daily … or five cron fields; null: by hand.")
+
+    _file: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember which file this was read from (``build`` hands it over as the validation context)."""
+        if context:
+            self._file = context["path"]
+
+    @property
+    def file(self) -> Path:
+        """The YAML file this was read from."""
+        return self._file
+
+
+class DirectorySource(SourceSpec):
+    """Image files in a folder of this machine, at any depth."""
+
+    kind: Literal["directory"]
+    path: Path = Field(description="The folder: absolute, from ~, or relative to the YAML file.")
+
+    @field_validator("path", mode="after")
+    @classmethod
+    def _anchored(cls, value: Path, info: ValidationInfo) -> Path:
+        try:
+            value = value.expanduser()
+        except RuntimeError as error:  # ~someone, who is unknown here
+            raise ValueError(f"{value}: {error}") from None
+        base = info.context["path"].parent if info.context else Path.cwd()
+        return Path(base / value).resolve()
+
+
+class KaggleSource(SourceSpec):
+    """A data set on Kaggle, downloaded with the official package and the user's own credentials."""
+
+    kind: Literal["kaggle"]
+    dataset: str = Field(description="owner/slug for the latest version, or owner/slug/versions/4 for a fixed one.")
+
+    @field_validator("dataset", mode="after")
+    @classmethod
+    def _handle(cls, value: str) -> str:
+        if not _KAGGLE_DATASET.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not a Kaggle data set; write owner/slug as in its address "
+                "kaggle.com/datasets/owner/slug, or owner/slug/versions/4 for a fixed version"
+            )
+        return value
+
+    @property
+    def owner(self) -> str:
+        """Who publishes the data set."""
+        return self._part("owner")
+
+    @property
+    def slug(self) -> str:
+        """The data set's name in its address."""
+        return self._part("slug")
+
+    @property
+    def version(self) -> int | None:
+        """The version that is asked for; None is whatever is the latest."""
+        return int(self._part("version")) if self._part("version") else None
+
+    def _part(self, name: str) -> str:
+        match = _KAGGLE_DATASET.fullmatch(self.dataset)
+        assert match
+        return match[name] or ""
+
+
+class DemoSource(SourceSpec):
+    """Pictures drawn by this package, for trying the whole workflow without any data."""
+
+    kind: Literal["demo"]
+    images: int = Field(640, ge=1, le=WHOLE_BREAKHIS, description="How many pictures to draw.")
+    seed: int = Field(1, ge=0, description="The same seed draws the same pictures.")
+
+
+KINDS: dict[str, type[SourceSpec]] = {"directory": DirectorySource, "kaggle": KaggleSource, "demo": DemoSource}
+
+
+def load_source(reference: str | Path, conf: Path, relative_to: Path | None = None) -> SourceSpec:
+    """Read a source.
+
+    Args:
+        reference: a bare name, looked up in ``conf``/sources, or a path ending in .yaml.
+        conf: the folder with sources/ (``settings.conf``).
+        relative_to: the folder that a relative path starts from; default: the working directory.
+
+    Raises:
+        ConfigError: the file is missing or does not fit; names the file and each offending key.
+    """
+    path = find(conf / "sources", str(reference), relative_to)
+    data = read_mapping(path)
+    kind = data.get("kind")
+    known = ", ".join(KINDS)
+    if kind is None:
+        raise ConfigError(f"{path}: 'kind' is missing (one of: {known})")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
+    spec = build(data, KINDS[kind], path)
+    if spec.name != path.stem:
+        # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
+        raise ConfigError(f"{path}: 'name' is {spec.name!r}, but the file is called {path.name}: make them agree")
+    return spec
+
+
+def source_files(settings: "Settings") -> list[Path]:
+    """Every source's YAML file: those in ``conf``/sources, and those that a training set refers to by path.
+
+    A training set that cannot be read contributes nothing here; whoever loads the set itself reports why.
+    """
+    paths = {path.resolve() for path in (settings.conf / "sources").glob("*.yaml")}
+    for training_set in [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]:
+        try:
+            references = read_mapping(training_set).get("sources")
+        except ConfigError:
+            continue
+        for reference in references if isinstance(references, list) else []:
+            if isinstance(reference, str) and reference.endswith((".yaml", ".yml")):
+                path = Path(reference).expanduser()
+                paths.add((training_set.parent / path).resolve())
+    return sorted(paths)
