@@ -1,0 +1,43 @@
+"""The ``breakhis`` command: one sub-command a stage, and the local stack around them."""
+
+import sys
+import traceback
+
+import click
+
+from ml.cli.stages import STAGES
+from ml.errors import BreakhisError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="breakhis")
+def cli() -> None:
+    """Retrain breast-histopathology classifiers: ingest, validate, train, gate and promote.
+
+    Every stage reads its input by name or id from the store, writes its output there and prints one JSON object with
+    --json. Exit status: 0 done, 2 wrong usage, 3 bad input, 4 refused (validation, gates, promotion), 75 try again,
+    1 a fault of ours.
+    """
+
+
+for command in STAGES:
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line: errors of ours become one line and their exit status, faults a traceback and 1."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        print("error: stopped by the user", file=sys.stderr)
+        sys.exit(130)
+    except BreakhisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error} (a fault of breakhis; see the traceback above)", file=sys.stderr)
+        sys.exit(1)

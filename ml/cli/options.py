@@ -1,0 +1,61 @@
+"""Options and output that all commands share, defined once."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ml.errors import Refused
+from ml.settings import Settings, settings
+from ml.store import Json, Store, write_result
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+
+
+class Outcome(Refused):
+    """A stage's result that is a refusal: it is printed and written like any other, then exits with status 4."""
+
+    def __init__(self, result: Json, message: str) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def stage(function: Callable[..., Json]) -> click.Command:
+    """Make a click command of a function ``(store, settings, …) -> result``; its docstring becomes the help.
+
+    Adds ``--json`` and ``--result``; prints the result; a raised :class:`Outcome` is printed before it is raised on.
+    """
+
+    @json_option
+    @click.option("--result", "result_uri", metavar="URI", help="Also write the JSON to this path, file:/// or s3://.")
+    @functools.wraps(function)
+    def run(as_json: bool, result_uri: str | None, **arguments: Any) -> None:
+        configuration = settings()
+        try:
+            result = function(Store(configuration.store), configuration, **arguments)
+        except Outcome as refusal:
+            deliver(refusal.result, as_json, result_uri)
+            raise
+        deliver(result, as_json, result_uri)
+
+    # A stage is called what its function is called.
+    return click.command(name=function.__name__.replace("_", "-"))(run)
+
+
+def deliver(result: Json, as_json: bool, result_uri: str | None) -> None:
+    """Print a result, as JSON or as lines for people, and write it to ``result_uri`` if one is given."""
+    if result_uri:
+        write_result(result_uri, result)
+    if as_json:
+        click.echo(json.dumps(result, sort_keys=True))
+        return
+    width = max(len(key) for key in result)
+    for key, value in result.items():
+        if key != "review":
+            shown = value if isinstance(value, str) else json.dumps(value)
+            click.echo(f"{key:<{width}}  {shown}")
+
+
+__all__ = ["Outcome", "Settings", "deliver", "json_option", "stage"]

@@ -1,0 +1,157 @@
+"""The stages as commands. Each is a thin call; what it does is said where it is done."""
+
+from typing import Any
+
+import click
+
+from ml.cli.options import Outcome, stage
+from ml.settings import Settings
+from ml.sources import load_source
+from ml.store import Json, Store
+from ml.training_sets import PRESETS, load_training_set
+from ml.training_sets import assemble as assemble_set
+
+source_argument = click.argument("source")
+preset_option = click.option("--preset", type=click.Choice(PRESETS), required=True, help="The training recipe.")
+
+
+@stage
+@source_argument
+def fetch(store: Store, settings: Settings, source: str) -> Json:
+    """Bring the files of SOURCE (a name in dags/sources or a .yaml path) into the store as a raw version."""
+    from ml.sources import fetch as fetch_source
+
+    return fetch_source(load_source(source, settings.conf), store, settings)
+
+
+@stage
+@source_argument
+@click.option("--raw", metavar="ID", help="Raw version to read; default: the source's latest.")
+def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> Json:
+    """Read every file of SOURCE's raw version into a manifest, and quarantine what cannot be used."""
+    from ml.manifest import make_manifest
+
+    return make_manifest(load_source(source, settings.conf), store, settings.worker_count, raw)
+
+
+@stage
+@click.argument("manifest")
+def validate(store: Store, settings: Settings, manifest: str) -> Json:
+    """Check MANIFEST with Great Expectations and write Data Docs. Exit status 4 if it does not pass."""
+    return _validate(store, manifest)
+
+
+@stage
+@click.argument("manifest")
+def publish(store: Store, settings: Settings, manifest: str) -> Json:
+    """Make MANIFEST, which must have passed validation, the current version of its source."""
+    from ml.versions import publish_manifest
+
+    return publish_manifest(manifest, store)
+
+
+@stage
+@source_argument
+def ingest(store: Store, settings: Settings, source: str) -> Json:
+    """fetch, manifest, validate and publish SOURCE in one go."""
+    from ml.manifest import make_manifest
+    from ml.sources import fetch as fetch_source
+    from ml.versions import publish_manifest
+
+    spec = load_source(source, settings.conf)
+    fetched = fetch_source(spec, store, settings)
+    made = make_manifest(spec, store, settings.worker_count, fetched["version"])
+    validated = _validate(store, made["manifest"])
+    published = publish_manifest(made["manifest"], store)
+    return {**fetched, "raw": fetched["version"], **made, **validated, **published}
+
+
+@stage
+@click.argument("training_set", metavar="SET")
+def assemble(store: Store, settings: Settings, training_set: str) -> Json:
+    """Make a dataset of the published versions of SET's sources (a name in dags/training_sets or a .yaml path)."""
+    return assemble_set(load_training_set(training_set, settings.conf), store, settings)
+
+
+@stage
+@click.argument("dataset")
+def split(store: Store, settings: Settings, dataset: str) -> Json:
+    """Put every case of DATASET on its side of the ledger: train, validation or test."""
+    from ml.splits import split_dataset
+
+    return split_dataset(dataset, store)
+
+
+@stage
+@click.argument("dataset")
+@preset_option
+def features(store: Store, settings: Settings, dataset: str, preset: str) -> Json:
+    """Compute pixels and backbone features of DATASET's images that are not cached yet."""
+    from ml.features import extract
+    from ml.training import load_preset
+
+    return extract(dataset, load_preset(preset), store, settings)
+
+
+@stage
+@click.argument("task", type=click.Choice(["binary", "subtype"]))
+@click.option("--dataset", required=True, metavar="ID", help="A dataset made by assemble.")
+@click.option("--split", required=True, metavar="ID", help="A split of that dataset.")
+@preset_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights, order and dropout.")
+def train(store: Store, settings: Settings, **arguments: Any) -> Json:
+    """Train the binary or the subtype model and log run, metrics, plots and model to MLflow."""
+    from ml.training import load_preset
+    from ml.training import train as train_model
+
+    arguments["preset"] = load_preset(arguments["preset"])
+    return train_model(store=store, settings=settings, **arguments)
+
+
+@stage
+@click.argument("run")
+def register(store: Store, settings: Settings, run: str) -> Json:
+    """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
+    from ml.registry import register_run
+
+    return register_run(run, store, settings)
+
+
+@stage
+@click.argument("model")
+@click.argument("version")
+@click.option("--evidence", metavar="ID", help="Judge exactly this evidence; default: the version's own.")
+@click.option("--policy", metavar="FILE", help="Judge under another policy, to see what it would say.")
+def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
+    """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
+    from ml.registry import judge
+
+    result = judge(model, version, store, settings, evidence=evidence, policy=policy)
+    if not result["passed"]:
+        raise Outcome(result, result["summary"])
+    return result
+
+
+@stage
+@click.argument("model")
+@click.argument("version")
+@click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the promote DAG whose review decided.")
+@click.option("--evidence", metavar="ID", help="Promote only if this is the version's evidence.")
+def promote(store: Store, settings: Settings, model: str, version: str, dag_run: str, evidence: str | None) -> Json:
+    """Carry out the reviewer's decision on MODEL's VERSION, as Airflow recorded it; gates are checked again."""
+    from ml.promotion import promote_version
+
+    return promote_version(model, version, dag_run, store, settings, evidence=evidence)
+
+
+def _validate(store: Store, manifest: str) -> Json:
+    from ml.validation import validate as validate_manifest
+
+    result = validate_manifest(manifest, store)
+    if not result["passed"]:
+        names = [check["name"] for check in [*result["failed"], *result["errored"]]]
+        raise Outcome(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")
+    return result
+
+
+STAGES = [fetch, manifest, validate, publish, ingest, assemble, split, features, train, register, gate, promote]

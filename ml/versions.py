@@ -1,0 +1,58 @@
+"""Source versions: a validated manifest, published under its source's ref."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ml.errors import Refused
+from ml.manifest import read_manifest
+from ml.store import Json, Store
+from ml.validation import validate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def publish_manifest(manifest: str, store: Store) -> Json:
+    """Make a manifest the current version of its source (the ``publish`` stage). Publishing it again changes nothing.
+
+    Returns:
+        ``{source, version, changed, images, diff: {added, removed, relabelled}}``, in images.
+
+    Raises:
+        Refused: the manifest has not passed validation.
+        Conflict: another publication of the same source came in between.
+    """
+    meta = store.meta(manifest)
+    source = str(meta["source"])
+    validation = validate(manifest, store)  # remembered: nothing is computed twice
+    if not validation["passed"]:
+        raise Refused(f"{manifest} of source {source!r} has not passed validation, so it is not published")
+    ref = f"refs/sources/{source}.json"
+    current, tag = store.read(ref)
+    rows = read_manifest(manifest, store)
+    if current and current["manifest"] == manifest:
+        unchanged = {"added": 0, "removed": 0, "relabelled": 0}
+        version = str(current["version"])
+        return {"source": source, "version": version, "changed": False, "images": len(rows), "diff": unchanged}
+    diff = difference(read_manifest(current["manifest"], store) if current else None, rows)
+    content = {
+        "source": source,
+        "manifest": manifest,
+        "validation": validation["validation"],
+        "images": len(rows),
+    }
+    version = store.create("version", content, content)
+    value = {"version": version, **content, "diff": diff, "previous": current["version"] if current else None}
+    store.compare_and_set(ref, {**value, "published": datetime.now(UTC).isoformat(timespec="seconds")}, tag)
+    return {"source": source, "version": version, "changed": True, "images": len(rows), "diff": diff}
+
+
+def difference(old: "pd.DataFrame | None", new: "pd.DataFrame") -> Json:
+    """What changed between two manifests, by pixels: images added, removed, and kept under another subtype."""
+    before = {} if old is None else dict(zip(old["pixel_sha256"], old["subtype"], strict=True))
+    after = dict(zip(new["pixel_sha256"], new["subtype"], strict=True))
+    return {
+        "added": len(after.keys() - before.keys()),
+        "removed": len(before.keys() - after.keys()),
+        "relabelled": sum(before[h] != after[h] for h in after.keys() & before.keys()),
+    }
