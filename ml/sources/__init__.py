@@ -34,6 +34,6 @@ __all__ = [
 
 def fetch(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
     """Bring a source's files into the store as a raw version; see :func:`ml.sources.raw.fetch`."""
-    from ml.sources import raw
+    from ml.sources.raw import fetch as fetch_files
 
-    return raw.fetch(spec, store, settings)
+    return fetch_files(spec, store, settings)

@@ -1,1 +1,179 @@
-"""The fetch stage: every image file of a source becomes a blob, and their list becomes a raw version."""
+"""The fetch stage: every image file of a source becomes a blob in the store, and their list becomes a raw version.
+
+Blobs are named by their content and harmless by themselves; the raw version appears at the end, whole. A fetch that
+stops half way leaves nothing behind that a second one would trip over.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ml.errors import SourceError
+from ml.progress import say, track
+from ml.settings import Settings
+from ml.sources import kaggle
+from ml.sources.archive import Archive
+from ml.sources.directory import Directory
+from ml.sources.files import IMAGE_SUFFIXES, Files
+from ml.sources.spec import DemoSource, DirectorySource, KaggleSource, SourceSpec
+from ml.store import Json, Store
+
+_THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
+_NAMES_SHOWN = 20
+
+Item = tuple[str, Callable[[], bytes]]
+
+
+class _Row(NamedTuple):
+    """One row of files.parquet."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
+    """Bring a source's files into the store (the ``fetch`` stage).
+
+    The raw version's id follows from the source's name and the (path, hash) of each image, so that fetching an
+    unchanged source again gives the same id. It is also recorded as the source's latest in refs/raw/<source>.json.
+
+    Returns:
+        ``{source, kind, version, files, bytes, skipped}``: the images and their total size, and how many other files
+        were left aside (up to 20 of their names are in the raw version's object.json).
+
+    Raises:
+        SourceError: nothing to be had there, or a file that cannot be read; names it.
+        CredentialsError: Kaggle wants credentials, or refuses the ones it got.
+        TryAgain: a network or a server got in the way.
+    """
+    if isinstance(spec, DirectorySource):
+        raw = _keep(spec, Directory(spec.path), store, {"path": str(spec.path)})
+    elif isinstance(spec, KaggleSource):
+        raw = _fetch_kaggle(spec, store, settings)
+    elif isinstance(spec, DemoSource):
+        raw = _draw(spec, store, settings)
+    else:
+        raise TypeError(f"no way to fetch a {type(spec).__name__}")
+    meta = store.meta(raw)
+    if meta["skipped"]:
+        say(f"{spec.name}: {meta['skipped']} other files left aside, such as {', '.join(meta['skipped_names'][:3])}")
+    _point_to(raw, spec, store)
+    return {"version": raw} | {key: meta[key] for key in ("source", "kind", "files", "bytes", "skipped")}
+
+
+def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
+    with kaggle.ask(spec) as remote:
+        inputs = {"source": spec.name, "archive": remote.identity, "suffixes": IMAGE_SUFFIXES}
+        known = store.memo("kaggle", inputs) if remote.identity else None
+        if known and store.exists(known["raw"]):
+            say(f"{spec.name}: {spec.dataset} has not changed on Kaggle; nothing to download")
+            return str(known["raw"])
+        with remote.reserved(settings.cache / "kaggle") as folder:
+            path = remote.download(folder, store)
+            raw = _unpack(path, spec, remote.identity or {}, store)
+            path.unlink()  # gigabytes, and every image in it is in the store now
+    if remote.identity:
+        store.set_memo("kaggle", inputs, {"raw": raw})
+    return raw
+
+
+def _unpack(path: Path, spec: KaggleSource, identity: Json, store: Store) -> str:
+    """Read the images out of a downloaded archive; one that is no good is removed."""
+    try:
+        with Archive(path) as archive:
+            kaggle.require_space([(store.path(""), archive.unpacked_bytes)])
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return _keep(spec, archive, store, {"dataset": spec.dataset, **identity, "archive_sha256": sha256})
+    except SourceError as error:
+        path.unlink(missing_ok=True)
+        raise SourceError(f"{error}; the download was removed, so fetching again downloads it anew") from None
+
+
+def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
+    from ml.sources.demo import DRAWING_VERSION, pictures
+
+    inputs = {"source": spec.name, "images": spec.images, "seed": spec.seed, "drawing": DRAWING_VERSION}
+    known = store.memo("draw", inputs)
+    if known and store.exists(known["raw"]):
+        return str(known["raw"])
+    drawn = pictures(spec.images, spec.seed, settings.worker_count)
+    items = ((path, partial(bytes, data)) for path, data in drawn)
+    raw = _keep_rows(spec, _blobs(items, store, total=spec.images, what="drawing"), [], store, inputs)
+    store.set_memo("draw", inputs, {"raw": raw})
+    return raw
+
+
+def _keep(spec: SourceSpec, files: Files, store: Store, origin: Json) -> str:
+    if not files.images:
+        other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
+        raise SourceError(
+            f"{spec.file}: no image files below {origin.get('path') or origin['dataset']}{other}; "
+            f"looked for {' '.join(IMAGE_SUFFIXES)}"
+        )
+    items = ((name, partial(files.read, name)) for name in files.images)
+    rows = _blobs(items, store, total=len(files.images), what=f"fetching {spec.name}")
+    return _keep_rows(spec, rows, files.skipped, store, origin)
+
+
+def _keep_rows(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:
+    """Make the raw version; ``origin`` says where it came from, for people."""
+    meta = {
+        "source": spec.name,
+        "kind": spec.kind,
+        "files": len(rows),
+        "bytes": sum(row.bytes for row in rows),
+        "skipped": len(skipped),
+        "skipped_names": skipped[:_NAMES_SHOWN],
+        "origin": origin,
+    }
+    payload = [spec.name, [[row.path, row.sha256] for row in rows]]
+    return store.create("raw", payload, meta, lambda folder: _write(rows, folder / "files.parquet"))
+
+
+def _write(rows: list[_Row], path: Path) -> None:
+    schema = pa.schema([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
+    parquet.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=schema), path)
+
+
+def _point_to(raw: str, spec: SourceSpec, store: Store) -> None:
+    """Record the source's latest raw version, for whoever makes a manifest by hand."""
+    ref = f"refs/raw/{spec.name}.json"
+    current, tag = store.read(ref)
+    if not current or current["raw"] != raw:
+        store.compare_and_set(ref, {"raw": raw, "fetched": datetime.now(UTC).isoformat(timespec="seconds")}, tag)
+
+
+def _blobs(items: Iterable[Item], store: Store, *, total: int, what: str) -> list[_Row]:
+    """Put every file into the store, several at a time; the rows sorted by path."""
+
+    def put(item: Item) -> _Row:
+        path, read = item
+        data = read()
+        return _Row(path, store.put_blob(data), len(data))
+
+    return sorted(track(_in_threads(put, items), total=total, what=what))
+
+
+def _in_threads(function: Callable[[Item], _Row], items: Iterable[Item]) -> Iterator[_Row]:
+    """``map`` over threads that takes items only as fast as results go out, so that few are in memory at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[_Row]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * _THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,75 @@
+"""Image files in a folder of this machine."""
+
+import os
+import stat
+from pathlib import Path
+
+from ml.errors import SourceError
+from ml.sources.files import MAX_FILE_BYTES, is_image
+
+
+class Directory:
+    """The files below ``root``, at any depth; implements :class:`ml.sources.files.Files`.
+
+    A link to a file counts as that file if it lies below the root too. Links that lead out of it, dangle or point to
+    folders are skipped: what a source holds should not depend on what lies elsewhere, and loops cannot arise.
+
+    Raises:
+        SourceError: the folder is missing, or a folder below it cannot be listed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.images: list[str] = []
+        self.skipped: list[str] = []
+        if not root.exists():
+            raise SourceError(f"{root}: no such folder; create it, or correct 'path'")
+        if not root.is_dir():
+            raise SourceError(f"{root}: not a folder; 'path' must be the folder that the images lie in (unpacked)")
+        self._root = root.resolve()
+        for folder, folders, names in os.walk(self._root, onerror=_cannot_list):
+            here = Path(folder)
+            self.skipped += [f"{self._relative(here / name)}/" for name in folders if (here / name).is_symlink()]
+            for name in names:
+                path = here / name
+                if is_image(name) and self._is_ours(path):
+                    self.images.append(self._relative(path))
+                else:
+                    self.skipped.append(self._relative(path))
+        self.images.sort()
+        self.skipped.sort()
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one image; see :meth:`ml.sources.files.Files.read`."""
+        path = self._root / name
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise SourceError(f"{path}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed; remove the file")
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise SourceError(f"{path}: disappeared meanwhile; fetch again once the folder is at rest") from None
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
+
+    def _is_ours(self, path: Path) -> bool:
+        target = path.resolve() if path.is_symlink() else path
+        try:
+            # A pipe with an image's name would block its reader forever.
+            return stat.S_ISREG(target.stat().st_mode) and target.is_relative_to(self._root)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
+
+    def _relative(self, path: Path) -> str:
+        name = path.relative_to(self._root).as_posix()
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            raise SourceError(f"{shown}: the name is not UTF-8, so no table can hold it; rename the file") from None
+        return name
+
+
+def _cannot_list(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away")
