@@ -76,7 +76,12 @@ class AirflowApi:
         body: Json = {"logical_date": None, "conf": conf or {}}
         if run_id:
             body["dag_run_id"] = run_id
-        return self._call("POST", f"/api/v2/dags/{_part(dag)}/dagRuns", body=body)
+        try:
+            return self._call("POST", f"/api/v2/dags/{_part(dag)}/dagRuns", body=body)
+        except AirflowError as error:
+            if error.status != 409:
+                raise
+            raise AirflowError(f"DAG {dag!r} has a run {run_id!r} already", 409) from None  # its own text is a riddle
 
     def dag_run(self, dag: str, run: str) -> Json:
         """One run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
