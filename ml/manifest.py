@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import ImageError, SourceError, StoreError
-from ml.pixels import decode, pixel_hash
+from ml.imaging import decode, pixel_hash
 from ml.progress import track
 from ml.sources import SourceSpec
 from ml.store import Json, Store

@@ -18,8 +18,6 @@ from ml.yamlfile import NAME_PATTERN, Declared, Schedule, find, read_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-PRESETS = ("paper", "demo")
-
 
 class TrainingSet(Declared):
     """One training-set YAML."""

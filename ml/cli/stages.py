@@ -5,14 +5,15 @@ from typing import Any
 import click
 
 from ml.cli.options import Outcome, stage
+from ml.presets import load_preset, preset_names
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.store import Json, Store
-from ml.training_sets import PRESETS, load_training_set
 from ml.training_sets import assemble as assemble_set
+from ml.training_sets import load_training_set
 
 source_argument = click.argument("source")
-preset_option = click.option("--preset", type=click.Choice(PRESETS), required=True, help="The training recipe.")
+preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
 
 
 @stage
@@ -88,7 +89,6 @@ def split(store: Store, settings: Settings, dataset: str) -> Json:
 def features(store: Store, settings: Settings, dataset: str, preset: str) -> Json:
     """Compute pixels and backbone features of DATASET's images that are not cached yet."""
     from ml.features import extract
-    from ml.training import load_preset
 
     return extract(dataset, load_preset(preset), store, settings)
 
@@ -101,7 +101,6 @@ def features(store: Store, settings: Settings, dataset: str, preset: str) -> Jso
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights, order and dropout.")
 def train(store: Store, settings: Settings, **arguments: Any) -> Json:
     """Train the binary or the subtype model and log run, metrics, plots and model to MLflow."""
-    from ml.training import load_preset
     from ml.training import train as train_model
 
     arguments["preset"] = load_preset(arguments["preset"])

@@ -1,0 +1,234 @@
+"""Features: what the frozen backbone makes of each picture, computed once and cached.
+
+While the backbone is frozen its output is a constant, so both models train on the same cached vectors. A cache is keyed
+by weights, view, backend and precision; within it vectors lie by the hash of the decoded picture, so that new data
+costs only its own images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.errors import StoreError
+from ml.imaging import SIZE, Pixels
+from ml.models import FEATURES, Weights, load_backbone, quiet_tensorflow, resolve_weights
+from ml.pixels import VIEW, PixelCache
+from ml.progress import say, track
+from ml.settings import Settings
+from ml.store import Json, Store, digest
+from ml.training_sets import read_dataset
+
+if TYPE_CHECKING:
+    from ml.presets import Preset
+
+Features = NDArray[np.float32]
+
+_PART = 512  # images a cache part: 2.6 MB of features
+
+
+class Extractor(Protocol):
+    """The frozen backbone, run by something."""
+
+    name: str
+    batch: int
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
+
+
+class OpenVINO:
+    """The backbone on the CPU: two to three times as fast as TensorFlow there, with the same numbers.
+
+    Without the precision hint OpenVINO would take bfloat16 on a CPU that has it, which is 14% off and slower.
+    """
+
+    name = "openvino"
+    batch = 8
+
+    def __init__(self, weights: str, store: Store, cache: Path) -> None:
+        quiet_tensorflow()
+        import openvino
+
+        # The converted network is kept beside the caches of this machine: converting takes TensorFlow's import.
+        file = cache / "openvino" / f"{weights}-{openvino.__version__.split('-')[0]}" / "backbone.xml"
+        if not file.exists():
+            self._convert(weights, store, file)
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._network = openvino.Core().compile_model(file, "CPU", settings)
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
+        result: Features = np.array(self._network(pixels.astype(np.float32))[0])
+        return result
+
+    @staticmethod
+    def _convert(weights: str, store: Store, file: Path) -> None:
+        import warnings
+
+        import openvino
+
+        backbone = load_backbone(weights, store)
+        with warnings.catch_warnings():
+            # Keras remarks that OpenVINO hands a tuple where it expects a tensor; both are one input.
+            warnings.filterwarnings("ignore", message="The structure of `inputs`")
+            network = openvino.convert_model(backbone, input=[openvino.PartialShape([-1, SIZE, SIZE, 3])])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # The .bin first: a reader looks for the .xml, and two processes may convert at once.
+        scratch = file.with_name(f".{id(network)}.xml")
+        openvino.save_model(network, scratch, compress_to_fp16=False)
+        scratch.with_suffix(".bin").replace(file.with_suffix(".bin"))
+        scratch.replace(file)
+
+
+class TensorFlow:
+    """The backbone in TensorFlow: for a GPU. Full float32; TF32 would round at 5e-4."""
+
+    name = "tensorflow"
+    batch = 64
+
+    def __init__(self, weights: str, store: Store) -> None:
+        quiet_tensorflow()
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        backbone = load_backbone(weights, store)
+        self._run: Any = tf.function(lambda pixels: backbone(tf.cast(pixels, tf.float32), training=False))
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
+        result: Features = self._run(pixels).numpy()
+        return result
+
+
+def choose_backend(wanted: str) -> str:
+    """``openvino`` or ``tensorflow``: what was asked for, or TensorFlow where there is a GPU that it can use."""
+    if wanted != "auto":
+        return wanted
+    if not Path("/dev/nvidiactl").exists():  # spares importing TensorFlow on a machine without
+        return "openvino"
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    return "tensorflow" if tf.config.list_physical_devices("GPU") else "openvino"
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Feature vectors by pixel hash, in parts under objects/caches/features-…/.
+
+    A part is one .npz with ``hashes`` (n,) and ``features`` float32 (n, 1280), written whole; two writers that compute
+    the same images at once only waste space.
+    """
+
+    store: Store
+    weights: str
+    backend: str
+
+    @cached_property
+    def prefix(self) -> str:
+        """Where the parts lie."""
+        key = {"weights": self.weights, "view": VIEW, "backend": self.backend, "precision": "float32"}
+        return f"objects/caches/features-{digest(key)[:12]}"
+
+    def read(self, hashes: list[str]) -> Features:
+        """The features of these images, float32 (n, 1280), in this order.
+
+        Raises:
+            StoreError: some are not cached.
+        """
+        wanted = {h: row for row, h in enumerate(hashes)}
+        features = np.empty((len(hashes), FEATURES), np.float32)
+        missing = set(wanted)
+        for part_hashes, part in self._parts():
+            rows = [(i, wanted[h]) for i, h in enumerate(part_hashes) if h in wanted]
+            if rows:
+                source, target = zip(*rows, strict=True)
+                features[list(target)] = part()[list(source)]
+                missing.difference_update(part_hashes)
+        if missing:
+            raise StoreError(f"{len(missing)} of {len(hashes)} images have no features in {self.prefix}; run: features")
+        return features
+
+    def known(self) -> set[str]:
+        """The hashes of the images that are cached."""
+        return {h for hashes, _ in self._parts() for h in hashes}
+
+    def write(self, hashes: list[str], features: Features) -> None:
+        """Add one part."""
+        with self.store.staging() as folder:
+            file = folder / "part.npz"
+            np.savez(file, hashes=np.array(hashes), features=features)
+            self.store.put_file(f"{self.prefix}/{digest(hashes)[:16]}.npz", file)
+
+    def _parts(self) -> Iterator[tuple[list[str], Any]]:
+        for name in self.store.keys(self.prefix):
+            with np.load(self.store.local(f"{self.prefix}/{name}")) as part:
+                yield part["hashes"].tolist(), lambda part=part: part["features"]
+
+
+def extract(dataset: str, preset: "Preset", store: Store, settings: Settings) -> Json:
+    """Compute what is not cached yet of a dataset's pixels and features (the ``features`` stage).
+
+    Returns:
+        ``{images, extracted, cached, decoded, weights, weights_kind, backend}``, the middle three in images.
+
+    Raises:
+        WeightsError: the backbone's weights cannot be had.
+    """
+    rows = read_dataset(dataset, store)
+    weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
+    cache = FeatureCache(store, weights.id, choose_backend(settings.backend))
+    known = cache.known()
+    missing = rows[~rows["pixel_sha256"].isin(known)]
+    decoded = 0
+    if not missing.empty:
+        pixels = PixelCache(store)
+        decoded = pixels.fill(missing, settings.worker_count)
+        extractor = (
+            OpenVINO(weights.id, store, settings.cache)
+            if cache.backend == "openvino"
+            else TensorFlow(weights.id, store)
+        )
+        _compute(cache, extractor, pixels, missing["pixel_sha256"].tolist())
+    say(f"features: {len(missing)} computed, {len(rows) - len(missing)} cached, weights {weights.id} ({weights.kind})")
+    return {
+        "images": len(rows),
+        "extracted": len(missing),
+        "cached": len(rows) - len(missing),
+        "decoded": decoded,
+        "weights": weights.id,
+        "weights_kind": weights.kind,
+        "backend": cache.backend,
+    }
+
+
+def read_features(dataset: str, preset: "Preset", store: Store, settings: Settings) -> tuple[Features, Weights]:
+    """The features of a dataset's rows, in their order, and the weights they were made with; computes what is missing.
+
+    Returns:
+        float32 (images, 1280), and the weights.
+    """
+    made = extract(dataset, preset, store, settings)
+    hashes = read_dataset(dataset, store)["pixel_sha256"].tolist()
+    weights = Weights(made["weights"], made["weights_kind"])
+    return FeatureCache(store, weights.id, made["backend"]).read(hashes), weights
+
+
+def _compute(cache: FeatureCache, extractor: Extractor, pixels: PixelCache, hashes: list[str]) -> None:
+    batches = pixels.batches(hashes, extractor.batch)
+    total = -(-len(hashes) // extractor.batch)
+    done: list[str] = []
+    vectors: list[Features] = []
+    for batch, pictures in track(batches, total=total, what=f"extracting features, batches of {extractor.batch}"):
+        done += batch
+        vectors.append(extractor(pictures))
+        if len(done) >= _PART:
+            cache.write(done, np.concatenate(vectors))
+            done, vectors = [], []
+    if done:
+        cache.write(done, np.concatenate(vectors))

@@ -1,0 +1,89 @@
+"""Pictures as arrays: decoding and resizing to the network's input.
+
+One function decodes and one resizes, for training and for serving alike: a model never sees a picture made another way.
+Needs NumPy and Pillow alone, since it travels with every logged model.
+"""
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ml.errors import ImageError
+
+Pixels = NDArray[np.uint8]
+
+SIZE = 224
+"""Side of the network's input in pixels."""
+
+MAX_PIXELS = 100_000_000
+"""Pictures larger than this are refused before they are decoded (a decompression bomb, or a whole slide)."""
+
+
+def decode(data: bytes) -> Pixels:
+    """The picture in an image file, as RGB.
+
+    Greyscale, palette and transparent pictures are converted; 16-bit and floating-point ones are refused, since how to
+    scale them to 8 bits is not for us to guess.
+
+    Returns:
+        uint8 array (height, width, 3).
+
+    Raises:
+        ImageError: ``undecodable`` (no picture), ``truncated``, ``mode`` (pixel format) or ``size`` (too large).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+            image = Image.open(io.BytesIO(data))
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+            if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+                raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
+            image.load()
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageError("undecodable", _one_line(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow says "image file is truncated" or "broken PNG file"; a cut stream may also end in a struct error.
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        raise ImageError(reason, _one_line(error)) from None
+
+
+def resize(pixels: Pixels) -> Pixels:
+    """Any picture at the network's input size: uint8 (224, 224, 3). The aspect ratio is not kept, as in the recipe."""
+    if pixels.shape[:2] == (SIZE, SIZE):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def pixel_hash(pixels: Pixels) -> str:
+    """SHA-256 of a decoded picture: its shape and its bytes. The same picture in another file has the same hash."""
+    hasher = hashlib.sha256(f"{pixels.shape}".encode())
+    hasher.update(np.ascontiguousarray(pixels).data)
+    return hasher.hexdigest()
+
+
+def read_image(path: Path) -> Pixels:
+    """The picture in a local file, as RGB uint8 (height, width, 3).
+
+    Raises:
+        ImageError: names the file and what is wrong with it.
+    """
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise ImageError("unreadable", f"{path}: {error.strerror}") from None
+    except ImageError as error:
+        raise ImageError(error.reason, f"{path}: {error.detail}") from None
+
+
+def _one_line(error: Exception) -> str:
+    # Pillow puts the BytesIO's address in its message, which says nothing to anyone.
+    text = " ".join(str(error).split())
+    return "not an image file" if "cannot identify image file" in text else text

@@ -1,0 +1,262 @@
+"""The networks: EfficientNetB0 without its top as a frozen backbone, and a small head for each task.
+
+M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019 (arXiv:1905.11946).
+The backbone takes float or uint8 pixels in [0, 255], (n, 224, 224, 3), normalises them inside, and returns globally
+average-pooled features, float32 (n, 1280).
+"""
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from cloudpathlib import AnyPath
+from numpy.typing import NDArray
+
+from ml.errors import StoreError, WeightsError
+from ml.imaging import SIZE
+from ml.progress import say
+from ml.store import Json, Store
+from ml.taxonomy import Task, classes
+
+if TYPE_CHECKING:
+    import keras
+
+FEATURES = 1280
+"""Length of the backbone's feature vector."""
+
+_RANDOM_SEED = 20161
+_DOWNLOAD_TIMEOUT = 30.0  # seconds; Keras sets none of its own
+_IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
+
+
+class Weights(NamedTuple):
+    """Backbone weights as they lie in the store."""
+
+    id: str
+    kind: str
+    """``imagenet``, ``file`` or ``random``."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether they were learnt from anything."""
+        return self.kind != "random"
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's start-up chatter out of logs; call before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def resolve_weights(wanted: str, store: Store, *, or_random: bool = False) -> Weights:
+    """Bring the wanted weights into the store, once, as a backbone that stages and models load from there.
+
+    Args:
+        wanted: ``imagenet`` (Keras downloads them), ``random``, or the path or URI of a file: ``.h5`` is read as Keras'
+            own no-top file for EfficientNetB0, ``.keras`` as a whole backbone.
+        store: where they are kept.
+        or_random: take random weights where ``imagenet`` cannot be downloaded, and say so loudly.
+
+    Raises:
+        WeightsError: they cannot be downloaded or read, or do not fit the network.
+    """
+    inputs = {"wanted": wanted, "version": 1, "file": _file_hash(wanted)}
+    known = store.memo("weights", inputs)
+    if known and store.exists(known["id"]):
+        return Weights(known["id"], known["kind"])
+    try:
+        backbone, kind = _load(wanted)
+    except _CannotDownload as error:
+        if not or_random:
+            raise
+        say("=" * 100)
+        say("RANDOM BACKBONE WEIGHTS: " + str(error))
+        say("This preset goes on with a backbone that has learnt nothing. Its models are for trying the workflow only.")
+        say("=" * 100)
+        return resolve_weights("random", store)
+    weights = Weights(_keep(backbone, kind, wanted, store), kind)
+    store.set_memo("weights", inputs, {"id": weights.id, "kind": weights.kind})
+    return weights
+
+
+def load_backbone(weights: str, store: Store) -> "keras.Model":
+    """The backbone with these weights (an id that :func:`resolve_weights` gave), frozen."""
+    quiet_tensorflow()
+    import keras
+
+    store.meta(weights)
+    backbone = keras.saving.load_model(store.file(weights, "backbone.keras"), compile=False)
+    backbone.trainable = False
+    return backbone
+
+
+def build_head(task: Task, *, dropout: float, features: NDArray[np.float32] | None) -> "keras.Model":
+    """The head on pooled features: Dense(512, relu) -> Dropout -> Dense(1, sigmoid) or Dense(8, softmax).
+
+    Args:
+        task: which output to build.
+        dropout: share of the 512 units that are dropped in training.
+        features: float32 (n, 1280); if given, inputs are standardised by their mean and variance (of the training
+            side, and of nothing else). The published recipe does not.
+
+    Returns:
+        float32 (n, 1280) -> probabilities, (n, 1) of malignant or (n, 8).
+    """
+    import keras
+
+    inputs = keras.Input((FEATURES,), name="features")
+    x: Any = inputs
+    if features is not None:
+        # The variance of a feature that hardly varies would blow up what little noise it has.
+        variance = np.maximum(features.var(axis=0), 1e-6)
+        x = keras.layers.Normalization(mean=features.mean(axis=0), variance=variance, name="standardize")(x)
+    x = keras.layers.Dense(512, activation="relu", name="hidden")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    if task == "binary":
+        outputs = keras.layers.Dense(1, activation="sigmoid", name="malignant")(x)
+    else:
+        outputs = keras.layers.Dense(len(classes(task)), activation="softmax", name="subtype")(x)
+    return keras.Model(inputs, outputs, name=f"{task}_head")
+
+
+def join(backbone: "keras.Model", head: "keras.Model") -> "keras.Model":
+    """Backbone and head as one network: pixels (n, 224, 224, 3) in [0, 255] -> probabilities."""
+    import keras
+
+    pixels = keras.Input((SIZE, SIZE, 3), name="pixels")
+    return keras.Model(pixels, head(backbone(pixels)), name=head.name.replace("head", "classifier"))
+
+
+class _CannotDownload(WeightsError):
+    pass
+
+
+def _load(wanted: str) -> tuple["keras.Model", str]:
+    quiet_tensorflow()
+    if wanted == "random":
+        return _random(), "random"
+    if wanted == "imagenet":
+        return _imagenet(), "imagenet"
+    return _from_file(wanted), "file"
+
+
+def _empty() -> "keras.Model":
+    import keras
+
+    return keras.applications.EfficientNetB0(
+        include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg", name="efficientnetb0"
+    )
+
+
+def _imagenet() -> "keras.Model":
+    import keras
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        file = keras.utils.get_file(
+            "efficientnetb0_notop.h5",
+            "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5",
+            cache_subdir="models",
+            # MD5 as Keras' own application states it.
+            file_hash=keras.src.applications.efficientnet.WEIGHTS_HASHES["b0"][1],
+        )
+    except Exception as error:  # Keras raises a bare Exception for a refused download
+        reason = " ".join(str(error).split())
+        raise _CannotDownload(
+            f"ImageNet weights cannot be downloaded ({reason}). Where there is no way out, put efficientnetb0_notop.h5 "
+            "on disk or in the store and set BREAKHIS_WEIGHTS to its path or URI, or set it to 'random' to try things."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    return _from_h5(Path(file), "imagenet")
+
+
+def _from_file(wanted: str) -> "keras.Model":
+    path = AnyPath(wanted.removeprefix("file://"))
+    if not path.is_file():
+        raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: no such file (or one of: imagenet, random)")
+    local = path if isinstance(path, Path) else Path(path.fspath)
+    if local.suffix == ".h5":
+        return _from_h5(local, wanted)
+    if local.suffix != ".keras":
+        raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: expected a no-top .h5 or a .keras file")
+    import keras
+
+    try:
+        backbone = keras.saving.load_model(local, compile=False)
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: not a Keras model: {str(error).splitlines()[0]}") from None
+    if backbone.input_shape != (None, SIZE, SIZE, 3) or backbone.output_shape != (None, FEATURES):
+        raise WeightsError(
+            f"BREAKHIS_WEIGHTS: {wanted}: takes {backbone.input_shape} and returns {backbone.output_shape}; "
+            f"expected (None, {SIZE}, {SIZE}, 3) and (None, {FEATURES})"
+        )
+    return backbone
+
+
+def _from_h5(file: Path, wanted: str) -> "keras.Model":
+    backbone = _empty()
+    try:
+        backbone.load_weights(str(file))
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: not EfficientNetB0's no-top weights: {reason}") from None
+    # With weights="imagenet" Keras divides by sqrt(stddev) once more, in a layer that it leaves out when the very same
+    # file is given by path (github.com/tensorflow/tensorflow/issues/49930). The variance is where that belongs.
+    normalization = backbone.get_layer("normalization")
+    mean, variance, *count = normalization.get_weights()
+    normalization.set_weights([mean, variance * np.array(_IMAGENET_STDDEV_RGB, variance.dtype), *count])
+    normalization.finalize_state()
+    return backbone
+
+
+def _random() -> "keras.Model":
+    """Untrained weights whose BatchNorm statistics fit pictures, so that features vary (else their spread is 1e-6)."""
+    import keras
+
+    keras.utils.set_random_seed(_RANDOM_SEED)
+    backbone = _empty()
+    norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    usual = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0  # one pass in training mode then leaves exactly this batch's statistics
+    backbone(_noise_pictures(32), training=True)
+    for layer, momentum in zip(norms, usual, strict=True):
+        layer.momentum = momentum
+    return backbone
+
+
+def _noise_pictures(count: int) -> NDArray[np.float32]:
+    """Pictures of pink noise, whose spectrum falls as natural pictures' does: (count, 224, 224, 3) in [0, 255]."""
+    rng = np.random.default_rng(_RANDOM_SEED)
+    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None, :])
+    frequency[0, 0] = 1.0 / SIZE
+    noise = rng.normal(size=(count, SIZE, SIZE, 3))
+    pink = np.fft.irfft2(np.fft.rfft2(noise, axes=(1, 2)) / frequency[None, :, :, None], s=(SIZE, SIZE), axes=(1, 2))
+    pink = (pink - pink.mean(axis=(1, 2), keepdims=True)) / pink.std(axis=(1, 2), keepdims=True)
+    # Means and contrasts of haematoxylin-and-eosin pictures, roughly.
+    level = np.array([190.0, 140.0, 180.0]) + rng.normal(scale=15.0, size=(count, 1, 1, 3))
+    pictures: NDArray[np.float32] = np.clip(level + 30.0 * pink, 0, 255).astype(np.float32)
+    return pictures
+
+
+def _keep(backbone: "keras.Model", kind: str, wanted: str, store: Store) -> str:
+    hasher = hashlib.sha256()
+    for array in backbone.get_weights():
+        hasher.update(np.ascontiguousarray(array).data)
+    sha256 = hasher.hexdigest()
+    meta: Json = {"kind": kind, "from": wanted, "sha256": sha256, "network": "EfficientNetB0"}
+    return store.create("weights", [kind, sha256], meta, lambda folder: backbone.save(folder / "backbone.keras"))
+
+
+def _file_hash(wanted: str) -> str | None:
+    if wanted in {"imagenet", "random"}:
+        return None
+    try:
+        return hashlib.sha256(AnyPath(wanted.removeprefix("file://")).read_bytes()).hexdigest()
+    except (OSError, StoreError):
+        return None  # _load says what is wrong with it
