@@ -1,0 +1,220 @@
+"""Training: a head on cached features, logged to MLflow as one run with metrics, pictures and a model."""
+
+import json
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ml
+from ml.errors import DataError
+from ml.evaluation import Evaluation, evaluate, plot_confusion, plot_history, plot_roc, youden_threshold
+from ml.features import Features, read_features
+from ml.imaging import SIZE
+from ml.models import build_head, join, load_backbone, quiet_tensorflow
+from ml.presets import Preset
+from ml.progress import say
+from ml.settings import Settings
+from ml.splits import SIDES, read_split, sides_of
+from ml.store import Json, Store
+from ml.taxonomy import Task, classes
+from ml.tracking import connect
+from ml.training_sets import read_dataset
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+MODEL_NAME = "model"
+"""What a run's logged model is called in MLflow."""
+
+
+def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, store: Store, settings: Settings) -> Json:
+    """Train one model and log it (the ``train`` stage). The test side is scored once, with what was chosen before.
+
+    Returns:
+        ``{run_id, task, set, metrics}``; metrics are named ``test_<metric>``.
+
+    Raises:
+        DataError: a class is missing on the training side, or validation cannot give a threshold.
+    """
+    meta = store.meta(dataset)
+    split_meta = store.meta(split)
+    rows = read_dataset(dataset, store)
+    sides = sides_of(rows, read_split(split, store))
+    truth = _truth(task, rows)
+    on = {side: np.flatnonzero(sides == side) for side in SIDES}
+    missing = [name for k, name in enumerate(classes(task)) if not (truth[on["train"]] == k).any()]
+    if missing:
+        raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
+    features, weights = read_features(dataset, preset, store, settings)
+
+    quiet_tensorflow()
+    import keras
+    import mlflow
+
+    keras.utils.set_random_seed(seed)
+    head, history = _fit(task, preset, features, truth, on)
+    predict: Callable[[str], NDArray[np.float64]] = lambda side: _predict(head, features[on[side]])  # noqa: E731
+    threshold = youden_threshold(truth[on["validation"]], predict("validation")) if task == "binary" else None
+    scores = {side: predict(side) for side in ("validation", "test")}
+    evaluations = {side: evaluate(task, truth[on[side]], scores[side], threshold) for side in scores}
+
+    connect(settings)
+    mlflow.set_experiment(meta["set"])
+    with mlflow.start_run(run_name=f"{task} {preset.name} seed {seed}") as run:
+        run_id = str(run.info.run_id)
+        say(f"MLflow run {run_id} in experiment {meta['set']}")
+        mlflow.set_tags(
+            {
+                "breakhis.set": meta["set"],
+                "breakhis.task": task,
+                "breakhis.dataset": dataset,
+                "breakhis.split": split,
+                "breakhis.ledger": split_meta["ledger"],
+                "breakhis.preset": preset.name,
+                "breakhis.seed": str(seed),
+                "breakhis.weights": weights.id,
+                "breakhis.weights_kind": weights.kind,
+            }
+        )
+        if not weights.pretrained:
+            mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
+        mlflow.log_params({**preset.model_dump(exclude={"description"}), "seed": seed, "weights": weights.kind})
+        mlflow.log_params({f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")})
+        for epoch in range(preset.epochs):
+            mlflow.log_metrics({name: values[epoch] for name, values in history.items()}, step=epoch + 1)
+        metrics = {f"{side}_{name}": value for side, e in evaluations.items() for name, value in e.metrics.items()}
+        with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+            folder = Path(scratch)
+            _draw(folder / "evaluation", evaluations["test"], truth[on["test"]], scores["test"], history)
+            _save_predictions(folder / "evaluation", rows.iloc[on["test"]], task, scores["test"])
+            mlflow.log_artifacts(str(folder))
+            network = join(load_backbone(weights.id, store), head)
+            _log_model(network, task, threshold, run_id)
+        mlflow.log_metrics(metrics)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
+    say(f"test: {shown}")
+    test_metrics = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    return {"run_id": run_id, "task": task, "set": meta["set"], "metrics": test_metrics}
+
+
+def _truth(task: Task, rows: "pd.DataFrame") -> NDArray[np.int64]:
+    index = {name: k for k, name in enumerate(classes(task))}
+    return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
+
+
+def _fit(
+    task: Task, preset: Preset, features: Features, truth: NDArray[np.int64], on: dict[str, NDArray[np.int64]]
+) -> tuple["keras.Model", dict[str, list[float]]]:
+    import keras
+
+    train, validation = on["train"], on["validation"]
+    head = build_head(task, dropout=preset.dropout, features=features[train] if preset.standardize else None)
+    head.compile(
+        optimizer=keras.optimizers.Adam(preset.learning_rate),
+        loss="binary_crossentropy" if task == "binary" else "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    fitted = head.fit(
+        features[train],
+        truth[train],
+        validation_data=(features[validation], truth[validation]),
+        epochs=preset.epochs,
+        batch_size=preset.batch_size,
+        class_weight=_class_weights(truth[train]) if preset.class_weights == "sqrt" else None,
+        verbose=0,
+        callbacks=[_Progress(preset.epochs)()],
+    )
+    return head, {name: [float(v) for v in values] for name, values in fitted.history.items()}
+
+
+def _class_weights(truth: NDArray[np.int64]) -> dict[int, float]:
+    """1/sqrt of each class's share, scaled so that the mean weight of an image is 1."""
+    labels, counts = np.unique(truth, return_counts=True)
+    raw = 1 / np.sqrt(counts)
+    scale = len(truth) / (raw * counts).sum()
+    return {int(k): float(w * scale) for k, w in zip(labels, raw, strict=True)}
+
+
+class _Progress:
+    """Says how training goes, every few epochs. (Made on call: Keras is not imported at the top.)"""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.every = max(1, epochs // 5)
+
+    def __call__(self) -> Any:
+        import keras
+
+        def tell(epoch: int, logs: dict[str, float]) -> None:
+            if (epoch + 1) % self.every == 0:
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
+                say(f"epoch {epoch + 1} of {self.epochs}: {shown}")
+
+        return keras.callbacks.LambdaCallback(on_epoch_end=tell)
+
+
+def _predict(head: "keras.Model", features: Features) -> NDArray[np.float64]:
+    """Probabilities, float64: (n,) of malignant or (n, 8)."""
+    output = np.asarray(head(features, training=False), dtype=np.float64)
+    return output[:, 0] if output.shape[1] == 1 else output
+
+
+def _draw(
+    folder: Path,
+    evaluation: Evaluation,
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    history: dict[str, list[float]],
+) -> None:
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
+    plot_confusion(evaluation, folder / "confusion_matrix.png")
+    plot_roc(evaluation, truth, probabilities, folder / "roc.png")
+    plot_history(history, folder / "training_curve.png")
+
+
+def _save_predictions(folder: Path, rows: "pd.DataFrame", task: Task, probabilities: NDArray[np.float64]) -> None:
+    table = rows[["pixel_sha256", "patient", "slide", "subtype", "label", "magnification"]].copy()
+    if task == "binary":
+        table["p_malignant"] = probabilities
+    else:
+        for k, name in enumerate(classes(task)):
+            table[f"p_{name}"] = probabilities[:, k]
+    table.to_parquet(folder / "test_predictions.parquet", index=False)
+
+
+def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_id: str) -> None:
+    from importlib import metadata
+
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    names = classes(task)
+    outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{name}") for name in names)]
+    outputs += [ColSpec("double", "threshold")] if threshold is not None else []
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image")]), outputs=Schema([*outputs, ColSpec("string", "run_id")])
+    )
+    facts = {"task": task, "classes": names, "threshold": threshold, "run_id": run_id, "size": SIZE}
+    needs = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        folder = Path(scratch)
+        network.save(folder / "network.keras")
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+        mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            python_model=str(Path(ml.__file__).with_name("serving.py")),
+            artifacts={"network": str(folder / "network.keras"), "facts": str(folder / "facts.json")},
+            signature=signature,
+            code_paths=[str(Path(ml.__file__).parent)],
+            # Named, not inferred: inference loads the model in another process for a quarter of a minute.
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in needs],
+            metadata={"python": platform.python_version(), "breakhis": metadata.version("breakhis")},
+        )
