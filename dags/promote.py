@@ -1,0 +1,76 @@
+"""The DAG ``promote``: one run per candidate model version, from its gates over a reviewer's answer to the registry."""
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, Param, task
+
+from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from breakhis_airflow.review import ReviewOperator
+
+DOC = """
+May this model version become the champion? A retraining starts a run here for each model it made.
+
+1. **gate** holds the version's evidence against the promotion policy. Blocked versions end here; the task's error says
+   which gate failed and by how much.
+2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
+   are listed under *Required actions*. Who started the retraining cannot approve its models.
+3. **promote** reads the answer in Airflow's own record and carries it out: an approved version becomes the champion, a
+   rejected one stays a candidate. Either way the decision is written down for good, with reviewer and reason.
+4. **approved** or **rejected** is green: that was the decision. The other one is skipped.
+
+Marking a task as success by hand promotes nothing: **promote** finds no answer and refuses.
+
+A review that was answered without a reason fails. Clear **review** (with the tasks after it) to be asked again.
+"""
+
+with DAG(
+    "promote",
+    description="Gates, review and promotion of one model version.",
+    doc_md=DOC,
+    schedule=None,
+    catchup=False,
+    # A person takes hours; other candidates must not wait for that. What must not overlap is in the pool `promotion`.
+    max_active_runs=100,
+    is_paused_upon_creation=False,
+    default_args=DEFAULT_ARGS,
+    params={
+        "model": Param(
+            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+        ),
+        "version": Param(
+            type=["string", "integer"], pattern="^[1-9][0-9]*$", title="Version", description="Its number there."
+        ),
+        "evidence": Param(
+            type="string",
+            pattern="^evidence-[0-9a-f]{12}$",
+            title="Evidence",
+            description="What the version is judged on: the id that the task register_… returned.",
+        ),
+    },
+    tags=["promote"],
+) as dag:
+    candidate = ("{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}")
+
+    gate = stage("gate", *candidate)
+    review = ReviewOperator(task_id="review", subject=gate.value("title"), body=gate.value("review"))
+    promote = stage(
+        "promote",
+        *(*candidate, "--dag-run", "{{ run_id }}"),
+        pool="promotion",
+        connections={"breakhis_airflow": "BREAKHIS_AIRFLOW"},
+    )
+
+    @task.branch
+    def decision(recorded: str) -> str:
+        """Show in the grid what was decided."""
+        return recorded
+
+    (
+        gate
+        >> review
+        >> promote
+        >> decision(promote.value("decision"))
+        >> [
+            EmptyOperator(task_id="approved"),
+            EmptyOperator(task_id="rejected"),
+        ]
+    )

@@ -1,0 +1,115 @@
+"""One DAG per training set: ``retrain_<name>`` for every YAML file in training_sets/ and in BREAKHIS_TRAINING_SETS."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, Param
+
+from breakhis_airflow.declared import dags_of
+from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from ml.presets import preset_names
+from ml.settings import settings
+from ml.training_sets import TrainingSet, load_training_set, training_set_files
+
+SETTINGS = settings()
+
+DOC = """
+{description}
+
+| | |
+|---|---|
+{facts}
+
+### What a run does
+1. **assemble** takes the current version of each source; **split** puts every new case on a side for good; **features**
+   looks at the pictures once, so that a second run only looks at new ones.
+2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The button
+   **MLflow run** on a task opens curves, metrics and artifacts.
+3. **register_…** makes each trained model a new version in the registry, a *candidate*.
+4. **trigger_promote_…** hands each candidate to the DAG `promote`, where its gates are checked and a reviewer is asked.
+   Nothing becomes the champion here.
+
+### Starting it by hand
+Press *Trigger*; the form has the recipe and the seed. Whoever starts a run cannot be the one who approves its models.
+A new DAG is paused: unpause it to have it run by its schedule.
+"""
+
+
+def retrain(file: Path) -> DAG:
+    """The DAG of one training set."""
+    training_set = load_training_set(str(file), SETTINGS.conf)
+    # By name where the name finds it: a path is only good on this machine.
+    reference = file.stem if file.parent == SETTINGS.conf / "training_sets" else str(file.resolve())
+    with DAG(
+        f"retrain_{training_set.name}",
+        description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
+        doc_md=documentation(training_set),
+        schedule=training_set.schedule,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=True,
+        default_args=DEFAULT_ARGS,
+        params={
+            "preset": Param(
+                training_set.preset,
+                type="string",
+                enum=preset_names(),
+                title="Recipe",
+                description="paper: the published notebooks' recipe. demo: small and quick, for trying the workflow.",
+            ),
+            "seed": Param(
+                training_set.seed,
+                type="integer",
+                minimum=0,
+                title="Seed of the training",
+                description="The same data, recipe and seed train the same model. The split does not depend on it.",
+            ),
+        },
+        tags=["retrain"],
+        auto_register=False,
+    ) as dag:
+        assemble = stage("assemble", reference)
+        dataset = assemble.value("dataset")
+        split = stage("split", dataset)
+        features = stage("features", dataset, "--preset", "{{ params.preset }}")
+        for task, model in training_set.models.items():
+            train = stage(
+                "train",
+                *(task, "--dataset", dataset, "--split", split.value("split")),
+                *("--preset", "{{ params.preset }}", "--seed", "{{ params.seed }}"),
+                task_id=f"train_{task}",
+                pool="gpu",
+            )
+            register = stage("register", train.value("run_id"), task_id=f"register_{task}")
+            promote = TriggerDagRunOperator(
+                task_id=f"trigger_promote_{task}",
+                trigger_dag_id="promote",
+                trigger_run_id=f"{model}-v{register.value('version')}",
+                conf={key: register.value(key) for key in ("model", "version", "evidence")},
+                # None: two candidates may come at the same moment, and only one run may have a given logical date.
+                logical_date=None,
+                # The same run registered twice is the same version, and that has been handed over already.
+                skip_when_already_exists=True,
+            )
+            assemble >> [split, features] >> train >> register >> promote
+    return dag
+
+
+def documentation(training_set: TrainingSet) -> str:
+    """What the YAML file says, and what a run does with it."""
+    facts = {
+        "File": training_set.file,
+        "Sources": ", ".join(training_set.sources),
+        "Models": ", ".join(training_set.models.values()),
+        "Split ledger": training_set.ledger,
+        "Promotion policy": training_set.policy,
+        "Recipe": training_set.preset,
+        "Runs": training_set.schedule or "when somebody starts it",
+    }
+    rows = "\n".join(f"| {what} | `{value}` |" for what, value in facts.items())
+    return DOC.format(description=training_set.description.strip(), facts=rows)
+
+
+globals().update(dags_of(training_set_files(SETTINGS), retrain, prefix="retrain", first_stage="assemble"))

@@ -1,0 +1,8 @@
+"""How Airflow runs and shows the stages of the ``breakhis`` command: operators, the review, links and report pages.
+
+operators.py    a stage as a task, and where it runs
+environment.py  what a stage may see of the worker's environment
+review.py       the question to a reviewer
+links.py        buttons on tasks: MLflow and validation reports
+web.py          serves validation reports behind Airflow's login
+"""

@@ -1,0 +1,75 @@
+"""DAGs made of YAML files, one DAG a file; a file that cannot be used disturbs none of the others.
+
+Such a file's DAG is there all the same, tagged ``invalid``, and says what is wrong. The alternative, an import error,
+would stand against the DAG file that reads all of them, far from the YAML at fault, and take every other DAG with it.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from ml.errors import BreakhisError, ConfigError
+
+_INVALID = """
+### This file cannot be used
+`{file}`
+
+```text
+{error}
+```
+
+Mend the file. This DAG turns into the real one when Airflow has read the file again, within a minute or so. Until then
+a run of it fails with the same words.
+"""
+
+
+def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str, first_stage: str) -> dict[str, DAG]:
+    """The DAG of each file, by DAG id.
+
+    Args:
+        files: the YAML files.
+        build: makes a file's DAG, with ``auto_register=False``: Airflow would pick up a DAG even if it is refused here.
+        prefix: what the DAG ids begin with, for a file that does not get as far as having a name.
+        first_stage: the stage that reads the file, and thereby finds the same fault.
+    """
+    found: dict[str, DAG] = {}
+    for file in files:
+        try:
+            dag = build(file)
+            dag.validate()  # the schedule, among others: Airflow looks at its fields only when asked
+            if dag.dag_id in found:
+                raise ConfigError(f"{file}: another file declares {dag.dag_id} already; give this one another name")
+        except Exception as error:  # whatever is wrong with one file must not take the others down
+            dag = _invalid(
+                file, error, _free(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found), first_stage
+            )
+        found[dag.dag_id] = dag
+    return found
+
+
+def _invalid(file: Path, error: Exception, dag_id: str, first_stage: str) -> DAG:
+    text = str(error) if isinstance(error, BreakhisError) else f"{file}: {error}"
+    with DAG(
+        dag_id,
+        schedule=None,
+        is_paused_upon_creation=False,
+        default_args=DEFAULT_ARGS,
+        description=text,
+        doc_md=_INVALID.format(file=file, error=text),
+        tags=["invalid"],
+        auto_register=False,
+    ) as dag:
+        stage(first_stage, str(file))
+    return dag
+
+
+def _free(dag_id: str, taken: dict[str, DAG]) -> str:
+    number = 2
+    candidate = dag_id
+    while candidate in taken:
+        candidate = f"{dag_id}_{number}"
+        number += 1
+    return candidate

@@ -1,0 +1,41 @@
+"""What a stage may see of the Airflow worker's environment.
+
+A worker's environment holds Airflow's own secrets: the database's address, the Fernet and JWT keys, connections. None
+of them is a stage's business, so a stage gets what is named here and nothing else.
+"""
+
+from collections.abc import Mapping
+
+_NAMES = frozenset(
+    {
+        # the machine
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH"),
+        *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "MPLCONFIGDIR"),
+        *("NO_COLOR", "DO_NOT_TRACK"),
+        # the way out: proxies and certificates
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        # which run this is: MLflow runs and logs are labelled with it
+        *("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_TASK_ID", "AIRFLOW_CTX_TRY_NUMBER"),
+    }
+)
+_PREFIXES = (
+    *("BREAKHIS_", "MLFLOW_", "KAGGLE_", "AWS_", "GX_"),
+    *("TF_", "XLA_", "KERAS_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OV_", "LC_", "XDG_"),
+)
+_NEVER = (
+    "BREAKHIS_AIRFLOW_",  # the service account, which only the stage that is given the connection may use
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",  # keys of the MLflow server, where it shares our environment
+    "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+    "MLFLOW_AUTH_",
+)
+
+
+def stage_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of ``environ`` that a stage is given; output is set to come unbuffered, for the task's log."""
+    passed = {
+        name: value
+        for name, value in environ.items()
+        if (name in _NAMES or name.startswith(_PREFIXES)) and not name.startswith(_NEVER)
+    }
+    return {**passed, "PYTHONUNBUFFERED": "1"}

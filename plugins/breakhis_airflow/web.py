@@ -1,0 +1,62 @@
+"""Pages under /breakhis: the validation reports in the store, for everybody who is logged in to Airflow."""
+
+import mimetypes
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+from ml.errors import StoreError
+from ml.settings import settings
+from ml.store import Store
+
+PREFIX = "/breakhis"
+
+_VALIDATION = re.compile(r"validation-[0-9a-f]{12}")
+_HEADERS = {
+    # A report shows what came with the data, file names among it. Should any of that be a script, it must not act as
+    # the reader in Airflow: the page gets an origin of its own, and may talk to nobody.
+    "Content-Security-Policy": "sandbox allow-scripts allow-popups; connect-src 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, max-age=3600",  # reports are immutable, but readers log out
+}
+
+
+def create_app() -> Any:
+    """The FastAPI application."""
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi import Depends, FastAPI, HTTPException
+    from fastapi.responses import FileResponse
+
+    # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
+    app = FastAPI(title="BreakHis reports", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/docs/{validation}/{path:path}", dependencies=[Depends(get_user)])
+    def report(validation: str, path: str) -> FileResponse:
+        """One file of a validation's report."""
+        try:
+            file = report_file(Store(settings().store), validation, path)
+        except StoreError:
+            raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        return FileResponse(file, media_type=kind, headers=_HEADERS)
+
+    return app
+
+
+def report_file(store: Store, validation: str, path: str) -> Any:
+    """A file of a validation's report, on the local disk.
+
+    Raises:
+        StoreError: ``validation`` is no validation, or ``path`` is no file below its docs/.
+    """
+    parts = PurePosixPath(path).parts
+    if not _VALIDATION.fullmatch(validation) or not parts or {"..", "/"} & set(parts) or "\0" in path or "\\" in path:
+        raise StoreError(f"{validation}/{path}: no page of a report")
+    store.meta(validation)
+    file = store.file(validation, "docs/" + "/".join(parts))
+    docs = store.path(f"{store.object_key(validation)}/docs")
+    # In a local store a link inside the folder could lead out of it; in S3 there are no links.
+    if not file.is_file() or (store.root.startswith("file:") and not file.resolve().is_relative_to(docs.resolve())):
+        raise StoreError(f"{validation}/{path}: no page of a report")
+    return file
