@@ -18,6 +18,7 @@ from ml.imaging import SIZE
 from ml.models import build_head, join, load_backbone, quiet_tensorflow
 from ml.presets import Preset
 from ml.progress import say
+from ml.registry import MODEL_NAME
 from ml.settings import Settings
 from ml.splits import SIDES, read_split, sides_of
 from ml.store import Json, Store
@@ -28,9 +29,6 @@ from ml.training_sets import read_dataset
 if TYPE_CHECKING:
     import keras
     import pandas as pd
-
-MODEL_NAME = "model"
-"""What a run's logged model is called in MLflow."""
 
 
 def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, store: Store, settings: Settings) -> Json:

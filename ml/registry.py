@@ -1,0 +1,280 @@
+"""The MLflow registry: candidate versions with their evidence, verdicts, and the champion.
+
+The evidence of a version is one JSON object that says what it was made of and what it scored, down to the hashes of the
+model's files. Its id is its hash: a decision about the evidence is a decision about exactly this model.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml.errors import ConfigError, Refused, RegistryError
+from ml.gates import Policy, judge_evidence, load_policy, review_body, review_title
+from ml.settings import Settings
+from ml.splits import SIDES
+from ml.store import Json, Store, object_id
+from ml.taxonomy import classes
+from ml.tracking import connect
+from ml.training_sets import training_set_of
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+"""Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
+
+MODEL_NAME = "model"
+"""What a run's logged model is called in MLflow."""
+
+_EVALUATION = "evaluation/metrics.json"
+
+
+def register_run(run_id: str, store: Store, settings: Settings) -> Json:
+    """Make a model version of a finished training run, once (the ``register`` stage).
+
+    Returns:
+        ``{model, version, evidence}``.
+
+    Raises:
+        RegistryError: no such run, or it is unfinished or not a training run of ours.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    run = _training_run(client, run_id)
+    tags = run.data.tags
+    model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
+    training_set_of(model, settings)  # a set that no YAML declares has no policy, so its model could never be judged
+    known = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
+    if known:
+        version = min(known, key=lambda v: int(v.version))
+    else:
+        try:
+            version = mlflow.register_model(f"runs:/{run_id}/{MODEL_NAME}", model)
+        except MlflowException as error:
+            raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
+    evidence = collect_evidence(version, store, settings)
+    oid = store.create("evidence", evidence, evidence)
+    number = str(version.version)
+    client.set_model_version_tag(model, number, "breakhis.evidence", oid)
+    client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
+    if _alias(client, model, CHAMPION) != int(number):
+        client.set_registered_model_alias(model, CANDIDATE, number)
+    return {"model": model, "version": int(number), "evidence": oid}
+
+
+def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) -> Json:
+    """What a model version is and what it scored, read anew from MLflow and the store.
+
+    Raises:
+        RegistryError: its run, evaluation or model files are missing.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    run = _training_run(client, version.run_id)
+    tags = run.data.tags
+    try:
+        evaluation = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{_EVALUATION}")
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+    split = store.meta(tags["breakhis.split"])
+    sources = store.meta(tags["breakhis.dataset"])["sources"]
+    return {
+        "model": str(version.name),
+        "version": int(version.version),
+        "run_id": str(version.run_id),
+        "set": tags["breakhis.set"],
+        "task": tags["breakhis.task"],
+        "dataset": tags["breakhis.dataset"],
+        "sources": sources,
+        "validations": {name: store.meta(source)["validation"] for name, source in sources.items()},
+        "split": tags["breakhis.split"],
+        "ledger": tags["breakhis.ledger"],
+        "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
+        "preset": tags["breakhis.preset"],
+        "seed": int(tags["breakhis.seed"]),
+        "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
+        # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
+        "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
+        "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
+        "absent_classes": list(evaluation["absent_classes"]),
+        "model_files": _hash_files(Path(folder)),
+    }
+
+
+def judge(
+    model: str, number: str, store: Store, settings: Settings, *, evidence: str | None = None, policy: str | None = None
+) -> Json:
+    """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
+
+    Another policy's verdict is only shown; it is not recorded and promotes nothing.
+
+    Returns:
+        ``{model, version, passed, gates, evidence, verdict, policy, summary, title, review}``.
+
+    Raises:
+        RegistryError: no such version, or it was never registered by us.
+        Refused: the version is not what its evidence says, or ``evidence`` is another one.
+    """
+    client = connect(settings)
+    version = find_version(client, model, number)
+    recorded = verify_evidence(version, store, settings, evidence)
+    facts = {**store.meta(recorded), "id": recorded}
+    verdict = judge_evidence(facts, _policy(model, settings, policy))
+    champion = champion_of(model, store, settings)
+    links = _links(facts, settings)
+    result: Json = {
+        "model": model,
+        "version": int(version.version),
+        "evidence": recorded,
+        **verdict,
+        "title": review_title(facts),
+        "review": review_body(facts, verdict, champion, links),
+    }
+    if policy is None:
+        content = {"evidence": recorded, **verdict}
+        result["verdict"] = store.create("verdict", content, content)
+        client.log_dict(version.run_id, content, f"gates/{model}-v{version.version}.json")
+        client.set_model_version_tag(model, str(version.version), "breakhis.verdict", result["verdict"])
+        client.set_model_version_tag(model, str(version.version), "breakhis.gates", _outcome(verdict))
+    return result
+
+
+def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None) -> str:
+    """The id of a version's evidence, if MLflow and the store still hold exactly what it says.
+
+    Raises:
+        RegistryError: the version was never registered by us.
+        Refused: something was changed since, or the evidence is not the expected one.
+    """
+    name = f"{version.name} version {version.version}"
+    recorded = version.tags.get("breakhis.evidence")
+    if not recorded:
+        raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
+    if expected and expected != recorded:
+        raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
+    if object_id("evidence", collect_evidence(version, store, settings)) != recorded:
+        raise Refused(f"{name}: its run, metrics or model files were changed after {recorded} was recorded")
+    return str(recorded)
+
+
+def champion_of(model: str, store: Store, settings: Settings) -> Json | None:
+    """The evidence of a model's champion as it was recorded (with ``id``), or None where there is no champion."""
+    client = connect(settings)
+    number = _alias(client, model, CHAMPION)
+    if number is None:
+        return None
+    recorded = find_version(client, model, str(number)).tags.get("breakhis.evidence")
+    return {**store.meta(recorded), "id": recorded} if recorded else None
+
+
+def find_version(client: "MlflowClient", model: str, number: str) -> "ModelVersion":
+    """A model version.
+
+    Raises:
+        RegistryError: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(model, str(number))
+    except MlflowException:
+        raise RegistryError(f"no version {number} of a registered model {model!r} in MLflow") from None
+
+
+def crown(model: str, number: int, previous: int | None, settings: Settings) -> None:
+    """Make a version the champion and remember the one before. Calling it twice changes nothing."""
+    client = connect(settings)
+    if previous is not None:
+        client.set_registered_model_alias(model, PREVIOUS, str(previous))
+    client.set_registered_model_alias(model, CHAMPION, str(number))
+    if _alias(client, model, CANDIDATE) == number:
+        client.delete_registered_model_alias(model, CANDIDATE)
+
+
+def withdraw(model: str, number: int, settings: Settings) -> None:
+    """Take the alias ``candidate`` from a version that was rejected, if it has it."""
+    client = connect(settings)
+    if _alias(client, model, CANDIDATE) == number:
+        client.delete_registered_model_alias(model, CANDIDATE)
+
+
+def champion_number(model: str, settings: Settings) -> int | None:
+    """The champion's version number, or None."""
+    return _alias(connect(settings), model, CHAMPION)
+
+
+def _alias(client: "MlflowClient", model: str, alias: str) -> int | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(client.get_model_version_by_alias(model, alias).version)
+    except MlflowException as error:
+        # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
+        if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
+            return None
+        raise
+
+
+def _training_run(client: "MlflowClient", run_id: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise RegistryError(f"no run {run_id!r} in MLflow at {client.tracking_uri}") from None
+    if "breakhis.task" not in run.data.tags:
+        raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
+    if run.info.status != "FINISHED":
+        raise RegistryError(f"run {run_id} is {run.info.status}; only a finished run can become a model version")
+    return run
+
+
+def _same_metrics(evaluated: dict[str, float], logged: dict[str, float], version: "ModelVersion") -> dict[str, float]:
+    for name, value in evaluated.items():
+        if not math.isclose(logged.get(f"test_{name}", math.nan), value, rel_tol=1e-9, abs_tol=1e-12):
+            raise Refused(
+                f"{version.name} version {version.version}: run {version.run_id} shows test_{name} = "
+                f"{logged.get(f'test_{name}')}, but its evaluation says {value}; one of them was changed"
+            )
+    return evaluated
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    # MLflow writes registered_model_meta into the folder when a version is loaded; it is not part of the model.
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "registered_model_meta" and "__pycache__" not in file.parts
+    }
+
+
+def _policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:
+    try:
+        if other:
+            return load_policy(other, settings.conf)
+        training_set, _ = training_set_of(model, settings)
+        return load_policy(training_set.policy, settings.conf, training_set.file.parent)
+    except ConfigError as error:
+        return error
+
+
+def _links(evidence: Json, settings: Settings) -> dict[str, str]:
+    links = {}
+    if settings.mlflow_ui:
+        ui = settings.mlflow_ui.rstrip("/")
+        links["The training run in MLflow: plots and metrics"] = f"{ui}/#/runs/{evidence['run_id']}"
+        links["The model version in MLflow"] = f"{ui}/#/models/{evidence['model']}/versions/{evidence['version']}"
+    for source, validation in evidence["validations"].items():
+        links[f"Validation of the source {source} (Data Docs)"] = f"/breakhis/docs/{validation}/index.html"
+    return links
+
+
+def _outcome(verdict: Json) -> str:
+    return "passed" if verdict["passed"] else "blocked"
