@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FEATURES = 1280
 """Length of the backbone's feature vector."""
 
+IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5"
+"""Where Keras has the ImageNet weights from."""
+
 _RANDOM_SEED = 20161
 _DOWNLOAD_TIMEOUT = 30.0  # seconds; Keras sets none of its own
 _IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
@@ -158,8 +161,8 @@ def _imagenet() -> "keras.Model":
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         file = keras.utils.get_file(
-            "efficientnetb0_notop.h5",
-            "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5",
+            Path(IMAGENET_URL).name,
+            IMAGENET_URL,
             cache_subdir="models",
             # MD5 as Keras' own application states it.
             file_hash=keras.src.applications.efficientnet.WEIGHTS_HASHES["b0"][1],

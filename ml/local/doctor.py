@@ -1,0 +1,211 @@
+"""A check-up of this machine: what the system needs, what it found, and what to do about what is missing."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import requests
+
+from ml.local.stack import HOST, Stack, free_ports, gpu_count
+from ml.models import IMAGENET_URL
+from ml.settings import Settings
+from ml.sources.kaggle import TOKEN_PAGE, credentials
+from ml.store import Store
+
+GIB = 2**30
+DISK_DEMO = 3 * GIB
+DISK_WHOLE = 10 * GIB
+MEMORY_LEAST = 3 * GIB
+MEMORY_GOOD = 6 * GIB
+
+_SECONDS_TO_ANSWER = 5.0
+
+State = Literal["ok", "warning", "missing"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``missing``: nothing works without it; ``warning``: something does not."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The finding as JSON."""
+        return asdict(self)
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Check this machine. Takes seconds; some ten more where a GPU is found, to ask TensorFlow about it."""
+    checks: list[Callable[[], Check]] = [
+        python,
+        lambda: disk(settings.home),
+        memory,
+        lambda: ports(settings),
+        lambda: store(settings.store),
+        lambda: weights(settings.weights),
+        kaggle,
+        gpu,
+        docker,
+    ]
+    return [check() for check in checks]
+
+
+def python(version: tuple[int, int] = sys.version_info[:2]) -> Check:
+    """Python 3.11 to 3.13; TensorFlow has no build for later ones."""
+    found = platform.python_version()
+    if (3, 11) <= version < (3, 14):
+        return Check("Python", "ok", found)
+    return Check("Python", "missing", ".".join(map(str, version)), "install Python 3.11, 3.12 or 3.13")
+
+
+def disk(home: Path, free: int | None = None) -> Check:
+    """Room below the home folder for what the demo and what the whole of BreakHis needs."""
+    parent = _existing(home)
+    free = shutil.disk_usage(parent).free if free is None else free
+    found = f"{free / GIB:.0f} GiB free in {parent}"
+    if free < DISK_DEMO:
+        return Check("Disk", "missing", found, f"free {DISK_DEMO / GIB:.0f} GiB, or set BREAKHIS_HOME to another disk")
+    if free < DISK_WHOLE:
+        advice = f"enough for the demo; the whole of BreakHis needs {DISK_WHOLE / GIB:.0f} GiB"
+        return Check("Disk", "warning", found, advice)
+    return Check("Disk", "ok", found)
+
+
+def memory(total: int | None = None) -> Check:
+    """Memory for Airflow, MLflow and two trainings at a time."""
+    total = psutil.virtual_memory().total if total is None else total
+    found = f"{total / GIB:.0f} GiB"
+    if total < MEMORY_LEAST:
+        return Check("Memory", "missing", found, f"Airflow, MLflow and a training need {MEMORY_LEAST / GIB:.0f} GiB")
+    if total < MEMORY_GOOD:
+        return Check("Memory", "warning", found, "two trainings at a time may not fit: set BREAKHIS_GPUS=1")
+    return Check("Memory", "ok", found)
+
+
+def ports(settings: Settings) -> Check:
+    """The ports people expect; where they are taken the local stack uses others."""
+    wanted = {8080: "Airflow", 5000: "MLflow"}
+    state = Stack(settings).state()
+    if state and all(service.process.alive() for service in state.services.values()):
+        return Check("Ports", "ok", "in use by our " + ", ".join(s.url for s in state.services.values()))
+    taken = [port for port, got in zip(wanted, free_ports(*wanted), strict=True) if port != got]
+    if taken:
+        found = ", ".join(f"{port} ({wanted[port]})" for port in taken) + f" taken on {HOST}"
+        return Check("Ports", "warning", found, "nothing: others are used, 'breakhis status' says which")
+    return Check("Ports", "ok", f"{' and '.join(map(str, wanted))} are free")
+
+
+def store(root: str) -> Check:
+    """Whether the store can be written."""
+    if root.startswith("file:///"):
+        folder = _existing(Path(root.removeprefix("file://")))
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            return Check("Store", "missing", f"{root}: {error.strerror}", "set BREAKHIS_STORE to where you may write")
+        return Check("Store", "ok", root)
+    try:
+        Store(root).put_json("tmp/doctor.json", {"written by": "breakhis doctor"})
+    except Exception as error:  # boto3 has many, and each means that the store cannot be used
+        reason = f"{root}: {type(error).__name__}: {error}"
+        return Check("Store", "missing", reason, "check the bucket, AWS_ENDPOINT_URL and the AWS credentials")
+    return Check("Store", "ok", root)
+
+
+def weights(wanted: str, url: str = IMAGENET_URL) -> Check:
+    """Whether the backbone's weights are there or can be downloaded."""
+    name = "Backbone weights"
+    if wanted == "random":
+        return Check(name, "warning", wanted, "good enough to try the workflow; unset BREAKHIS_WEIGHTS for ImageNet's")
+    if wanted == "imagenet":
+        return _imagenet(name, url)
+    if "://" in wanted and not wanted.startswith("file://"):
+        return Check(name, "ok", f"{wanted} (not looked at)")
+    if Path(wanted.removeprefix("file://")).expanduser().is_file():
+        return Check(name, "ok", wanted)
+    return Check(name, "missing", f"{wanted}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
+
+
+def _imagenet(name: str, url: str) -> Check:
+    cached = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / Path(url).name
+    if cached.is_file():
+        return Check(name, "ok", f"ImageNet, in {cached}")
+    try:
+        answer = requests.head(url, timeout=_SECONDS_TO_ANSWER, allow_redirects=True)
+        trouble = "" if answer.ok else f"{url} answers {answer.status_code}"
+    except requests.RequestException as error:
+        trouble = f"{url} cannot be reached ({type(error).__name__})"
+    if not trouble:
+        return Check(name, "ok", "ImageNet, will be downloaded")
+    advice = (
+        "the demo takes random weights then, other sets fail; "
+        f"set BREAKHIS_WEIGHTS to a copy of {Path(url).name} on disk or in the store"
+    )
+    return Check(name, "warning", trouble, advice)
+
+
+def kaggle() -> Check:
+    """Credentials for Kaggle, which sources of kind kaggle need."""
+    found = credentials()
+    if found:
+        return Check("Kaggle", "ok", f"credentials in {found}")
+    advice = f"needed for sources from Kaggle only: make a token at {TOKEN_PAGE} and set KAGGLE_API_TOKEN"
+    return Check("Kaggle", "warning", "no credentials", advice)
+
+
+def gpu() -> Check:
+    """NVIDIA GPUs, and whether TensorFlow can use them."""
+    count = gpu_count()
+    if not count:
+        return Check("GPU", "warning", "none found by nvidia-smi", "nothing: a CPU trains as well, only slower")
+    # In a process of its own: TensorFlow takes 870 MB and the GPU's memory, and keeps both.
+    ask = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True, timeout=120, check=True, env=environment
+        )
+        usable = int(answer.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        usable = 0
+    if usable < count:
+        found = f"{count} found, TensorFlow sees {usable}"
+        return Check(
+            "GPU", "warning", found, "trainings run on the CPU; install TensorFlow's CUDA libraries and driver"
+        )
+    return Check("GPU", "ok", f"{count}, and TensorFlow sees them")
+
+
+def docker() -> Check:
+    """A Docker engine that answers."""
+    advice = "nothing for 'make run'; needed for docker compose only"
+    try:
+        answer = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_TO_ANSWER * 2,
+            check=True,
+        )
+    except FileNotFoundError:
+        return Check("Docker", "warning", "not installed", advice)
+    except (OSError, subprocess.SubprocessError):
+        return Check("Docker", "warning", "installed, but its engine does not answer", advice)
+    return Check("Docker", "ok", f"engine {answer.stdout.strip()}")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())

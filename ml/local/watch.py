@@ -1,0 +1,144 @@
+"""Watching DAG runs: a live table on a terminal, else a line per change, until something has happened."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from ml.airflow_api import AirflowApi
+from ml.errors import AirflowError, TryAgain
+from ml.progress import console, say
+
+Json = dict[str, Any]
+
+ENDED = {"success", "failed"}
+"""States of a DAG run that has come to its end."""
+PARKED = {"awaiting_input", "deferred"}
+"""States of a task that waits for a person."""
+
+_SECONDS_BETWEEN_LOOKS = 1.5
+_SECONDS_OF_PATIENCE = 120.0
+_WORTH_A_LINE = {"running", "success", "failed", "skipped", "upstream_failed", "up_for_retry", "removed", *PARKED}
+_SIGNS = {
+    "success": "[green]✔[/] ",
+    "failed": "[red]✘[/] ",
+    "upstream_failed": "[red]-[/] ",
+    "skipped": "[dim]-[/] ",
+    "running": "[cyan]▶[/] ",
+    "up_for_retry": "[yellow]↻[/] ",
+    "awaiting_input": "[yellow]☝[/] ",
+    "deferred": "[yellow]☝[/] ",
+}
+
+
+@dataclass
+class Run:
+    """A DAG run as it was when last looked at."""
+
+    dag: str
+    id: str
+    state: str = "not started yet"
+    tasks: list[Json] = field(default_factory=list)
+
+    def task(self, name: str) -> Json:
+        """One task instance of the run; empty if there is none (yet)."""
+        return next((task for task in self.tasks if task["task_id"] == name), {})
+
+    def failed(self) -> list[Json]:
+        """The tasks that failed themselves."""
+        return [task for task in self.tasks if task["state"] == "failed"]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.state in ENDED
+
+    def look(self, api: AirflowApi) -> None:
+        """See how the run is doing now. A run that was not started yet stays so."""
+        try:
+            # State first: when it says that the run has ended, the tasks read after it are final.
+            self.state = api.dag_run(self.dag, self.id)["state"]
+            self.tasks = api.task_instances(self.dag, self.id)
+        except AirflowError as error:
+            if error.status != 404:
+                raise
+            return
+        # Those that began in the order they began; the others as Airflow has them.
+        self.tasks.sort(key=lambda task: task["start_date"] or "9")
+
+
+class Watch:
+    """Shows DAG runs while waiting for them. ``start`` (of time.monotonic) is when the seconds shown began."""
+
+    def __init__(self, api: AirflowApi, start: float) -> None:
+        self._api = api
+        self._start = start
+
+    def until(self, done: Callable[[Run], bool], runs: Sequence[Run], alive: Callable[[], None]) -> None:
+        """Wait until ``done`` says so of every run.
+
+        Args:
+            done: judges one run as it is now.
+            runs: the runs; they are brought up to date.
+            alive: called at each look; raises if waiting has become pointless.
+
+        Raises:
+            TryAgain: Airflow has not answered for two minutes.
+        """
+        seen: dict[tuple[str, str], str] = {}
+        answered = time.monotonic()
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while True:
+                alive()
+                try:
+                    for run in runs:
+                        run.look(self._api)
+                    answered = time.monotonic()
+                except TryAgain:  # a busy machine may keep us waiting
+                    if time.monotonic() - answered > _SECONDS_OF_PATIENCE:
+                        raise
+                finished = all(done(run) for run in runs)
+                if console.is_terminal:
+                    live.update(self._table(runs), refresh=True)
+                else:
+                    self._lines(runs, seen)
+                if finished:
+                    break
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if console.is_terminal:
+            console.print(self._table(runs))  # what was live stays on the screen as it ended
+
+    def _lines(self, runs: Sequence[Run], seen: dict[tuple[str, str], str]) -> None:
+        now = time.monotonic() - self._start
+        for run in runs:
+            for task in run.tasks:
+                key, state = (f"{run.dag} {run.id}", task["task_id"]), str(task["state"])
+                if seen.get(key) != state and state in _WORTH_A_LINE:
+                    seen[key] = state
+                    name = run.id if run.dag == "promote" else run.dag
+                    took = f" ({_seconds(task)})" if task["end_date"] else ""
+                    say(f"[{now:5.0f} s] {name}: {task['task_id']} {state.replace('_', ' ')}{took}")
+
+    def _table(self, runs: Sequence[Run]) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+        for run in runs:
+            name = run.id if run.dag == "promote" else run.dag
+            table.add_row(f"[bold]{escape(name)}[/]", run.state, f"[dim]{time.monotonic() - self._start:.0f} s[/]")
+            for task in run.tasks:
+                state = task["state"] or ""
+                sign = _SIGNS.get(state, "  ")
+                table.add_row(f"  {sign}{escape(task['task_id'])}", state.replace("_", " "), _seconds(task))
+        return table
+
+
+def _seconds(task: Json) -> str:
+    if not task["start_date"] or task["state"] in PARKED:
+        return ""
+    begin = datetime.fromisoformat(task["start_date"])
+    end = datetime.fromisoformat(task["end_date"]) if task["end_date"] else datetime.now(UTC)
+    return f"{max((end - begin).total_seconds(), 0):.0f} s"
