@@ -1,0 +1,81 @@
+# Everything a fresh machine needs besides this: Linux, make, git, and Python 3.11, 3.12 or 3.13 with venv.
+# The first call sets up .venv (2.7 GB) with the versions in uv.lock; later calls find it done.
+
+SET ?= demo
+PYTHON ?=
+UV_VERSION := 0.13.9
+
+UV := .venv-uv/bin/uv
+BREAKHIS := .venv/bin/breakhis
+# The one that was named; else the machine's own, else any that fits.
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo up down status doctor test lint
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  SET=name or SET=file.yaml chooses the training set of run and demo (default: demo)."
+	@echo "  PYTHON=/path/to/python chooses the Python to set up with (3.11, 3.12 or 3.13)."
+
+run: .venv/.run ## Set up, start Airflow and MLflow, run the workflow; reviews wait in the UI
+	@$(BREAKHIS) run "$(SET)"
+
+demo: .venv/.run ## The same without a person: approve over the API, check the champions, stop
+	@$(BREAKHIS) demo "$(SET)"
+
+up: .venv/.run ## Start Airflow and MLflow
+	@$(BREAKHIS) up
+
+down: .venv/.run ## Stop them; data and waiting reviews are kept
+	@$(BREAKHIS) down
+
+status: .venv/.run ## What runs, and where
+	@$(BREAKHIS) status
+
+doctor: .venv/.run ## Check this machine and say what is missing
+	@$(BREAKHIS) doctor
+
+test: .venv/.dev ## Set up and run the tests (ARGS="…" goes to pytest)
+	@.venv/bin/pytest $(ARGS)
+
+lint: .venv/.dev ## Check style and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+# An environment for tests has all that running needs; it is not taken down again by 'make run'.
+.venv/.run: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
+	@if [ .venv/.dev -nt uv.lock ] && [ .venv/.dev -nt pyproject.toml ]; then :; else $(SYNC) --no-dev --inexact; fi
+	@touch $@
+
+.venv/.dev: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
+	@$(SYNC)
+	@touch $@
+
+.venv-uv/.$(UV_VERSION):
+	@$(FIND_PYTHON); echo "Setting up with $$python" >&2; \
+	rm -rf .venv-uv && "$$python" -m venv .venv-uv && \
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) && \
+	echo "$$python" > .venv-uv/python && touch $@
+
+# With the Python that was found: uv would download one of its own otherwise.
+SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
+
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+define FIND_PYTHON
+python=; bare=; \
+for candidate in $(CANDIDATES); do \
+  "$$candidate" -c '$(FITS)' >/dev/null 2>&1 || continue; \
+  if "$$candidate" -c 'import venv, ensurepip' >/dev/null 2>&1; \
+  then python=$$("$$candidate" -c 'import sys; print(sys.executable)'); break; else bare=$$candidate; fi; \
+done; \
+if [ -z "$$python" ] && [ -n "$$bare" ]; then \
+  echo "error: $$bare cannot make virtual environments; install venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \
+elif [ -z "$$python" ]; then \
+  echo "error: no Python 3.11, 3.12 or 3.13 among: $(CANDIDATES); install one (Debian, Ubuntu: apt install python3 python3-venv) or say make PYTHON=/path/to/python" >&2; exit 1; \
+fi
+endef
