@@ -1,7 +1,9 @@
 """Image files inside a zip archive, read without unpacking it to disk."""
 
+import lzma
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +15,19 @@ MAX_FILES = 200_000
 MAX_RATIO = 100
 """Images are compressed already: an archive that grows more than this is made to fill a disk."""
 
+# What zipfile and the decompressors below it raise on damaged, encrypted or foreign archives.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 _LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.($|[/\\])")
 _SMALL = 2**20  # up to here no ratio can do harm, and tiny archives reach high ones honestly
 
@@ -32,7 +47,7 @@ class Archive:
         self.unpacked_bytes = 0
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        except _DAMAGE as error:
             raise SourceError(f"{path}: not a whole zip archive ({error})") from None
         try:
             self._members = self._checked(self._zip.infolist())
@@ -54,7 +69,7 @@ class Archive:
         try:
             # zipfile gives no more than the size declared, which was checked, and compares the checksum at the end.
             return self._zip.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        except _DAMAGE as error:
             raise SourceError(f"{self._path}: {name} in it is damaged or cannot be unpacked ({error})") from None
 
     def _checked(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

@@ -21,9 +21,15 @@ class Directory:
     def __init__(self, root: Path) -> None:
         self.images: list[str] = []
         self.skipped: list[str] = []
-        if not root.exists():
-            raise SourceError(f"{root}: no such folder; create it, or correct 'path'")
-        if not root.is_dir():
+        try:
+            is_folder = stat.S_ISDIR(root.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            raise SourceError(f"{root}: no such folder; create it, or correct 'path'") from None
+        except OSError as error:
+            raise SourceError(
+                f"{root}: cannot be read ({error.strerror}); make it readable, or correct 'path'"
+            ) from None
+        if not is_folder:
             raise SourceError(f"{root}: not a folder; 'path' must be the folder that the images lie in (unpacked)")
         self._root = root.resolve()
         for folder, folders, names in os.walk(self._root, onerror=_cannot_list):
@@ -52,13 +58,13 @@ class Directory:
             raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
 
     def _is_ours(self, path: Path) -> bool:
-        target = path.resolve() if path.is_symlink() else path
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
         try:
             # A pipe with an image's name would block its reader forever.
             return stat.S_ISREG(target.stat().st_mode) and target.is_relative_to(self._root)
-        except FileNotFoundError:
-            return False
         except OSError as error:
+            if path.is_symlink():  # it dangles, or points to itself
+                return False
             raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
 
     def _relative(self, path: Path) -> str:

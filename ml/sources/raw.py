@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -29,6 +29,8 @@ from ml.store import Json, Store
 _THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
 _NAMES_SHOWN = 20
 
+A = TypeVar("A")
+B = TypeVar("B")
 Item = tuple[str, Callable[[], bytes]]
 
 
@@ -164,10 +166,10 @@ def _blobs(items: Iterable[Item], store: Store, *, total: int, what: str) -> lis
     return sorted(track(_in_threads(put, items), total=total, what=what))
 
 
-def _in_threads(function: Callable[[Item], _Row], items: Iterable[Item]) -> Iterator[_Row]:
+def _in_threads(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """``map`` over threads that takes items only as fast as results go out, so that few are in memory at a time."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[Future[_Row]] = deque()
+        waiting: deque[Future[B]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -1,5 +1,6 @@
 """What may stand in a source's YAML file: one typed model per kind."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,7 +57,7 @@ class DirectorySource(SourceSpec):
         except RuntimeError as error:  # ~someone, who is unknown here
             raise ValueError(f"{value}: {error}") from None
         base = info.context["path"].parent if info.context else Path.cwd()
-        return Path(base / value).resolve()
+        return Path(os.path.realpath(base / value))  # resolve() would raise on a link that points to itself
 
 
 class KaggleSource(SourceSpec):

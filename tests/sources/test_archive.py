@@ -1,0 +1,160 @@
+import contextlib
+import io
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kaggle_server import mirror_zip, some_names
+
+from ml.errors import SourceError
+from ml.sources import archive
+from ml.sources.archive import Archive
+
+
+def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in members:
+            file.writestr(name, data)
+    return path
+
+
+def test_images_are_read_in_the_mirrors_layout(tmp_path: Path) -> None:
+    path = tmp_path / "mirror.zip"
+    path.write_bytes(mirror_zip(some_names()))
+    with Archive(path) as found:
+        assert len(found.images) == 2 * 82
+        assert found.images[0].startswith(
+            "dataset_cancer_v1/dataset_cancer_v1/classificacao_binaria/100X/benign/SOB_B_A-"
+        )
+        assert found.skipped == ["dataset_cancer_v1/dataset_cancer_v1/leia-me.txt"]
+        twins = [found.read(name) for name in found.images if name.endswith("SOB_B_A-14-22549AB-100-001.png")]
+        assert len(twins) == 2
+        assert twins[0] == twins[1]
+        assert found.unpacked_bytes == sum(len(found.read(name)) for name in found.images)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png", "\\x.png", "C:\\x.png", "../x.txt"]
+)
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    path = zipped(tmp_path / "a.zip", ("ok.png", b"x"), (name, b"x"))
+    with pytest.raises(SourceError, match=r"a\.zip: the name .* leads out of the archive"):
+        Archive(path)
+
+
+def test_names_with_dots_are_no_offence(tmp_path: Path) -> None:
+    with Archive(zipped(tmp_path / "a.zip", ("a..b/..c/d...png", b"x"))) as found:
+        assert found.images == ["a..b/..c/d...png"]
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with pytest.raises(SourceError, match=r"'link\.png' is a link"):
+        Archive(zipped(tmp_path / "a.zip", (link, b"/etc/passwd")))
+
+
+def test_folders_are_neither_images_nor_skipped(tmp_path: Path) -> None:
+    with Archive(zipped(tmp_path / "a.zip", ("x.png/", b""), ("x.png/y.png", b"y"))) as found:
+        assert (found.images, found.skipped) == (["x.png/y.png"], [])
+
+
+def test_a_name_met_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = zipped(tmp_path / "a.zip", ("a.png", b"1"), ("a.png", b"2"))
+    with pytest.raises(SourceError, match=r"'a\.png' is in it twice"):
+        Archive(path)
+
+
+def test_a_bomb_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", ("a.png", bytes(30 * 2**20)))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(SourceError, match=r"would unpack to 31,457,280, more than 100 times as many"):
+        Archive(path)
+
+
+def test_one_enormous_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(SourceError, match=r"'a\.png' unpacks to 1,001 bytes, more than 1,000"):
+        Archive(zipped(tmp_path / "a.zip", ("a.png", bytes(1001))))
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_FILES", 3)
+    with pytest.raises(SourceError, match=r"4 files, more than the 3 allowed"):
+        Archive(zipped(tmp_path / "a.zip", *((f"{n}.txt", b"") for n in range(4))))
+
+
+def test_a_declared_size_that_lies_gives_an_error_not_more_bytes(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", ("a.png", bytes(5000)))
+    data = path.read_bytes()
+    assert data.count((5000).to_bytes(4, "little")) == 2  # in the local header and in the directory
+    path.write_bytes(data.replace((5000).to_bytes(4, "little"), (50).to_bytes(4, "little")))
+    with Archive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged"):
+        found.read("a.png")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "a.zip"
+    data = mirror_zip(some_names()[:5])
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(SourceError, match=r"a\.zip: not a whole zip archive"):
+        Archive(path)
+
+
+def test_a_web_page_is_no_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_text("<html>Please sign in</html>")
+    with pytest.raises(SourceError, match=r"not a whole zip archive"):
+        Archive(path)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path / "a.zip", ("a.png", b"good bytes"), ("b.png", b"more bytes"), compression=zipfile.ZIP_STORED
+    )
+    path.write_bytes(path.read_bytes().replace(b"more bytes", b"more bites"))
+    with Archive(path) as found:
+        assert found.read("a.png") == b"good bytes"
+        with pytest.raises(SourceError, match=r"a\.zip: b\.png in it is damaged"):
+            found.read("b.png")
+
+
+def test_an_encrypted_image_is_named(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", ("a.png", b"bytes"), compression=zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + flags] |= 1
+    path.write_bytes(data)
+    with Archive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged or cannot be unpacked"):
+        found.read("a.png")
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(3):
+            file.writestr(f"folder/{number}.png", bytes(range(number, 60 + number)) * 3)
+    return buffer.getvalue()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(changes=st.lists(st.tuples(st.booleans(), st.floats(0, 0.9999), st.integers(0, 255)), min_size=1, max_size=8))
+def test_no_damage_brings_anything_but_a_source_error(
+    tmp_path: Path, whole: bytes, changes: list[tuple[bool, float, int]]
+) -> None:
+    data = bytearray(whole)
+    directory = whole.index(b"PK\x01\x02")
+    for in_directory, place, value in changes:
+        start = directory if in_directory else 0
+        data[start + int(place * (len(data) - start))] = value
+    path = tmp_path / "a.zip"
+    path.write_bytes(data)
+    with contextlib.suppress(SourceError), Archive(path) as found:
+        for name in found.images:
+            found.read(name)

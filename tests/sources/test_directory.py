@@ -1,0 +1,141 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from ml.errors import SourceError
+from ml.sources import directory
+from ml.sources.directory import Directory
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def put(path: Path, data: bytes = b"picture") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_images_are_found_at_any_depth_by_suffix_in_any_case(root: Path) -> None:
+    for name in ("a.png", "b/c/d.PNG", "e.JPeG", "f.tif", "g.TIFF", "h.bmp", "i.jpg"):
+        put(root / name)
+    found = Directory(root)
+    assert found.images == ["a.png", "b/c/d.PNG", "e.JPeG", "f.tif", "g.TIFF", "h.bmp", "i.jpg"]
+    assert found.skipped == []
+    assert found.read("b/c/d.PNG") == b"picture"
+
+
+def test_other_files_are_listed_not_dropped(root: Path) -> None:
+    for name in ("a.png", "Folds.csv", "deep/.DS_Store", "deep/png", "deep/x.png.part"):
+        put(root / name)
+    found = Directory(root)
+    assert found.images == ["a.png"]
+    assert found.skipped == ["Folds.csv", "deep/.DS_Store", "deep/png", "deep/x.png.part"]
+
+
+def test_a_folder_with_an_images_name_is_a_folder(root: Path) -> None:
+    put(root / "x.png" / "y.png")
+    assert Directory(root).images == ["x.png/y.png"]
+
+
+def test_an_empty_folder_has_no_images(root: Path) -> None:
+    found = Directory(root)
+    assert (found.images, found.skipped) == ([], [])
+
+
+def test_a_missing_folder_is_named(root: Path) -> None:
+    with pytest.raises(SourceError, match=r"nowhere: no such folder; create it, or correct 'path'"):
+        Directory(root / "nowhere")
+
+
+def test_a_file_is_no_folder(root: Path) -> None:
+    with pytest.raises(SourceError, match=r"data\.zip: not a folder; .*unpacked"):
+        Directory(put(root / "data.zip"))
+    with pytest.raises(SourceError, match=r"no such folder"):
+        Directory(root / "data.zip" / "deeper")
+
+
+def test_a_root_that_links_to_itself_is_named(root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(SourceError, match=r"loop: cannot be read \(Too many levels"):
+        Directory(root / "loop")
+
+
+def test_links_are_not_followed_out_of_the_root_and_loops_end(root: Path) -> None:
+    put(root / "a.png", b"a")
+    outside = put(root.parent / "outside" / "secret.png").parent
+    (root / "alias.png").symlink_to("a.png")
+    (root / "secret.png").symlink_to(outside / "secret.png")
+    (root / "dangling.png").symlink_to("nowhere.png")
+    (root / "circle.png").symlink_to("circle.png")
+    (root / "elsewhere").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    found = Directory(root)
+    assert found.images == ["a.png", "alias.png"]
+    assert found.read("alias.png") == b"a"
+    assert found.skipped == ["circle.png", "dangling.png", "elsewhere/", "loop/", "secret.png"]
+
+
+def test_the_root_itself_may_be_a_link(root: Path) -> None:
+    put(root / "a.png")
+    link = root.parent / "link"
+    link.symlink_to(root)
+    assert Directory(link).images == ["a.png"]
+
+
+def test_a_pipe_is_no_image(root: Path) -> None:
+    os.mkfifo(root / "a.png")
+    found = Directory(root)
+    assert (found.images, found.skipped) == ([], ["a.png"])
+
+
+def test_a_name_that_is_not_utf8_is_an_error(root: Path) -> None:
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(SourceError, match=r"caf\\xe9\.png: the name is not UTF-8.*rename"):
+        Directory(root)
+
+
+def test_a_file_that_vanishes_meanwhile_is_named(root: Path) -> None:
+    path = put(root / "a.png")
+    found = Directory(root)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"a\.png: disappeared meanwhile"):
+        found.read("a.png")
+
+
+def test_an_unreadable_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root / "a.png")
+    found = Directory(root)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything, so chmod would prove nothing
+    with pytest.raises(SourceError, match=r"a\.png: cannot be read \(Permission denied\); make it readable"):
+        found.read("a.png")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match=r"locked: cannot be listed \(Permission denied\)"):
+        Directory(root)
+
+
+def test_an_enormous_file_is_not_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MAX_FILE_BYTES", 10)
+    put(root / "a.png", b"x" * 11)
+    with pytest.raises(SourceError, match=r"a\.png: 11 bytes, more than the 10 allowed"):
+        Directory(root).read("a.png")

@@ -1,0 +1,155 @@
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ml.errors import SourceError
+from ml.settings import Settings
+from ml.sources import SourceSpec, demo, fetch
+from ml.sources.raw import _in_threads
+from ml.store import Store
+
+Declare = Callable[..., SourceSpec]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for number in range(5):
+        path = folder / ("deep" if number % 2 else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"picture %d" % number)
+    return folder
+
+
+def test_a_folder_becomes_blobs_and_a_raw_version(
+    declare: Declare, images: Path, store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "notes.txt").write_text("notes")
+    result = fetch(declare(kind="directory", path=str(images)), store, settings)
+    raw = result["version"]
+    assert result == {"source": "mine", "kind": "directory", "version": raw, "files": 5, "bytes": 45, "skipped": 1}
+    meta = store.meta(raw)
+    assert meta["skipped_names"] == ["notes.txt"]
+    assert meta["origin"] == {"path": str(images)}
+    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    assert list(listing["path"]) == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
+    assert str(listing["bytes"].dtype) == "int64"
+    for path, sha256, size in listing.itertuples(index=False):
+        data = (images / path).read_bytes()
+        assert store.blob(sha256) == data
+        assert hashlib.sha256(data).hexdigest() == sha256
+        assert len(data) == size
+    assert store.read("refs/raw/mine.json")[0]["raw"] == raw
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "mine: 1 other files left aside, such as notes.txt" in said.err
+
+
+def test_the_version_follows_from_names_and_content_alone(
+    declare: Declare, images: Path, store: Store, settings: Settings
+) -> None:
+    spec = declare(kind="directory", path=str(images))
+    first = fetch(spec, store, settings)["version"]
+    ref = store.read("refs/raw/mine.json")
+    moved = images.rename(images.with_name("moved"))
+    again = declare(kind="directory", path=str(moved))
+    assert fetch(again, store, settings)["version"] == first
+    assert store.read("refs/raw/mine.json") == ref  # not even the time has changed
+    (moved / "0.png").write_bytes(b"another")
+    changed = fetch(again, store, settings)["version"]
+    (moved / "0.png").rename(moved / "zero.png")
+    renamed = fetch(again, store, settings)["version"]
+    assert len({first, changed, renamed}) == 3
+    assert store.read("refs/raw/mine.json")[0]["raw"] == renamed
+    assert fetch(declare("other", kind="directory", path=str(moved)), store, settings)["version"] != renamed
+
+
+@pytest.mark.parametrize("other", ["", "readme.txt"])
+def test_a_folder_without_images_is_an_error_and_leaves_nothing(
+    tmp_path: Path, declare: Declare, store: Store, settings: Settings, other: str
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    if other:
+        (folder / other).touch()
+    with pytest.raises(
+        SourceError, match=r"mine\.yaml: no image files below .*/empty.*; looked for \.bmp \.jpeg"
+    ) as error:
+        fetch(declare(kind="directory", path=str(folder)), store, settings)
+    assert ("(1 other files, such as readme.txt)" in str(error.value)) == bool(other)
+    assert store.keys("objects") == []
+    assert store.keys("refs/raw") == []
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, declare: Declare, store: Store, settings: Settings) -> None:
+    with pytest.raises(SourceError, match="gone: no such folder"):
+        fetch(declare(kind="directory", path=str(tmp_path / "gone")), store, settings)
+
+
+def test_a_file_that_cannot_be_read_leaves_no_raw_version(
+    declare: Declare, images: Path, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "3.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SourceError, match=r"3\.png: cannot be read"):
+        fetch(declare(kind="directory", path=str(images)), store, settings)
+    assert store.keys("objects/raw") == []
+    assert store.keys("refs/raw") == []
+    monkeypatch.undo()
+    assert fetch(declare(kind="directory", path=str(images)), store, settings)["files"] == 5
+
+
+def test_demo_pictures_are_drawn_once(
+    declare: Declare, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fetch(declare("demo", kind="demo", images=24, seed=3), store, settings)
+    assert first["files"] == 24
+    assert store.meta(first["version"])["origin"]["seed"] == 3
+    listing = pd.read_parquet(store.file(first["version"], "files.parquet"))
+    assert all(store.blob(sha256).startswith(b"\x89PNG") for sha256 in listing["sha256"])
+
+    def draw_nothing(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]]:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(demo, "pictures", draw_nothing)
+    assert fetch(declare("demo", kind="demo", images=24, seed=3), store, settings) == first
+    with pytest.raises(AssertionError, match="drawn again"):
+        fetch(declare("demo", kind="demo", images=24, seed=4), store, settings)
+
+
+def test_few_files_are_in_memory_at_a_time() -> None:
+    taken: list[int] = []
+    given = 0
+
+    def items() -> Iterator[int]:
+        for number in range(200):
+            taken.append(number)
+            yield number
+
+    for _ in _in_threads(lambda number: time.sleep(0.0001) or number, items()):
+        given += 1
+        assert len(taken) - given <= 20
+    assert given == 200
+
+
+def test_results_keep_their_order_and_the_first_error_ends_it() -> None:
+    def work(number: int) -> int:
+        time.sleep(0.001 * (number % 3))
+        if number == 50:
+            raise ValueError("fifty")
+        return number
+
+    results: list[int] = []
+    with pytest.raises(ValueError, match="fifty"):
+        results.extend(_in_threads(work, iter(range(10_000))))
+    assert results == list(range(50))

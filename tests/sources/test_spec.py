@@ -1,0 +1,147 @@
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml.errors import ConfigError
+from ml.settings import PROJECT, Settings
+from ml.sources import (
+    KINDS,
+    DemoSource,
+    DirectorySource,
+    KaggleSource,
+    SourceSpec,
+    load_source,
+    source_files,
+)
+from ml.yamlfile import build
+
+
+def read(tmp_path: Path, text: str, name: str = "mine.yaml") -> SourceSpec:
+    path = tmp_path / name
+    path.write_text(text)
+    return load_source(path, tmp_path)
+
+
+def test_a_directory_source(tmp_path: Path) -> None:
+    spec = read(tmp_path, f"name: mine\nkind: directory\npath: {tmp_path}/images\n")
+    assert isinstance(spec, DirectorySource)
+    assert spec.path == tmp_path / "images"
+    assert spec.file == tmp_path / "mine.yaml"
+    assert (spec.description, spec.inventory, spec.schedule) == ("", False, None)
+    assert "file" not in spec.model_dump()
+
+
+def test_a_path_may_start_at_the_yaml_file_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/engineer")
+    relative = read(tmp_path, "name: mine\nkind: directory\npath: ../images\n")
+    home = read(tmp_path, "name: mine\nkind: directory\npath: ~/images\n")
+    assert isinstance(relative, DirectorySource)
+    assert isinstance(home, DirectorySource)
+    assert relative.path == tmp_path.parent / "images"
+    assert home.path == Path("/home/engineer/images")
+
+
+@pytest.mark.parametrize(
+    ("handle", "parts"),
+    [
+        ("spanhol/breakhis", ("spanhol", "breakhis", None)),
+        ("spanhol/breakhis/4", ("spanhol", "breakhis", 4)),
+        ("spanhol/breakhis/versions/12", ("spanhol", "breakhis", 12)),
+    ],
+)
+def test_kaggle_handles(tmp_path: Path, handle: str, parts: tuple[str, str, int | None]) -> None:
+    spec = read(tmp_path, f"name: mine\nkind: kaggle\ndataset: {handle}\n")
+    assert isinstance(spec, KaggleSource)
+    assert (spec.owner, spec.slug, spec.version) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("kind: demo\n", "'name' is missing"),
+        ("name: mine\n", "'kind' is missing (one of: directory, kaggle, demo)"),
+        ("name: mine\nkind: s4\n", "unknown kind 's4' (known: directory, kaggle, demo)"),
+        ("name: mine\nkind: [demo]\n", "unknown kind ['demo']"),
+        ("name: mine\nkind: directory\n", "'path' is missing"),
+        ("name: mine\nkind: directory\npath: ~nobody-here/images\n", "'path': ~nobody-here/images"),
+        ("name: mine\nkind: demo\nimages: 0\n", "'images'"),
+        ("name: mine\nkind: demo\nimages: 7910\n", "'images'"),
+        ("name: mine\nkind: demo\nseed: -1\n", "'seed'"),
+        ("name: mine\nkind: demo\nschedule: daily\n", "'schedule': 'daily' is neither @hourly"),
+        ("name: mine\nkind: demo\ninventory: perhaps\n", "'inventory'"),
+        ("name: Mine!\nkind: demo\n", "'name'"),
+        ("name: other\nkind: demo\n", "'name' is 'other', but the file is called mine.yaml: make them agree"),
+        (
+            "name: mine\nkind: kaggle\ndataset: breakhis\n",
+            "'dataset': 'breakhis' is not a Kaggle data set; write owner/",
+        ),
+        ("name: mine\nkind: kaggle\ndataset: a/b/versions/0\n", "'dataset'"),
+        ("name: mine\nkind: kaggle\ndataset: https://kaggle.com/datasets/a/b\n", "write owner/slug"),
+        ("- name: mine\n", "expected 'key: value' lines, found list"),
+        ("name: [mine\n", "is not valid YAML"),
+        ("", "expected 'key: value' lines"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, text)
+    assert str(error.value).startswith(f"{tmp_path}/mine.yaml: ")
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_lists_those_of_its_kind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'paht' \(known: description, inventory, kind, name, path, sch"):
+        read(tmp_path, "name: mine\nkind: directory\npath: x\npaht: y\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'path' \(known: .*images.*seed\)"):
+        read(tmp_path, "name: mine\nkind: demo\npath: y\n")
+
+
+def test_a_missing_source_lists_those_there_are(settings: Settings, declare: Callable[..., SourceSpec]) -> None:
+    declare("demo", kind="demo")
+    with pytest.raises(ConfigError, match=r"nothere\.yaml: no such file; in .*/sources there are: demo"):
+        load_source("nothere", settings.conf)
+
+
+@given(
+    st.dictionaries(st.text(max_size=12), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()))
+)
+def test_whatever_stands_there_fits_or_is_a_config_error(data: dict[str, object]) -> None:
+    for kind, model in KINDS.items():
+        with contextlib.suppress(ConfigError):
+            assert build({**data, "kind": kind, "name": "mine"}, model, Path("/mine.yaml")).kind == kind
+
+
+def test_shipped_sources() -> None:
+    breakhis = load_source("breakhis", PROJECT / "dags")
+    demo = load_source("demo", PROJECT / "dags")
+    assert isinstance(breakhis, KaggleSource)
+    assert breakhis.inventory
+    assert isinstance(demo, DemoSource)
+    assert (demo.images, demo.seed, demo.inventory) == (640, 1, False)
+
+
+def test_source_files_are_those_in_conf_and_those_that_training_sets_refer_to(tmp_path: Path) -> None:
+    conf, elsewhere = tmp_path / "conf", tmp_path / "elsewhere"
+    for folder in (conf / "sources", conf / "training_sets", elsewhere):
+        folder.mkdir(parents=True)
+    (conf / "sources" / "here.yaml").write_text("name: here\nkind: demo\n")
+    (conf / "training_sets" / "a.yaml").write_text("name: a\nsources: [here, ../sources/here.yaml]\n")
+    (conf / "training_sets" / "broken.yaml").write_text("sources: [")
+    extra = elsewhere / "b.yaml"
+    extra.write_text("name: b\nsources: [here, ./there.yaml]\n")
+    settings = Settings(conf=conf, training_sets=(extra, elsewhere / "missing.yaml"))
+    assert source_files(settings) == [conf / "sources" / "here.yaml", elsewhere / "there.yaml"]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = ("pandas", "pyarrow", "numpy", "PIL", "kaggle", "kagglesdk", "requests", "boto3", "rich", "airflow")
+    code = f"import sys, ml.sources; print(*[name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
