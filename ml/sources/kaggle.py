@@ -174,11 +174,10 @@ def _authenticated(found: str) -> Any:
     talk = io.StringIO()  # the package prints its help to stdout, which is for results
     try:
         with contextlib.redirect_stdout(talk):
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
+            package = _imported()
             talk.seek(0)
             talk.truncate()  # importing tries to log in too; what that said will be said again
-            api = KaggleApi()
+            api = package.KaggleApi()
             api.authenticate()
     except SystemExit:
         raise CredentialsError(
@@ -191,9 +190,18 @@ def _authenticated(found: str) -> Any:
         ) from None
     for line in talk.getvalue().splitlines():
         say(line)  # such as a warning that others may read kaggle.json
-    # VERBOSE in the environment would make it print every header, the credentials among them.
-    api.args = [argument for argument in api.args if argument != "--verbose"]
     return api
+
+
+def _imported() -> Any:
+    # With VERBOSE in the environment the package prints every header, the credentials among them, and makes every
+    # library log its addresses, the signed ones among them. It looks once, when it is imported.
+    talkative = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
+    try:
+        from kaggle.api import kaggle_api_extended
+    finally:
+        os.environ.update(talkative)
+    return kaggle_api_extended
 
 
 def _request(spec: KaggleSource) -> Any:

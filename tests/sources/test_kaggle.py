@@ -125,9 +125,6 @@ def test_wrong_credentials_are_refused_without_being_shown(
     capfd: pytest.CaptureFixture[str],
     given: str,
 ) -> None:
-    from kaggle.api.kaggle_api_extended import KaggleApi
-
-    monkeypatch.setattr(KaggleApi, "args", ["--verbose"])  # what VERBOSE in the environment does at its import
     if given == "token":
         monkeypatch.setenv("KAGGLE_API_TOKEN", "wrong-secret")
     else:
