@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, Weights, load_backbone, quiet_tensorflow, resolve_weights
+from ml.models import FEATURES, Weights, has_gpu_driver, load_backbone, quiet_tensorflow, resolve_weights
 from ml.pixels import VIEW, PixelCache
 from ml.progress import say, track
 from ml.settings import Settings
@@ -109,7 +109,7 @@ def choose_backend(wanted: str) -> str:
     """``openvino`` or ``tensorflow``: what was asked for, or TensorFlow where there is a GPU that it can use."""
     if wanted != "auto":
         return wanted
-    if not Path("/dev/nvidiactl").exists():  # spares importing TensorFlow on a machine without
+    if not has_gpu_driver():  # spares importing TensorFlow on a machine without
         return "openvino"
     quiet_tensorflow()
     import tensorflow as tf

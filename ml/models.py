@@ -8,8 +8,11 @@ average-pooled features, float32 (n, 1280).
 import hashlib
 import os
 import socket
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.request import getproxies
 
 import numpy as np
 from cloudpathlib import AnyPath
@@ -32,6 +35,8 @@ IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0
 
 _RANDOM_SEED = 20161
 _DOWNLOAD_TIMEOUT = 30.0  # seconds; Keras sets none of its own
+_IMAGENET_HOST = "storage.googleapis.com"
+_IMAGENET_FILE = "efficientnetb0_notop.h5"
 _IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
 
 
@@ -48,10 +53,31 @@ class Weights(NamedTuple):
         return self.kind != "random"
 
 
+def has_gpu_driver() -> bool:
+    """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def quiet_tensorflow() -> None:
-    """Keep TensorFlow's start-up chatter out of logs; call before it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    """Import TensorFlow without its start-up chatter, which it writes before any of its own settings apply."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not has_gpu_driver():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # else it looks for one and logs that as an error
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def resolve_weights(wanted: str, store: Store, *, or_random: bool = False) -> Weights:
@@ -134,10 +160,18 @@ def join(backbone: "keras.Model", head: "keras.Model") -> "keras.Model":
 
 
 class _CannotDownload(WeightsError):
-    pass
+    def __init__(self, error: object) -> None:
+        reason = " ".join(str(error).split())
+        super().__init__(
+            f"ImageNet weights cannot be downloaded from {_IMAGENET_HOST} ({reason}). Where there is no way out, put "
+            f"Keras' {_IMAGENET_FILE} on disk or in the store and set BREAKHIS_WEIGHTS to its path or URI, or set it "
+            "to 'random' to try things."
+        )
 
 
 def _load(wanted: str) -> tuple["keras.Model", str]:
+    if wanted == "imagenet":
+        _check_download()
     quiet_tensorflow()
     if wanted == "random":
         return _random(), "random"
@@ -152,6 +186,21 @@ def _empty() -> "keras.Model":
     return keras.applications.EfficientNetB0(
         include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg", name="efficientnetb0"
     )
+
+
+def _check_download() -> None:
+    """Find out in a moment that there is no way to the weights, rather than after TensorFlow's import.
+
+    Raises:
+        _CannotDownload: they are not in Keras' cache, and their host cannot be reached.
+    """
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    if (home / "models" / _IMAGENET_FILE).is_file() or "https" in getproxies():
+        return
+    try:
+        socket.create_connection((_IMAGENET_HOST, 443), timeout=_DOWNLOAD_TIMEOUT / 3).close()
+    except OSError as error:
+        raise _CannotDownload(error) from None
 
 
 def _imagenet() -> "keras.Model":

@@ -36,8 +36,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._network = keras.saving.load_model(context.artifacts["network"], compile=False)
         self._facts = json.loads(Path(context.artifacts["facts"]).read_text(encoding="utf-8"))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
-        """Classify images.
+    # No type hints on the input: MLflow would take them for a schema, which only knows lists.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        """Classify images; see the class for what goes in and comes out.
 
         Raises:
             ImageError: an input is no usable picture; names the file, or its position.

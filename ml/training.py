@@ -3,6 +3,7 @@
 import json
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,10 @@ def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_
     )
     facts = {"task": task, "classes": names, "threshold": threshold, "run_id": run_id, "size": SIZE}
     needs = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():
+        # Type hints cannot say "any image"; and an example would be run through a freshly loaded model, which the
+        # evaluation did already, at the price of loading it.
+        warnings.filterwarnings("ignore", message=".*(Add type hints|An input example was not provided)")
         folder = Path(scratch)
         network.save(folder / "network.keras")
         (folder / "facts.json").write_text(json.dumps(facts, indent=1))
