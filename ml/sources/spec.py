@@ -13,8 +13,8 @@ from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapp
 if TYPE_CHECKING:
     from ml.settings import Settings
 
-WHOLE_BREAKHIS = 7909
-"""Images in the published data set; the demo source draws no more than that."""
+DEMO_IMAGES = (82, 7909)
+"""The fewest and most pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
 
 _KAGGLE_DATASET = re.compile(
     r"(?P<owner>[A-Za-z0-9-]+)/(?P<slug>[A-Za-z0-9-]+)(/(versions/)?(?P<version>[1-9][0-9]*))?"
@@ -101,7 +101,7 @@ class DemoSource(SourceSpec):
     """Pictures drawn by this package, for trying the whole workflow without any data."""
 
     kind: Literal["demo"]
-    images: int = Field(640, ge=1, le=WHOLE_BREAKHIS, description="How many pictures to draw.")
+    images: int = Field(640, ge=DEMO_IMAGES[0], le=DEMO_IMAGES[1], description="How many pictures to draw.")
     seed: int = Field(1, ge=0, description="The same seed draws the same pictures.")
 
 

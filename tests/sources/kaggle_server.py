@@ -97,7 +97,7 @@ def environment(server: KaggleServer, home: Path) -> dict[str, str]:
     return {
         "HOME": str(home),
         "NO_PROXY": "localhost,127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).with_name("site")),
+        "PYTHONPATH": str(Path(__file__).resolve().with_name("site")),
         "STANDIN_KAGGLE_URL": server.url,
     }
 

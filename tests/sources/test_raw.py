@@ -112,8 +112,8 @@ def test_a_file_that_cannot_be_read_leaves_no_raw_version(
 def test_demo_pictures_are_drawn_once(
     declare: Declare, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fetch(declare("demo", kind="demo", images=24, seed=3), store, settings)
-    assert first["files"] == 24
+    first = fetch(declare("demo", kind="demo", images=82, seed=3), store, settings)
+    assert first["files"] == 82
     assert store.meta(first["version"])["origin"]["seed"] == 3
     listing = pd.read_parquet(store.file(first["version"], "files.parquet"))
     assert all(store.blob(sha256).startswith(b"\x89PNG") for sha256 in listing["sha256"])
@@ -122,9 +122,9 @@ def test_demo_pictures_are_drawn_once(
         raise AssertionError("drawn again")
 
     monkeypatch.setattr(demo, "pictures", draw_nothing)
-    assert fetch(declare("demo", kind="demo", images=24, seed=3), store, settings) == first
+    assert fetch(declare("demo", kind="demo", images=82, seed=3), store, settings) == first
     with pytest.raises(AssertionError, match="drawn again"):
-        fetch(declare("demo", kind="demo", images=24, seed=4), store, settings)
+        fetch(declare("demo", kind="demo", images=82, seed=4), store, settings)
 
 
 def test_few_files_are_in_memory_at_a_time() -> None:

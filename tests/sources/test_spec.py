@@ -16,9 +16,11 @@ from ml.sources import (
     DirectorySource,
     KaggleSource,
     SourceSpec,
+    demo,
     load_source,
     source_files,
 )
+from ml.sources.spec import DEMO_IMAGES
 from ml.yamlfile import build
 
 
@@ -70,7 +72,7 @@ def test_kaggle_handles(tmp_path: Path, handle: str, parts: tuple[str, str, int 
         ("name: mine\nkind: [demo]\n", "unknown kind ['demo']"),
         ("name: mine\nkind: directory\n", "'path' is missing"),
         ("name: mine\nkind: directory\npath: ~nobody-here/images\n", "'path': ~nobody-here/images"),
-        ("name: mine\nkind: demo\nimages: 0\n", "'images'"),
+        ("name: mine\nkind: demo\nimages: 81\n", "'images'"),
         ("name: mine\nkind: demo\nimages: 7910\n", "'images'"),
         ("name: mine\nkind: demo\nseed: -1\n", "'seed'"),
         ("name: mine\nkind: demo\nschedule: daily\n", "'schedule': 'daily' is neither @hourly"),
@@ -118,13 +120,17 @@ def test_whatever_stands_there_fits_or_is_a_config_error(data: dict[str, object]
             assert build({**data, "kind": kind, "name": "mine"}, model, Path("/mine.yaml")).kind == kind
 
 
+def test_the_demo_source_draws_whatever_may_be_declared() -> None:
+    assert (demo.SMALLEST, demo.LARGEST) == DEMO_IMAGES
+
+
 def test_shipped_sources() -> None:
     breakhis = load_source("breakhis", PROJECT / "dags")
-    demo = load_source("demo", PROJECT / "dags")
+    drawn = load_source("demo", PROJECT / "dags")
     assert isinstance(breakhis, KaggleSource)
     assert breakhis.inventory
-    assert isinstance(demo, DemoSource)
-    assert (demo.images, demo.seed, demo.inventory) == (640, 1, False)
+    assert isinstance(drawn, DemoSource)
+    assert (drawn.images, drawn.seed, drawn.inventory) == (640, 1, False)
 
 
 def test_source_files_are_those_in_conf_and_those_that_training_sets_refer_to(tmp_path: Path) -> None:
