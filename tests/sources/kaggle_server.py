@@ -62,6 +62,8 @@ class KaggleServer:
     cut: list[int] = field(default_factory=list)
     """The storage breaks the n-th download off after so many bytes."""
     retry_after: str | None = None
+    silent_seconds: float = 0
+    """The storage says nothing for so long."""
 
     calls: list[Call] = field(default_factory=list)
     signatures: set[str] = field(default_factory=set)
@@ -134,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._note(None)
         state = self.server_state
+        threading.Event().wait(state.silent_seconds)
         parts = urlsplit(self.path)
         match = re.fullmatch(r"/storage/([^/]+/[^/]+)/(\d+)\.zip", parts.path)
         signature = parse_qs(parts.query).get("X-Goog-Signature", [""])[0]

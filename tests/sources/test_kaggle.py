@@ -204,6 +204,15 @@ def test_no_network_is_worth_another_try(
         fetch(spec, store, settings)
 
 
+def test_a_server_that_says_nothing_is_not_waited_for_forever(
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kaggle, "_SILENCE_SECONDS", 0.2)
+    kaggle_server.silent_seconds = 2
+    with pytest.raises(TryAgain, match="Read timed out"):
+        fetch(spec, store, settings)
+
+
 def test_a_refusal_of_the_storage_is_worth_another_try_and_its_address_stays_secret(
     spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer
 ) -> None:
