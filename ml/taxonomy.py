@@ -43,6 +43,9 @@ DUPLICATED_SLIDE = "14-13412"
 _LABEL_LETTERS = {"B": "benign", "M": "malignant"}
 _BENIGN = frozenset({"A", "F", "PT", "TA"})
 _NAME = re.compile(r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-([0-9]{2})-([0-9]+)([A-Z]*)-(40|100|200|400)-([0-9]{3})\.png")
+NAME_PATTERN = _NAME.pattern
+"""The file-name grammar as a regular expression, for what can use nothing else; :func:`parse_name` reads names."""
+
 _SLIDE = re.compile(r"([0-9]{2})-([0-9]+)([A-Z]*)")
 
 

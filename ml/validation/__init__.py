@@ -1,0 +1,103 @@
+"""Validation: does a manifest hold to what every later stage relies on? The ``validate`` stage.
+
+``checks`` declares what is demanded, ``expectations`` has the demands that Great Expectations lacks, ``suite`` runs
+them, ``pages`` makes the Data Docs readable without a network.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml.errors import StoreError
+from ml.progress import say
+from ml.store import Json, Store
+from ml.validation.checks import checks, suite_version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["validate"]
+
+
+def validate(manifest_id: str, store: Store) -> Json:
+    """Check a manifest with Great Expectations and keep the result and its Data Docs in the store.
+
+    The same manifest under the same suite is checked once; later calls answer from the store. A validation in which an
+    expectation crashed is not remembered, so that the next call tries again.
+
+    Returns:
+        ``{manifest, validation, source, passed, failed, errored, warned, docs}``. The three lists hold an entry a
+        check: name, severity, status, sentence, observed, unexpected (rows, or None) and the first offending rows.
+        ``passed`` says that no critical check failed and none crashed; ``docs`` is the URI of the Data Docs.
+
+    Raises:
+        StoreError: there is no such manifest.
+    """
+    meta = store.meta(manifest_id)
+    if not manifest_id.startswith("manifest-"):
+        raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
+    suite = checks(bool(meta["inventory"]))
+    version = suite_version(suite)
+    inputs = {"manifest": manifest_id, "suite": version}
+    known = store.memo("validate", inputs)
+    if known and store.exists(known["validation"]):
+        return _answer(known["validation"], store)
+
+    import pandas as pd
+
+    from ml.validation.pages import finish_docs
+    from ml.validation.suite import run_suite
+
+    frame = pd.read_parquet(store.file(manifest_id, "manifest.parquet"))
+    quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))
+    say(f"validating {len(frame):,} images of {meta['source']} with Great Expectations")
+    with store.staging() as scratch:
+        docs = scratch / "docs"
+        outcomes, complete = run_suite(suite, frame, only_in_quarantine(frame, quarantine), manifest_id, docs)
+        failed = [one.to_json() for one in outcomes if one.status == "failed"]
+        result: Json = {
+            "manifest": manifest_id,
+            "source": meta["source"],
+            "suite": version,
+            "passed": not any(one.blocks for one in outcomes),
+            "failed": [one for one in failed if one["severity"] == "critical"],
+            "errored": [one.to_json() for one in outcomes if one.status == "errored"],
+            "warned": [one for one in failed if one["severity"] != "critical"],
+            "checks": [one.to_json() for one in outcomes],
+        }
+        finish_docs(docs, outcomes, meta, quarantine, version)
+
+        def fill(folder: Path) -> None:
+            docs.rename(folder / "docs")
+            (folder / "result.json").write_text(json.dumps({**result, "great_expectations": complete}, indent=1))
+
+        validation = store.create("validation", {**inputs, "checks": result["checks"]}, result, fill)
+    if not result["errored"]:
+        store.set_memo("validate", inputs, {"validation": validation})
+    return _answer(validation, store)
+
+
+def only_in_quarantine(frame: "pd.DataFrame", quarantine: "pd.DataFrame") -> list[list[str | int]]:
+    """Count the images that are in quarantine and not in the manifest, by the name they go under.
+
+    A name met several times (another folder, a damaged copy beside a good one) is one image; rows whose name could not
+    be read are none.
+
+    Returns:
+        ``[subtype, slide, magnification, images]`` for each that has any.
+    """
+    key = ["subtype", "slide", "magnification", "seq"]
+    if not set(key) <= set(frame.columns):
+        return []  # the schema check says so
+    here = set(frame[key].itertuples(index=False, name=None))
+    named = quarantine.dropna(subset=key).astype({"magnification": "int64", "seq": "int64"})
+    there = set(named[key].itertuples(index=False, name=None)) - here
+    counts = Counter(row[:3] for row in there)
+    return [[*slide_at, images] for slide_at, images in sorted(counts.items())]
+
+
+def _answer(validation: str, store: Store) -> Json:
+    meta = store.meta(validation)
+    told = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned")}
+    return {**told, "validation": validation, "docs": store.uri(f"{store.object_key(validation)}/docs/index.html")}

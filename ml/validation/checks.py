@@ -1,0 +1,184 @@
+"""What a manifest must hold to: the whole suite, one entry a check.
+
+These are plain declarations, so that the suite's version can be told without importing Great Expectations (seven
+seconds). A rule names an expectation of Great Expectations or of ``ml.validation.expectations``, with its arguments.
+"""
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+from ml.manifest import MANIFEST_TYPES
+from ml.store import digest
+from ml.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, inventory, label_of
+
+Severity = Literal["critical", "warning"]
+
+NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
+"""The columns of a manifest that a file name tells."""
+
+ONLY_IN_QUARANTINE = "only_in_quarantine"
+"""The parameter a run gives the inventory check: ``[subtype, slide, magnification, images]`` for each slide and
+magnification with images that are in quarantine and not in the manifest."""
+
+
+class Rule(NamedTuple):
+    """One expectation by its class name, with its keyword arguments."""
+
+    expectation: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named demand on the manifest.
+
+    ``critical`` blocks the source version, ``warning`` is only reported. ``sentence`` says to a reader of the Data Docs
+    what is demanded and why. A check holds if all its rules do.
+    """
+
+    name: str
+    severity: Severity
+    sentence: str
+    rules: tuple[Rule, ...]
+
+
+def checks(whole_breakhis: bool) -> tuple[Check, ...]:
+    """The suite, in the order in which it is reported.
+
+    Args:
+        whole_breakhis: the source claims to be all of BreakHis, so its images are counted against the inventory.
+    """
+    suite = (
+        Check(
+            "schema",
+            "critical",
+            "The table has exactly the manifest's columns, each of its type, since every later stage reads them.",
+            (
+                Rule("ExpectTableColumnsToMatchSet", {"column_set": list(MANIFEST_TYPES), "exact_match": True}),
+                *(
+                    Rule("ExpectColumnValuesToBeOfType", {"column": column, "type_": kind})
+                    for column, kind in MANIFEST_TYPES.items()
+                ),
+            ),
+        ),
+        Check(
+            "rows",
+            "critical",
+            "There is at least one image: an empty table would pass every check that looks at rows.",
+            (Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),),
+        ),
+        Check(
+            "not_null",
+            "critical",
+            "No cell is empty: an image without label, case or hash can be neither split nor traced.",
+            tuple(Rule("ExpectColumnValuesToNotBeNull", {"column": column}) for column in MANIFEST_TYPES),
+        ),
+        Check(
+            "file_names",
+            "critical",
+            "Every file name follows the BreakHis grammar: slide, subtype and magnification stand nowhere else.",
+            (Rule("ExpectColumnValuesToMatchRegex", {"column": "path", "regex": _path_regex()}),),
+        ),
+        Check(
+            "names_agree",
+            "critical",
+            "Label, subtype, slide, case, magnification and number in the table are those of the file name.",
+            (Rule("ExpectColumnsToAgreeWithFileName", {"column_list": ["path", *NAMED_COLUMNS]}),),
+        ),
+        Check(
+            "subtype_per_slide",
+            "critical",
+            "A slide has one subtype: of a slide under two nobody can say which label is right.",
+            (Rule("ExpectOneValuePerGroup", {"column_A": "slide", "column_B": "subtype"}),),
+        ),
+        Check(
+            "patient_per_slide",
+            "critical",
+            "A slide belongs to one patient: else one patient's images could be in training and in test.",
+            (Rule("ExpectOneValuePerGroup", {"column_A": "slide", "column_B": "patient"}),),
+        ),
+        Check(
+            "label_of_subtype",
+            "critical",
+            "The label is the one that belongs to the subtype, for example malignant for DC.",
+            (
+                Rule(
+                    "ExpectColumnPairValuesToBeInSet",
+                    {
+                        "column_A": "subtype",
+                        "column_B": "label",
+                        "value_pairs_set": [[subtype, label_of(subtype)] for subtype in SUBTYPES],
+                    },
+                ),
+            ),
+        ),
+        Check(
+            "magnifications",
+            "critical",
+            "The magnification is one that BreakHis was photographed at: 40, 100, 200 or 400 times.",
+            (Rule("ExpectColumnValuesToBeInSet", {"column": "magnification", "value_set": list(MAGNIFICATIONS)}),),
+        ),
+        Check(
+            "image_sizes",
+            "warning",
+            "The picture has the published size; others were resized by someone and have lost detail.",
+            (
+                Rule(
+                    "ExpectColumnPairValuesToBeInSet",
+                    {
+                        "column_A": "width",
+                        "column_B": "height",
+                        "value_pairs_set": [list(size) for size in IMAGE_SIZES],
+                    },
+                ),
+            ),
+        ),
+        Check(
+            "unique_pixels",
+            "critical",
+            "No picture is there twice, under whatever name: copies would count double and could be in train and test.",
+            (Rule("ExpectColumnValuesToBeUnique", {"column": "pixel_sha256"}),),
+        ),
+        Check(
+            "unique_names",
+            "critical",
+            "No file name is there twice: the same name in two folders is the same image.",
+            (
+                Rule(
+                    "ExpectCompoundColumnsToBeUnique",
+                    {"column_list": ["subtype", "slide", "magnification", "seq"]},
+                ),
+            ),
+        ),
+    )
+    if not whole_breakhis:
+        return suite
+    whole = Check(
+        "inventory",
+        "critical",
+        "Every class has at every magnification the images BreakHis was published with, quarantined ones included.",
+        (
+            Rule(
+                "ExpectImagesToMatchInventory",
+                {
+                    "published": [list(row) for row in inventory()],
+                    "only_in_quarantine": {"$PARAMETER": ONLY_IN_QUARANTINE},
+                },
+            ),
+        ),
+    )
+    return (*suite, whole)
+
+
+def suite_version(suite: tuple[Check, ...]) -> str:
+    """12 hex digits that change with any declaration above and with the code of our own expectations."""
+    code = files("ml.validation").joinpath("expectations.py").read_bytes()
+    return digest([[asdict(check) for check in suite], hashlib.sha256(code).hexdigest()])[:12]
+
+
+def _path_regex() -> str:
+    # Paths carry folders, names do not. Groups are made non-capturing since pandas warns of capturing ones.
+    return "(?:^|/)" + re.sub(r"\((?!\?)", "(?:", NAME_PATTERN) + r"\Z"

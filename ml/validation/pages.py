@@ -1,0 +1,183 @@
+"""Data Docs that can be read without a network.
+
+Great Expectations' pages take their style, their icons and even the list on their front page from scripts on the
+internet. Here the pages lose those references and get a small style sheet, and the front page is our own: what was
+checked, what was found, what is in quarantine, and the way to Great Expectations' pages.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version as version_of
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+from ml.store import Json
+from ml.validation.suite import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILES_SHOWN = 5
+"""How many quarantined files the front page names for each reason."""
+
+_THEIRS = re.compile(
+    r"<(script|style|footer)\b.*?</\1>|<link\b[^>]*>|<img\b[^>]*>",
+    re.DOTALL | re.IGNORECASE,
+)
+"""What is taken out of Great Expectations' pages: scripts, styles, pictures and an invitation to a newsletter."""
+
+_HEAD = """
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; form-action 'none'">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0; color: #1c2733; background: #fff; }
+header.breakhis, main.breakhis, body > .container-fluid { max-width: 1240px; margin: 0 auto; padding: 0 24px; }
+header.breakhis { padding-top: 20px; } main.breakhis { padding-bottom: 40px; }
+h1 { font-size: 24px; margin: 0 0 8px; } h2 { font-size: 18px; margin: 28px 0 8px; }
+h4, h5, h6 { margin: 16px 0 4px; font-size: 16px; } .alert h5 { font-size: 18px; }
+table { border-collapse: collapse; width: 100%; } table.facts { width: auto; }
+th { text-align: left; background: #eef2f6; white-space: nowrap; }
+th, td { padding: 6px 10px; border: 1px solid #d5dde5; vertical-align: top; }
+li, td table td, td:nth-child(3) .show-scrollbars { overflow-wrap: anywhere; }
+code { font-family: ui-monospace, monospace; font-size: 13px; } td > code, td > .verdict { white-space: nowrap; }
+ul { margin: 4px 0; padding-left: 20px; }
+.verdict { display: inline-block; padding: 2px 10px; border-radius: 4px; color: #fff; font-weight: 600; }
+.held { background: #1b7f3b; } .warned { background: #a86400; } .failed, .errored { background: #b3261e; }
+.badge { background: #eef2f6; border-radius: 3px; padding: 0 5px; } .text-danger { color: #b3261e; }
+.text-success { color: #1b7f3b; } .text-warning { color: #a86400; }
+i.fas { font-style: normal; font-weight: 600; white-space: nowrap; }
+.fa-check-circle::before { content: "✓ held"; } .fa-times::before { content: "✗ failed"; }
+.fa-exclamation-triangle::before { content: "! crashed"; }
+body > nav.navbar, .card:has(.btn-group), thead[hidden], .col-lg-2 > .mb-4, a[data-toggle] { display: none; }
+body > .container-fluid > .row { display: flex; gap: 24px; margin-top: 16px; }
+body > .container-fluid > .row > .col-lg-2 { flex: 0 0 170px; }
+body > .container-fluid > .row > .col-lg-10 { flex: 1; min-width: 0; }
+.col-lg-2 ul { list-style: none; padding: 0; } .ge-section { margin-bottom: 24px; }
+</style>
+"""
+"""Style for our pages and theirs, and a ban on scripts: nothing on these pages needs one."""
+
+
+def finish_docs(
+    docs: Path, outcomes: Sequence[Outcome], manifest: Json, quarantine: "pd.DataFrame", suite: str
+) -> None:
+    """Make the site that Great Expectations wrote into ``docs`` whole in itself, and write its front page.
+
+    Args:
+        docs: the site's folder.
+        outcomes: what became of each check.
+        manifest: the manifest's object.json.
+        quarantine: the manifest's quarantine table.
+        suite: the suite's version.
+    """
+    rmtree(docs / "static", ignore_errors=True)  # 4 MB of fonts and animated pictures that nothing refers to any more
+    for page in docs.rglob("*.html"):
+        top = "../" * (len(page.relative_to(docs).parts) - 1)
+        header = _header(manifest, outcomes, f'<p><a href="{top}index.html">All checks and the quarantine</a></p>')
+        html = _THEIRS.sub("", page.read_text(encoding="utf-8"))
+        html = html.replace("</head>", f"{_HEAD}</head>", 1).replace("<body>", f"<body>{header}", 1)
+        page.write_text(html, encoding="utf-8")
+    pages = {
+        "validations/**/*.html": "Each expectation with the rows it did not hold for",
+        "expectations/*.html": "The suite: everything that is expected",
+    }
+    links = [
+        f'<li><a href="{escape(page.relative_to(docs).as_posix())}">{text}</a></li>'
+        for pattern, text in pages.items()
+        for page in docs.glob(pattern)
+    ]
+    reasons = ", ".join(f"{reason}: {files:,}" for reason, files in manifest["quarantined"].items())
+    facts = {
+        "Source": manifest["source"],
+        "Manifest": manifest["id"],
+        "Raw version": manifest["raw"],
+        "Images": f"{manifest['images']:,}",
+        "Further copies of the same images": f"{manifest['duplicates']:,}",
+        "In quarantine": f"{len(quarantine):,}" + (f" ({reasons})" if reasons else ""),
+        "Claims to be whole BreakHis": "yes" if manifest["inventory"] else "no",
+        "Suite": f"{suite}, Great Expectations {version_of('great-expectations')}",
+        "Checked": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    body = [
+        _table(([f"<th>{escape(key)}</th>", _cell(value)] for key, value in facts.items()), css="facts"),
+        "<h2>Validation results</h2><ul>",
+        *links,
+        "</ul><h2>Checks</h2>",
+        _table(map(_check, outcomes), head=("Result", "Check", "Severity", "What is demanded", "What was found")),
+        "<h2>Quarantine</h2>",
+        _quarantine(quarantine),
+    ]
+    (docs / "index.html").write_text(
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><title>Validation of {escape(manifest["id"])}'
+        f"</title>{_HEAD}</head><body>{_header(manifest, outcomes)}"
+        f'<main class="breakhis">{"".join(body)}</main></body></html>',
+        encoding="utf-8",
+    )
+
+
+def _header(manifest: Json, outcomes: Iterable[Outcome], more: str = "") -> str:
+    title = f"Validation of <code>{escape(manifest['id'])}</code> from source {escape(manifest['source'])}"
+    return f'<header class="breakhis"><h1>{title}</h1>{_verdict(list(outcomes))}{more}</header>'
+
+
+def _verdict(outcomes: list[Outcome]) -> str:
+    blocking = [one for one in outcomes if one.blocks]
+    warned = [one for one in outcomes if one.status == "failed" and not one.blocks]
+    if blocking:
+        css, words = "failed", "did not pass: " + ", ".join(f"{one.name} {_word(one)}" for one in blocking)
+    elif warned:
+        css, words = "warned", "passed, with a warning from " + ", ".join(one.name for one in warned)
+    else:
+        css, words = "held", "passed"
+    return f'<p><span class="verdict {css}">{escape(words)}</span></p>'
+
+
+def _word(outcome: Outcome) -> str:
+    return {"held": "held", "failed": "failed", "errored": "crashed"}[outcome.status]
+
+
+def _check(outcome: Outcome) -> list[str]:
+    css = "warned" if outcome.status == "failed" and not outcome.blocks else outcome.status
+    found = escape(outcome.observed)
+    paths = [f"<li><code>{escape(str(row['path']))}</code>{_values(row)}</li>" for row in outcome.rows if "path" in row]
+    if paths:
+        found += f"<ul>{''.join(paths)}</ul>"
+    return [
+        f'<td><span class="verdict {css}">{_word(outcome)}</span></td>',
+        f"<td><code>{escape(outcome.name)}</code></td>",
+        _cell(outcome.severity),
+        _cell(outcome.sentence),
+        f"<td>{found}</td>",
+    ]
+
+
+def _values(row: Json) -> str:
+    values = ", ".join(f"{column} {value}" for column, value in row.items() if column != "path")
+    return f": {escape(values)}" if values else ""
+
+
+def _quarantine(quarantine: "pd.DataFrame") -> str:
+    if quarantine.empty:
+        return "<p>Nothing is in quarantine.</p>"
+    rows = []
+    for reason, group in quarantine.groupby("reason"):
+        shown = group.head(FILES_SHOWN)
+        files = "".join(
+            f"<li><code>{escape(str(path))}</code>: {escape(str(detail))}</li>"
+            for path, detail in zip(shown["path"], shown["detail"], strict=True)
+        )
+        more = f"<li>and {len(group) - FILES_SHOWN:,} more</li>" if len(group) > FILES_SHOWN else ""
+        rows.append([_cell(str(reason)), _cell(f"{len(group):,}"), f"<td><ul>{files}{more}</ul></td>"])
+    return _table(rows, head=("Reason", "Files", "Which"))
+
+
+def _cell(text: str) -> str:
+    return f"<td>{escape(text)}</td>"
+
+
+def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), css: str = "") -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f'<table class="{css}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
