@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.devices import has_gpu_driver, quiet_tensorflow
 from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, Weights, has_gpu_driver, load_backbone, quiet_tensorflow, resolve_weights
+from ml.models import FEATURES, Weights, load_backbone, resolve_weights
 from ml.pixels import VIEW, PixelCache
 from ml.progress import say, track
 from ml.settings import Settings

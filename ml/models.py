@@ -8,8 +8,6 @@ average-pooled features, float32 (n, 1280).
 import hashlib
 import os
 import socket
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import getproxies
@@ -18,6 +16,7 @@ import numpy as np
 from cloudpathlib import AnyPath
 from numpy.typing import NDArray
 
+from ml.devices import quiet_tensorflow
 from ml.errors import StoreError, WeightsError
 from ml.imaging import SIZE
 from ml.progress import say
@@ -51,33 +50,6 @@ class Weights(NamedTuple):
     def pretrained(self) -> bool:
         """Whether they were learnt from anything."""
         return self.kind != "random"
-
-
-def has_gpu_driver() -> bool:
-    """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
-    return Path("/dev/nvidiactl").exists()
-
-
-def quiet_tensorflow() -> None:
-    """Import TensorFlow without its start-up chatter, which it writes before any of its own settings apply."""
-    if "tensorflow" in sys.modules:
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not has_gpu_driver():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # else it looks for one and logs that as an error
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def resolve_weights(wanted: str, store: Store, *, or_random: bool = False) -> Weights:

@@ -14,6 +14,7 @@ import mlflow.pyfunc  # noqa: TID253  # this file is loaded by MLflow itself, an
 import numpy as np
 import pandas as pd
 
+from ml.devices import quiet_tensorflow
 from ml.errors import ImageError
 from ml.imaging import Pixels, decode, read_image, resize
 
@@ -31,13 +32,14 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load network and facts from the model's artifacts."""
+        quiet_tensorflow()
         import keras
 
         self._network = keras.saving.load_model(context.artifacts["network"], compile=False)
         self._facts = json.loads(Path(context.artifacts["facts"]).read_text(encoding="utf-8"))
 
-    # No type hints on the input: MLflow would take them for a schema, which only knows lists.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    # Hinted as a DataFrame, though it takes more: from any other hint MLflow makes a schema, and warns without one.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
         """Classify images; see the class for what goes in and comes out.
 
         Raises:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ml
+from ml.devices import quiet_tensorflow
 from ml.errors import DataError
 from ml.evaluation import Evaluation, evaluate, plot_confusion, plot_history, plot_roc, youden_threshold
 from ml.features import Features, read_features
 from ml.imaging import SIZE
-from ml.models import build_head, join, load_backbone, quiet_tensorflow
+from ml.models import build_head, join, load_backbone
 from ml.presets import Preset
 from ml.progress import say
 from ml.registry import MODEL_NAME
@@ -193,14 +194,13 @@ def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_
 
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.types.schema import ColSpec, Schema
 
     names = classes(task)
     outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{name}") for name in names)]
     outputs += [ColSpec("double", "threshold")] if threshold is not None else []
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image")]), outputs=Schema([*outputs, ColSpec("string", "run_id")])
-    )
+    # Inputs are left open: a schema of MLflow's would admit paths, bytes or arrays, but not all of them.
+    signature = ModelSignature(outputs=Schema([*outputs, ColSpec("string", "run_id")]))
     facts = {"task": task, "classes": names, "threshold": threshold, "run_id": run_id, "size": SIZE}
     needs = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():

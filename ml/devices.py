@@ -1,0 +1,33 @@
+"""What this machine computes on, and TensorFlow's start. Light: it travels with every logged model."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+def has_gpu_driver() -> bool:
+    """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def quiet_tensorflow() -> None:
+    """Import TensorFlow without its start-up chatter, which it writes before any of its own settings apply."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not has_gpu_driver():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # else it looks for one and logs that as an error
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
