@@ -1,11 +1,10 @@
 """One DAG per data source: ``ingest_<name>`` for each YAML file in sources/ and each that a training set refers to."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow.sdk import DAG, Asset
 
-from breakhis_airflow.declared import dags_of
+from breakhis_airflow.declared import cron, dags_of
 from breakhis_airflow.operators import DEFAULT_ARGS, stage
 from ml.settings import settings
 from ml.sources import SourceSpec, load_source, source_files
@@ -23,7 +22,8 @@ DOC = """
 1. **fetch** copies the source's files into the store. Files that are there already are not copied again.
 2. **manifest** reads every picture and lists it once, under its case, slide, subtype and magnification. What cannot be
    used is set aside with a reason; the counts are in the task's XCom.
-3. **validate** checks that list. The button **Data Docs** on the task opens the report, after a failure too.
+3. **validate** checks that list. The report opens from the end of the task's log or its
+   *Details* (**Data Docs**), after a failure too.
 4. **publish** makes the list the current version of the source, which training sets then take. Unchanged files change
    nothing.
 
@@ -41,8 +41,7 @@ def ingest(file: Path) -> DAG:
         f"ingest_{source.name}",
         description=f"{source.kind}: {source.description.strip()}",
         doc_md=documentation(source),
-        schedule=source.schedule,
-        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        schedule=cron(source.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,

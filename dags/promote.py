@@ -36,9 +36,7 @@ with DAG(
         "model": Param(
             type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
         ),
-        "version": Param(
-            type=["string", "integer"], pattern="^[1-9][0-9]*$", title="Version", description="Its number there."
-        ),
+        "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
         "evidence": Param(
             type="string",
             pattern="^evidence-[0-9a-f]{12}$",

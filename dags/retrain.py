@@ -1,12 +1,11 @@
 """One DAG per training set: ``retrain_<name>`` for every YAML file in training_sets/ and in BREAKHIS_TRAINING_SETS."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
-from breakhis_airflow.declared import dags_of
+from breakhis_airflow.declared import cron, dags_of
 from breakhis_airflow.operators import DEFAULT_ARGS, stage
 from ml.presets import preset_names
 from ml.settings import settings
@@ -24,8 +23,8 @@ DOC = """
 ### What a run does
 1. **assemble** takes the current version of each source; **split** puts every new case on a side for good; **features**
    looks at the pictures once, so that a second run only looks at new ones.
-2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The button
-   **MLflow run** on a task opens curves, metrics and artifacts.
+2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The end of
+   a task's log and its *Details* lead to the **MLflow run** with curves, metrics and artifacts.
 3. **register_…** makes each trained model a new version in the registry, a *candidate*.
 4. **trigger_promote_…** hands each candidate to the DAG `promote`, where its gates are checked and a reviewer is asked.
    Nothing becomes the champion here.
@@ -45,8 +44,7 @@ def retrain(file: Path) -> DAG:
         f"retrain_{training_set.name}",
         description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
         doc_md=documentation(training_set),
-        schedule=training_set.schedule,
-        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        schedule=cron(training_set.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=True,

@@ -6,9 +6,10 @@ would stand against the DAG file that reads all of them, far from the YAML at fa
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, CronTriggerTimetable
 
 from breakhis_airflow.operators import DEFAULT_ARGS, stage
 from ml.errors import BreakhisError, ConfigError
@@ -48,6 +49,18 @@ def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str,
             )
         found[dag.dag_id] = dag
     return found
+
+
+def cron(schedule: str | None) -> CronTriggerTimetable | None:
+    """The timetable of a schedule in YAML, in UTC, for a DAG without a start date.
+
+    A DAG that is unpaused waits for its next time. With a start date Airflow would first make up for the last time, so
+    that whoever unpauses a monthly DAG and starts it finds two runs.
+    """
+    if schedule is None:
+        return None
+    # Not exactly False: its first time would be lost, should Airflow read the file between that second and the next.
+    return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
 
 
 def _invalid(file: Path, error: Exception, dag_id: str, first_stage: str) -> DAG:

@@ -21,7 +21,10 @@ _NAMES = frozenset(
 )
 _PREFIXES = (
     *("BREAKHIS_", "MLFLOW_", "KAGGLE_", "AWS_", "GX_"),
-    *("TF_", "XLA_", "KERAS_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OV_", "LC_", "XDG_"),
+    *("XLA_", "KERAS_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OV_", "LC_", "XDG_"),
+    # TensorFlow's, family by family: Terraform keeps its tokens under TF_, too.
+    *("TF_CPP_", "TF_CUDNN_", "TF_DETERMINISTIC_", "TF_DISABLE_", "TF_ENABLE_", "TF_FORCE_", "TF_GPU_", "TF_NUM_"),
+    *("TF_USE_", "TF_XLA_"),
 )
 _NEVER = (
     "BREAKHIS_AIRFLOW_",  # the service account, which only the stage that is given the connection may use

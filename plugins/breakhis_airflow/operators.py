@@ -16,11 +16,11 @@ import sys
 import time
 from abc import abstractmethod
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow.sdk import BaseHook, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
@@ -42,13 +42,6 @@ DEFAULT_ARGS: dict[str, Any] = {
 
 _EXIT_USAGE = 2
 _NO_RETRY = frozenset({_EXIT_USAGE, EXIT_BAD_INPUT, EXIT_REFUSED})
-
-
-class Outcome(NamedTuple):
-    """How a command ended: its exit status (negative: the signal that killed it), and the last error it printed."""
-
-    code: int
-    error: str
 
 
 class StageOperator(BaseOperator):
@@ -109,24 +102,32 @@ class StageOperator(BaseOperator):
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
         command = ["breakhis", self.stage, *self.arguments, "--json", "--result", store.uri(key)]
         self.log.info("Running: %s", " ".join(command))
-        outcome = self.run_command(command, {**stage_environment(os.environ), **self._secrets()})
+        connections = self._fetch_connections()
+        output = _Output(self.log, hidden=[value for name, value in connections.items() if name.endswith("_PASSWORD")])
+        status = self.run_command(command, {**stage_environment(os.environ), **connections}, output)
         self.stage_result, _ = store.read(key)
+        for link in self.operator_extra_links:
+            if address := link.get_link(self, ti_key=ti):
+                self.log.info("%s: %s", link.name, address)
 
-        if outcome.code == 0 and self.stage_result is not None:
+        if status == 0 and self.stage_result is not None:
             for asset in self.outlets:
                 context["outlet_events"][asset].extra = self.stage_result
             return self.stage_result
         if self.stage_result is not None:
             ti.xcom_push(key="return_value", value=self.stage_result)
-        if outcome.code in _NO_RETRY:
-            raise AirflowFailException(self._explain(outcome))
-        raise AirflowException(self._explain(outcome))
+        problem = f"breakhis {self.stage}{': ' + output.error if output.error else _how_it_ended(status)}"
+        raise AirflowFailException(problem) if status in _NO_RETRY else AirflowException(problem)
 
     @abstractmethod
-    def run_command(self, command: list[str], environment: dict[str, str]) -> Outcome:
-        """Run ``command`` to its end with exactly this environment, passing its output to the task's log."""
+    def run_command(self, command: list[str], environment: dict[str, str], output: Callable[[str], None]) -> int:
+        """Run ``command`` to its end with exactly this environment; ``output`` is called with each line it prints.
 
-    def _secrets(self) -> dict[str, str]:
+        Returns:
+            The exit status; of a command that was killed, the signal's number with a minus sign.
+        """
+
+    def _fetch_connections(self) -> dict[str, str]:
         found: dict[str, str] = {}
         for connection_id, prefix in self.connections.items():
             try:
@@ -143,18 +144,6 @@ class StageOperator(BaseOperator):
             found[f"{prefix}_PASSWORD"] = connection.password or ""
         return found
 
-    def _explain(self, outcome: Outcome) -> str:
-        what = f"breakhis {self.stage}"
-        if outcome.error:
-            return f"{what}: {outcome.error}"
-        if outcome.code == 0:
-            return f"{what} ended well but wrote no result"
-        if outcome.code < 0:
-            name = signal.Signals(-outcome.code).name
-            hint = " (often: out of memory)" if name == "SIGKILL" else ""
-            return f"{what} was killed by {name}{hint}"
-        return f"{what} ended with status {outcome.code}; its last lines above say why"
-
 
 class ProcessStageOperator(StageOperator):
     """Run a stage as a process beside the Airflow worker. Needs nothing but ``breakhis`` on the worker's machine.
@@ -165,9 +154,8 @@ class ProcessStageOperator(StageOperator):
 
     _process: subprocess.Popen[bytes] | None = None
 
-    def run_command(self, command: list[str], environment: dict[str, str]) -> Outcome:
+    def run_command(self, command: list[str], environment: dict[str, str], output: Callable[[str], None]) -> int:
         """Run ``command`` here; see the base class."""
-        error = ""
         with subprocess.Popen(
             [_executable(command[0]), *command[1:]],
             env=environment,
@@ -181,10 +169,8 @@ class ProcessStageOperator(StageOperator):
             self._process = process
             try:
                 for line in _lines(process):
-                    self.log.info("%s", line)
-                    if line.lower().startswith("error: "):
-                        error = line[len("error: ") :]
-                return Outcome(process.wait(), error)
+                    output(line)
+                return process.wait()
             finally:
                 _end_group(process)
                 self._process = None
@@ -203,6 +189,38 @@ PLACES: dict[str, type[StageOperator]] = {"process": ProcessStageOperator}
 def stage(name: str, *arguments: str, **kwargs: Any) -> StageOperator:
     """A task that runs the stage ``name`` at the configured place; its task id is the stage's name unless given."""
     return PLACES[settings().place](stage=name, arguments=arguments, **{"task_id": name, **kwargs})
+
+
+# --- what a stage says ------------------------------------------------------------------------------------------------
+
+
+class _Output:
+    """Passes a stage's lines on to the task's log, and keeps its last error.
+
+    Secrets are struck out here. Airflow masks them in the task's log, but not where the supervisor repeats that log on
+    the scheduler's or worker's own output.
+    """
+
+    def __init__(self, log: Any, hidden: Sequence[str]) -> None:
+        self.error = ""
+        self._log = log
+        self._hidden = [secret for secret in hidden if secret]
+
+    def __call__(self, line: str) -> None:
+        for secret in self._hidden:
+            line = line.replace(secret, "***")
+        self._log.info("%s", line)
+        if line.lower().startswith("error: "):  # the stages' own errors, and click's about how they are called
+            self.error = line[len("error: ") :]
+
+
+def _how_it_ended(status: int) -> str:
+    if status == 0:
+        return " ended well but wrote no result"
+    if status > 0:
+        return f" ended with status {status}; its last lines above say why"
+    hint = ", most often for want of memory" if -status == signal.SIGKILL else ""
+    return f" was killed by {signal.Signals(-status).name}{hint}"
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
