@@ -68,7 +68,7 @@ def ask(spec: KaggleSource) -> Iterator["Remote"]:
             f"{TOKEN_PAGE} and set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or save ~/.kaggle/kaggle.json"
         )
     with contextlib.ExitStack() as stack:
-        with _explained(spec, found):
+        with _explained(spec, found), contextlib.redirect_stdout(sys.stderr):
             api = _authenticated(found)
             client = stack.enter_context(api.build_kaggle_client())
             session = client.http_client()._session  # the package sets no time limit on it
@@ -125,13 +125,13 @@ class Remote:
         """Download the archive into ``folder``, going on where an earlier try broke off; returns its path.
 
         Raises:
-            ConfigError: not enough space for the archive and for what is in it.
+            ConfigError: not enough space for the archive and for what is in it, or the folder cannot be written.
             TryAgain: the download broke off; what came of it is kept.
         """
         path = folder / f"{self.spec.slug}.zip"
         # The package's own `download_needed` takes half of a larger, older archive for the whole of a smaller one.
-        whole = folder / "whole.json"
-        if self.identity and path.exists() and whole.exists() and json.loads(whole.read_text()) == self.identity:
+        whole, identity = folder / "whole.json", json.dumps(self.identity)
+        if self.identity and path.exists() and whole.exists() and whole.read_text() == identity:
             return path
         whole.unlink(missing_ok=True)
         size = self.size or 0
@@ -142,10 +142,16 @@ class Remote:
         with _explained(self.spec, self.credentials), _watched(path, size), contextlib.redirect_stdout(sys.stderr):
             try:
                 self.api.download_file(self.response, str(path), self.client.http_client(), quiet=True, resume=True)
+            except requests.RequestException:
+                raise  # is a kind of OSError, and explained by the block around
+            except OSError as error:
+                raise ConfigError(
+                    f"{path}: cannot be written ({error.strerror}); see to the disk, fetch again"
+                ) from None
             except ValueError:  # the package found another length than was announced
                 path.unlink(missing_ok=True)
                 raise TryAgain(f"{self.spec.dataset}: the download has not the announced length; try again") from None
-        whole.write_text(json.dumps(self.identity))
+        whole.write_text(identity)
         return path
 
 

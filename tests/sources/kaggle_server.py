@@ -190,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        # The package prints a warning to stdout where it is older than this.
+        for name, value in {"X-Kaggle-APIVersion": "99.0.0", **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

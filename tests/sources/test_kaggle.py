@@ -62,6 +62,7 @@ def test_a_mirror_is_fetched(
     assert [call.authorized for call in kaggle_server.downloads()] == [False]  # credentials stay with Kaggle
     said = capfd.readouterr()
     assert said.out == ""
+    assert "outdated `kaggle` version" in said.err
     assert TOKEN not in said.err
 
 
@@ -308,6 +309,15 @@ def test_places_on_one_disk_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     kaggle.require_space([(tmp_path, 10**9)])
     with pytest.raises(ConfigError, match=r"1\.3 GB free, 2\.3 GB needed"):
         kaggle.require_space([(tmp_path, 10**9), (tmp_path / "not" / "there" / "yet", 10**9)])
+
+
+def test_a_disk_that_fills_up_meanwhile_is_named(
+    spec: SourceSpec, store: Store, settings: Settings, cache: Path
+) -> None:
+    name = f"{MIRROR.partition('/')[2]}.zip"
+    (cache / "latest" / name).mkdir(parents=True)  # as good as a full disk: writing there fails
+    with pytest.raises(ConfigError, match=rf"{name}: cannot be written \(Is a directory\)"):
+        fetch(spec, store, settings)
 
 
 def test_two_fetches_of_one_version_do_not_mix(spec: SourceSpec, store: Store, settings: Settings, cache: Path) -> None:
