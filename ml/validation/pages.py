@@ -40,7 +40,7 @@ h4, h5, h6 { margin: 16px 0 4px; font-size: 16px; } .alert h5 { font-size: 18px;
 table { border-collapse: collapse; width: 100%; } table.facts { width: auto; }
 th { text-align: left; background: #eef2f6; white-space: nowrap; }
 th, td { padding: 6px 10px; border: 1px solid #d5dde5; vertical-align: top; }
-li, td table td, td:nth-child(3) .show-scrollbars { overflow-wrap: anywhere; }
+li, td table td, .show-scrollbars code, td:nth-child(3) .show-scrollbars { overflow-wrap: anywhere; }
 code { font-family: ui-monospace, monospace; font-size: 13px; } td > code, td > .verdict { white-space: nowrap; }
 ul { margin: 4px 0; padding-left: 20px; }
 .verdict { display: inline-block; padding: 2px 10px; border-radius: 4px; color: #fff; font-weight: 600; }

@@ -164,7 +164,7 @@ def _outcome(check: Check, results: list[Json], rows: int) -> Outcome:
         return Outcome(*told, "errored", check.sentence, "; ".join(crashes), None, [])
     if not failures:
         return Outcome(*told, "held", check.sentence, _observed_when_held(results, rows), None, [])
-    observed = "; ".join([*(_observed(one, rows) for one in failures), *crashes])
+    observed = "; ".join(_observed(one, rows) for one in failures)
     cells = [cell for one in failures for cell in (one["result"].get("details") or {}).get("cells", [])]
     if cells:  # classes at a magnification, 32 at most: every one is named
         return Outcome(*told, "failed", check.sentence, observed, len(cells), cells)
