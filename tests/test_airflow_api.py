@@ -1,0 +1,256 @@
+"""The client against a small server that answers as Airflow does."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from ml.airflow_api import AirflowApi
+from ml.errors import AirflowError, CredentialsError, TryAgain
+
+PASSWORD = "correct"
+
+
+class FakeAirflow(ThreadingHTTPServer):
+    """Answers what ``routes`` says: (method, raw path) -> (status, JSON) or a function of query and body."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.routes: dict[tuple[str, str], Any] = {}
+        self.requests: list[tuple[str, str, dict[str, list[str]], Any]] = []
+        self.tokens: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away before the answer is part of a test."""
+
+    def bodies(self, method: str) -> list[Any]:
+        return [body for verb, path, _, body in self.requests if verb == method and path != "/auth/token"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeAirflow
+
+    def _do(self) -> None:
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        self.server.requests.append((self.command, parts.path, query, body))
+        status, answer = self._answer(parts.path, query, body)
+        payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    do_GET = do_POST = do_PATCH = _do  # noqa: N815
+
+    def _answer(self, path: str, query: Any, body: Any) -> tuple[int, Any]:
+        if path == "/auth/token":
+            if body["password"] != PASSWORD:
+                return 401, {"detail": "Invalid credentials"}
+            self.server.tokens.append(f"token-{len(self.server.tokens)}")
+            return 201, {"access_token": self.server.tokens[-1]}
+        if path != "/api/v2/monitor/health":
+            last = self.server.tokens[-1] if self.server.tokens else None
+            if self.headers.get("Authorization") != f"Bearer {last}":
+                return 401, {"detail": "Invalid JWT token"}
+        route = self.server.routes.get((self.command, path), (404, {"detail": f"{path} was not found"}))
+        return route(query, body) if callable(route) else route
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def airflow() -> Iterator[FakeAirflow]:
+    server = FakeAirflow()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def api(airflow: FakeAirflow) -> AirflowApi:
+    return AirflowApi(airflow.url, "engineer", PASSWORD)
+
+
+def test_logs_in_once_and_again_when_the_token_has_expired(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["GET", "/api/v2/dags/d/dagRuns/r"] = (200, {"state": "running"})
+    assert api.dag_run("d", "r") == {"state": "running"}
+    api.dag_run("d", "r")
+    assert airflow.tokens == ["token-0"]
+    airflow.tokens.append("of somebody else")  # ours is not accepted any longer
+    assert api.dag_run("d", "r")["state"] == "running"
+    assert airflow.tokens[-1] == "token-2"
+
+
+def test_health_needs_no_login(airflow: FakeAirflow) -> None:
+    airflow.routes["GET", "/api/v2/monitor/health"] = (200, {"metadatabase": {"status": "healthy"}})
+    assert AirflowApi(airflow.url, "", "").health()["metadatabase"]["status"] == "healthy"
+
+
+def test_wrong_password_says_whose_and_where_to_look(airflow: FakeAirflow) -> None:
+    with pytest.raises(CredentialsError, match=r"password of user 'reviewer'.*passwords\.json"):
+        AirflowApi(airflow.url, "reviewer", "wrong").dag_run("d", "r")
+
+
+def test_no_password_at_all(airflow: FakeAirflow) -> None:
+    with pytest.raises(CredentialsError, match="no user or password"):
+        AirflowApi(airflow.url, "reviewer", "").dag_run("d", "r")
+
+
+def test_forbidden_carries_the_servers_reason(airflow: FakeAirflow, api: AirflowApi) -> None:
+    path = "/api/v2/dags/promote/dagRuns/m-v1/taskInstances/review/-1/hitlDetails"
+    airflow.routes["PATCH", path] = (403, {"detail": "User=engineer is not a respondent for the task."})
+    with pytest.raises(CredentialsError, match=r"'engineer'.*not a respondent"):
+        api.answer("promote", "m-v1", "review", "Approve", {"reason": "good"})
+
+
+def test_missing_things_are_errors_with_status(api: AirflowApi) -> None:
+    with pytest.raises(AirflowError, match=r"404.*was not found") as caught:
+        api.hitl_detail("promote", "m-v1", "review")
+    assert caught.value.status == 404
+
+
+def test_a_run_that_exists_is_named(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["POST", "/api/v2/dags/promote/dagRuns"] = (409, {"detail": {"reason": "Unique constraint"}})
+    with pytest.raises(AirflowError, match="'promote' has a run 'm-v1' already") as caught:
+        api.trigger("promote", "m-v1")
+    assert caught.value.status == 409
+
+
+def test_rejected_fields_are_spelled_out(airflow: FakeAirflow, api: AirflowApi) -> None:
+    detail = [{"loc": ["body", "conf"], "msg": "must be a dictionary"}]
+    airflow.routes["POST", "/api/v2/dags/d/dagRuns"] = (422, {"detail": detail})
+    with pytest.raises(AirflowError, match=r"422.*body\.conf: must be a dictionary"):
+        api.trigger("d")
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_server_trouble_may_pass(airflow: FakeAirflow, api: AirflowApi, status: int) -> None:
+    airflow.routes["GET", "/api/v2/dags/d/dagRuns/r"] = (status, b"oops")
+    with pytest.raises(TryAgain, match=str(status)):
+        api.dag_run("d", "r")
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with pytest.raises(TryAgain, match="connection refused"):
+        AirflowApi(f"http://127.0.0.1:{port}", "engineer", PASSWORD).dag_run("d", "r")
+
+
+def test_silence(airflow: FakeAirflow) -> None:
+    gate = threading.Event()
+    airflow.routes["GET", "/api/v2/monitor/health"] = lambda query, body: (gate.wait(5) and 200, {})
+    with pytest.raises(TryAgain, match="no answer in time"):
+        AirflowApi(airflow.url, "", "", timeout=0.2).health()
+    gate.set()
+
+
+def test_something_else_that_answers(airflow: FakeAirflow) -> None:
+    airflow.routes["GET", "/api/v2/monitor/health"] = (200, b"<html>hello</html>")
+    with pytest.raises(AirflowError, match="not the API of Airflow"):
+        AirflowApi(airflow.url, "", "").health()
+
+
+def test_no_address_of_a_server() -> None:
+    with pytest.raises(AirflowError, match="no address of an Airflow"):
+        AirflowApi("http://", "u", "p").health()
+
+
+def test_a_proxy_for_the_outside_is_not_asked(
+    airflow: FakeAirflow, monkeypatch: pytest.MonkeyPatch, api: AirflowApi
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    airflow.routes["GET", "/api/v2/monitor/health"] = (200, {})
+    assert api.health() == {}
+
+
+def test_ids_are_quoted(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["GET", "/api/v2/dags/d/dagRuns/manual__2026-11-22T21%3A00%3A00%2B00%3A00"] = (200, {"state": "x"})
+    assert api.dag_run("d", "manual__2026-11-22T21:00:00+00:00")["state"] == "x"
+
+
+def test_pages_are_put_together(airflow: FakeAirflow, api: AirflowApi) -> None:
+    def page(query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+        offset, limit = int(query["offset"][0]), int(query["limit"][0])
+        assert query["response_received"] == ["false"]
+        return 200, {"hitl_details": [{"n": n} for n in range(230)][offset : offset + limit], "total_entries": 230}
+
+    airflow.routes["GET", "/api/v2/dags/~/dagRuns/~/hitlDetails"] = page
+    assert [detail["n"] for detail in api.pending_reviews()] == list(range(230))
+
+
+def test_trigger_sends_id_and_conf_without_a_logical_date(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["POST", "/api/v2/dags/promote/dagRuns"] = (200, {"dag_run_id": "m-v1"})
+    api.trigger("promote", "m-v1", {"model": "m"})
+    api.trigger("promote")
+    assert airflow.bodies("POST") == [
+        {"logical_date": None, "conf": {"model": "m"}, "dag_run_id": "m-v1"},
+        {"logical_date": None, "conf": {}},
+    ]
+
+
+def test_answer_sends_option_and_params(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["PATCH", "/api/v2/dags/promote/dagRuns/m-v1/taskInstances/review/-1/hitlDetails"] = (200, {})
+    api.answer("promote", "m-v1", "review", "Approve", {"reason": "good"})
+    assert airflow.bodies("PATCH") == [{"chosen_options": ["Approve"], "params_input": {"reason": "good"}}]
+
+
+@pytest.mark.parametrize(
+    ("stored", "value"),
+    [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("plain text", "plain text"), (None, None), ('"text"', "text")],
+)
+def test_xcom_in_any_spelling(airflow: FakeAirflow, api: AirflowApi, stored: Any, value: Any) -> None:
+    path = "/api/v2/dags/d/dagRuns/r/taskInstances/t/xcomEntries/return_value"
+    airflow.routes["GET", path] = (200, {"value": stored})
+    assert api.xcom("d", "r", "t") == value
+
+
+def test_pool_is_changed_or_made(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["POST", "/api/v2/pools"] = (201, {"name": "gpu"})
+    api.set_pool("gpu", 2, "GPUs")
+    assert airflow.bodies("POST") == [{"name": "gpu", "slots": 2, "description": "GPUs"}]
+    airflow.routes["PATCH", "/api/v2/pools/gpu"] = (200, {"name": "gpu"})
+    api.set_pool("gpu", 1, "GPUs")
+    assert airflow.bodies("PATCH")[-1] == {"slots": 1, "description": "GPUs"}
+    assert len(airflow.bodies("POST")) == 1
+
+
+def test_pool_that_may_not_be_changed(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["PATCH", "/api/v2/pools/gpu"] = (403, {"detail": "Forbidden"})
+    with pytest.raises(CredentialsError, match="Forbidden"):
+        api.set_pool("gpu", 2, "GPUs")
+
+
+def test_log_lines_of_text_records_and_errors(airflow: FakeAirflow, api: AirflowApi) -> None:
+    content = [
+        "plain",
+        {"event": "two\nlines", "level": "info"},
+        {"event": "Task failed", "level": "error", "error_detail": [{"exc_type": "ValueError", "exc_value": "no"}]},
+    ]
+    airflow.routes["GET", "/api/v2/dags/d/dagRuns/r/taskInstances/t/logs/2"] = (200, {"content": content})
+    assert api.task_log("d", "r", "t", 2) == ["plain", "two", "lines", "ERROR: Task failed", "ValueError: no"]
+
+
+def test_unpause_touches_nothing_else(airflow: FakeAirflow, api: AirflowApi) -> None:
+    airflow.routes["PATCH", "/api/v2/dags/d"] = (200, {"is_paused": False})
+    api.unpause("d")
+    assert airflow.requests[-1][2:] == ({"update_mask": ["is_paused"]}, {"is_paused": False})
