@@ -149,11 +149,13 @@ class Stack:
         deadline = time.monotonic() + _SECONDS_TO_PARSE
         broken_since = None
         while True:
-            fresh = {d["dag_id"] for d in api.dags() if _since(d.get("last_parsed_time"), state.started)}
+            fresh = {d["dag_id"]: d for d in api.dags() if _since(d.get("last_parsed_time"), state.started)}
             errors = [e for e in api.import_errors() if _since(e.get("timestamp"), state.started)]
-            missing = sorted(expected - fresh)
+            missing = sorted(expected - fresh.keys())
             if not missing and not errors:
-                return problems
+                # A YAML file that cannot be used has a DAG all the same, which says why.
+                refused = [d["description"] for d in fresh.values() if "invalid" in _tags(d)]
+                return list(dict.fromkeys([*problems, *refused]))
             now = time.monotonic()
             broken_since = broken_since or (now if errors else None)
             # A file with an error may have been half written; one second look, then it is reported.
@@ -288,6 +290,8 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             "NO_COLOR": "1",
             "DO_NOT_TRACK": "true",
+            "GX_ANALYTICS_ENABLED": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
             "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
             "MLFLOW_TRACKING_URI": mlflow_url,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -380,6 +384,7 @@ class Stack:
         if state is None:
             return False
         processes = _family(state)
+        ran = bool(processes)
         for send in (psutil.Process.terminate, psutil.Process.kill):
             for process in processes:
                 try:
@@ -395,7 +400,7 @@ class Stack:
             if not processes:
                 break
         self._state_file.unlink(missing_ok=True)
-        return True
+        return ran
 
     # --- files in the home folder -------------------------------------------------------------------------------
 
@@ -590,6 +595,10 @@ _TROUBLE: dict[str, Callable[[str], str]] = {"mlflow": _mlflow_trouble, "airflow
 def _tail(log: Path, lines: int = 15) -> str:
     last = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
     return "\n".join([f"The end of {log}:", *(f"  {line}" for line in last)])
+
+
+def _tags(dag: Json) -> set[str]:
+    return {tag["name"] for tag in dag["tags"]}
 
 
 def _since(stamp: str | None, start: datetime) -> bool:

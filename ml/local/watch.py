@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -103,6 +104,7 @@ class Watch:
                     if time.monotonic() - answered > _SECONDS_OF_PATIENCE:
                         raise
                 finished = all(done(run) for run in runs)
+                self._explain_retries(runs, seen)
                 if console.is_terminal:
                     live.update(self._table(runs), refresh=True)
                 else:
@@ -112,6 +114,20 @@ class Watch:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if console.is_terminal:
             console.print(self._table(runs))  # what was live stays on the screen as it ended
+
+    def _explain_retries(self, runs: Sequence[Run], seen: dict[tuple[str, str], str]) -> None:
+        """A try that failed is about to be repeated, perhaps in a quarter of an hour: say why at once."""
+        for run in runs:
+            for task in run.tasks:
+                key = (f"{run.dag} {run.id} {task['task_id']}", f"try {task['try_number']}")
+                if task["state"] == "up_for_retry" and key not in seen:
+                    seen[key] = "explained"
+                    with suppress(AirflowError, TryAgain):  # a missing log is no reason to stop waiting
+                        lines = self._api.task_log(run.dag, run.id, task["task_id"], task["try_number"])
+                        why = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
+                        say(
+                            f"{task['task_id']} failed and will be tried again: {why[-1] if why else 'no reason given'}"
+                        )
 
     def _lines(self, runs: Sequence[Run], seen: dict[tuple[str, str], str]) -> None:
         now = time.monotonic() - self._start
