@@ -51,10 +51,10 @@ class AirflowApi:
 
     def set_pool(self, name: str, slots: int, description: str) -> Json:
         """Make a pool, or change the one there is. Needs the role op or admin."""
-        body = {"slots": slots, "description": description}
+        body = {"slots": slots, "description": description, "include_deferred": False}
         try:
-            mask = {"update_mask": ["slots", "description"]}
-            return self._call("PATCH", f"/api/v2/pools/{_part(name)}", params=mask, body=body)
+            # All fields: Airflow checks a change as if it were a whole pool. And it calls the name "pool" here only.
+            return self._call("PATCH", f"/api/v2/pools/{_part(name)}", body={"pool": name, **body})
         except AirflowError as error:
             if error.status != 404:
                 raise

@@ -225,12 +225,13 @@ def test_xcom_in_any_spelling(airflow: FakeAirflow, api: AirflowApi, stored: Any
 
 
 def test_pool_is_changed_or_made(airflow: FakeAirflow, api: AirflowApi) -> None:
+    fields = {"slots": 2, "description": "GPUs", "include_deferred": False}
     airflow.routes["POST", "/api/v2/pools"] = (201, {"name": "gpu"})
     api.set_pool("gpu", 2, "GPUs")
-    assert airflow.bodies("POST") == [{"name": "gpu", "slots": 2, "description": "GPUs"}]
+    assert airflow.bodies("POST") == [{"name": "gpu", **fields}]
     airflow.routes["PATCH", "/api/v2/pools/gpu"] = (200, {"name": "gpu"})
-    api.set_pool("gpu", 1, "GPUs")
-    assert airflow.bodies("PATCH")[-1] == {"slots": 1, "description": "GPUs"}
+    api.set_pool("gpu", 2, "GPUs")
+    assert airflow.bodies("PATCH")[-1] == {"pool": "gpu", **fields}
     assert len(airflow.bodies("POST")) == 1
 
 

@@ -24,7 +24,7 @@ PARKED = {"awaiting_input", "deferred"}
 
 _SECONDS_BETWEEN_LOOKS = 1.5
 _SECONDS_OF_PATIENCE = 120.0
-_WORTH_A_LINE = {"running", "success", "failed", "skipped", "upstream_failed", "up_for_retry", "removed", *PARKED}
+_WORTH_A_LINE = {"running", "success", "failed", "skipped", "up_for_retry", "removed", *PARKED}
 _SIGNS = {
     "success": "[green]✔[/] ",
     "failed": "[red]✘[/] ",
