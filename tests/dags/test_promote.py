@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.serialized_objects import DagSerialization
+
+CANDIDATE = ["{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}"]
+CONF = {"model": "demo-binary", "version": "3", "evidence": "evidence-0123456789ab"}
+
+
+@pytest.fixture
+def dag(conf, read):
+    return read("promote")["promote"]
+
+
+def test_gate_then_a_person_then_the_registry(dag):
+    downstream = {task.task_id: task.downstream_task_ids for task in dag.tasks}
+    assert downstream == {
+        "gate": {"review"},
+        "review": {"promote"},
+        "promote": {"decision"},
+        "decision": {"approved", "rejected"},
+        "approved": set(),
+        "rejected": set(),
+    }
+
+
+def test_the_same_version_and_evidence_are_judged_and_promoted(dag):
+    assert dag.get_task("gate").arguments == CANDIDATE
+    assert dag.get_task("promote").arguments == [*CANDIDATE, "--dag-run", "{{ run_id }}"]
+
+
+def test_the_reviewer_sees_what_the_gate_wrote(dag):
+    review = dag.get_task("review")
+    assert review.subject == "{{ ti.xcom_pull(task_ids='gate')['title'] }}"
+    assert review.body == "{{ ti.xcom_pull(task_ids='gate')['review'] }}"
+    assert list(review.params) == ["reason"]
+
+
+def test_only_promotion_has_the_service_account_and_one_at_a_time(dag):
+    connections = {task.task_id: getattr(task, "connections", {}) for task in dag.tasks}
+    assert {task for task, used in connections.items() if used} == {"promote"}
+    assert connections["promote"] == {"breakhis_airflow": "BREAKHIS_AIRFLOW"}
+    assert dag.get_task("promote").pool == "promotion"
+    assert dag.max_active_runs > 16  # a candidate that waits for a person holds up no other
+
+
+def test_it_starts_only_when_told_to_and_is_not_paused(dag):
+    assert dag.timetable.__class__.__name__ == "NullTimetable"
+    assert dag.is_paused_upon_creation is False
+
+
+def test_decision_shows_what_was_recorded(dag):
+    decide = dag.get_task("decision").python_callable
+    assert [decide("approved"), decide("rejected")] == ["approved", "rejected"]
+
+
+def test_a_run_needs_a_whole_candidate(dag):
+    dag.params.update(CONF)
+    dag.params.validate()
+
+
+@pytest.mark.parametrize("wrong", [{"model": ""}, {"version": "latest"}, {"version": "0"}, {"evidence": "evidence-1"}])
+def test_a_run_of_half_a_candidate_is_refused(dag, wrong):
+    with pytest.raises(ParamValidationError):
+        dag.params.update({**CONF, **wrong})
+
+
+def test_what_airflow_stores_of_it_holds_no_secret(conf, read, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:planted@airflow:8080")
+    assert "planted" not in json.dumps(DagSerialization.to_dict(read("promote")["promote"]))

@@ -1,0 +1,90 @@
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from ml.presets import preset_names
+from tests.dags.conftest import SET
+
+
+@pytest.fixture
+def dag(conf, read):
+    return read("retrain")["retrain_demo"]
+
+
+def test_both_models_train_on_one_split_and_end_as_candidates(dag):
+    downstream = {task.task_id: task.downstream_task_ids for task in dag.tasks}
+    assert downstream == {
+        "assemble": {"split", "features"},
+        "split": {"train_binary", "train_subtype"},
+        "features": {"train_binary", "train_subtype"},
+        "train_binary": {"register_binary"},
+        "train_subtype": {"register_subtype"},
+        "register_binary": {"trigger_promote_binary"},
+        "register_subtype": {"trigger_promote_subtype"},
+        "trigger_promote_binary": set(),
+        "trigger_promote_subtype": set(),
+    }
+
+
+def test_only_trainings_take_a_gpu(dag):
+    pools = {task.task_id: task.pool for task in dag.tasks}
+    assert {task for task, pool in pools.items() if pool == "gpu"} == {"train_binary", "train_subtype"}
+
+
+def test_ids_go_from_task_to_task(dag):
+    dataset = "{{ ti.xcom_pull(task_ids='assemble')['dataset'] }}"
+    split = "{{ ti.xcom_pull(task_ids='split')['split'] }}"
+    recipe = ["--preset", "{{ params.preset }}"]
+    assert dag.get_task("assemble").arguments == ["demo"]
+    assert dag.get_task("split").arguments == [dataset]
+    assert dag.get_task("features").arguments == [dataset, *recipe]
+    train = ["subtype", "--dataset", dataset, "--split", split, *recipe, "--seed", "{{ params.seed }}"]
+    assert dag.get_task("train_subtype").arguments == train
+    assert dag.get_task("register_subtype").arguments == ["{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"]
+
+
+def test_each_candidate_is_handed_over_once(dag):
+    task = dag.get_task("trigger_promote_binary")
+    assert task.trigger_dag_id == "promote"
+    assert task.trigger_run_id == "demo-binary-v{{ ti.xcom_pull(task_ids='register_binary')['version'] }}"
+    assert task.conf == {
+        key: f"{{{{ ti.xcom_pull(task_ids='register_binary')['{key}'] }}}}" for key in ("model", "version", "evidence")
+    }
+    assert task.skip_when_already_exists is True
+    assert task.wait_for_completion is False
+    assert task.logical_date is None
+
+
+def test_it_runs_monthly_once_unpaused_and_not_for_months_gone_by(dag):
+    assert dag.timetable.expression == "0 0 1 * *"
+    assert (dag.catchup, dag.start_date, dag.is_paused_upon_creation) == (False, None, True)
+    assert dag.max_active_runs == 1
+
+
+def test_the_form_starts_from_the_yaml(dag):
+    assert dict(dag.params) == {"preset": "demo", "seed": 7}
+    assert dag.params.get_param("preset").schema["enum"] == preset_names()
+
+
+@pytest.mark.parametrize("wrong", [{"preset": "best"}, {"seed": -1}, {"seed": "seven"}])
+def test_the_form_refuses_what_no_training_takes(dag, wrong):
+    with pytest.raises(ParamValidationError):
+        dag.params.update(wrong)
+
+
+def test_further_sets_come_from_the_settings(conf, read, tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SET.format(name="mine").replace('"@monthly"', "null"))
+    monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(file))
+    dags = read("retrain")
+    assert set(dags) == {"retrain_demo", "retrain_mine"}
+    assert dags["retrain_mine"].get_task("assemble").arguments == [str(file)]
+    assert dags["retrain_mine"].get_task("trigger_promote_binary").trigger_run_id.startswith("mine-binary-v")
+
+
+def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
+    (conf / "training_sets" / "bad.yaml").write_text("name: bad\nsourcs: [demo]\n")
+    dags = read("retrain")
+    assert dags["retrain_bad"].tags == {"invalid"}
+    assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
+    assert [task.arguments for task in dags["retrain_bad"].tasks] == [[str(conf / "training_sets" / "bad.yaml")]]
+    assert len(dags["retrain_demo"].tasks) == 9

@@ -1,0 +1,49 @@
+import pytest
+
+from breakhis_airflow.links import LINKS
+from breakhis_airflow.operators import stage
+
+
+def link(name: str, result) -> str:
+    task = stage(name)
+    task.stage_result = result
+    (only,) = task.operator_extra_links
+    return only.get_link(task, ti_key=None)
+
+
+@pytest.fixture(autouse=True)
+def mlflow(monkeypatch):
+    monkeypatch.setenv("BREAKHIS_MLFLOW_URI", "http://mlflow:5000/")
+
+
+def test_a_training_leads_to_its_run():
+    assert link("train", {"run_id": "abc"}) == "http://mlflow:5000/#/runs/abc"
+
+
+@pytest.mark.parametrize("name", ["register", "gate", "promote"])
+def test_a_version_leads_to_the_registry(name):
+    assert link(name, {"model": "demo-binary", "version": 3}) == "http://mlflow:5000/#/models/demo-binary/versions/3"
+
+
+def test_a_validation_leads_to_its_report(monkeypatch):
+    result = {"validation": "validation-0123456789ab"}
+    page = "/breakhis/docs/validation-0123456789ab/index.html"
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/base")
+    assert link("validate", result) == f"https://airflow.example/base{page}"
+    monkeypatch.delenv("AIRFLOW__API__BASE_URL")
+    assert link("validate", result).endswith(page)
+
+
+@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("result", [None, {}, {"other": 1}])
+def test_without_a_result_there_is_no_link(name, result):
+    assert link(name, result) == ""
+
+
+def test_without_an_mlflow_server_there_is_no_link(monkeypatch):
+    monkeypatch.setenv("BREAKHIS_MLFLOW_URI", "sqlite:////tmp/mlflow.db")
+    assert link("train", {"run_id": "abc"}) == ""
+
+
+def test_other_stages_have_no_links():
+    assert not stage("fetch").operator_extra_links

@@ -1,0 +1,59 @@
+from datetime import UTC, datetime
+
+import pytest
+from airflow.sdk import DAG, Param
+from airflow.sdk.exceptions import AirflowFailException
+
+from breakhis_airflow.review import APPROVE, REJECT, ReviewOperator
+
+
+def review(**arguments) -> ReviewOperator:
+    return ReviewOperator(**{"task_id": "review", "subject": "Promote?", "body": "**Evidence**", **arguments})
+
+
+def answer(option=APPROVE, params={"reason": "fine on all slides"}):  # noqa: B006
+    return {
+        "chosen_options": [option] if option else [],
+        "params_input": params,
+        "responded_at": datetime(2026, 11, 22, tzinfo=UTC),
+        "responded_by_user": {"id": "reviewer", "name": "reviewer"},
+    }
+
+
+@pytest.mark.parametrize("option", [APPROVE, REJECT])
+def test_either_answer_with_a_reason_succeeds_and_says_who(option):
+    result = review().execute_complete({}, answer(option))
+    assert result["chosen_options"] == [option]
+    assert result["params_input"] == {"reason": "fine on all slides"}
+    assert result["responded_by_user"]["id"] == "reviewer"
+
+
+@pytest.mark.parametrize("params", [None, {}, {"reason": None}, {"reason": ""}, {"reason": "  ok  "}, {"reason": 7}])
+def test_an_answer_without_a_reason_does_not_count(params):
+    with pytest.raises(
+        AirflowFailException, match=r"no reason was given.*Nothing was promoted.*clear the task 'review'"
+    ):
+        review().execute_complete({}, answer(params=params))
+
+
+def test_an_answer_without_a_choice_does_not_count():
+    with pytest.raises(AirflowFailException, match="neither Approve nor Reject"):
+        review().execute_complete({}, answer(option=None))
+
+
+def test_the_reviewers_are_a_setting(monkeypatch):
+    monkeypatch.setenv("BREAKHIS_REVIEWERS", "ada, grace")
+    assert review().assigned_users == [{"id": "ada", "name": "ada"}, {"id": "grace", "name": "grace"}]
+
+
+def test_the_form_asks_for_the_reason_alone_and_is_asked_once():
+    with DAG("a_dag", params={"model": Param("m")}, default_args={"retries": 5}):
+        task = review()
+    assert list(task.params) == ["reason"]
+    assert task.retries == 0
+    assert task.defaults is None  # nobody's silence approves
+    task.params.validate()  # Airflow does so before it shows the form: an empty one must pass
+
+
+def test_subject_and_body_are_templates():
+    assert {"subject", "body"} <= set(ReviewOperator.template_fields)
