@@ -393,7 +393,7 @@ class Stack:
                     pass
                 except psutil.AccessDenied:
                     raise StackError(f"process {process.pid} belongs to another user; stop it as that user") from None
-            _, processes = psutil.wait_procs(processes, timeout=_SECONDS_TO_STOP)
+            processes = _outliving(processes, _SECONDS_TO_STOP)
             # Whoever was started while we were stopping goes with the second signal.
             known = {process.pid for process in processes}
             processes += [process for process in _family(state) if process.pid not in known]
@@ -552,7 +552,24 @@ def _family(state: State) -> list[psutil.Process]:
                 found.setdefault(other.pid, other)
         except (ProcessLookupError, PermissionError):
             continue
-    return [p for p in found.values() if p.pid != os.getpid()]
+    return [p for p in found.values() if p.pid != os.getpid() and _runs(p)]
+
+
+def _outliving(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after so many seconds. A zombie does not: whether its parent looks is not our matter."""
+    deadline = time.monotonic() + seconds
+    while True:
+        processes = [process for process in processes if _runs(process)]
+        if not processes or time.monotonic() > deadline:
+            return processes
+        time.sleep(0.1)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _lost_child(process: Process, zombies: dict[int, float]) -> bool:

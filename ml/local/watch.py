@@ -23,7 +23,7 @@ PARKED = {"awaiting_input", "deferred"}
 """States of a task that waits for a person."""
 
 _SECONDS_BETWEEN_LOOKS = 1.5
-_SECONDS_OF_PATIENCE = 120.0
+_SECONDS_OF_PATIENCE = 300.0
 _WORTH_A_LINE = {"running", "success", "failed", "skipped", "up_for_retry", "removed", *PARKED}
 _SIGNS = {
     "success": "[green]✔[/] ",
@@ -89,7 +89,7 @@ class Watch:
             alive: called at each look; raises if waiting has become pointless.
 
         Raises:
-            TryAgain: Airflow has not answered for two minutes.
+            TryAgain: Airflow has not answered for five minutes.
         """
         seen: dict[tuple[str, str], str] = {}
         answered = time.monotonic()

@@ -4,8 +4,10 @@
 reviewer's account answers over Airflow's REST API, and the promotions that follow are checked in MLflow's registry.
 """
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -327,6 +329,19 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
         raise
     finally:
         try:
-            workflow.stack.down()
+            with _undisturbed():
+                workflow.stack.down()
         finally:
             report(workflow, {**workflow.summary(), "ok": not error, "error": error or None})
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no Ctrl-C or kill get in between: servers that are half stopped would stay behind. It takes seconds."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, signal.SIG_IGN) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

@@ -115,7 +115,7 @@ def test_down_stops_servers_and_their_children(settings: Settings, children: lis
     recorded(settings, Process.of(child.pid))
     assert Stack(settings).down()
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
-    assert not psutil.pid_exists(child.pid)
+    assert child.wait(5) == -signal.SIGTERM
     assert not (settings.home / "stack.json").exists()
     assert not Stack(settings).down()
 
@@ -155,7 +155,7 @@ def test_down_kills_what_does_not_listen(
     child.stdout.readline()
     recorded(settings, Process.of(child.pid))
     assert Stack(settings).down()
-    assert not psutil.pid_exists(child.pid)
+    assert child.wait(5) == -signal.SIGKILL
     child.stdout.close()
 
 
@@ -164,7 +164,7 @@ def test_down_does_not_stop_the_caller(settings: Settings, children: list[subpro
     children.append(child)
     recorded(settings, Process.of(child.pid))
     assert Stack(settings).down()
-    assert not psutil.pid_exists(child.pid)
+    assert child.wait(5) == -signal.SIGTERM
 
 
 # --- what is running --------------------------------------------------------------------------------------------------
