@@ -16,14 +16,14 @@ def quiet_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not has_gpu_driver():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # else it looks for one and logs that as an error
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # the first look for a GPU, which it calls an error if there is none
         except BaseException:
             said.seek(0)
             os.write(kept, said.read())
