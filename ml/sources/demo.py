@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
-from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from ml.taxonomy import (
     label_of,
 )
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32, which NumPy's type hints lose at the first operator
 Bytes = NDArray[np.uint8]
 
 SMALLEST = len({(row.subtype, row.slide) for row in inventory()})
@@ -199,13 +199,13 @@ class _Case:
 
 def _draw_case(seed: int, slide: str) -> _Case:
     rng = _random(seed, "case", case_of(slide))
-    haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal([-0.04, 0.0, 0.06], [0.06, 0.03, 0.05])
+    haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal([-0.04, 0.0, 0.06], [0.05, 0.02, 0.04])
     # Ruifrok and Johnston's eosin is nearly pure magenta; old sections are yellower, towards brick red.
-    eosin = np.array([0.07, 0.99, 0.11]) + np.array([0.09, 0, 0.28]) * rng.uniform(0.3, 1.4) + rng.normal(0, 0.02, 3)
+    eosin = np.array([0.07, 0.99, 0.11]) + np.array([0.09, 0, 0.28]) * rng.uniform(0.4, 1.3) + rng.normal(0, 0.02, 3)
     case = _Case(
         haematoxylin=(haematoxylin / np.linalg.norm(haematoxylin)).astype(np.float32),
         eosin=(eosin / np.linalg.norm(eosin)).astype(np.float32),
-        stain=(float(np.exp(rng.normal(0, 0.20))), float(np.exp(rng.normal(0, 0.30)))),
+        stain=(float(np.exp(rng.normal(0, 0.14))), float(np.exp(rng.normal(0, 0.20)))),
         lamp=(rng.uniform(218, 244) + rng.normal(0, [4, 3, 4])).astype(np.float32),
         blur=float(rng.uniform(0.3, 0.9)),
         size=float(np.exp(rng.normal(0, 0.07))),
@@ -302,7 +302,15 @@ class _Tissue:
         """The distance to where ``values`` crosses ``level``, to first order; negative above the level."""
         down, right = np.gradient(values, self.unit)
         steepness = np.sqrt(down * down + right * right)
-        return (level - values) / (steepness + 0.25 * float(steepness.mean()))
+        distance: Floats = (level - values) / (steepness + 0.25 * float(steepness.mean()))
+        return distance
+
+    def covering(self, values: Floats, share: float) -> Floats:
+        """The distance to the part of the field, ``share`` of its area, where ``values`` are highest.
+
+        By share rather than by a fixed level, since whoever took the pictures looked for the tumour at every zoom.
+        """
+        return self.contour(values, float(np.quantile(values[::4, ::4], 1 - share)))
 
     def blobs(self, spacing: float, radius: tuple[float, float], where: Floats, jitter: float = 0.2) -> Floats:
         """The distance to roundish blobs on a jittered lattice; ``where`` is the chance of each."""
@@ -387,13 +395,13 @@ class _Tissue:
 
     def fat(self, share: float) -> None:
         """Fat cells: glass with a thin pink wall, over a patch of about ``share`` of the field."""
-        where = self.inside(self.contour(self.noise(500), NormalDist().inv_cdf(1 - share)), 20)
+        where = self.inside(self.covering(self.noise(500), share), 20)
         cells = self.blobs(47, (20, 23), where, jitter=0.05)
         self.fill(self.inside(cells), pink=0.0, blue=0.0, white=1.0)
 
     def bleeding(self, share: float) -> None:
         """Red cells lying between the fibres."""
-        where = self.inside(self.contour(self.noise(240), NormalDist().inv_cdf(1 - share)), 10)
+        where = self.inside(self.covering(self.noise(240), share), 10)
         cells = self.blobs(7.5, (2.6, 3.4), 0.85 * where)
         disc = self.inside(cells, 0.6) * (self.room > 0.5)
         self.eosin += disc * (1.15 - self.eosin)
@@ -401,7 +409,7 @@ class _Tissue:
 
     def inflammation(self, share: float) -> None:
         """Lymphocytes in patches of stroma."""
-        where = self.inside(self.contour(self.noise(220), NormalDist().inv_cdf(1 - share)), 25)
+        where = self.inside(self.covering(self.noise(220), share), 25)
         self.cells(LYMPHOCYTE, 8.5, 0.75 * where * self.room)
 
     # --- nuclei -------------------------------------------------------------------------------------------------
@@ -419,7 +427,8 @@ class _Tissue:
     def fibre_angle(self) -> Floats:
         """The direction of the fibres at each place."""
         down, right = np.gradient(self.across)
-        return np.arctan2(right, -down)
+        angle: Floats = np.arctan2(right, -down)
+        return angle
 
     def lining(
         self,
@@ -504,12 +513,12 @@ def _begin(tissue: _Tissue, *, pink: float, blue: float, swirl: float, contrast:
     """Stroma, and what any breast may hold; returns how much of the subtype's own structure to draw (0..1)."""
     rng = tissue.rng
     tissue.stroma(pink * rng.uniform(0.85, 1.15), blue, swirl, contrast)
-    if rng.random() < 0.16:
-        tissue.fat(rng.uniform(0.1, 0.35))
     if rng.random() < 0.10:
+        tissue.fat(rng.uniform(0.05, 0.25))
+    if rng.random() < 0.06:
         tissue.bleeding(rng.uniform(0.05, 0.2))
     # Some fields of a slide show little of the tumour.
-    return float(rng.uniform(0.1, 0.4) if rng.random() < 0.12 else rng.uniform(0.6, 1.0))
+    return float(rng.uniform(0.0, 0.3) if rng.random() < 0.07 else rng.uniform(0.5, 1.0))
 
 
 def _between(kind: _Cells, other: _Cells, share: float) -> _Cells:
@@ -537,7 +546,7 @@ def _adenosis(tissue: _Tissue) -> None:
     """Adenosis: crowded small acini in lobules, with small lumina, in pink sclerotic stroma."""
     amount = _begin(tissue, pink=0.56, blue=0.05, swirl=45)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
-    lobule = tissue.inside(tissue.contour(tissue.noise(330), 0.9 - 1.6 * amount), 25)
+    lobule = tissue.inside(tissue.covering(tissue.noise(330), 0.2 + 0.55 * amount), 25)
     tissue.fill(0.75 * lobule, pink=0.30, blue=0.13, grain=25)
     tissue.room[:] = np.maximum(tissue.room, lobule)
     acini = tissue.blobs(50, (16, 24), lobule, jitter=0.14)
@@ -550,7 +559,7 @@ def _tubular_adenoma(tissue: _Tissue) -> None:
     """Tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
     amount = _begin(tissue, pink=0.30, blue=0.06, swirl=35, contrast=0.8)
     kind = _between(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
-    where = tissue.inside(tissue.contour(tissue.noise(700), 0.6 - 2.2 * amount), 20)
+    where = tissue.inside(tissue.covering(tissue.noise(700), 0.3 + 0.7 * amount), 20)
     tubules = tissue.blobs(68, (25, 33), 0.95 * where, jitter=0.12)
     _glands(tissue, tubules, kind, 12.5, secretion=float(tissue.rng.uniform(0, 0.9)))
     tissue.fibroblasts(FIBROBLAST, 18)
@@ -560,10 +569,9 @@ def _fibroadenoma(tissue: _Tissue) -> None:
     """Fibroadenoma: pale, loose, evenly cellular stroma that presses the ducts into slits."""
     amount = _begin(tissue, pink=0.34, blue=0.10, swirl=85, contrast=0.9)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
-    ridge = tissue.noise(300)
     open_by = tissue.rng.uniform(1.5, 6.0)
-    slits = np.abs(tissue.contour(ridge)) - 11 - open_by
-    slits += 60 * np.clip(tissue.noise(260) + 0.7 - 1.3 * amount, 0, None)  # ducts end somewhere
+    slits = np.abs(tissue.covering(tissue.noise(270), 0.5)) - 11 - open_by
+    slits += np.clip(tissue.covering(tissue.noise(260), 0.35 + 0.5 * amount), 0, None)  # ducts end somewhere
     if tissue.rng.random() < 0.5:
         slits = np.minimum(slits, tissue.blobs(150, (20, 36), np.full(tissue.shape, 0.35 * amount, np.float32)))
     _glands(tissue, slits, kind, 11.5, secretion=float(tissue.rng.uniform(0, 0.4)))
@@ -574,7 +582,7 @@ def _phyllodes_tumor(tissue: _Tissue) -> None:
     """Phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
     amount = _begin(tissue, pink=0.32, blue=0.14, swirl=130, contrast=0.7)
     spindle = _between(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
-    cleft = tissue.contour(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 1.25 - 0.7 * amount)
+    cleft = tissue.covering(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 0.04 + 0.2 * amount)
     _glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
     tissue.fibroblasts(spindle, 11.5, 0.9)
 
@@ -585,7 +593,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
     rng = tissue.rng
     kind = _between(DUCTAL, EPITHELIUM, -0.55 * tissue.case.atypia)
     nests = tissue.noise(200) + 0.45 * tissue.noise(60)
-    distance = tissue.contour(nests, 0.9 - 1.25 * amount)
+    distance = tissue.covering(nests, 0.25 + 0.55 * amount)
     shrinkage = distance - np.clip(4 * tissue.noise(130), 0, None) * rng.uniform(0, 2)
     tissue.fill(tissue.inside(shrinkage, 2.0), pink=0.05, blue=0.02, white=0.85)
     body = tissue.inside(distance)
@@ -595,7 +603,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
         tissue.fill(tissue.inside(holes), pink=0.1, blue=0.03, white=0.85)
         body *= 1 - tissue.inside(holes - 2)
     if rng.random() < 0.18:
-        dead = tissue.inside(tissue.contour(tissue.noise(260), 1.1), 12) * body
+        dead = tissue.inside(tissue.covering(tissue.noise(260), 0.12), 12) * body
         tissue.fill(dead, pink=0.75, blue=0.12, mottle=0.3, grain=6)
         body *= 1 - 0.85 * dead
     tissue.cells(kind, 12.2, 0.95 * body * (distance < -3))
@@ -614,7 +622,7 @@ def _lobular_carcinoma(tissue: _Tissue) -> None:
     slope = np.maximum(down * down + right * right, 0.2)
     across = tissue.at(tissue.across, x, y)
     near = np.abs(across / gap - np.round(across / gap)) * gap < 4.4
-    files = tissue.contour(tissue.noise(75) + 0.5 * tissue.noise(320), 0.55 - 0.95 * amount)
+    files = tissue.covering(tissue.noise(75) + 0.5 * tissue.noise(320), 0.3 + 0.5 * amount)
     keep = near & (tissue.at(files, x, y) < 0) & (tissue.at(tissue.room, x, y) > 0.5)
     x, y, across = x[keep], y[keep], across[keep]
     step = (np.round(across / gap) * gap - across) / tissue.at(slope, x, y)
@@ -633,8 +641,8 @@ def _mucinous_carcinoma(tissue: _Tissue) -> None:
     amount = _begin(tissue, pink=0.52, blue=0.05, swirl=60)
     rng = tissue.rng
     kind = _between(MUCINOUS, DUCTAL, 0.35 * tissue.case.atypia)
-    septa = np.abs(tissue.contour(tissue.noise(420))) - rng.uniform(10, 45)
-    pools = np.maximum(-septa, tissue.contour(tissue.noise(520), 0.9 - 2.0 * amount))
+    septa = np.abs(tissue.covering(tissue.noise(420), rng.uniform(0.3, 0.7))) - rng.uniform(8, 30)
+    pools = np.maximum(-septa, tissue.covering(tissue.noise(520), 0.35 + 0.65 * amount))
     wisps = (
         1
         + 0.45 * _sample_fibres(0.6 * tissue.along, tissue.across, max(0.8, 0.7 * tissue.unit))
@@ -656,9 +664,9 @@ def _papillary_carcinoma(tissue: _Tissue) -> None:
     rng = tissue.rng
     kind = _between(PAPILLARY, EPITHELIUM, -0.4 * tissue.case.atypia)
     coat = float(rng.uniform(17, 27))
-    branches = np.abs(tissue.contour(tissue.noise(210) + 0.3 * tissue.noise(70))) - coat - rng.uniform(3, 14)
+    branches = np.abs(tissue.covering(tissue.noise(210) + 0.3 * tissue.noise(70), 0.5)) - coat - rng.uniform(3, 14)
     branches += 4 * tissue.noise(45) + 8 * tissue.noise(110)
-    solid = tissue.contour(tissue.noise(480), 0.3 + 0.9 * amount)
+    solid = tissue.covering(tissue.noise(480), 0.35 - 0.3 * amount)
     distance = np.minimum(branches, solid)
     tissue.fill(1 - tissue.inside(distance), pink=0.06, blue=0.02, white=0.94)
     shell = tissue.inside(distance) - tissue.inside(distance + coat)
@@ -794,7 +802,8 @@ def _fibre_tile() -> Floats:
     along, across = frequency[None, :], frequency[:, None]
     filtered = np.exp(-0.5 * ((along * 130) ** 2 + (across * 9.0) ** 2)) * (np.abs(across) > 0.012)
     streaks = np.fft.ifft2(np.fft.fft2(rng.standard_normal((_TILE, _TILE))) * filtered).real
-    return (streaks / streaks.std()).astype(np.float32)
+    tile: Floats = (streaks / streaks.std()).astype(np.float32)
+    return tile
 
 
 def _sample_fibres(along: Floats, across: Floats, unit: float) -> Floats:
@@ -812,7 +821,8 @@ def _sample_fibres(along: Floats, across: Floats, unit: float) -> Floats:
     top += x * (tile[here + far] - top)
     bottom = tile[below + near]
     bottom += x * (tile[below + far] - bottom)
-    return top + y * (bottom - top)
+    top += y * (bottom - top)
+    return top
 
 
 @cache
@@ -822,7 +832,8 @@ def _chromatin_tile() -> Floats:
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_TILE), np.fft.fftfreq(_TILE)))
     band = np.exp(-0.5 * ((frequency - 0.15) / 0.05) ** 2)
     clumps = np.fft.ifft2(np.fft.fft2(rng.standard_normal((_TILE, _TILE))) * band).real
-    return (clumps / clumps.std()).astype(np.float32)
+    tile: Floats = (clumps / clumps.std()).astype(np.float32)
+    return tile
 
 
 @cache
