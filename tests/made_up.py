@@ -1,0 +1,80 @@
+"""Small made-up inputs that several tests share: pictures, folders of them, manifests and datasets."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ml.manifest import MANIFEST_TYPES
+from ml.store import Store, digest
+from ml.taxonomy import SUBTYPES, ImageName, label_of
+
+
+def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:
+    """A small picture; another seed is another picture."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def name(subtype: str, slide: str, magnification: int = 40, seq: int = 1) -> str:
+    return str(ImageName(subtype, slide, magnification, seq, label_of(subtype)))
+
+
+def rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
+    """Manifest rows: ``{case: (subtype, images)}``."""
+    made = []
+    for case, (subtype, images) in cases.items():
+        for seq in range(1, images + 1):
+            made.append(
+                {
+                    "path": name(subtype, case, 100, seq),
+                    "sha256": digest([case, seq, "file"]),
+                    "pixel_sha256": digest([case, seq]),
+                    "source": "made",
+                    "patient": case,
+                    "slide": case,
+                    "subtype": subtype,
+                    "label": label_of(subtype),
+                    "magnification": 100,
+                    "seq": seq,
+                    "width": 700,
+                    "height": 460,
+                }
+            )
+    return pd.DataFrame(made, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
+
+
+def dataset(store: Store, frame: pd.DataFrame, *, ledger: str = "made", set_name: str = "made") -> str:
+    """A dataset object as ``assemble`` makes it, of manifest rows."""
+    frame = frame.sort_values("pixel_sha256", ignore_index=True)
+    validation = store.create("validation", [set_name], {"passed": True})
+    version = store.create("version", [len(frame), set_name], {"source": "made", "validation": validation})
+    meta = {
+        "set": set_name,
+        "images": len(frame),
+        "cases": int(frame["patient"].nunique()),
+        "sources": {"made": version},
+        "ledger": ledger,
+        "seed": 0,
+    }
+    payload = [meta, frame["pixel_sha256"].tolist()]
+    return store.create("dataset", payload, meta, lambda d: frame.to_parquet(d / "dataset.parquet", index=False))
+
+
+def every_class(cases_per_class: int = 3, images: int = 4) -> dict[str, tuple[str, int]]:
+    """Cases such that each subtype has several."""
+    return {
+        f"14-{1000 * k + c}": (subtype, images) for k, subtype in enumerate(SUBTYPES) for c in range(cases_per_class)
+    }
+
+
+def tree(root: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return root

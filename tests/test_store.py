@@ -1,0 +1,165 @@
+import threading
+from pathlib import Path
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from ml.errors import Conflict, StoreError
+from ml.store import Store, canonical, digest, object_id, write_result
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["file", "s3"])
+def store(request, tmp_path, monkeypatch):
+    if request.param == "file":
+        return Store((tmp_path / "store").as_uri())
+    endpoint = request.getfixturevalue("s3_endpoint")
+    for variable, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    bucket = f"bucket-{digest(str(tmp_path))[:20]}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    return Store(f"s3://{bucket}/store")
+
+
+@given(json_values)
+def test_digest_does_not_depend_on_key_order(value):
+    if isinstance(value, dict):
+        assert digest(dict(reversed(value.items()))) == digest(value)
+    assert canonical(value) == canonical(value)
+
+
+def test_object_id_is_kind_and_twelve_hex():
+    kind, _, hexes = object_id("manifest", {"a": 1}).rpartition("-")
+    assert kind == "manifest"
+    assert len(hexes) == 12
+    assert int(hexes, 16) >= 0
+
+
+def test_nan_has_no_hash():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest({"value": float("nan")})
+
+
+def test_root_must_be_a_known_scheme():
+    with pytest.raises(StoreError, match="BREAKHIS_STORE"):
+        Store("/just/a/path")
+
+
+def test_blob_round_trip_and_same_bytes_once(store):
+    first = store.put_blob(b"picture")
+    assert store.put_blob(b"picture") == first
+    assert store.blob(first) == b"picture"
+    with pytest.raises(StoreError, match="not in the store"):
+        store.blob("0" * 64)
+
+
+def test_create_keeps_files_and_meta_and_fills_once(store):
+    calls = []
+
+    def fill(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file.txt").write_text("content")
+
+    oid = store.create("thing", {"a": 1}, {"n": 3}, fill)
+    assert store.create("thing", {"a": 1}, {"n": 3}, fill) == oid
+    assert len(calls) == 1
+    assert store.exists(oid)
+    assert store.meta(oid) == {"id": oid, "n": 3}
+    assert store.file(oid, "sub/file.txt").read_text() == "content"
+
+
+def test_a_failed_create_leaves_nothing(tmp_path):
+    store = Store(tmp_path.as_uri())
+
+    def fill(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("killed in between")
+
+    with pytest.raises(RuntimeError):
+        store.create("thing", 1, {}, fill)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_unknown_ids_name_their_kind(store):
+    with pytest.raises(StoreError, match="no such dataset"):
+        store.meta("dataset-0123456789ab")
+    with pytest.raises(StoreError, match="not in the store"):
+        store.local("objects/nothing/here")
+
+
+def test_memo(store):
+    assert store.memo("stage", {"in": 1}) is None
+    store.set_memo("stage", {"in": 1}, {"out": 2})
+    assert store.memo("stage", {"in": 1}) == {"out": 2}
+
+
+def test_compare_and_set(store):
+    assert store.read("refs/x.json") == (None, None)
+    store.compare_and_set("refs/x.json", {"v": 1}, None)
+    with pytest.raises(Conflict):
+        store.compare_and_set("refs/x.json", {"v": 9}, None)
+    value, tag = store.read("refs/x.json")
+    assert value == {"v": 1}
+    store.compare_and_set("refs/x.json", {"v": 2}, tag)
+    with pytest.raises(Conflict):
+        store.compare_and_set("refs/x.json", {"v": 3}, tag)
+    assert store.read("refs/x.json")[0] == {"v": 2}
+
+
+def test_compare_and_set_loses_no_update_among_threads(tmp_path):
+    store = Store(tmp_path.as_uri())
+    store.compare_and_set("refs/n.json", 0, None)
+
+    def add_ten() -> None:
+        done = 0
+        while done < 10:
+            value, tag = store.read("refs/n.json")
+            try:
+                store.compare_and_set("refs/n.json", value + 1, tag)
+                done += 1
+            except Conflict:
+                pass
+
+    threads = [threading.Thread(target=add_ten) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.read("refs/n.json")[0] == 40
+
+
+def test_keys_are_sorted_and_hide_scratch(store):
+    store.put_json("caches/c/b.json", 1)
+    store.put_json("caches/c/a.json", 1)
+    assert store.keys("caches/c") == ["a.json", "b.json"]
+    assert store.keys("caches/none") == []
+
+
+def test_write_result_to_path_and_uri(tmp_path, store):
+    write_result(str(tmp_path / "r" / "result.json"), {"a": 1})
+    assert (tmp_path / "r" / "result.json").read_text().strip().startswith("{")
+    write_result(store.uri("jobs/r.json"), {"a": 1})
+    assert store.read("jobs/r.json")[0] == {"a": 1}
