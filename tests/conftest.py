@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[1]
 
 _home = tempfile.mkdtemp(prefix="breakhis-airflow-")
@@ -17,3 +19,13 @@ os.environ |= {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests on real images are chosen by BREAKHIS_REAL_SAMPLE and are not collected without it."""
+    if "BREAKHIS_REAL_SAMPLE" in os.environ:
+        return
+    real = [item for item in items if item.get_closest_marker("real")]
+    if real:
+        config.hook.pytest_deselected(items=real)
+        items[:] = [item for item in items if item not in real]

@@ -1,0 +1,147 @@
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml.errors import SourceError, StoreError
+from ml.imaging import decode, pixel_hash
+from ml.manifest import MANIFEST_TYPES, _File, _Picture, classify, make_manifest, read_manifest
+from ml.settings import Settings
+from ml.sources import fetch, load_source
+from ml.store import Store, digest
+from ml.taxonomy import DUPLICATED_SLIDE
+from tests.made_up import name, png, tree
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store((tmp_path / "store").as_uri())
+
+
+def source_of(tmp_path: Path, files: dict[str, bytes], **more):
+    tree(tmp_path / "images", files)
+    file = tmp_path / "made.yaml"
+    lines = {"name": "made", "kind": "directory", "path": "./images", **more}
+    file.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    return load_source(file, tmp_path)
+
+
+def ingest(spec, store, tmp_path):
+    fetch(spec, store, Settings(home=tmp_path / "home", store=store.root))
+    result = make_manifest(spec, store, workers=1)
+    quarantine = pd.read_parquet(store.file(result["manifest"], "quarantine.parquet"))
+    return result, read_manifest(result["manifest"], store), quarantine
+
+
+def test_everything_that_can_be_wrong_with_a_file_is_told(tmp_path, store):
+    good = name("F", "14-1")
+    spec = source_of(
+        tmp_path,
+        {
+            f"a/{good}": png(1),
+            f"b/{good}": png(1, size=(140, 92)),  # the same name again, larger
+            f"c/{name('F', '14-1', 40, 2)}": png(2),
+            f"c/{name('F', '14-1', 40, 3)}": png(2),  # the same pixels, the same label
+            f"d/{name('DC', '14-2')}": png(4),
+            f"d/{name('MC', '14-3')}": png(4),  # the same pixels, another label
+            f"e/{name('DC', '14-4')}": png(5),
+            f"e/{name('LC', '14-4', 100)}": png(6),  # a slide under two subtypes
+            f"f/{name('PC', '14-5')}": b"no picture",
+            f"f/{name('PC', '14-5', 100)}": png(7)[:900],
+            "f/holiday.png": png(8),
+            "f/SOB_M_F-14-9-40-001.png": png(9),  # F is benign
+        },
+    )
+    result, rows, quarantine = ingest(spec, store, tmp_path)
+    assert rows["path"].tolist() == [f"b/{good}", f"c/{name('F', '14-1', 40, 2)}"]
+    assert rows["width"].tolist() == [140, 70]
+    assert result["duplicates"] == 2
+    assert result["quarantined"] == {
+        "conflicting_labels": 2,
+        "label": 1,
+        "name": 1,
+        "slide_with_two_subtypes": 2,
+        "truncated": 1,
+        "undecodable": 1,
+    }
+    by_path = quarantine.set_index("path")
+    assert by_path.loc["f/holiday.png", "slide"] is None or pd.isna(by_path.loc["f/holiday.png", "slide"])
+    assert "SOB_" in by_path.loc["f/holiday.png", "detail"]
+    assert "14-4 stands under DC and LC" in by_path.loc[f"e/{name('DC', '14-4')}", "detail"]
+
+
+def test_columns_and_types(tmp_path, store):
+    spec = source_of(tmp_path, {name("F", "14-1AB"): png(1)})
+    _, rows, _ = ingest(spec, store, tmp_path)
+    assert list(rows.columns) == list(MANIFEST_TYPES)
+    row = rows.iloc[0]
+    assert (row["patient"], row["slide"], row["label"], row["width"], row["height"]) == (
+        "14-1",
+        "14-1AB",
+        "benign",
+        70,
+        46,
+    )
+    assert row["pixel_sha256"] == pixel_hash(decode(png(1)))
+
+
+def test_unchanged_files_give_the_same_manifest_without_decoding(tmp_path, store, monkeypatch):
+    spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
+    first, _, _ = ingest(spec, store, tmp_path)
+    monkeypatch.setattr("ml.manifest._decode_all", None)
+    assert ingest(spec, store, tmp_path)[0] == first
+
+
+def test_a_source_without_a_usable_image_says_why_and_leaves_no_manifest(tmp_path, store):
+    spec = source_of(tmp_path, {"holiday.png": png(1), "notes.png": b"text"})
+    with pytest.raises(SourceError, match=r"none of its 2 image file\(s\) can be used: {'name': 2}"):
+        ingest(spec, store, tmp_path)
+    assert store.keys("objects/manifest") == []
+
+
+def test_a_source_that_was_never_fetched(tmp_path, store):
+    with pytest.raises(SourceError, match="breakhis fetch made"):
+        make_manifest(source_of(tmp_path, {name("F", "14-1"): png(1)}), store, workers=1)
+
+
+def test_a_raw_version_of_another_source_is_refused(tmp_path, store):
+    spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
+    raw = store.create("raw", 1, {"source": "other"})
+    with pytest.raises(StoreError, match="of source 'other', not of 'made'"):
+        make_manifest(spec, store, workers=1, raw=raw)
+
+
+names = st.builds(
+    lambda subtype, slide, magnification, seq: name(subtype, f"14-{slide}", magnification, seq),
+    st.sampled_from(["A", "F", "DC", "LC"]),
+    st.integers(1, 4),
+    st.sampled_from([40, 100]),
+    st.integers(1, 3),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), names, st.integers(0, 9)), unique_by=lambda f: f[:2]))
+def test_no_file_disappears(found):
+    files = [_File(f"{folder}/{base}", digest(n)) for folder, base, n in found]
+    pictures = {digest(n): _Picture(digest([n]), 7, 4) if n else _Picture(reason="undecodable") for n in range(10)}
+    rows, quarantine, duplicates = classify(files, pictures, "s")
+    assert len(rows) + len(quarantine) + duplicates == len(files)
+    assert len({row["pixel_sha256"] for row in rows}) == len(rows)
+    assert all(len({r["subtype"] for r in rows if r["slide"] == row["slide"]}) == 1 for row in rows)
+    paths = [row["path"] for row in [*rows, *quarantine]]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.real
+def test_the_real_sample(tmp_path, store):
+    file = tmp_path / "sample.yaml"
+    file.write_text(f"name: sample\nkind: directory\npath: {os.environ['BREAKHIS_REAL_SAMPLE']}\n")
+    result, rows, quarantine = ingest(load_source(file, tmp_path), store, tmp_path)
+    assert (result["images"], result["quarantined"]) == (101, {"slide_with_two_subtypes": 4})
+    assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
+    assert set(quarantine["subtype"]) == {"DC", "LC"}
+    sizes = rows[["slide", "width", "height"]].drop_duplicates()
+    assert set(sizes[sizes["height"] == 456]["slide"]) == {"14-12465"}
