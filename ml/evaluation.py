@@ -71,7 +71,7 @@ def youden_threshold(truth: Truth, malignant: Probabilities) -> float:
     false_positive, true_positive, thresholds = roc_curve(truth, malignant, drop_intermediate=False)
     best = thresholds[int(np.argmax(true_positive - false_positive))]
     if not math.isfinite(best):  # the corner where nothing is called malignant
-        return 1.0
+        return math.nextafter(1.0, 2.0)
     below = malignant[malignant < best]
     return float((best + below.max()) / 2) if len(below) else float(best)
 
