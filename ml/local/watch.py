@@ -79,6 +79,7 @@ class Watch:
     def __init__(self, api: AirflowApi, start: float) -> None:
         self._api = api
         self._start = start
+        self._seen: set[tuple[str, ...]] = set()
 
     def until(self, done: Callable[[Run], bool], runs: Sequence[Run], alive: Callable[[], None]) -> None:
         """Wait until ``done`` says so of every run.
@@ -91,7 +92,6 @@ class Watch:
         Raises:
             TryAgain: Airflow has not answered for five minutes.
         """
-        seen: dict[tuple[str, str], str] = {}
         answered = time.monotonic()
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
@@ -104,24 +104,22 @@ class Watch:
                     if time.monotonic() - answered > _SECONDS_OF_PATIENCE:
                         raise
                 finished = all(done(run) for run in runs)
-                self._explain_retries(runs, seen)
+                self._explain_retries(runs)
                 if console.is_terminal:
                     live.update(self._table(runs), refresh=True)
                 else:
-                    self._lines(runs, seen)
+                    self._lines(runs)
                 if finished:
                     break
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if console.is_terminal:
             console.print(self._table(runs))  # what was live stays on the screen as it ended
 
-    def _explain_retries(self, runs: Sequence[Run], seen: dict[tuple[str, str], str]) -> None:
+    def _explain_retries(self, runs: Sequence[Run]) -> None:
         """A try that failed is about to be repeated, perhaps in a quarter of an hour: say why at once."""
         for run in runs:
             for task in run.tasks:
-                key = (f"{run.dag} {run.id} {task['task_id']}", f"try {task['try_number']}")
-                if task["state"] == "up_for_retry" and key not in seen:
-                    seen[key] = "explained"
+                if task["state"] == "up_for_retry" and self._new(run, task, "explained"):
                     with suppress(AirflowError, TryAgain):  # a missing log is no reason to stop waiting
                         lines = self._api.task_log(run.dag, run.id, task["task_id"], task["try_number"])
                         why = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
@@ -129,16 +127,22 @@ class Watch:
                             f"{task['task_id']} failed and will be tried again: {why[-1] if why else 'no reason given'}"
                         )
 
-    def _lines(self, runs: Sequence[Run], seen: dict[tuple[str, str], str]) -> None:
+    def _lines(self, runs: Sequence[Run]) -> None:
         now = time.monotonic() - self._start
         for run in runs:
             for task in run.tasks:
-                key, state = (f"{run.dag} {run.id}", task["task_id"]), str(task["state"])
-                if seen.get(key) != state and state in _WORTH_A_LINE:
-                    seen[key] = state
+                state = str(task["state"])
+                if state in _WORTH_A_LINE and self._new(run, task, state):
                     name = run.id if run.dag == "promote" else run.dag
                     took = f" ({_seconds(task)})" if task["end_date"] else ""
                     say(f"[{now:5.0f} s] {name}: {task['task_id']} {state.replace('_', ' ')}{took}")
+
+    def _new(self, run: Run, task: Json, what: str) -> bool:
+        """Whether this has not been said yet of this try of the task."""
+        key = (run.dag, run.id, task["task_id"], str(task["try_number"]), what)
+        fresh = key not in self._seen
+        self._seen.add(key)
+        return fresh
 
     def _table(self, runs: Sequence[Run]) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)

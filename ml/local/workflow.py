@@ -108,6 +108,7 @@ class Workflow:
         self.airflow = state.services["airflow"].url
         self.mlflow = state.services["mlflow"].url
         api = self.stack.api(ENGINEER)
+        self.watch = Watch(api, self.started)
         there = {dag["dag_id"] for dag in api.dags()}
         needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, "promote"]
         missing = [dag for dag in needed if dag not in there]
@@ -122,8 +123,7 @@ class Workflow:
         Raises:
             StackError: a task failed; the end of its log has been shown.
         """
-        api = self.stack.api(ENGINEER)
-        watch = Watch(api, self.started)
+        api, watch = self.stack.api(ENGINEER), self.watch
         ingests = [Run(dag, api.trigger(dag)["dag_run_id"]) for dag in (f"ingest_{name}" for name in self.sources)]
         watch.until(lambda run: run.ended, ingests, self._check_alive)
         for run in ingests:
@@ -139,7 +139,7 @@ class Workflow:
             model, version = registered["model"], str(registered["version"])
             promote = Run("promote", f"{model}-v{version}")
             self.candidates.append(Candidate(task, model, version, trained["run_id"], trained["metrics"], promote))
-        self._follow_candidates(watch, lambda candidate: candidate.settled)
+        self._follow_candidates(lambda candidate: candidate.settled)
         for candidate in self.candidates:
             self._read_gates(candidate)
             # A blocking gate is an outcome like any other; whatever else fails is not.
@@ -160,7 +160,7 @@ class Workflow:
         for candidate in waiting:
             api.answer("promote", candidate.promote.id, "review", "Approve", {"reason": REASON})
             say(f"{reviewer} approved {candidate.promote.id}")
-        self._follow_candidates(Watch(api, self.started), lambda candidate: candidate.promote.ended)
+        self._follow_candidates(lambda candidate: candidate.promote.ended)
         for candidate in waiting:
             self._demand_success(candidate.promote)
 
@@ -207,10 +207,10 @@ class Workflow:
 
     # --- steps of it --------------------------------------------------------------------------------------------
 
-    def _follow_candidates(self, watch: Watch, done: Callable[[Candidate], bool]) -> None:
+    def _follow_candidates(self, done: Callable[[Candidate], bool]) -> None:
         by_run = {candidate.promote.id: candidate for candidate in self.candidates}
         runs = [candidate.promote for candidate in self.candidates]
-        watch.until(lambda run: done(by_run[run.id]), runs, self._check_alive)
+        self.watch.until(lambda run: done(by_run[run.id]), runs, self._check_alive)
 
     def _check_alive(self) -> None:
         state = self.stack.state()
