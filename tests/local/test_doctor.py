@@ -1,0 +1,160 @@
+"""The check-up: each finding, and what it advises."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ml.errors import BreakhisError
+from ml.local import cli, doctor
+from ml.local.doctor import GIB, Check
+from ml.settings import Settings
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the whole PATH, for stand-in commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [((3, 10), "missing"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "missing")]
+)
+def test_python(version: tuple[int, int], state: str) -> None:
+    assert doctor.python(version).state == state
+
+
+@pytest.mark.parametrize(("free", "state"), [(2, "missing"), (5, "warning"), (50, "ok")])
+def test_disk(tmp_path: Path, free: int, state: str) -> None:
+    check = doctor.disk(tmp_path / "not" / "there" / "yet", free * GIB)
+    assert (check.state, str(tmp_path) in check.found) == (state, True)
+    assert bool(check.advice) == (state != "ok")
+
+
+@pytest.mark.parametrize(("total", "state"), [(2, "missing"), (4, "warning"), (16, "ok")])
+def test_memory(total: int, state: str) -> None:
+    assert doctor.memory(total * GIB).state == state
+
+
+def test_ports(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", 8080))
+            s.listen()
+        except OSError:
+            pass  # somebody else has it, which is as good
+        check = doctor.ports(settings)
+    assert check.state == "warning"
+    assert "8080 (Airflow)" in check.found
+
+
+def test_a_store_that_can_be_written(tmp_path: Path) -> None:
+    assert doctor.store((tmp_path / "store").as_uri()).state == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written() -> None:
+    check = doctor.store("file:///proc/nowhere")
+    assert check.state == "missing"
+    assert "BREAKHIS_STORE" in check.advice
+
+
+def test_a_bucket_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    check = doctor.store("s3://bucket/store")
+    assert check.state == "missing"
+    assert "AWS_ENDPOINT_URL" in check.advice
+
+
+def test_weights_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "b0.h5"
+    assert doctor.weights(str(file)).state == "missing"
+    file.touch()
+    assert doctor.weights(str(file)).state == "ok"
+    assert doctor.weights(file.as_uri()).state == "ok"
+    assert doctor.weights("s3://bucket/b0.h5").state == "ok"
+    assert doctor.weights("random").state == "warning"
+
+
+def test_weights_that_keras_has_or_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nowhere = "http://127.0.0.1:9/b0_notop.h5"
+    check = doctor.weights("imagenet", nowhere)
+    assert check.state == "warning"
+    assert "cannot be reached" in check.found
+    assert "b0_notop.h5" in check.advice
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "b0_notop.h5").touch()
+    assert doctor.weights("imagenet", nowhere).state == "ok"
+
+
+def test_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check = doctor.kaggle()
+    assert check.state == "warning"
+    assert "KAGGLE_API_TOKEN" in check.advice
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "secret-token")
+    check = doctor.kaggle()
+    assert check.state == "ok"
+    assert "secret-token" not in str(check)
+
+
+def test_no_gpu(path: Path) -> None:
+    assert doctor.gpu().state == "warning"
+
+
+@pytest.mark.parametrize(("seen", "state"), [("2", "ok"), ("1", "warning"), ("boom", "warning")])
+def test_gpus_and_what_tensorflow_sees(path: Path, monkeypatch: pytest.MonkeyPatch, seen: str, state: str) -> None:
+    command(path, "nvidia-smi", "echo 'GPU 0: H200'; echo 'GPU 1: H200'")
+    command(path, "python", f"echo {seen}")
+    monkeypatch.setattr(doctor.sys, "executable", str(path / "python"))
+    assert doctor.gpu().state == state
+
+
+def test_docker(path: Path) -> None:
+    assert doctor.docker().found == "not installed"
+    command(path, "docker", "echo 26.1.5; exit 1")
+    assert "does not answer" in doctor.docker().found
+    command(path, "docker", "echo 26.1.5")
+    assert doctor.docker() == Check("Docker", "ok", "engine 26.1.5")
+
+
+def test_the_command_shows_all_and_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Check("Python", "ok", "3.11"), Check("GPU", "warning", "none", "nothing: a CPU trains as well")]
+    monkeypatch.setattr(cli, "examine", lambda settings: checks)
+    result = CliRunner().invoke(cli.doctor)
+    assert result.exit_code == 0
+    assert "a CPU trains as well" in result.output
+    checks.append(Check("Disk", "missing", "1 GiB", "free 3 GiB"))
+    result = CliRunner().invoke(cli.doctor, ["--json"])
+    assert isinstance(result.exception, BreakhisError)
+    assert result.exception.exit_code == 3
+    found = json.loads(result.output)
+    assert (found["ok"], found["checks"][2]["name"]) == (False, "Disk")
+
+
+def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "_imagenet", lambda name, url: Check(name, "ok", "not asked: no network in tests"))
+    checks = doctor.examine(Settings(home=tmp_path))
+    assert {c.name for c in checks} >= {"Python", "Disk", "Memory", "Ports", "Store", "Kaggle", "GPU", "Docker"}
+    assert next(c for c in checks if c.name == "Python").found == sys.version.split()[0]
