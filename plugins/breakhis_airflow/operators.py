@@ -98,7 +98,7 @@ class StageOperator(BaseOperator):
 
         ti = context["ti"]
         store = Store(settings().store)
-        # With the try's own id: run ids come back (an old store under a new Airflow database), results must not.
+        # With the instance's own id: run ids come back (an old store under a new Airflow database), results must not.
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
         command = ["breakhis", self.stage, *self.arguments, "--json", "--result", store.uri(key)]
         self.log.info("Running: %s", " ".join(command))

@@ -1,5 +1,6 @@
 """The question to a reviewer: may this model version become the champion?"""
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
@@ -18,8 +19,10 @@ class ReviewOperator(HITLOperator):
     """Wait until one of the configured reviewers approves or rejects, with a reason.
 
     The task succeeds with either answer: what follows from it is decided by the stage ``promote``, which reads the
-    answer from Airflow's own record. Only an answer without a reason fails the task, which can then be cleared to ask
-    again. The reviewers are the users in the setting BREAKHIS_REVIEWERS.
+    answer from Airflow's own record. An answer without a reason fails the task, which can then be cleared to ask again.
+    Airflow can lose an answer that comes within seconds of the question, before its scheduler has noticed that the task
+    waits; a retry then asks again.
+    The reviewers are the users in the setting BREAKHIS_REVIEWERS.
 
     :param subject: What is to be decided, in one line. (templated)
     :param body: The evidence, in Markdown. (templated)
@@ -28,10 +31,7 @@ class ReviewOperator(HITLOperator):
     ui_color = "#fdf0d5"
 
     def __init__(self, *, subject: str, body: str, **kwargs: Any) -> None:
-        # Airflow adds the DAG's own params and default arguments here. The former are not the reviewer's to fill in,
-        # and a question that was answered is not asked again by itself.
-        kwargs = {**kwargs, "retries": 0}
-        kwargs.pop("params", None)
+        kwargs.pop("params", None)  # Airflow passes the DAG's own here, which are not the reviewer's to fill in
         super().__init__(
             subject=subject,
             body=body,
@@ -47,7 +47,8 @@ class ReviewOperator(HITLOperator):
                 )
             },
             assigned_users=[{"id": user, "name": user} for user in settings().reviewers],
-            **kwargs,
+            # Not after minutes, as after a lost server: somebody has just read the evidence.
+            **{**kwargs, "retry_delay": timedelta(seconds=10), "retry_exponential_backoff": 0},
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:

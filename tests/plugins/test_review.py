@@ -4,6 +4,7 @@ import pytest
 from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowFailException
 
+from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.review import APPROVE, REJECT, ReviewOperator
 
 
@@ -46,13 +47,20 @@ def test_the_reviewers_are_a_setting(monkeypatch):
     assert review().assigned_users == [{"id": "ada", "name": "ada"}, {"id": "grace", "name": "grace"}]
 
 
-def test_the_form_asks_for_the_reason_alone_and_is_asked_once():
-    with DAG("a_dag", params={"model": Param("m")}, default_args={"retries": 5}):
+def test_the_form_asks_for_the_reason_alone():
+    with DAG("a_dag", params={"model": Param("m")}):
         task = review()
     assert list(task.params) == ["reason"]
-    assert task.retries == 0
     assert task.defaults is None  # nobody's silence approves
     task.params.validate()  # Airflow does so before it shows the form: an empty one must pass
+
+
+def test_a_lost_answer_is_asked_for_again_at_once():
+    with DAG("a_dag", default_args=DEFAULT_ARGS):
+        task = review()
+    assert task.retries > 0
+    assert task.retry_delay.total_seconds() <= 10
+    assert not task.retry_exponential_backoff
 
 
 def test_subject_and_body_are_templates():
