@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from ml.errors import ConfigError
 from ml.store import Json, digest
@@ -44,8 +44,10 @@ class Policy(Declared):
 
     name: str
     description: str = ""
-    binary: dict[BinaryMetric, float] = Field(default_factory=dict, description="Smallest value of each metric.")
-    subtype: dict[SubtypeMetric, float] = Field(default_factory=dict, description="Smallest value of each metric.")
+    binary: dict[BinaryMetric, FiniteFloat] = Field(default_factory=dict, description="Smallest value of each metric.")
+    subtype: dict[SubtypeMetric, FiniteFloat] = Field(
+        default_factory=dict, description="Smallest value of each metric."
+    )
     pretrained_weights: bool = Field(True, description="Whether the backbone's weights must be pretrained.")
     absent_classes: Literal["block", "allow"] = Field(
         "block", description="What to do if a class has no test image: macro figures then say nothing about it."
@@ -119,8 +121,6 @@ def _floor(metric: str, limit: float, value: Any) -> Json:
     name = METRIC_NAMES[metric]
     if not isinstance(value, int | float) or not math.isfinite(value):
         return _gate(name, passed=False, metric=metric, limit=limit, reason=f"{name} could not be computed")
-    if not math.isfinite(limit):
-        return _gate(name, passed=False, metric=metric, reason=f"the policy's limit for {name} is not a number")
     distance = value - limit
     passed = distance >= 0
     reason = "" if passed else f"{name} {value:.4f} is {-distance:.4f} short of {limit:g}"
