@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 """Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
 
-MODEL_NAME = "model"
-"""What a run's logged model is called in MLflow."""
-
 _EVALUATION = "evaluation/metrics.json"
 
 
@@ -52,8 +49,11 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     if known:
         version = min(known, key=lambda v: int(v.version))
     else:
+        logged = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+        if len(logged) != 1:
+            raise RegistryError(f"run {run_id} logged {len(logged)} models; a training run logs exactly one")
         try:
-            version = mlflow.register_model(f"runs:/{run_id}/{MODEL_NAME}", model)
+            version = mlflow.register_model(f"models:/{logged[0]}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
     evidence = collect_evidence(version, store, settings)

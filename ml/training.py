@@ -20,7 +20,6 @@ from ml.imaging import SIZE
 from ml.models import build_head, join, load_backbone
 from ml.presets import Preset
 from ml.progress import say
-from ml.registry import MODEL_NAME
 from ml.settings import Settings
 from ml.splits import SIDES, read_split, sides_of
 from ml.store import Json, Store
@@ -211,7 +210,7 @@ def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_
         network.save(folder / "network.keras")
         (folder / "facts.json").write_text(json.dumps(facts, indent=1))
         mlflow.pyfunc.log_model(
-            name=MODEL_NAME,
+            name="model",
             python_model=str(Path(ml.__file__).with_name("serving.py")),
             artifacts={"network": str(folder / "network.keras"), "facts": str(folder / "facts.json")},
             signature=signature,
