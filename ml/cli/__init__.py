@@ -6,7 +6,9 @@ import traceback
 import click
 
 from ml.cli.stages import STAGES
+from ml.cli.tools import TOOLS
 from ml.errors import BreakhisError
+from ml.local.cli import commands as local_commands
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -20,7 +22,7 @@ def cli() -> None:
     """
 
 
-for command in STAGES:
+for command in [*STAGES, *TOOLS, *local_commands]:
     cli.add_command(command)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ml.cli.options import json_option
 from ml.errors import BreakhisError, Refused, StackError
 from ml.local.doctor import Check, examine
 from ml.local.stack import SERVICE_USER, Stack
@@ -21,7 +22,6 @@ from ml.settings import settings
 
 Json = dict[str, Any]
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 set_argument = click.argument("training_set", metavar="[SET]", default="demo")
 
 _STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}

@@ -1,0 +1,107 @@
+"""Commands that are no stages: predict, and the settings."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml.cli.options import deliver, json_option
+from ml.errors import BreakhisError, ImageError, RegistryError
+from ml.progress import track
+from ml.settings import Settings, settings
+
+_BATCH = 32
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+
+
+@click.command()
+@json_option
+def config(as_json: bool) -> None:
+    """Show every setting with its value; each can be set as an environment variable BREAKHIS_<NAME>."""
+    values = settings().model_dump(mode="json")
+    if as_json:
+        deliver(values, as_json=True, result_uri=None)
+        return
+    for name, field in Settings.model_fields.items():
+        click.echo(f"BREAKHIS_{name.upper()} = {values[name]}")
+        click.echo(click.wrap_text(field.description or "", 100, initial_indent="    ", subsequent_indent="    "))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", required=True, metavar="URI", help="Such as models:/breakhis-binary@champion or runs:/ID/model."
+)
+@json_option
+def predict(images: tuple[Path, ...], model: str, as_json: bool) -> None:
+    """Classify IMAGES (files, or folders of them) and print a row an image.
+
+    An image that cannot be read gets a row with its error; the others are classified all the same, and the exit status
+    is 3.
+    """
+    rows = list(_predict(list(_files(images)), model))
+    if as_json:
+        click.echo(json.dumps({"model": model, "predictions": rows}, sort_keys=True))
+    else:
+        _print_table(rows)
+    bad = [row for row in rows if "error" in row]
+    if bad:
+        raise BreakhisError(f"{len(bad)} of {len(rows)} images cannot be classified; first: {bad[0]['error']}")
+
+
+def _files(images: tuple[Path, ...]) -> Iterator[Path]:
+    for image in images:
+        if image.is_dir():
+            found = sorted(p for p in image.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES and p.is_file())
+            if not found:
+                raise BreakhisError(f"{image}: no image files in this folder")
+            yield from found
+        else:
+            yield image
+
+
+def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
+    from ml.devices import quiet_tensorflow
+    from ml.imaging import read_image
+    from ml.tracking import connect
+
+    connect(settings())
+    quiet_tensorflow()
+    import mlflow
+
+    try:
+        classifier = mlflow.pyfunc.load_model(model)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise RegistryError(f"{model} cannot be loaded from {settings().mlflow_uri}: {error}") from None
+    shown = track(files, total=len(files), what="classifying")
+    while batch := list(islice(shown, _BATCH)):
+        good, rows = [], {}
+        for file in batch:
+            try:
+                good.append((file, read_image(file)))
+            except ImageError as error:
+                rows[file] = {"image": str(file), "error": str(error)}
+        if good:
+            predicted = classifier.predict([pixels for _, pixels in good]).to_dict("records")
+            rows |= {file: {"image": str(file), **row} for (file, _), row in zip(good, predicted, strict=True)}
+        yield from (rows[file] for file in batch)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "run_id"))
+    table = Table(*columns)
+    for row in rows:
+        values = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    console = Console()
+    # Whole paths, even where the terminal is narrow or none.
+    console.print(table, width=max(console.width, 60 + max(len(str(row["image"])) for row in rows)))
+
+
+TOOLS = [predict, config]
