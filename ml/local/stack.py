@@ -485,7 +485,7 @@ def gpu_count() -> int:
 
 def gpu_slots(settings: Settings) -> int:
     """Trainings that may run at a time: the setting, or one per GPU; two on a machine without."""
-    return settings.gpus or gpu_count() or 2
+    return (gpu_count() if settings.gpus is None else settings.gpus) or 2
 
 
 def free_ports(*preferred: int) -> list[int]:

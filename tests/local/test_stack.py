@@ -354,6 +354,7 @@ def test_a_training_per_gpu_or_two(
     monkeypatch.setenv("PATH", str(smi.parent))
     assert gpu_slots(settings) == slots
     assert gpu_slots(settings.model_copy(update={"gpus": 1})) == 1
+    assert gpu_slots(settings.model_copy(update={"gpus": 0})) == 2
 
 
 # --- training sets and DAGs -------------------------------------------------------------------------------------------
