@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml.cli.options import json_option
 from ml.errors import BreakhisError, Refused, StackError
 from ml.local.doctor import Check, examine
 from ml.local.stack import SERVICE_USER, Stack
@@ -22,6 +21,8 @@ from ml.settings import settings
 
 Json = dict[str, Any]
 
+# Not ml.cli's: that package imports this module, and whoever imports this one first would run in a circle.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 set_argument = click.argument("training_set", metavar="[SET]", default="demo")
 
 _STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
