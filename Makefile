@@ -49,7 +49,7 @@ lint: .venv/.dev ## Check style and types
 
 # An environment for tests has all that running needs; it is not taken down again by 'make run'.
 .venv/.run: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
-	@if [ .venv/.dev -nt uv.lock ] && [ .venv/.dev -nt pyproject.toml ]; then :; else $(SYNC) --no-dev --inexact; fi
+	@if [ .venv/.dev -nt uv.lock ] && [ .venv/.dev -nt pyproject.toml ]; then :; else $(SYNC) --no-dev; fi
 	@touch $@
 
 .venv/.dev: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
@@ -62,8 +62,9 @@ lint: .venv/.dev ## Check style and types
 	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) && \
 	echo "$$python" > .venv-uv/python && touch $@
 
-# With the Python that was found: uv would download one of its own otherwise.
-SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
+# With the Python that was found: uv would download one of its own otherwise. Inexact: what else somebody has installed
+# there, such as the group for screenshots, stays.
+SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 define FIND_PYTHON

@@ -92,7 +92,7 @@ def test_another_python_is_found(checkout: Path) -> None:
     good = python(checkout, "python3.12")
     make(checkout, ".venv/.run")
     assert calls(checkout)[0] == f"venv {good}"
-    assert calls(checkout)[1] == f"uv sync --frozen --python {good} --no-dev --inexact"
+    assert calls(checkout)[1] == f"uv sync --frozen --inexact --python {good} --no-dev"
 
 
 def test_set_up_once_per_lock_file(checkout: Path) -> None:
@@ -110,14 +110,14 @@ def test_run_and_test_in_one_checkout_do_not_undo_each_other(checkout: Path) -> 
     for target in (".venv/.run", ".venv/.dev", ".venv/.run", ".venv/.dev"):
         assert make(checkout, target).returncode == 0
     assert calls(checkout)[1:] == [
-        f"uv sync --frozen --python {good} --no-dev --inexact",
-        f"uv sync --frozen --python {good}",
+        f"uv sync --frozen --inexact --python {good} --no-dev",
+        f"uv sync --frozen --inexact --python {good}",
     ]
     # Tests first: running needs nothing more.
     shutil.rmtree(checkout / ".venv")
     make(checkout, ".venv/.dev")
     make(checkout, ".venv/.run")
-    assert calls(checkout)[3:] == [f"uv sync --frozen --python {good}"]
+    assert calls(checkout)[3:] == [f"uv sync --frozen --inexact --python {good}"]
 
 
 def test_help_names_every_target(checkout: Path) -> None:
