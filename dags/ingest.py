@@ -72,4 +72,4 @@ def documentation(source: SourceSpec) -> str:
     return DOC.format(description=source.description.strip() or f"The source {source.name}.", facts=rows)
 
 
-globals().update(dags_of(source_files(SETTINGS), ingest, prefix="ingest", first_stage="fetch"))
+globals().update(dags_of(source_files(SETTINGS), ingest, prefix="ingest"))

@@ -110,4 +110,4 @@ def documentation(training_set: TrainingSet) -> str:
     return DOC.format(description=training_set.description.strip(), facts=rows)
 
 
-globals().update(dags_of(training_set_files(SETTINGS), retrain, prefix="retrain", first_stage="assemble"))
+globals().update(dags_of(training_set_files(SETTINGS), retrain, prefix="retrain"))

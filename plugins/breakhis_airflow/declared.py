@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, CronTriggerTimetable
+from airflow.sdk import DAG, CronTriggerTimetable, task
+from airflow.sdk.exceptions import AirflowFailException
 
-from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from breakhis_airflow.operators import DEFAULT_ARGS
 from ml.errors import BreakhisError, ConfigError
 
 _INVALID = """
@@ -27,14 +28,13 @@ a run of it fails with the same words.
 """
 
 
-def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str, first_stage: str) -> dict[str, DAG]:
+def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str) -> dict[str, DAG]:
     """The DAG of each file, by DAG id.
 
     Args:
         files: the YAML files.
         build: makes a file's DAG, with ``auto_register=False``: Airflow would pick up a DAG even if it is refused here.
         prefix: what the DAG ids begin with, for a file that does not get as far as having a name.
-        first_stage: the stage that reads the file, and thereby finds the same fault.
     """
     found: dict[str, DAG] = {}
     for file in files:
@@ -44,9 +44,7 @@ def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str,
             if dag.dag_id in found:
                 raise ConfigError(f"{file}: another file declares {dag.dag_id} already; give this one another name")
         except Exception as error:  # whatever is wrong with one file must not take the others down
-            dag = _invalid(
-                file, error, _free(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found), first_stage
-            )
+            dag = _invalid(file, error, _free(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found))
         found[dag.dag_id] = dag
     return found
 
@@ -63,8 +61,13 @@ def cron(schedule: str | None) -> CronTriggerTimetable | None:
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
 
 
-def _invalid(file: Path, error: Exception, dag_id: str, first_stage: str) -> DAG:
+def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:
     text = str(error) if isinstance(error, BreakhisError) else f"{file}: {error}"
+
+    def refuse() -> None:
+        """Fail with what is wrong with the file."""
+        raise AirflowFailException(text)
+
     with DAG(
         dag_id,
         schedule=None,
@@ -75,7 +78,8 @@ def _invalid(file: Path, error: Exception, dag_id: str, first_stage: str) -> DAG
         tags=["invalid"],
         auto_register=False,
     ) as dag:
-        stage(first_stage, str(file))
+        # Not a stage on the file: it might see no fault, and would then work under a name that is another's.
+        task(refuse, task_id="read_yaml")()
     return dag
 
 

