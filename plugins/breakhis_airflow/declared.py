@@ -64,6 +64,7 @@ def cron(schedule: str | None) -> CronTriggerTimetable | None:
 def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:
     text = str(error) if isinstance(error, BreakhisError) else f"{file}: {error}"
 
+    @task(task_id="read_yaml")
     def refuse() -> None:
         """Fail with what is wrong with the file."""
         raise AirflowFailException(text)
@@ -79,7 +80,7 @@ def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:
         auto_register=False,
     ) as dag:
         # Not a stage on the file: it might see no fault, and would then work under a name that is another's.
-        task(refuse, task_id="read_yaml")()
+        refuse()
     return dag
 
 
