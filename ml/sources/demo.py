@@ -205,8 +205,8 @@ def _draw_case(seed: int, slide: str) -> _Case:
     case = _Case(
         haematoxylin=(haematoxylin / np.linalg.norm(haematoxylin)).astype(np.float32),
         eosin=(eosin / np.linalg.norm(eosin)).astype(np.float32),
-        stain=(float(np.exp(rng.normal(0, 0.14))), float(np.exp(rng.normal(0, 0.20)))),
-        lamp=(rng.uniform(218, 244) + rng.normal(0, [4, 3, 4])).astype(np.float32),
+        stain=(0.86 * float(np.exp(rng.normal(0, 0.14))), 0.80 * float(np.exp(rng.normal(0, 0.20)))),
+        lamp=(rng.uniform(226, 248) + rng.normal(0, [4, 3, 4])).astype(np.float32),
         blur=float(rng.uniform(0.3, 0.9)),
         size=float(np.exp(rng.normal(0, 0.07))),
         crowding=float(np.exp(rng.normal(0, 0.10))),
@@ -245,12 +245,12 @@ class _Cells:
     ragged: float = 0.05  # how far the outline leaves the ellipse
 
 
-EPITHELIUM = _Cells(7.2, 1.25)
+EPITHELIUM = _Cells(7.2, 1.25, stain=0.9)
 LYMPHOCYTE = _Cells(5.8, 1.05, 0.05, stain=1.35, vesicular=0.0)
-FIBROBLAST = _Cells(5.8, 4.4, 0.20, stain=0.85, vesicular=0.1)
-SPINDLE = _Cells(7.2, 3.2, 0.18, stain=0.95, vesicular=0.25)
-DUCTAL = _Cells(10.2, 1.25, 0.22, stain=1.1, vesicular=0.5, nucleolus=0.6, ragged=0.12)
-LOBULAR = _Cells(7.6, 1.1, 0.10, stain=1.1, vesicular=0.1)
+FIBROBLAST = _Cells(5.8, 4.4, 0.20, stain=0.8, vesicular=0.1)
+SPINDLE = _Cells(7.2, 3.2, 0.18, stain=0.85, vesicular=0.25)
+DUCTAL = _Cells(10.2, 1.25, 0.22, stain=1.25, vesicular=0.5, nucleolus=0.6, ragged=0.12)
+LOBULAR = _Cells(7.6, 1.1, 0.10, stain=1.25, vesicular=0.1)
 MUCINOUS = _Cells(8.4, 1.15, 0.12, stain=1.05, vesicular=0.3)
 PAPILLARY = _Cells(9.0, 1.7, 0.14, stain=1.2, vesicular=0.25, nucleolus=0.2)
 
@@ -536,7 +536,7 @@ def _glands(tissue: _Tissue, distance: Floats, kind: _Cells, wall: float, *, sec
     """Round glands: a wall of two cell layers about a lumen."""
     body = tissue.inside(distance)
     lumen = tissue.inside(distance + wall)
-    tissue.fill(body, pink=0.34, blue=0.22)
+    tissue.fill(body, pink=0.42, blue=0.12)
     tissue.fill(lumen, pink=0.30 * secretion, blue=0.05 * secretion, white=1 - 0.9 * secretion, grain=40)
     tissue.lining(kind, 7.5, distance, (0.52 * wall,), 0.7)
     tissue.lining(replace(FIBROBLAST, diameter=4.6), 11.0, distance, (0.8,), 0.4, across=False)
@@ -547,7 +547,7 @@ def _adenosis(tissue: _Tissue) -> None:
     amount = _begin(tissue, pink=0.56, blue=0.05, swirl=45)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     lobule = tissue.inside(tissue.covering(tissue.noise(330), 0.2 + 0.55 * amount), 25)
-    tissue.fill(0.75 * lobule, pink=0.30, blue=0.13, grain=25)
+    tissue.fill(0.75 * lobule, pink=0.40, blue=0.06, grain=25)
     tissue.room[:] = np.maximum(tissue.room, lobule)
     acini = tissue.blobs(50, (16, 24), lobule, jitter=0.14)
     _glands(tissue, acini, kind, 11.0, secretion=float(tissue.rng.uniform(0, 0.7)))
@@ -557,7 +557,7 @@ def _adenosis(tissue: _Tissue) -> None:
 
 def _tubular_adenoma(tissue: _Tissue) -> None:
     """Tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
-    amount = _begin(tissue, pink=0.30, blue=0.06, swirl=35, contrast=0.8)
+    amount = _begin(tissue, pink=0.40, blue=0.03, swirl=35, contrast=0.8)
     kind = _between(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
     where = tissue.inside(tissue.covering(tissue.noise(700), 0.3 + 0.7 * amount), 20)
     tubules = tissue.blobs(68, (25, 33), 0.95 * where, jitter=0.12)
@@ -567,7 +567,7 @@ def _tubular_adenoma(tissue: _Tissue) -> None:
 
 def _fibroadenoma(tissue: _Tissue) -> None:
     """Fibroadenoma: pale, loose, evenly cellular stroma that presses the ducts into slits."""
-    amount = _begin(tissue, pink=0.34, blue=0.10, swirl=85, contrast=0.9)
+    amount = _begin(tissue, pink=0.42, blue=0.04, swirl=85, contrast=0.9)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     open_by = tissue.rng.uniform(1.5, 6.0)
     slits = np.abs(tissue.covering(tissue.noise(270), 0.5)) - 11 - open_by
@@ -580,7 +580,7 @@ def _fibroadenoma(tissue: _Tissue) -> None:
 
 def _phyllodes_tumor(tissue: _Tissue) -> None:
     """Phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
-    amount = _begin(tissue, pink=0.32, blue=0.14, swirl=130, contrast=0.7)
+    amount = _begin(tissue, pink=0.44, blue=0.05, swirl=130, contrast=0.7)
     spindle = _between(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
     cleft = tissue.covering(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 0.04 + 0.2 * amount)
     _glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
@@ -589,7 +589,7 @@ def _phyllodes_tumor(tissue: _Tissue) -> None:
 
 def _ductal_carcinoma(tissue: _Tissue) -> None:
     """Ductal carcinoma: nests and sheets of large uneven nuclei in fibrous stroma, some holes, some necrosis."""
-    amount = _begin(tissue, pink=0.50, blue=0.07, swirl=55)
+    amount = _begin(tissue, pink=0.40, blue=0.14, swirl=55)
     rng = tissue.rng
     kind = _between(DUCTAL, EPITHELIUM, -0.55 * tissue.case.atypia)
     nests = tissue.noise(200) + 0.45 * tissue.noise(60)
@@ -597,7 +597,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
     shrinkage = distance - np.clip(4 * tissue.noise(130), 0, None) * rng.uniform(0, 2)
     tissue.fill(tissue.inside(shrinkage, 2.0), pink=0.05, blue=0.02, white=0.85)
     body = tissue.inside(distance)
-    tissue.fill(body, pink=0.40, blue=0.30, mottle=0.2)
+    tissue.fill(body, pink=0.34, blue=0.36, mottle=0.2)
     if rng.random() < 0.35:
         holes = tissue.blobs(62, (8, 19), 0.6 * tissue.inside(distance + 22, 3))
         tissue.fill(tissue.inside(holes), pink=0.1, blue=0.03, white=0.85)
@@ -614,7 +614,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
 
 def _lobular_carcinoma(tissue: _Tissue) -> None:
     """Lobular carcinoma: small even cells in single file between dense collagen fibres."""
-    amount = _begin(tissue, pink=0.60, blue=0.04, swirl=70, contrast=1.25)
+    amount = _begin(tissue, pink=0.46, blue=0.13, swirl=70, contrast=1.25)
     kind = _between(LOBULAR, DUCTAL, 0.35 * tissue.case.atypia)
     x, y = tissue.scatter(8.8 / tissue.case.crowding, jitter=0.25)
     gap = float(tissue.rng.uniform(19, 27))
@@ -629,7 +629,7 @@ def _lobular_carcinoma(tissue: _Tissue) -> None:
     step += 0.9 * tissue.rng.standard_normal(len(x))
     x, y = x + step * tissue.at(right, x, y), y + step * tissue.at(down, x, y)
     rims = tissue.stamp_blobs(x, y, (5.2, 6.6))
-    tissue.fill(0.85 * tissue.inside(rims), pink=0.36, blue=0.16)
+    tissue.fill(0.85 * tissue.inside(rims), pink=0.32, blue=0.24)
     tissue.stamp(kind, x, y)
     if tissue.rng.random() < 0.25:
         tissue.inflammation(tissue.rng.uniform(0.05, 0.2))
@@ -638,7 +638,7 @@ def _lobular_carcinoma(tissue: _Tissue) -> None:
 
 def _mucinous_carcinoma(tissue: _Tissue) -> None:
     """Mucinous carcinoma: clusters of cells afloat in pale blue pools of mucin between thin septa."""
-    amount = _begin(tissue, pink=0.52, blue=0.05, swirl=60)
+    amount = _begin(tissue, pink=0.42, blue=0.10, swirl=60)
     rng = tissue.rng
     kind = _between(MUCINOUS, DUCTAL, 0.35 * tissue.case.atypia)
     septa = np.abs(tissue.covering(tissue.noise(420), rng.uniform(0.3, 0.7))) - rng.uniform(8, 30)
@@ -650,17 +650,17 @@ def _mucinous_carcinoma(tissue: _Tissue) -> None:
     )
     pool = tissue.inside(pools, 3)
     tissue.fill(pool, pink=0.07, blue=0.0, mottle=0.3, grain=50)
-    tissue.haematoxylin += pool * np.clip(0.13 * wisps, 0.02, 0.5)
+    tissue.haematoxylin += pool * np.clip(0.17 * wisps, 0.02, 0.5)
     clusters = tissue.blobs(105, (22, 47), 0.8 * tissue.inside(pools + 12, 4))
     clusters = np.maximum(clusters, tissue.contour(tissue.noise(34), -1.3))
-    tissue.fill(tissue.inside(clusters), pink=0.36, blue=0.26)
+    tissue.fill(tissue.inside(clusters), pink=0.32, blue=0.34)
     tissue.cells(kind, 9.2, 0.95 * tissue.inside(clusters + 3.0))
     tissue.fibroblasts(FIBROBLAST, 19)
 
 
 def _papillary_carcinoma(tissue: _Tissue) -> None:
     """Papillary carcinoma: branching fronds with a fibrous core, coated with tall dark nuclei, in empty space."""
-    amount = _begin(tissue, pink=0.46, blue=0.06, swirl=40)
+    amount = _begin(tissue, pink=0.38, blue=0.12, swirl=40)
     rng = tissue.rng
     kind = _between(PAPILLARY, EPITHELIUM, -0.4 * tissue.case.atypia)
     coat = float(rng.uniform(17, 27))
@@ -670,7 +670,7 @@ def _papillary_carcinoma(tissue: _Tissue) -> None:
     distance = np.minimum(branches, solid)
     tissue.fill(1 - tissue.inside(distance), pink=0.06, blue=0.02, white=0.94)
     shell = tissue.inside(distance) - tissue.inside(distance + coat)
-    tissue.fill(shell, pink=0.36, blue=0.26)
+    tissue.fill(shell, pink=0.32, blue=0.34)
     rows = tuple(float(depth) for depth in np.arange(5.0, coat - 1, 7.0))
     tissue.lining(kind, 7.4, distance, rows, 1.2)
     tissue.fibroblasts(FIBROBLAST, 14)
