@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 from cloudpathlib import AnyPath, S3Client, S3Path
 from filelock import FileLock
@@ -52,7 +53,7 @@ class Store:
 
     def __init__(self, root: str) -> None:
         if root.startswith("file:///"):
-            self._root: Path | S3Path = Path(root.removeprefix("file://"))
+            self._root: Path | S3Path = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
         elif root.startswith("s3://"):
             self._root = S3Path(root, client=S3Client(endpoint_url=os.environ.get("AWS_ENDPOINT_URL")))
         else:

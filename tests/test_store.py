@@ -67,6 +67,12 @@ def test_root_must_be_a_known_scheme():
         Store("/just/a/path")
 
 
+def test_a_folder_with_a_space(tmp_path):
+    folder = tmp_path / "my store"
+    Store(folder.as_uri()).put_json("refs/x.json", 1)
+    assert (folder / "refs" / "x.json").is_file()
+
+
 def test_blob_round_trip_and_same_bytes_once(store):
     first = store.put_blob(b"picture")
     assert store.put_blob(b"picture") == first

@@ -1,0 +1,233 @@
+"""The whole product, started as its user starts it: from a source to a reviewed champion, in real Airflow and MLflow.
+
+Once on pictures drawn here and, where BREAKHIS_REAL_SAMPLE names a folder, once on real images.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ml.airflow_api import AirflowApi
+from ml.errors import CredentialsError
+from ml.local.stack import Stack
+from ml.settings import Settings
+from ml.store import Store
+from ml.taxonomy import DUPLICATED_SLIDE
+from ml.tracking import connect
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+BREAKHIS = Path(sys.prefix) / "bin" / "breakhis"
+TASKS = ("binary", "subtype")
+
+
+def write_conf(folder: Path, source: str) -> None:
+    """One source, and two training sets of it: one with floors nothing reaches, one with none to speak of."""
+    (folder / "pictures.yaml").write_text(source)
+    floors = {"strict": 0.999, "easy": 0.0}
+    for name, floor in floors.items():
+        (folder / f"{name}-policy.yaml").write_text(
+            f"name: {name}-policy\n"
+            f"binary: {{roc_auc: {floor}, macro_f1: {floor}}}\n"
+            f"subtype: {{roc_auc_ovr: {floor}, macro_f1: {floor}}}\n"
+            "pretrained_weights: false\nabsent_classes: allow\n"
+        )
+        (folder / f"{name}.yaml").write_text(
+            f"name: {name}\nsources: [./pictures.yaml]\nledger: pictures\npolicy: ./{name}-policy.yaml\n"
+            "preset: demo\nschedule: null\n"
+        )
+
+
+@pytest.fixture(scope="module", params=["drawn", pytest.param("real", marks=pytest.mark.real)])
+def product(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    folder = tmp_path_factory.mktemp(f"product-{request.param}")
+    if request.param == "drawn":
+        write_conf(folder, "name: pictures\nkind: demo\nimages: 164\nseed: 3\n")
+    else:
+        write_conf(folder, f"name: pictures\nkind: directory\npath: {os.environ['BREAKHIS_REAL_SAMPLE']}\n")
+    sets = os.pathsep.join(str(folder / f"{name}.yaml") for name in ("strict", "easy"))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "BREAKHIS_", "MLFLOW_"))}
+    environment = {
+        **inherited,
+        "BREAKHIS_HOME": str(folder / "home"),
+        "BREAKHIS_TRAINING_SETS": sets,
+        "BREAKHIS_WEIGHTS": "random",
+    }
+
+    def breakhis(*arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([BREAKHIS, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == exit_status, f"{arguments}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    settings = Settings(home=folder / "home", weights="random")
+    made = SimpleNamespace(
+        folder=folder,
+        breakhis=breakhis,
+        settings=settings,
+        store=Store(settings.store),
+        api=Stack(settings).api,
+        real=request.param == "real",
+    )
+    try:
+        yield made
+    finally:
+        breakhis("down")
+
+
+@pytest.fixture(scope="module")
+def blocked(product: SimpleNamespace) -> SimpleNamespace:
+    """After a run whose policy cannot be met."""
+    done = product.breakhis("run", str(product.folder / "strict.yaml"), exit_status=4)
+    product.first_run = done.stdout + done.stderr
+    return product
+
+
+@pytest.fixture(scope="module")
+def waiting(blocked: SimpleNamespace) -> SimpleNamespace:
+    """After a second run, of the other set: two promotions wait for their reviewer."""
+    done = blocked.breakhis("run", str(blocked.folder / "easy.yaml"))
+    blocked.second_run = done.stdout + done.stderr
+    return blocked
+
+
+def aliases(product: SimpleNamespace, model: str) -> dict[str, int]:
+    client = connect(product.settings)
+    return {a: int(v) for a, v in client.get_registered_model(model).aliases.items()}
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.5)
+    return found
+
+
+def state(api: AirflowApi, run: str, task: str) -> str | None:
+    return next(t["state"] for t in api.task_instances("promote", run) if t["task_id"] == task)
+
+
+def test_floors_of_0999_block_and_nothing_is_promoted(blocked):
+    assert "short of 0.999" in blocked.first_run
+    api = blocked.api("engineer")
+    for task in TASKS:
+        model, run = f"strict-{task}", f"strict-{task}-v1"
+        assert api.dag_run("promote", run)["state"] == "failed"
+        verdict = api.xcom("promote", run, "gate")
+        assert not verdict["passed"]
+        failing = [gate for gate in verdict["gates"] if not gate["passed"]]
+        assert all(gate["distance"] < 0 and gate["limit"] == 0.999 for gate in failing)
+        assert failing
+        assert aliases(blocked, model) == {"candidate": 1}
+        assert state(api, run, "review") == "upstream_failed"
+    assert blocked.store.keys("audit") == []
+
+
+def test_the_slide_under_two_labels_is_quarantined(blocked):
+    api = blocked.api("viewer")
+    version = blocked.store.read("refs/sources/pictures.json")[0]
+    manifest = blocked.store.meta(version["manifest"])
+    assert manifest["quarantined"]["slide_with_two_subtypes"] >= 2
+    import pandas as pd
+
+    quarantine = pd.read_parquet(blocked.store.file(version["manifest"], "quarantine.parquet"))
+    assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
+    if blocked.real:
+        assert (manifest["images"], manifest["quarantined"]) == (101, {"slide_with_two_subtypes": 4})
+    assert api.import_errors() == []
+
+
+def test_the_second_run_extracts_nothing_again(waiting):
+    # Both sets take the same pictures, so everything the second needs is cached.
+    run = waiting.api("engineer")._all("/api/v2/dags/retrain_easy/dagRuns", "dag_runs")[0]["dag_run_id"]
+    features = waiting.api("engineer").xcom("retrain_easy", run, "features")
+    assert features["extracted"] == 0
+    assert features["decoded"] == 0
+    assert features["cached"] == features["images"] > 80
+    assert features["weights_kind"] == "random"
+
+
+def test_the_review_shows_the_evidence_to_the_reviewer_alone(waiting):
+    for task in TASKS:
+        detail = waiting.api("viewer").hitl_detail("promote", f"easy-{task}-v1", "review")
+        assert not detail["response_received"]
+        evidence = waiting.api("viewer").dag_run("promote", f"easy-{task}-v1")["conf"]["evidence"]
+        for text in (evidence, "### Gates", "### Data", "### Test metrics", "Random backbone weights", "#/models/"):
+            assert text in detail["body"]
+        with pytest.raises(CredentialsError):
+            waiting.api("engineer").answer("promote", f"easy-{task}-v1", "review", "Approve", {"reason": "mine"})
+    printed = waiting.second_run
+    assert "reviewer" in printed
+    assert "easy-binary-v1" in printed
+
+
+def test_marking_the_review_as_success_promotes_nothing(waiting):
+    engineer, run = waiting.api("engineer"), "easy-binary-v1"
+    engineer._call("PATCH", f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/review", body={"new_state": "success"})
+    until(lambda: engineer.dag_run("promote", run)["state"] == "failed", "the promote task to refuse")
+    assert state(engineer, run, "promote") == "failed"
+    log = "\n".join(engineer.task_log("promote", run, "promote"))
+    assert "nobody answered its review" in log
+    assert "champion" not in aliases(waiting, "easy-binary")
+
+
+def test_an_approval_by_the_reviewer_makes_the_champion(waiting):
+    run, reviewer = "easy-subtype-v1", waiting.api("reviewer")
+    reviewer.answer("promote", run, "review", "Approve", {"reason": "seen and good"})
+    until(lambda: reviewer.dag_run("promote", run)["state"] == "success", "the promotion")
+    assert aliases(waiting, "easy-subtype") == {"champion": 1}
+    result = reviewer.xcom("promote", run, "promote")
+    assert (result["decision"], result["reviewer"], result["reason"]) == ("approved", "reviewer", "seen and good")
+    (record,) = waiting.store.keys("audit/easy-subtype")
+    audit, _ = waiting.store.read(f"audit/easy-subtype/{record}")
+    assert audit["carried_out"]
+    assert audit["evidence"] == reviewer.dag_run("promote", run)["conf"]["evidence"]
+    assert state(reviewer, run, "approved") == "success"
+
+
+def test_secrets_are_in_no_log_and_no_xcom(waiting):
+    passwords = json.loads((waiting.folder / "home" / "passwords.json").read_text())
+    logs = [p for p in (waiting.folder / "home").rglob("*") if p.is_file() and p.suffix in {".log", ".json"}]
+    assert logs
+    for file in logs:
+        if file.name in {"passwords.json", "secrets.json"}:
+            assert file.stat().st_mode & 0o077 == 0
+            continue
+        text = file.read_text(errors="replace")
+        assert not any(password in text for password in passwords.values()), file
+
+
+def test_demo_approves_by_itself_stops_and_the_champion_predicts(waiting):
+    done = waiting.breakhis("demo", str(waiting.folder / "easy.yaml"), "--json")
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["ok"], summary
+    for task in TASKS:
+        assert aliases(waiting, f"easy-{task}")["champion"] == 2
+    assert aliases(waiting, "easy-subtype")["previous"] == 1
+    status = json.loads(waiting.breakhis("status", "--json").stdout)
+    assert status["services"] == {}
+
+    # The registry and the models are used without any server.
+    raw = waiting.store.read("refs/raw/pictures.json")[0]["raw"]
+    import pandas as pd
+
+    listed = pd.read_parquet(waiting.store.file(raw, "files.parquet")).iloc[0]
+    picture = waiting.folder / Path(listed["path"]).name
+    picture.write_bytes(waiting.store.blob(listed["sha256"]))
+    (waiting.folder / "no-picture.png").write_text("text")
+    for task, name in (("binary", "p_malignant"), ("subtype", "p_DC")):
+        told = waiting.breakhis("predict", str(picture), "--model", f"models:/easy-{task}@champion", "--json")
+        (row,) = json.loads(told.stdout)["predictions"]
+        assert 0 <= row[name] <= 1
+    failed = waiting.breakhis(
+        "predict", str(waiting.folder / "no-picture.png"), "--model", "models:/easy-binary@champion", exit_status=3
+    )
+    assert "no-picture.png: not an image file" in failed.stderr
