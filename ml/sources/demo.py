@@ -199,14 +199,14 @@ class _Case:
 
 def _draw_case(seed: int, slide: str) -> _Case:
     rng = _random(seed, "case", case_of(slide))
-    haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal([-0.04, 0.0, 0.06], [0.05, 0.02, 0.04])
+    haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal([-0.04, 0.0, 0.06], [0.03, 0.02, 0.03])
     # Ruifrok and Johnston's eosin is nearly pure magenta; old sections are yellower, towards brick red.
-    eosin = np.array([0.07, 0.99, 0.11]) + np.array([0.09, 0, 0.28]) * rng.uniform(0.4, 1.3) + rng.normal(0, 0.02, 3)
+    eosin = np.array([0.07, 0.99, 0.11]) + np.array([0.09, 0, 0.28]) * rng.uniform(0.5, 1.2) + rng.normal(0, 0.02, 3)
     case = _Case(
         haematoxylin=(haematoxylin / np.linalg.norm(haematoxylin)).astype(np.float32),
         eosin=(eosin / np.linalg.norm(eosin)).astype(np.float32),
-        stain=(0.86 * float(np.exp(rng.normal(0, 0.14))), 0.80 * float(np.exp(rng.normal(0, 0.20)))),
-        lamp=(rng.uniform(226, 248) + rng.normal(0, [4, 3, 4])).astype(np.float32),
+        stain=(0.86 * float(np.exp(rng.normal(0, 0.10))), 0.80 * float(np.exp(rng.normal(0, 0.13)))),
+        lamp=(rng.uniform(232, 247) + rng.normal(0, [2.5, 2, 2.5])).astype(np.float32),
         blur=float(rng.uniform(0.3, 0.9)),
         size=float(np.exp(rng.normal(0, 0.07))),
         crowding=float(np.exp(rng.normal(0, 0.10))),
@@ -536,7 +536,7 @@ def _glands(tissue: _Tissue, distance: Floats, kind: _Cells, wall: float, *, sec
     """Round glands: a wall of two cell layers about a lumen."""
     body = tissue.inside(distance)
     lumen = tissue.inside(distance + wall)
-    tissue.fill(body, pink=0.42, blue=0.12)
+    tissue.fill(body, pink=0.46, blue=0.08)
     tissue.fill(lumen, pink=0.30 * secretion, blue=0.05 * secretion, white=1 - 0.9 * secretion, grain=40)
     tissue.lining(kind, 7.5, distance, (0.52 * wall,), 0.7)
     tissue.lining(replace(FIBROBLAST, diameter=4.6), 11.0, distance, (0.8,), 0.4, across=False)
@@ -544,10 +544,10 @@ def _glands(tissue: _Tissue, distance: Floats, kind: _Cells, wall: float, *, sec
 
 def _adenosis(tissue: _Tissue) -> None:
     """Adenosis: crowded small acini in lobules, with small lumina, in pink sclerotic stroma."""
-    amount = _begin(tissue, pink=0.56, blue=0.05, swirl=45)
+    amount = _begin(tissue, pink=0.60, blue=0.03, swirl=45)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     lobule = tissue.inside(tissue.covering(tissue.noise(330), 0.2 + 0.55 * amount), 25)
-    tissue.fill(0.75 * lobule, pink=0.40, blue=0.06, grain=25)
+    tissue.fill(0.6 * lobule, pink=0.52, blue=0.05, grain=25)
     tissue.room[:] = np.maximum(tissue.room, lobule)
     acini = tissue.blobs(50, (16, 24), lobule, jitter=0.14)
     _glands(tissue, acini, kind, 11.0, secretion=float(tissue.rng.uniform(0, 0.7)))
@@ -557,7 +557,7 @@ def _adenosis(tissue: _Tissue) -> None:
 
 def _tubular_adenoma(tissue: _Tissue) -> None:
     """Tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
-    amount = _begin(tissue, pink=0.40, blue=0.03, swirl=35, contrast=0.8)
+    amount = _begin(tissue, pink=0.34, blue=0.02, swirl=35, contrast=0.8)
     kind = _between(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
     where = tissue.inside(tissue.covering(tissue.noise(700), 0.3 + 0.7 * amount), 20)
     tubules = tissue.blobs(68, (25, 33), 0.95 * where, jitter=0.12)
@@ -567,7 +567,7 @@ def _tubular_adenoma(tissue: _Tissue) -> None:
 
 def _fibroadenoma(tissue: _Tissue) -> None:
     """Fibroadenoma: pale, loose, evenly cellular stroma that presses the ducts into slits."""
-    amount = _begin(tissue, pink=0.42, blue=0.04, swirl=85, contrast=0.9)
+    amount = _begin(tissue, pink=0.36, blue=0.03, swirl=85, contrast=0.9)
     kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     open_by = tissue.rng.uniform(1.5, 6.0)
     slits = np.abs(tissue.covering(tissue.noise(270), 0.5)) - 11 - open_by
@@ -580,7 +580,7 @@ def _fibroadenoma(tissue: _Tissue) -> None:
 
 def _phyllodes_tumor(tissue: _Tissue) -> None:
     """Phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
-    amount = _begin(tissue, pink=0.44, blue=0.05, swirl=130, contrast=0.7)
+    amount = _begin(tissue, pink=0.62, blue=0.06, swirl=130, contrast=0.7)
     spindle = _between(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
     cleft = tissue.covering(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 0.04 + 0.2 * amount)
     _glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
@@ -589,7 +589,7 @@ def _phyllodes_tumor(tissue: _Tissue) -> None:
 
 def _ductal_carcinoma(tissue: _Tissue) -> None:
     """Ductal carcinoma: nests and sheets of large uneven nuclei in fibrous stroma, some holes, some necrosis."""
-    amount = _begin(tissue, pink=0.40, blue=0.14, swirl=55)
+    amount = _begin(tissue, pink=0.38, blue=0.20, swirl=55)
     rng = tissue.rng
     kind = _between(DUCTAL, EPITHELIUM, -0.55 * tissue.case.atypia)
     nests = tissue.noise(200) + 0.45 * tissue.noise(60)
@@ -597,7 +597,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
     shrinkage = distance - np.clip(4 * tissue.noise(130), 0, None) * rng.uniform(0, 2)
     tissue.fill(tissue.inside(shrinkage, 2.0), pink=0.05, blue=0.02, white=0.85)
     body = tissue.inside(distance)
-    tissue.fill(body, pink=0.34, blue=0.36, mottle=0.2)
+    tissue.fill(body, pink=0.32, blue=0.46, mottle=0.2)
     if rng.random() < 0.35:
         holes = tissue.blobs(62, (8, 19), 0.6 * tissue.inside(distance + 22, 3))
         tissue.fill(tissue.inside(holes), pink=0.1, blue=0.03, white=0.85)
@@ -614,7 +614,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
 
 def _lobular_carcinoma(tissue: _Tissue) -> None:
     """Lobular carcinoma: small even cells in single file between dense collagen fibres."""
-    amount = _begin(tissue, pink=0.46, blue=0.13, swirl=70, contrast=1.25)
+    amount = _begin(tissue, pink=0.54, blue=0.27, swirl=70, contrast=1.25)
     kind = _between(LOBULAR, DUCTAL, 0.35 * tissue.case.atypia)
     x, y = tissue.scatter(8.8 / tissue.case.crowding, jitter=0.25)
     gap = float(tissue.rng.uniform(19, 27))
