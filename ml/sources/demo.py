@@ -46,7 +46,7 @@ SMALLEST = len({(row.subtype, row.slide) for row in inventory()})
 LARGEST = sum(row.images for row in inventory())
 """7,909: as many as BreakHis has."""
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Raised when the same number and seed would give other pictures, so that those drawn before are not taken for them."""
 
 _CHUNK = 8
@@ -83,7 +83,7 @@ def plan(images: int) -> list[Picture]:
         )
     rows = inventory()
     counts = _largest_remainder(rows, images)
-    _fill_empty_folders(rows, counts)
+    _fill_empty_folders(rows, counts, [row.images * images for row in rows])
     return [
         Picture(row.subtype, row.slide, row.magnification, seq, label_of(row.subtype))
         for row, count in zip(rows, counts, strict=True)
@@ -154,24 +154,30 @@ def _largest_remainder(rows: tuple[InventoryRow, ...], images: int) -> list[int]
         counts[i] += 1
     if 0 < left < len(order) and _place(rows[order[left - 1]]) == _place(rows[order[left]]):
         counts[order[left - 1]] -= 1
-        counts[order[left + 1]] += 1
+        counts[next(i for i in order[left:] if rows[i].slide != DUPLICATED_SLIDE)] += 1
     return counts
 
 
-def _fill_empty_folders(rows: tuple[InventoryRow, ...], counts: list[int]) -> None:
+def _fill_empty_folders(rows: tuple[InventoryRow, ...], counts: list[int], shares: list[int]) -> None:
     folders: dict[tuple[str, str], list[int]] = {}
     for i, row in enumerate(rows):
         folders.setdefault((row.subtype, row.slide), []).append(i)
-    for cells in folders.values():
-        if any(counts[i] for i in cells):
-            continue
-        # The folder that can best spare one gives it; the empty folder gets it at a zoom that its slide's name picks.
-        giver = max(
-            (other for other in folders.values() if rows[other[0]].slide != DUPLICATED_SLIDE),
-            key=lambda other: sum(counts[i] for i in other),
-        )
-        counts[max(giver, key=lambda i: counts[i])] -= 1
+    spare = 0
+    for cells in [cells for cells in folders.values() if not any(counts[i] for i in cells)]:
+        if not spare:
+            # The folder that can best spare one gives it; both copies of the duplicated slide do.
+            richest = max(folders.values(), key=lambda other: sum(counts[i] for i in other))
+            giver = _place(rows[max(richest, key=lambda i: counts[i])])
+            for i, row in enumerate(rows):
+                if _place(row) == giver:
+                    counts[i] -= 1
+                    spare += 1
+        # At a zoom that the slide's name picks: the folder's largest would be 100X for most.
         counts[cells[zlib.crc32(rows[cells[0]].slide.encode()) % len(cells)]] += 1
+        spare -= 1
+    if spare:
+        single = [i for i, row in enumerate(rows) if row.slide != DUPLICATED_SLIDE]
+        counts[max(single, key=lambda i: shares[i] - counts[i] * LARGEST)] += 1
 
 
 def _place(row: InventoryRow) -> tuple[str, int]:
