@@ -226,6 +226,8 @@ def _from_file(wanted: str) -> "keras.Model":
 
 
 def _from_h5(file: Path, wanted: str) -> "keras.Model":
+    import keras
+
     backbone = _empty()
     try:
         backbone.load_weights(str(file))
@@ -234,7 +236,8 @@ def _from_h5(file: Path, wanted: str) -> "keras.Model":
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: not EfficientNetB0's no-top weights: {reason}") from None
     # With weights="imagenet" Keras divides by sqrt(stddev) once more, in a layer that it leaves out when the very same
     # file is given by path (github.com/tensorflow/tensorflow/issues/49930). The variance is where that belongs.
-    normalization = backbone.get_layer("normalization")
+    # By type: Keras numbers the names of such layers through the whole process.
+    normalization = next(layer for layer in backbone.layers if isinstance(layer, keras.layers.Normalization))
     mean, variance, *count = normalization.get_weights()
     normalization.set_weights([mean, variance * np.array(_IMAGENET_STDDEV_RGB, variance.dtype), *count])
     normalization.finalize_state()

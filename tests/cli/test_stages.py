@@ -1,0 +1,180 @@
+"""The command line as a person or a scheduler uses it: JSON, results, exit statuses and one clear line of error."""
+
+import json
+import sys
+
+import pytest
+
+from ml import cli
+from ml.store import Store
+from tests.made_up import name, png, tree
+
+
+@pytest.fixture
+def breakhis(tmp_path, monkeypatch, capsys):
+    """Runs the command; returns (exit status, stdout, stderr)."""
+    monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BREAKHIS_WORKERS", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["breakhis", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = exit_.code
+        else:
+            code = 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path):
+    def write(files, **more):
+        tree(tmp_path / "images", files)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        file = tmp_path / "made.yaml"
+        lines = {"name": "made", "kind": "directory", "path": "./images", **more}
+        file.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+        return file
+
+    return write
+
+
+def last_error(err):
+    return err.strip().splitlines()[-1]
+
+
+def objects(tmp_path):
+    root = tmp_path / "home" / "store" / "objects"
+    return sorted(p.name for p in root.iterdir()) if root.exists() else []
+
+
+def test_ingest_prints_one_json_object_and_writes_the_same(breakhis, source, tmp_path):
+    file = source({name("F", "14-1"): png(1, (700, 460)), name("DC", "14-2"): png(2, (700, 460)), "notes.txt": b"x"})
+    result = tmp_path / "out" / "result.json"
+    code, out, err = breakhis("ingest", file, "--json", "--result", result)
+    assert code == 0, err
+    told = json.loads(out.splitlines()[-1])
+    assert json.loads(result.read_text()) == told
+    assert (told["images"], told["skipped"], told["passed"], told["changed"]) == (2, 1, True, True)
+    again = json.loads(breakhis("ingest", file, "--json")[1].splitlines()[-1])
+    assert (again["changed"], again["version"]) == (False, told["version"])
+
+
+def test_for_people_it_prints_lines(breakhis, source):
+    _, out, _ = breakhis("fetch", source({name("F", "14-1"): png(1)}))
+    assert "files" in out
+    assert not out.startswith("{")
+
+
+def test_a_failed_validation_is_printed_and_exits_4(breakhis, source, tmp_path):
+    file = source({name("F", "14-1"): png(1, (700, 460))}, inventory="true")
+    code, out, err = breakhis("ingest", file, "--json")
+    assert code == 4
+    told = json.loads(out.splitlines()[-1])
+    assert not told["passed"]
+    assert [check["name"] for check in told["failed"]] == ["inventory"]
+    assert "did not pass validation: inventory" in last_error(err)
+    store = Store((tmp_path / "home" / "store").as_uri())
+    assert store.read("refs/sources/made.json") == (None, None)
+    code, _, err = breakhis("publish", told["manifest"])
+    assert code == 4
+    assert "has not passed validation" in last_error(err)
+
+
+def test_an_empty_folder(breakhis, source, tmp_path):
+    code, _, err = breakhis("ingest", source({}))
+    assert code == 3
+    assert str(tmp_path / "images") in last_error(err)
+    assert objects(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "reason"),
+    [
+        (name("PC", "14-5"), b"text", "undecodable"),
+        (name("PC", "14-5"), png(1)[:700], "truncated"),
+        ("holiday.png", png(1), "name"),
+    ],
+)
+def test_a_bad_file_is_quarantined_beside_good_ones(breakhis, source, file, data, reason):
+    path = source({name("F", "14-1"): png(1), name("DC", "14-2"): png(2), file: data})
+    code, out, err = breakhis("fetch", path)
+    assert code == 0, err
+    code, out, err = breakhis("manifest", path, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["images"], told["quarantined"]) == (2, {reason: 1})
+
+
+def test_an_unknown_key(breakhis, source, tmp_path):
+    code, _, err = breakhis("ingest", source({}, colour="pink"))
+    assert code == 3
+    assert "unknown key 'colour'" in last_error(err)
+    assert "made.yaml" in last_error(err)
+    assert objects(tmp_path) == []
+
+
+def test_a_missing_source_and_set(breakhis):
+    for command in ("ingest", "assemble"):
+        code, _, err = breakhis(command, "nowhere")
+        assert code == 3
+        assert "nowhere.yaml: no such file" in last_error(err)
+        assert "demo" in last_error(err)
+
+
+def test_unknown_ids(breakhis):
+    for arguments in (
+        ("validate", "manifest-0123456789ab"),
+        ("split", "dataset-0123456789ab"),
+        ("features", "dataset-0123456789ab", "--preset", "demo"),
+        ("train", "binary", "--dataset", "dataset-0123456789ab", "--split", "split-0", "--preset", "demo"),
+    ):
+        code, _, err = breakhis(*arguments)
+        assert code == 3
+        assert "no such" in last_error(err)
+
+
+def test_usage_errors_exit_2(breakhis):
+    assert breakhis("train", "ternary")[0] == 2
+    assert breakhis("no-such-command")[0] == 2
+
+
+def test_a_bad_setting_is_named(breakhis, monkeypatch):
+    monkeypatch.setenv("BREAKHIS_STORE", "/just/a/path")
+    code, _, err = breakhis("config")
+    assert code == 3
+    assert "BREAKHIS_STORE" in last_error(err)
+
+
+def test_a_fault_of_ours_shows_its_traceback_and_exits_1(breakhis, monkeypatch, source):
+    def broken(*_):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("ml.sources.fetch", broken)
+    code, _, err = breakhis("fetch", source({name("F", "14-1"): png(1)}))
+    assert code == 1
+    assert "Traceback" in err
+    assert "a fault of breakhis" in last_error(err)
+
+
+def test_config_hides_secrets(breakhis, monkeypatch):
+    monkeypatch.setenv("BREAKHIS_AIRFLOW_PASSWORD", "hunter2")
+    for arguments in (("config",), ("config", "--json")):
+        code, out, _ = breakhis(*arguments)
+        assert code == 0
+        assert "hunter2" not in out
+        assert "**" in out
+
+
+def test_every_command_has_help(breakhis):
+    _, out, _ = breakhis("--help")
+    for command in cli.cli.commands:
+        assert command in out
+        code, text, _ = breakhis(command, "--help")
+        assert code == 0
+        assert "Usage" in text
