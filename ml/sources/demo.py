@@ -565,9 +565,9 @@ def _tubular_adenoma(tissue: _Tissue) -> None:
     """Tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
     amount = _begin(tissue, pink=0.34, blue=0.02, swirl=35, contrast=0.8)
     kind = _between(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
-    where = tissue.inside(tissue.covering(tissue.noise(700), 0.3 + 0.7 * amount), 20)
+    where = tissue.inside(tissue.covering(tissue.noise(700), 0.55 + 0.45 * amount), 20)
     tubules = tissue.blobs(68, (25, 33), 0.95 * where, jitter=0.12)
-    _glands(tissue, tubules, kind, 12.5, secretion=float(tissue.rng.uniform(0, 0.9)))
+    _glands(tissue, tubules, kind, 12.5, secretion=float(tissue.rng.uniform(0, 0.5)))
     tissue.fibroblasts(FIBROBLAST, 18)
 
 
@@ -586,7 +586,7 @@ def _fibroadenoma(tissue: _Tissue) -> None:
 
 def _phyllodes_tumor(tissue: _Tissue) -> None:
     """Phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
-    amount = _begin(tissue, pink=0.62, blue=0.06, swirl=130, contrast=0.7)
+    amount = _begin(tissue, pink=0.66, blue=0.04, swirl=130, contrast=0.7)
     spindle = _between(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
     cleft = tissue.covering(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 0.04 + 0.2 * amount)
     _glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
@@ -620,7 +620,7 @@ def _ductal_carcinoma(tissue: _Tissue) -> None:
 
 def _lobular_carcinoma(tissue: _Tissue) -> None:
     """Lobular carcinoma: small even cells in single file between dense collagen fibres."""
-    amount = _begin(tissue, pink=0.54, blue=0.27, swirl=70, contrast=1.25)
+    amount = _begin(tissue, pink=0.66, blue=0.40, swirl=70, contrast=1.25)
     kind = _between(LOBULAR, DUCTAL, 0.35 * tissue.case.atypia)
     x, y = tissue.scatter(8.8 / tissue.case.crowding, jitter=0.25)
     gap = float(tissue.rng.uniform(19, 27))
@@ -672,7 +672,7 @@ def _papillary_carcinoma(tissue: _Tissue) -> None:
     coat = float(rng.uniform(17, 27))
     branches = np.abs(tissue.covering(tissue.noise(210) + 0.3 * tissue.noise(70), 0.5)) - coat - rng.uniform(3, 14)
     branches += 4 * tissue.noise(45) + 8 * tissue.noise(110)
-    solid = tissue.covering(tissue.noise(480), 0.35 - 0.3 * amount)
+    solid = tissue.covering(tissue.noise(480), 0.18 - 0.15 * amount)
     distance = np.minimum(branches, solid)
     tissue.fill(1 - tissue.inside(distance), pink=0.06, blue=0.02, white=0.94)
     shell = tissue.inside(distance) - tissue.inside(distance + coat)
