@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat
 
 from ml.errors import ConfigError
 from ml.store import Json, digest
-from ml.taxonomy import Task
+from ml.taxonomy import SIDES, Task, classes
 from ml.yamlfile import Declared, find, read_yaml
 
 REQUIRED_FLOORS: dict[Task, tuple[str, str]] = {
@@ -167,7 +167,8 @@ def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dic
         )
     lines += ["", f"Policy: {verdict['policy']}", "", "### Data", ""]
     lines += ["| side | images | cases |", "|---|---|---|"]
-    lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in evidence["sides"].items()]
+    sides = ((side, evidence["sides"][side]) for side in SIDES)  # a stored object comes back in alphabetical order
+    lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in sides]
     sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
     lines += ["", f"Dataset {evidence['dataset']} of {sources}; {evidence['split']}, by case.", ""]
     if evidence["absent_classes"]:
@@ -183,7 +184,7 @@ def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dic
         "|---|---|---|---|---|",
         *(
             f"| {name} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
-            for name, c in evidence["per_class"].items()
+            for name, c in ((name, evidence["per_class"][name]) for name in classes(evidence["task"]))
         ),
         "",
     ]

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ml.errors import ConfigError, Refused, RegistryError
 from ml.gates import Policy, judge_evidence, load_policy, review_body, review_title
 from ml.settings import Settings
-from ml.splits import SIDES
 from ml.store import Json, Store, object_id
-from ml.taxonomy import classes
+from ml.taxonomy import SIDES, classes
 from ml.tracking import connect
 from ml.training_sets import training_set_of
 

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from ml.errors import Conflict, DataError, StoreError
 from ml.store import Json, Store, digest
-from ml.taxonomy import SUBTYPES
+from ml.taxonomy import SIDES, SUBTYPES
 from ml.training_sets import read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SIDES = ("train", "validation", "test")
 FRACTIONS = (0.70, 0.15, 0.15)
 """Wanted share of the images on each side."""
 

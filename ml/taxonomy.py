@@ -34,6 +34,9 @@ MAGNIFICATIONS = (40, 100, 200, 400)
 IMAGE_SIZES = ((700, 460), (700, 456))
 """(width, height) in pixels; the second is slide PC 14-12465 alone."""
 
+SIDES = ("train", "validation", "test")
+"""The sides of a split, in the order in which people read them."""
+
 TASKS = ("binary", "subtype")
 Task = Literal["binary", "subtype"]
 

@@ -21,9 +21,9 @@ from ml.models import build_head, join, load_backbone
 from ml.presets import Preset
 from ml.progress import say
 from ml.settings import Settings
-from ml.splits import SIDES, read_split, sides_of
+from ml.splits import read_split, sides_of
 from ml.store import Json, Store
-from ml.taxonomy import Task, classes
+from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
 from ml.training_sets import read_dataset
 
@@ -55,8 +55,11 @@ def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, st
     quiet_tensorflow()
     import keras
     import mlflow
+    import tensorflow as tf
 
+    # Without the second, sums are added up in whatever order threads finish, and a seed gives another model each time.
     keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
     head, history = _fit(task, preset, features, truth, on)
     predict: Callable[[str], NDArray[np.float64]] = lambda side: _predict(head, features[on[side]])  # noqa: E731
     threshold = youden_threshold(truth[on["validation"]], predict("validation")) if task == "binary" else None

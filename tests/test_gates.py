@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ml.errors import ConfigError
 from ml.gates import REQUIRED_FLOORS, Policy, judge_evidence, load_policy, review_body
 from ml.settings import PROJECT
+from ml.taxonomy import SIDES, classes
 
 
 def evidence(task="binary", **changes):
@@ -19,11 +20,13 @@ def evidence(task="binary", **changes):
         "metrics": {"roc_auc": 0.9, "roc_auc_ovr": 0.9, "macro_f1": 0.8, "accuracy": 0.85},
         "weights": {"id": "weights-0", "kind": "imagenet"},
         "absent_classes": [],
-        "sides": {side: {"images": 10, "cases": 2} for side in ("train", "validation", "test")},
+        "sides": {side: {"images": 10, "cases": 2} for side in sorted(SIDES)},
         "dataset": "dataset-0",
         "split": "split-0",
         "sources": {"made": "version-0"},
-        "per_class": {"benign": {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0}},
+        "per_class": {
+            name: {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0} for name in sorted(classes(task))
+        },
     }
     return made | changes
 
@@ -126,4 +129,5 @@ def test_the_review_says_what_would_replace_what():
     assert "no test image:** PT" in body
     assert "[MLflow](http://localhost/x)" in body
     assert "evidence-0123456789ab" in body
+    assert body.index("| train |") < body.index("| validation |") < body.index("| test |")
     assert "no champion yet" in review_body(candidate, verdict, None, {})

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from ml import splits
 from ml.errors import DataError, StoreError
-from ml.splits import SIDES, Ledger, allocate, read_ledger, read_split, sides_of, split_dataset
+from ml.splits import Ledger, allocate, read_ledger, read_split, sides_of, split_dataset
 from ml.store import Store
-from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPES, case_of, inventory
+from ml.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
 from tests import made_up
 
 
