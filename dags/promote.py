@@ -14,7 +14,7 @@ May this model version become the champion? A retraining starts a run here for e
 2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
    are listed under *Required actions*. Who started the retraining cannot approve its models.
 3. **promote** reads the answer in Airflow's own record and carries it out: an approved version becomes the champion, a
-   rejected one stays a candidate. Either way the decision is written down for good, with reviewer and reason.
+   rejected one is a candidate no longer. Either way the decision is written down for good, with reviewer and reason.
 4. **approved** or **rejected** is green: that was the decision. The other one is skipped.
 
 Marking a task as success by hand promotes nothing: **promote** finds no answer and refuses.

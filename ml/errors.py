@@ -31,9 +31,12 @@ class ImageError(BreakhisError):
     """A file is not a picture this system can use."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # the arguments as they came, so that it can pass between processes
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class StoreError(BreakhisError):

@@ -8,8 +8,11 @@ average-pooled features, float32 (n, 1280).
 import hashlib
 import os
 import socket
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import numpy as np
@@ -36,8 +39,9 @@ IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0
 _RANDOM_SEED = 20161
 _RANDOM_SCALE = 0.1
 _DOWNLOAD_TIMEOUT = 30.0  # seconds; Keras sets none of its own
-_IMAGENET_HOST = "storage.googleapis.com"
-_IMAGENET_FILE = "efficientnetb0_notop.h5"
+_IMAGENET_HOST = urlsplit(IMAGENET_URL).netloc
+_IMAGENET_FILE = IMAGENET_URL.rpartition("/")[2]
+_IMAGENET_MD5 = "50bc09e76180e00e4465e1a485ddc09d"  # as Keras' own application states it
 _IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
 
 
@@ -184,19 +188,10 @@ def _imagenet() -> "keras.Model":
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        file = keras.utils.get_file(
-            Path(IMAGENET_URL).name,
-            IMAGENET_URL,
-            cache_subdir="models",
-            # MD5 as Keras' own application states it.
-            file_hash=keras.src.applications.efficientnet.WEIGHTS_HASHES["b0"][1],
-        )
+        with redirect_stdout(sys.stderr):  # Keras prints its progress where our result goes
+            file = keras.utils.get_file(_IMAGENET_FILE, IMAGENET_URL, cache_subdir="models", file_hash=_IMAGENET_MD5)
     except Exception as error:  # Keras raises a bare Exception for a refused download
-        reason = " ".join(str(error).split())
-        raise _CannotDownload(
-            f"ImageNet weights cannot be downloaded ({reason}). Where there is no way out, put efficientnetb0_notop.h5 "
-            "on disk or in the store and set BREAKHIS_WEIGHTS to its path or URI, or set it to 'random' to try things."
-        ) from None
+        raise _CannotDownload(error) from None
     finally:
         socket.setdefaulttimeout(before)
     return _from_h5(Path(file), "imagenet")

@@ -12,7 +12,7 @@ from ml.errors import ConfigError, Refused
 from ml.progress import say
 from ml.registry import champion_number, crown, judge, withdraw
 from ml.settings import Settings
-from ml.store import Json, Store
+from ml.store import Json, Store, digest
 
 DAG, REVIEW_TASK = "promote", "review"
 APPROVE, REJECT = "Approve", "Reject"
@@ -31,13 +31,15 @@ def promote_version(
         ConfigError: Airflow's address or the service account is not set.
     """
     answer = _read_answer(model, number, dag_run, settings, evidence)
-    key = f"audit/{model}/{quote(dag_run, safe='')}.json"
+    # One record an answer: a review that was cleared and answered anew, or a run id that came back with a new Airflow
+    # database, is another decision.
+    key = f"audit/{model}/{quote(dag_run, safe='')}-{digest(answer)[:12]}.json"
     record, tag = store.read(key)
+    champion = champion_number(model, settings)
     if record is None:
         verdict = judge(model, number, store, settings, evidence=answer["evidence"])
         if answer["decision"] == "approved" and not verdict["passed"]:
             raise Refused(f"{verdict['summary']}; it was approved by {answer['reviewer']}, but gates come first")
-        champion = champion_number(model, settings)
         record = {
             "model": model,
             "version": int(number),
@@ -54,6 +56,11 @@ def promote_version(
         record, tag = store.read(key)
     if not record["carried_out"]:
         if record["decision"] == "approved":
+            if champion not in (record["previous"], int(number)):
+                raise Refused(
+                    f"{model} version {number} was approved while version {record['previous']} was champion; since "
+                    f"then version {champion} was promoted, so this is not finished; retrain to compare anew"
+                )
             crown(model, int(number), record["previous"], settings)
         else:
             withdraw(model, int(number), settings)
@@ -83,7 +90,7 @@ def _read_answer(model: str, number: str, dag_run: str, settings: Settings, evid
         raise Refused(f"{where}: nobody answered its review, so nothing is promoted")
     if user["id"] not in settings.reviewers:
         raise Refused(f"{where}: {user['name']} answered, but is not one of the reviewers (BREAKHIS_REVIEWERS)")
-    if user["id"] == run.get("triggering_user_name"):
+    if run.get("triggering_user_name") in (user["id"], user["name"]):
         raise Refused(f"{where}: {user['name']} started it and so cannot decide it")
     if asked[2] not in (detail.get("body") or ""):
         raise Refused(f"{where}: the review that {user['name']} read was not about {asked[2]}")

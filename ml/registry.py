@@ -227,7 +227,7 @@ def _training_run(client: "MlflowClient", run_id: str) -> Any:
     try:
         run = client.get_run(run_id)
     except MlflowException:
-        raise RegistryError(f"no run {run_id!r} in MLflow at {client.tracking_uri}") from None
+        raise RegistryError(f"no run {run_id!r} in MLflow") from None
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -48,7 +49,7 @@ class Settings(BaseSettings):
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
     place: Literal["process"] = Field("process", description="Where Airflow runs the stages.")
     reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("reviewer",), description="Airflow users who may answer a review, separated by commas."
+        ("reviewer",), min_length=1, description="Airflow users who may answer a review, separated by commas."
     )
     airflow_url: str = Field("", description="Airflow's API server, where promotion reads the reviewer's answer.")
     airflow_user: str = Field("", description="Service account that promotion reads Airflow's record with.")
@@ -85,7 +86,8 @@ class Settings(BaseSettings):
             uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
             object.__setattr__(self, "mlflow_uri", uri)
         if not self.mlflow_ui and self.mlflow_uri.startswith("http"):
-            object.__setattr__(self, "mlflow_ui", self.mlflow_uri)
+            # For pages and messages: a password in the address is for the client alone.
+            object.__setattr__(self, "mlflow_ui", re.sub(r"//[^/@]*@", "//", self.mlflow_uri))
         return self
 
     @cached_property

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
-from cloudpathlib import AnyPath, S3Client, S3Path
+from cloudpathlib import S3Client, S3Path
 from filelock import FileLock
 
 from ml.errors import Conflict, StoreError, TryAgain
@@ -285,12 +285,11 @@ def _s3(path: S3Path) -> Any:
 
 def write_result(uri: str, result: Json) -> None:
     """Write a stage's JSON result to any path or URI, whole (``--result URI``)."""
-    if uri.startswith(("file://", "s3://")):
+    if uri.startswith("s3://"):
         root, _, name = uri.rpartition("/")
         Store(root).put_json(name, result)
         return
-    path = AnyPath(uri)
-    assert isinstance(path, Path)
+    path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, prefix=".") as file:
         json.dump(result, file, indent=1, sort_keys=True)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 import ml
 from ml.devices import quiet_tensorflow
-from ml.errors import DataError
+from ml.errors import DataError, StoreError
 from ml.evaluation import Evaluation, evaluate, plot_confusion, plot_history, plot_roc, youden_threshold
 from ml.features import Features, read_features
 from ml.imaging import SIZE
 from ml.models import build_head, join, load_backbone
+from ml.pixels import PixelCache
 from ml.presets import Preset
 from ml.progress import say
 from ml.settings import Settings
@@ -47,6 +48,14 @@ def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, st
     sides = sides_of(rows, read_split(split, store))
     truth = _truth(task, rows)
     on = {side: np.flatnonzero(sides == side) for side in SIDES}
+    for side, indices in on.items():
+        if not len(indices):
+            raise DataError(f"{dataset} under {split}: no image on the {side} side; the set needs more cases")
+    if task == "binary" and len(np.unique(truth[on["validation"]])) < 2:
+        raise DataError(
+            f"{dataset} under {split}: the validation side holds images of one class only, so no threshold can be "
+            "chosen on it; the set needs more cases"
+        )
     missing = [name for k, name in enumerate(classes(task)) if not (truth[on["train"]] == k).any()]
     if missing:
         raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
@@ -97,6 +106,7 @@ def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, st
             _save_predictions(folder / "evaluation", rows.iloc[on["test"]], task, scores["test"])
             mlflow.log_artifacts(str(folder))
             network = join(load_backbone(weights.id, store), head)
+            _check_network(network, rows.iloc[on["test"]], scores["test"], store)
             _log_model(network, task, threshold, run_id)
         mlflow.log_metrics(metrics)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
@@ -191,6 +201,20 @@ def _save_predictions(folder: Path, rows: "pd.DataFrame", task: Task, probabilit
     table.to_parquet(folder / "test_predictions.parquet", index=False)
 
 
+def _check_network(network: "keras.Model", rows: "pd.DataFrame", scores: NDArray[np.float64], store: Store) -> None:
+    """Make sure that the network to be logged says of pictures what was scored on cached features."""
+    few = rows.iloc[:8]
+    pixels = PixelCache(store)
+    pixels.fill(few, workers=1)
+    order = {h: i for i, h in enumerate(few["pixel_sha256"])}
+    ((hashes, pictures),) = pixels.batches(list(order), size=len(few))
+    output = np.asarray(network(pictures.astype(np.float32), training=False), dtype=np.float64)
+    expected = scores[[order[h] for h in hashes]].reshape(output.shape)
+    if not np.allclose(output, expected, atol=1e-3):
+        worst = float(np.abs(output - expected).max())
+        raise StoreError(f"the whole network differs by {worst:.4f} from its head on cached features; clear the caches")
+
+
 def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_id: str) -> None:
     from importlib import metadata
 
@@ -206,8 +230,8 @@ def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_
     facts = {"task": task, "classes": names, "threshold": threshold, "run_id": run_id, "size": SIZE}
     needs = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():
-        # Type hints cannot say "any image"; and an example would be run through a freshly loaded model, which the
-        # evaluation did already, at the price of loading it.
+        # Type hints cannot say "any image"; and an example would be run through a freshly loaded model, at the price of
+        # loading it.
         warnings.filterwarnings("ignore", message=".*(Add type hints|An input example was not provided)")
         folder = Path(scratch)
         network.save(folder / "network.keras")

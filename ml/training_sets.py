@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ml.errors import DataError
+from ml.errors import ConfigError, DataError
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.store import Json, Store
@@ -52,6 +52,8 @@ def load_training_set(reference: str, conf: Path) -> TrainingSet:
     """
     file = find(conf / "training_sets", reference)
     training_set = read_yaml(file, TrainingSet)
+    if training_set.name != file.stem:
+        raise ConfigError(f"{file}: 'name' is {training_set.name!r}; call it {file.stem!r} or rename the file")
     training_set._file = file
     return training_set
 
@@ -69,7 +71,11 @@ def training_set_of(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
     """
     known = []
     for file in training_set_files(settings):
-        training_set = load_training_set(str(file), settings.conf)
+        try:
+            training_set = load_training_set(str(file), settings.conf)
+        except ConfigError as error:  # somebody else's broken set is no reason not to find this one
+            known.append(f"({error})")
+            continue
         for task, name in training_set.models.items():
             if name == model:
                 return training_set, task

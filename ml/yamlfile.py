@@ -79,7 +79,7 @@ def find(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
     Raises:
         ConfigError: there is no such file; lists the names there are.
     """
-    if reference.endswith((".yaml", ".yml")):
+    if reference.endswith(".yaml"):
         path = Path(reference).expanduser()
         path = path if path.is_absolute() else (relative_to or Path.cwd()) / path
     else:

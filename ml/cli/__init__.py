@@ -1,5 +1,6 @@
 """The ``breakhis`` command: one sub-command a stage, and the local stack around them."""
 
+import signal
 import sys
 import traceback
 
@@ -28,6 +29,8 @@ for command in [*STAGES, *TOOLS, *local_commands]:
 
 def main() -> None:
     """Run the command line: errors of ours become one line and their exit status, faults a traceback and 1."""
+    # A scheduler stops a stage by SIGTERM: leave by the ordinary way, which closes runs and removes scratch files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

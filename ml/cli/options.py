@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ml.errors import Refused
-from ml.settings import Settings, settings
+from ml.settings import settings
 from ml.store import Json, Store, write_result
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
@@ -56,6 +56,3 @@ def deliver(result: Json, as_json: bool, result_uri: str | None) -> None:
         if key != "review":
             shown = value if isinstance(value, str) else json.dumps(value)
             click.echo(f"{key:<{width}}  {shown}")
-
-
-__all__ = ["Outcome", "Settings", "deliver", "json_option", "stage"]

@@ -1,6 +1,7 @@
 """Commands that are no stages: predict, and the settings."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 def config(as_json: bool) -> None:
     """Show every setting with its value; each can be set as an environment variable BREAKHIS_<NAME>."""
     values = settings().model_dump(mode="json")
+    values["mlflow_uri"] = re.sub(r"//[^/@]*@", "//**********@", values["mlflow_uri"])
     if as_json:
         deliver(values, as_json=True, result_uri=None)
         return
@@ -75,7 +77,7 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     try:
         classifier = mlflow.pyfunc.load_model(model)
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise RegistryError(f"{model} cannot be loaded from {settings().mlflow_uri}: {error}") from None
+        raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
     shown = track(files, total=len(files), what="classifying")
     while batch := list(islice(shown, _BATCH)):
         good, rows = [], {}

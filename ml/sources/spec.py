@@ -146,7 +146,7 @@ def source_files(settings: "Settings") -> list[Path]:
         except ConfigError:
             continue
         for reference in references if isinstance(references, list) else []:
-            if isinstance(reference, str) and reference.endswith((".yaml", ".yml")):
+            if isinstance(reference, str) and reference.endswith(".yaml"):
                 path = Path(reference).expanduser()
                 paths.add((training_set.parent / path).resolve())
     return sorted(paths)

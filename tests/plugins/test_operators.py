@@ -160,7 +160,6 @@ def test_a_stage_sees_none_of_airflows_secrets(breakhis, context, planted, monke
         "AWS_SECRET_ACCESS_KEY": "a",
         "https_proxy": "http://proxy",
         "OMP_NUM_THREADS": "2",
-        "AIRFLOW_CTX_DAG_RUN_ID": "a_run",
     }
     for name, value in passed.items():
         monkeypatch.setenv(name, value)
