@@ -1,4 +1,5 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -87,3 +88,8 @@ def test_read_image_names_the_file(tmp_path):
         read_image(bad)
     with pytest.raises(ImageError, match=r"gone\.png: No such file"):
         read_image(tmp_path / "gone.png")
+
+
+def test_the_error_passes_between_processes():
+    error = pickle.loads(pickle.dumps(ImageError("mode", "16 bits")))
+    assert (str(error), error.reason) == ("mode: 16 bits", "mode")

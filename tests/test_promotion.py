@@ -294,6 +294,33 @@ def test_killed_between_audit_and_aliases_the_retry_finishes(world, airflow, mon
     assert aliases(world) == {"champion": 1}
 
 
+def test_killed_in_between_and_overtaken_by_a_newer_champion(world, airflow, monkeypatch):
+    first = register_run(world.run(), world.store, world.settings)
+    airflow(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "crown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            promote(world, first)
+    second = register_run(world.run(auc=0.95), world.store, world.settings)
+    airflow(second)
+    promote(world, second, "made-binary-v2")
+    airflow(first)
+    with pytest.raises(Refused, match="version 2 was promoted"):
+        promote(world, first)
+    assert aliases(world) == {"champion": 2}
+
+
+def test_a_review_that_was_cleared_and_answered_anew_is_another_decision(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered, option="Reject", reason="not yet")
+    promote(world, registered)
+    record = airflow(registered)
+    record.detail["responded_at"] = "2026-01-02T00:00:00Z"
+    assert promote(world, registered)["decision"] == "approved"
+    assert aliases(world) == {"champion": 1}
+    assert len(world.store.keys("audit/made-binary")) == 2
+
+
 def test_without_a_service_account(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     settings = world.settings.model_copy(update={"airflow_user": ""})

@@ -75,6 +75,20 @@ def test_models_and_their_sets(conf):
     assert training_set_of("elsewhere-binary", settings)[0].file == extra
 
 
+def test_a_broken_set_does_not_hide_the_others(conf):
+    (conf / "training_sets" / "aaa.yaml").write_text("name: aaa\ncolour: pink\n")
+    settings = Settings(home=conf / "home", conf=conf)
+    assert training_set_of("both-binary", settings)[1] == "binary"
+    with pytest.raises(DataError, match="unknown key 'colour'"):
+        training_set_of("aaa-binary", settings)
+
+
+def test_a_set_is_called_as_its_file(conf):
+    (conf / "training_sets" / "both.yaml").rename(conf / "training_sets" / "twin.yaml")
+    with pytest.raises(ConfigError, match="'name' is 'both'; call it 'twin'"):
+        load_training_set("twin", conf)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
