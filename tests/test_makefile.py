@@ -100,7 +100,9 @@ def test_set_up_once_per_lock_file(checkout: Path) -> None:
     for _ in range(2):
         assert make(checkout, ".venv/.run").returncode == 0
     assert len(calls(checkout)) == 2
-    (checkout / "uv.lock").touch()
+    # Later by more than the clock of any file system is coarse.
+    later = (checkout / ".venv" / ".run").stat().st_mtime + 5
+    os.utime(checkout / "uv.lock", (later, later))
     make(checkout, ".venv/.run")
     assert len(calls(checkout)) == 3
 

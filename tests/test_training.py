@@ -194,6 +194,7 @@ def test_a_class_that_cannot_be_learnt_is_named(world):
     sides = dict.fromkeys(read_dataset(world.dataset, world.store)["patient"], "train")
     rows = read_dataset(world.dataset, world.store)
     sides |= dict.fromkeys(rows[rows["subtype"] == "PT"]["patient"], "test")
+    sides |= dict.fromkeys(rows[rows["subtype"] == "DC"]["patient"].unique()[:2], "validation")
     meta = {**world.store.meta(world.split), "sides": sides}
     split = world.store.create("split", ["no PT to train on"], meta)
     with pytest.raises(DataError, match="no training image of PT"):
