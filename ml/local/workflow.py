@@ -13,6 +13,7 @@ from typing import Any
 
 import requests
 
+from ml.airflow_api import AirflowApi
 from ml.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
 from ml.local.stack import Stack
 from ml.local.watch import PARKED, Run, Watch
@@ -155,26 +156,25 @@ class Workflow:
             StackError: what follows the answer failed.
         """
         reviewer = self.stack.settings.reviewers[0]
-        waiting = [candidate for candidate in self.candidates if candidate.waiting]
         api = self.stack.api(reviewer)
+        approved: list[Candidate] = []
         for _ in range(_ANSWERS):
             # A review that Airflow was still parking loses its answer, and is asked again.
-            asked = [candidate for candidate in waiting if candidate.waiting]
-            if asked:
-                time.sleep(_SECONDS_BEFORE_ANSWERING)
-            for candidate in asked:
-                api.answer("promote", candidate.promote.id, "review", "Approve", {"reason": REASON})
-                say(f"{reviewer} approved {candidate.promote.id}")
-            answered = time.monotonic()
-            self._follow_candidates(
-                lambda candidate, since=answered: (  # type: ignore[misc]
-                    candidate.promote.ended
-                    or (candidate.waiting and time.monotonic() - since > _SECONDS_TO_TAKE_AN_ANSWER)
-                )
-            )
-            if all(candidate.promote.ended for candidate in self.candidates):
+            asked = [candidate for candidate in self.candidates if candidate.waiting]
+            if not asked:
                 break
-        for candidate in waiting:
+            time.sleep(_SECONDS_BEFORE_ANSWERING)
+            for candidate in asked:
+                if _approve(candidate, api):
+                    say(f"{reviewer} approved {candidate.promote.id}")
+            approved = approved or asked
+            self._follow_candidates(_led_on(since=time.monotonic()))
+        for candidate in approved:
+            if candidate.waiting:
+                raise StackError(
+                    f"{candidate.promote.id} was approved {_ANSWERS} times and still waits for its review; see "
+                    f"{self.review_url(candidate)}"
+                )
             self._demand_success(candidate.promote)
 
     def read_decisions(self) -> None:
@@ -346,6 +346,27 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
                 workflow.stack.down()
         finally:
             report(workflow, {**workflow.summary(), "ok": not error, "error": error or None})
+
+
+def _approve(candidate: Candidate, api: AirflowApi) -> bool:
+    """Approve a candidate; whether that was news to Airflow, which may have an earlier answer and be busy with it."""
+    try:
+        api.answer("promote", candidate.promote.id, "review", "Approve", {"reason": REASON})
+    except AirflowError as error:
+        if error.status != 409:
+            raise
+        return False
+    return True
+
+
+def _led_on(since: float) -> Callable[[Candidate], bool]:
+    """Whether an answer given at ``since`` (of time.monotonic) led to an end, or has to be given again."""
+
+    def judge(candidate: Candidate) -> bool:
+        late = time.monotonic() - since > _SECONDS_TO_TAKE_AN_ANSWER
+        return candidate.promote.ended or (candidate.waiting and late)
+
+    return judge
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class Airflow:
         self.unpaused: set[str] = set()
         self.absent: set[str] = set()
         self.stranded: set[str] = set()
+        self.losing: dict[str, int] = {}
+        self.answers: list[str] = []
         self.versions = {"demo-binary": 3, "demo-subtype": 4}
 
     def dags(self) -> list[Json]:
@@ -83,6 +85,10 @@ class Airflow:
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> None:
         if self.user != "reviewer":
             raise CredentialsError("not a respondent")
+        self.answers.append(run)
+        if self.losing.get(run, 0) > 0:
+            self.losing[run] -= 1
+            return
         self.decided[run] = {"option": option, "by": self.user, "reason": params["reason"]}
 
     def hitl_detail(self, dag: str, run: str, task: str) -> Json:
@@ -155,6 +161,7 @@ def airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Airflow:
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(watch, "_SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr(workflow, "_SECONDS_BEFORE_ANSWERING", 0.0)
+    monkeypatch.setattr(workflow, "_SECONDS_TO_TAKE_AN_ANSWER", 0.0)
     monkeypatch.setattr(workflow, "Stack", FakeStack)
     played = Airflow()
     FakeStack.airflow, FakeStack.problems, FakeStack.downs, FakeStack.dead = played, [], 0, False
@@ -197,6 +204,35 @@ def test_demo_counts_what_the_reviewer_approved_earlier(airflow: Airflow) -> Non
     for run in ("demo-binary-v3", "demo-subtype-v4"):
         airflow.decided[run] = {"option": "Approve", "by": "reviewer", "reason": "good"}
     assert demo()[1]["ok"]
+
+
+def test_a_review_that_lost_its_answer_is_answered_again(airflow: Airflow) -> None:
+    airflow.losing = {"demo-binary-v3": 2}
+    result, summary = demo()
+    assert (result.exception, summary["ok"]) == (None, True)
+    assert airflow.answers == ["demo-binary-v3", "demo-subtype-v4", "demo-binary-v3", "demo-binary-v3"]
+
+
+def test_a_review_that_takes_no_answer_ends_the_demo(airflow: Airflow) -> None:
+    airflow.losing = {"demo-subtype-v4": 99}
+    _, summary = demo()
+    assert "demo-subtype-v4 was approved 4 times and still waits" in summary["error"]
+    assert FakeStack.downs == 1
+
+
+def test_an_answer_that_airflow_is_slow_to_take_is_no_error(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, late = airflow.answer, {}
+
+    def slow(dag: str, run: str, *rest: Any) -> None:
+        if run in late:  # the second answer finds the first, which now takes effect
+            airflow.decided[run] = late[run]
+            raise AirflowError("answered already", 409)
+        answer(dag, run, *rest)
+        late[run] = airflow.decided.pop(run)
+
+    monkeypatch.setattr(airflow, "answer", slow)
+    result, summary = demo()
+    assert (result.exception, summary["ok"]) == (None, True)
 
 
 @pytest.mark.parametrize(("option", "by"), [("Reject", "reviewer"), ("Approve", "somebody else"), ("Approve", "")])
