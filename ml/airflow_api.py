@@ -118,10 +118,6 @@ class AirflowApi:
         """
         return self._call("GET", _hitl(dag, run, task))
 
-    def pending_reviews(self) -> list[Json]:
-        """The questions nobody has answered yet; ``task_instance`` says of which DAG, run and task."""
-        return self._all("/api/v2/dags/~/dagRuns/~/hitlDetails", "hitl_details", {"response_received": "false"})
-
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> Json:
         """Answer a question as this user. Status 409: somebody has answered; CredentialsError: not asked of this user.
 

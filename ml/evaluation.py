@@ -48,6 +48,19 @@ class Evaluation:
         }
 
 
+def check_both_classes(truth: Truth) -> None:
+    """Check that a threshold can be chosen on these images.
+
+    Raises:
+        DataError: only one class is there.
+    """
+    if len(np.unique(truth)) < 2:
+        raise DataError(
+            "the validation side holds images of one class only, so no threshold can be chosen on it; "
+            "the set needs more cases"
+        )
+
+
 def youden_threshold(truth: Truth, malignant: Probabilities) -> float:
     """The probability above which calling malignant maximises Youden's J = sensitivity + specificity - 1.
 
@@ -63,11 +76,7 @@ def youden_threshold(truth: Truth, malignant: Probabilities) -> float:
     """
     from sklearn.metrics import roc_curve
 
-    if len(np.unique(truth)) < 2:
-        raise DataError(
-            "the validation side holds images of one class only, so no threshold can be chosen on it; "
-            "the set needs more cases"
-        )
+    check_both_classes(truth)
     false_positive, true_positive, thresholds = roc_curve(truth, malignant, drop_intermediate=False)
     best = thresholds[int(np.argmax(true_positive - false_positive))]
     if not math.isfinite(best):  # the corner where nothing is called malignant

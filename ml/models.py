@@ -167,14 +167,18 @@ def _empty() -> "keras.Model":
     )
 
 
+def imagenet_cache() -> Path:
+    """Where Keras keeps the ImageNet weights once it has downloaded them."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / _IMAGENET_FILE
+
+
 def _check_download() -> None:
     """Find out in a moment that there is no way to the weights, rather than after TensorFlow's import.
 
     Raises:
         _CannotDownload: they are not in Keras' cache, and their host cannot be reached.
     """
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    if (home / "models" / _IMAGENET_FILE).is_file() or "https" in getproxies():
+    if imagenet_cache().is_file() or "https" in getproxies():
         return
     try:
         socket.create_connection((_IMAGENET_HOST, 443), timeout=_DOWNLOAD_TIMEOUT / 3).close()

@@ -11,11 +11,9 @@ from ml.airflow_api import AirflowApi
 from ml.errors import ConfigError, Refused
 from ml.progress import say
 from ml.registry import champion_number, crown, judge, withdraw
+from ml.reviews import APPROVE, DAG, REJECT, TASK, given_reason
 from ml.settings import Settings
 from ml.store import Json, Store, digest
-
-DAG, REVIEW_TASK = "promote", "review"
-APPROVE, REJECT = "Approve", "Reject"
 
 
 def promote_version(
@@ -84,7 +82,7 @@ def _read_answer(model: str, number: str, dag_run: str, settings: Settings, evid
     asked = (str(conf.get("model")), str(conf.get("version")), str(conf.get("evidence")))
     if asked[:2] != (model, str(number)) or (evidence and asked[2] != evidence):
         raise Refused(f"{where} is about {asked[0]} version {asked[1]} ({asked[2]}), not {model} version {number}")
-    detail = api.hitl_detail(DAG, dag_run, REVIEW_TASK)
+    detail = api.hitl_detail(DAG, dag_run, TASK)
     user = detail.get("responded_by_user")
     if not detail.get("response_received") or not user:
         raise Refused(f"{where}: nobody answered its review, so nothing is promoted")
@@ -97,9 +95,9 @@ def _read_answer(model: str, number: str, dag_run: str, settings: Settings, evid
     chosen = detail.get("chosen_options")
     if chosen not in ([APPROVE], [REJECT]):
         raise Refused(f"{where}: its review was answered {chosen}, which decides nothing")
-    reason = str((detail.get("params_input") or {}).get("reason") or "").strip()
+    reason = given_reason(detail.get("params_input"))
     if not reason:
-        raise Refused(f"{where}: {user['name']} gave no reason; clear the task {REVIEW_TASK} to be asked again")
+        raise Refused(f"{where}: {user['name']} gave no reason; clear the task {TASK} to be asked again")
     return {
         "decision": "approved" if chosen == [APPROVE] else "rejected",
         "reviewer": user["id"],

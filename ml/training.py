@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 import ml
 from ml.devices import quiet_tensorflow
 from ml.errors import DataError, StoreError
-from ml.evaluation import Evaluation, evaluate, plot_confusion, plot_history, plot_roc, youden_threshold
+from ml.evaluation import (
+    Evaluation,
+    check_both_classes,
+    evaluate,
+    plot_confusion,
+    plot_history,
+    plot_roc,
+    youden_threshold,
+)
 from ml.features import Features, read_features
 from ml.imaging import SIZE
 from ml.models import build_head, join, load_backbone
@@ -51,11 +59,8 @@ def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, st
     for side, indices in on.items():
         if not len(indices):
             raise DataError(f"{dataset} under {split}: no image on the {side} side; the set needs more cases")
-    if task == "binary" and len(np.unique(truth[on["validation"]])) < 2:
-        raise DataError(
-            f"{dataset} under {split}: the validation side holds images of one class only, so no threshold can be "
-            "chosen on it; the set needs more cases"
-        )
+    if task == "binary":
+        check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
     missing = [name for k, name in enumerate(classes(task)) if not (truth[on["train"]] == k).any()]
     if missing:
         raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")

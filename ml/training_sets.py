@@ -4,11 +4,12 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, PrivateAttr
 
 from ml.errors import ConfigError, DataError
+from ml.presets import PresetName
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.store import Json, Store
@@ -27,7 +28,7 @@ class TrainingSet(Declared):
     sources: tuple[str, ...] = Field(min_length=1, description="Names of sources, or paths of YAML files beside this.")
     ledger: str = Field(pattern=NAME_PATTERN, description="The split ledger: which side each case is on, for ever.")
     policy: str = Field(description="Name of the promotion policy, or the path of a YAML file beside this one.")
-    preset: Literal["paper", "demo"] = Field(description="The recipe, unless the form of the DAG says otherwise.")
+    preset: PresetName = Field(description="The recipe, unless the form of the DAG says otherwise.")
     schedule: Schedule | None = Field("@monthly", description="When retrain runs by itself; null: by hand.")
     seed: int = Field(0, ge=0, description="Seed of the split's search and of the training.")
 

@@ -191,11 +191,10 @@ def test_ids_are_quoted(airflow: FakeAirflow, api: AirflowApi) -> None:
 def test_pages_are_put_together(airflow: FakeAirflow, api: AirflowApi) -> None:
     def page(query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
-        assert query["response_received"] == ["false"]
-        return 200, {"hitl_details": [{"n": n} for n in range(230)][offset : offset + limit], "total_entries": 230}
+        return 200, {"dags": [{"n": n} for n in range(230)][offset : offset + limit], "total_entries": 230}
 
-    airflow.routes["GET", "/api/v2/dags/~/dagRuns/~/hitlDetails"] = page
-    assert [detail["n"] for detail in api.pending_reviews()] == list(range(230))
+    airflow.routes["GET", "/api/v2/dags"] = page
+    assert [dag["n"] for dag in api.dags()] == list(range(230))
 
 
 def test_trigger_sends_id_and_conf_without_a_logical_date(airflow: FakeAirflow, api: AirflowApi) -> None:

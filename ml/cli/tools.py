@@ -13,9 +13,9 @@ from ml.cli.options import deliver, json_option
 from ml.errors import BreakhisError, ImageError, RegistryError
 from ml.progress import track
 from ml.settings import Settings, settings
+from ml.sources.files import is_image
 
 _BATCH = 32
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 @click.command()
@@ -57,7 +57,7 @@ def predict(images: tuple[Path, ...], model: str, as_json: bool) -> None:
 def _files(images: tuple[Path, ...]) -> Iterator[Path]:
     for image in images:
         if image.is_dir():
-            found = sorted(p for p in image.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES and p.is_file())
+            found = sorted(p for p in image.rglob("*") if is_image(p.name) and p.is_file())
             if not found:
                 raise BreakhisError(f"{image}: no image files in this folder")
             yield from found

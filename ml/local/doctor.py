@@ -15,7 +15,7 @@ import psutil
 import requests
 
 from ml.local.stack import HOST, Stack, free_ports, gpu_count
-from ml.models import IMAGENET_URL
+from ml.models import IMAGENET_URL, imagenet_cache
 from ml.settings import Settings
 from ml.sources.kaggle import TOKEN_PAGE, credentials
 from ml.store import Store
@@ -139,7 +139,7 @@ def weights(wanted: str, url: str = IMAGENET_URL) -> Check:
 
 
 def _imagenet(name: str, url: str) -> Check:
-    cached = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / Path(url).name
+    cached = imagenet_cache()
     if cached.is_file():
         return Check(name, "ok", f"ImageNet, in {cached}")
     try:

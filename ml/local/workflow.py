@@ -18,6 +18,7 @@ from ml.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
 from ml.local.stack import Stack
 from ml.local.watch import PARKED, Run, Watch
 from ml.progress import say
+from ml.reviews import APPROVE, DAG, TASK
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.training_sets import TrainingSet, load_training_set
@@ -54,7 +55,7 @@ class Candidate:
     @property
     def waiting(self) -> bool:
         """Whether a reviewer is being asked."""
-        return self.promote.task("review").get("state") in PARKED
+        return self.promote.task(TASK).get("state") in PARKED
 
     @property
     def settled(self) -> bool:
@@ -113,7 +114,7 @@ class Workflow:
         api = self.stack.api(ENGINEER)
         self.watch = Watch(api, self.started)
         there = {dag["dag_id"] for dag in api.dags()}
-        needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, "promote"]
+        needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, DAG]
         missing = [dag for dag in needed if dag not in there]
         if missing:
             raise StackError(f"Airflow has no DAG {', '.join(missing)}; see the warnings above")
@@ -140,7 +141,7 @@ class Workflow:
             trained = self._result(self.retrain, f"train_{task}")
             registered = self._result(self.retrain, f"register_{task}")
             model, version = registered["model"], str(registered["version"])
-            promote = Run("promote", f"{model}-v{version}")
+            promote = Run(DAG, f"{model}-v{version}")
             self.candidates.append(Candidate(task, model, version, trained["run_id"], trained["metrics"], promote))
         self._follow_candidates(lambda candidate: candidate.settled)
         for candidate in self.candidates:
@@ -183,7 +184,7 @@ class Workflow:
         for candidate in self.candidates:
             candidate.champion = self._champion(candidate.model)
             try:
-                detail = api.hitl_detail("promote", candidate.promote.id, "review")
+                detail = api.hitl_detail(DAG, candidate.promote.id, TASK)
             except AirflowError as error:
                 if error.status != 404:  # blocked by its gates, nobody was asked
                     raise
@@ -201,7 +202,7 @@ class Workflow:
             name = f"{candidate.model} version {candidate.version}"
             if candidate.passed is False:
                 found.append(f"{name} was blocked by its gates: {candidate.failing}")
-            elif (candidate.decision, candidate.reviewer) != ("Approve", reviewer):
+            elif (candidate.decision, candidate.reviewer) != (APPROVE, reviewer):
                 found.append(f"{name} was not approved by {reviewer} (but: {candidate.decision or 'no answer'})")
             elif candidate.champion != candidate.version:
                 found.append(f"{name} is not the champion (which is: {candidate.champion or 'none'})")
@@ -257,7 +258,7 @@ class Workflow:
     def _read_gates(self, candidate: Candidate) -> None:
         """The verdict, which a blocking gate leaves too; none if the gate itself broke down."""
         try:
-            verdict = self.stack.api(ENGINEER).xcom("promote", candidate.promote.id, "gate")
+            verdict = self.stack.api(ENGINEER).xcom(DAG, candidate.promote.id, "gate")
         except AirflowError as error:
             if error.status != 404:
                 raise
@@ -351,7 +352,7 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
 def _approve(candidate: Candidate, api: AirflowApi) -> bool:
     """Approve a candidate; whether that was news to Airflow, which may have an earlier answer and be busy with it."""
     try:
-        api.answer("promote", candidate.promote.id, "review", "Approve", {"reason": REASON})
+        api.answer(DAG, candidate.promote.id, TASK, APPROVE, {"reason": REASON})
     except AirflowError as error:
         if error.status != 409:
             raise

@@ -8,11 +8,13 @@ from pydantic import Field
 from ml.errors import ConfigError
 from ml.yamlfile import Declared, read_yaml
 
+PresetName = Literal["paper", "demo"]
+
 
 class Preset(Declared):
     """One recipe. Every field has to be given, so that a file says everything there is to know."""
 
-    name: Literal["paper", "demo"]
+    name: PresetName
     description: str
     epochs: int = Field(gt=0, le=1000, description="Passes over the training side.")
     batch_size: int = Field(gt=0, description="Images a step.")

@@ -31,7 +31,7 @@ class RunLink(_StageLink):
 
     def address(self, result: Json) -> str:
         """The run's page in MLflow."""
-        run = result.get("run_id") or result.get("run")
+        run = result.get("run_id")
         return _mlflow(f"runs/{quote(str(run))}") if run else ""
 
 

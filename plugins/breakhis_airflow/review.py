@@ -7,12 +7,8 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException
 
+from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 from ml.settings import settings
-
-APPROVE = "Approve"
-REJECT = "Reject"
-
-_SHORTEST_REASON = 3
 
 
 class ReviewOperator(HITLOperator):
@@ -41,7 +37,7 @@ class ReviewOperator(HITLOperator):
                 "reason": Param(
                     None,
                     type=["null", "string"],
-                    minLength=_SHORTEST_REASON,
+                    minLength=SHORTEST_REASON,
                     title="Reason",
                     description="Required: why you approve or reject. It is kept with the decision for good.",
                 )
@@ -58,8 +54,7 @@ class ReviewOperator(HITLOperator):
             AirflowFailException: no reason was given, or no single option chosen. Airflow accepts such answers.
         """
         if "error" not in event:
-            reason = (event.get("params_input") or {}).get("reason")
-            if not isinstance(reason, str) or len(reason.strip()) < _SHORTEST_REASON:
+            if not given_reason(event.get("params_input")):
                 self._ask_again("no reason was given")
             if len(event.get("chosen_options") or []) != 1:
                 self._ask_again(f"neither {APPROVE} nor {REJECT} was chosen")
@@ -68,5 +63,5 @@ class ReviewOperator(HITLOperator):
     def _ask_again(self, what: str) -> None:
         raise AirflowFailException(
             f"This review does not count: {what}. Nothing was promoted. To be asked again, clear the task "
-            f"'{self.task_id}' (with those after it) and answer with a reason of at least {_SHORTEST_REASON} letters."
+            f"'{self.task_id}' (with those after it) and answer with a reason of at least {SHORTEST_REASON} letters."
         )

@@ -89,7 +89,7 @@ def test_the_stack_runs_a_task_and_a_review(stack: Stack) -> None:
 
     wait_for("the review", lambda: engineer.task_instances("promote", "one-binary-v1")[0]["state"] == "awaiting_input")
     time.sleep(5)
-    assert [r["task_instance"]["dag_run_id"] for r in service.pending_reviews()] == ["one-binary-v1"]
+    assert not service.hitl_detail("promote", "one-binary-v1", "review")["response_received"]
     with pytest.raises(CredentialsError, match="not a respondent"):
         engineer.answer("promote", "one-binary-v1", "review", "Approve", {})
     reviewer.answer("promote", "one-binary-v1", "review", "Approve", {})

@@ -5,7 +5,8 @@ from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
-from breakhis_airflow.review import APPROVE, REJECT, ReviewOperator
+from breakhis_airflow.review import ReviewOperator
+from ml.reviews import APPROVE, REJECT
 
 
 def review(**arguments) -> ReviewOperator:
