@@ -101,7 +101,7 @@ def test_weights_that_keras_has_or_cannot_have(tmp_path: Path, monkeypatch: pyte
     assert "cannot be reached" in check.found
     assert "b0_notop.h5" in check.advice
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "b0_notop.h5").touch()
+    (tmp_path / "models" / "efficientnetb0_notop.h5").touch()
     assert doctor.weights("imagenet", nowhere).state == "ok"
 
 
