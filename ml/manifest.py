@@ -1,9 +1,7 @@
 """The manifest: one row an image that can be used, and a quarantine row with a reason for each that cannot."""
 
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +11,7 @@ from ml.progress import track
 from ml.sources import SourceSpec
 from ml.store import Json, Store
 from ml.taxonomy import ImageName, label_of, parse_name
+from ml.workers import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,10 +240,8 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
 
 
 def _decode_all(hashes: set[str], store: Store, workers: int) -> dict[str, _Picture]:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = ((store.root, sha256) for sha256 in sorted(hashes))
-        found = track(pool.map(_decode_one, jobs, chunksize=8), total=len(hashes), what="reading images")
-        return dict(found)
+    jobs = ((store.root, sha256) for sha256 in sorted(hashes))
+    return dict(track(in_processes(_decode_one, jobs, workers), total=len(hashes), what="reading images"))
 
 
 def _decode_one(job: tuple[str, str]) -> tuple[str, _Picture]:

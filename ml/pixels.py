@@ -1,9 +1,7 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +10,7 @@ from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels, decode, pixel_hash, resize
 from ml.progress import track
 from ml.store import Store, digest
+from ml.workers import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,15 +60,13 @@ class PixelCache:
         if missing.empty:
             return 0
         todo = list(zip(missing["sha256"], missing["pixel_sha256"], strict=True))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = ((self.store.root, sha256, pixel_sha256) for sha256, pixel_sha256 in todo)
-            pictures = pool.map(_load_resized, jobs, chunksize=8)
-            shown = track(pictures, total=len(todo), what="decoding")
-            for start in range(0, len(todo), _PART):
-                hashes = [pixel_sha256 for _, pixel_sha256 in todo[start : start + _PART]]
-                self._write(hashes, np.stack([next(shown) for _ in hashes]))
-            for _ in shown:  # let the progress say its last line
-                pass
+        jobs = ((self.store.root, sha256, pixel_sha256) for sha256, pixel_sha256 in todo)
+        shown = track(in_processes(_load_resized, jobs, workers), total=len(todo), what="decoding")
+        for start in range(0, len(todo), _PART):
+            hashes = [pixel_sha256 for _, pixel_sha256 in todo[start : start + _PART]]
+            self._write(hashes, np.stack([next(shown) for _ in hashes]))
+        for _ in shown:  # let the progress say its last line
+            pass
         return len(todo)
 
     def batches(self, hashes: list[str], size: int) -> Iterator[tuple[list[str], Pixels]]:

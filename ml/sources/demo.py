@@ -12,20 +12,16 @@ deconvolution", Analytical and Quantitative Cytology and Histology 23(4), 2001.
 
 import struct
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.errors import ConfigError, TryAgain
+from ml.errors import ConfigError
 from ml.taxonomy import (
     DUPLICATED_SLIDE,
     IMAGE_SIZES,
@@ -36,6 +32,7 @@ from ml.taxonomy import (
     inventory,
     label_of,
 )
+from ml.workers import in_processes
 
 Floats = NDArray[Any]  # float32, which NumPy's type hints lose at the first operator
 Bytes = NDArray[np.uint8]
@@ -49,7 +46,6 @@ LARGEST = sum(row.images for row in inventory())
 DRAWING_VERSION = 4
 """Raised when the same number and seed would give other pictures, so that those drawn before are not taken for them."""
 
-_CHUNK = 8
 _SHORT_SLIDE = "14-12465"  # the one slide of BreakHis whose pictures are 456 pixels high
 
 
@@ -111,35 +107,13 @@ def pictures(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]
     """Draw ``images`` pictures in ``workers`` processes.
 
     Yields:
-        (relative POSIX path, PNG file), in the order of :func:`plan`; only a few chunks are held at a time.
+        (relative POSIX path, PNG file), in the order of :func:`plan`; only a few are held at a time.
 
     Raises:
         ConfigError: see :func:`plan`.
         TryAgain: a drawing process was killed, most likely for want of memory.
     """
-    names = plan(images)
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    workers = min(workers, len(chunks))
-    if workers <= 1:
-        for chunk in chunks:
-            yield from _draw_chunk(chunk, seed)
-        return
-    # Spawned, not forked: the caller may hold TensorFlow or threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    waiting: deque[Future[list[tuple[str, bytes]]]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_draw_chunk, chunk, seed))
-            if len(waiting) > 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool:
-        raise TryAgain(
-            "a process that draws demo pictures was killed (out of memory?): try again with fewer, BREAKHIS_WORKERS=1"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from in_processes(partial(_draw_file, seed=seed), plan(images), workers)
 
 
 # --- which pictures ------------------------------------------------------------------------------------------------
@@ -712,8 +686,8 @@ _RECIPES: dict[str, Callable[[_Tissue], None]] = {
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_chunk(names: list[Picture], seed: int) -> list[tuple[str, bytes]]:
-    return [(name.path, _png(draw(name, seed))) for name in names]
+def _draw_file(name: Picture, seed: int) -> tuple[str, bytes]:
+    return name.path, _png(draw(name, seed))
 
 
 def _png(rgb: Bytes) -> bytes:

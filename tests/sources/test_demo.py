@@ -2,7 +2,6 @@ import io
 import itertools
 import multiprocessing
 from collections import Counter
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ml.errors import ConfigError, TryAgain
-from ml.sources import demo
-from ml.sources.demo import LARGEST, SMALLEST, Picture, draw, pictures, plan
+from ml.errors import ConfigError
+from ml.sources.demo import LARGEST, SMALLEST, draw, pictures, plan
 from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPES, ImageName, inventory, label_of, parse_name
 
 
@@ -177,40 +175,3 @@ def test_who_stops_reading_leaves_no_process_behind() -> None:
     assert len(set(multiprocessing.active_children()) - before) == 2
     files.close()  # type: ignore[attr-defined]
     assert set(multiprocessing.active_children()) <= before
-
-
-def test_a_killed_worker_may_be_tried_again() -> None:
-    before = set(multiprocessing.active_children())
-    files = pictures(LARGEST, 1, 2)
-    next(files)
-    (set(multiprocessing.active_children()) - before).pop().kill()
-    with pytest.raises(TryAgain, match="BREAKHIS_WORKERS=1") as caught:
-        for _ in files:
-            pass
-    assert not isinstance(caught.value.__context__, BrokenProcessPool) or caught.value.__suppress_context__
-
-
-def test_few_chunks_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-
-    class Pool:
-        """Stands in for the process pool and counts what was handed in and not yet taken out."""
-
-        def __init__(self, *_: object, **__: object) -> None:
-            self.open = 0
-
-        def submit(self, function: object, chunk: list[Picture], seed: int) -> "Pool":
-            self.open += 1
-            held.append(self.open)
-            return self
-
-        def result(self) -> list[tuple[str, bytes]]:
-            self.open -= 1
-            return [("path", b"data")]
-
-        def shutdown(self, **_: object) -> None:
-            pass
-
-    monkeypatch.setattr(demo, "ProcessPoolExecutor", Pool)
-    assert len(list(pictures(LARGEST, 1, 2))) == -(-LARGEST // demo._CHUNK)
-    assert max(held) <= 5

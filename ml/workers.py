@@ -1,0 +1,55 @@
+"""Work spread over processes, in order, with only so much of it done ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+from ml.errors import TryAgain
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+_CHUNK = 8
+"""Jobs handed over at once: fewer messages between the processes."""
+
+
+def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Iterator[R]:
+    """The result of each job, in order. Only a few chunks wait to be taken, however many jobs there are.
+
+    Args:
+        function: a module's function; it and the jobs are pickled.
+        jobs: taken as they are needed.
+        workers: processes; with one, the work is done in this one.
+
+    Raises:
+        TryAgain: a process was killed, most likely for want of memory.
+        Exception: whatever ``function`` raises.
+    """
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    left = iter(jobs)
+    # Spawned, not forked: the caller may hold TensorFlow or threads, which do not survive a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    waiting: deque[Future[list[R]]] = deque()
+    try:
+        while True:
+            while len(waiting) <= 2 * workers and (chunk := list(islice(left, _CHUNK))):
+                waiting.append(pool.submit(_work_off, function, chunk))
+            if not waiting:
+                break
+            yield from waiting.popleft().result()
+    except BrokenProcessPool:
+        raise TryAgain(
+            "a worker process was killed (out of memory?): try again with fewer, such as BREAKHIS_WORKERS=1"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _work_off(function: Callable[[J], R], chunk: list[J]) -> list[R]:
+    return [function(job) for job in chunk]

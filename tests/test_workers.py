@@ -1,0 +1,64 @@
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from ml.errors import ImageError, TryAgain
+from ml.workers import _CHUNK, in_processes
+
+
+def square(n: int) -> int:
+    if n < 0:
+        raise ImageError("truncated", f"no square of {n}")
+    return n * n
+
+
+def die(n: int) -> int:
+    if n == 40:
+        os._exit(1)
+    return n
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_results_come_in_order(workers: int) -> None:
+    assert list(in_processes(square, range(50), workers)) == [n * n for n in range(50)]
+    assert list(in_processes(square, [], workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
+    with pytest.raises(ImageError, match="no square of -1"):
+        list(in_processes(square, [1, -1], workers))
+
+
+def test_a_killed_worker_may_be_tried_again() -> None:
+    with pytest.raises(TryAgain, match="BREAKHIS_WORKERS=1") as caught:
+        list(in_processes(die, range(100), 2))
+    assert not isinstance(caught.value.__context__, BrokenProcessPool) or caught.value.__suppress_context__
+
+
+def test_only_a_few_chunks_are_taken_ahead() -> None:
+    taken = 0
+
+    def jobs() -> Iterator[int]:
+        nonlocal taken
+        for n in range(10_000):
+            taken += 1
+            yield n
+
+    results = in_processes(square, jobs(), 2)
+    for done in range(1, 200):
+        next(results)
+        assert taken - done <= 6 * _CHUNK
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_who_stops_reading_leaves_no_process_behind() -> None:
+    before = set(multiprocessing.active_children())
+    results = in_processes(square, range(10_000), 2)
+    next(results)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    results.close()  # type: ignore[attr-defined]
+    assert set(multiprocessing.active_children()) <= before
