@@ -299,7 +299,11 @@ def test_demo_stops_the_stack_when_it_is_stopped(
     airflow: Airflow, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:
     monkeypatch.setattr(Workflow, "until_review", lambda self: os.kill(os.getpid(), kind))
-    result = CliRunner().invoke(cli.demo, ["demo", "--json"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        result = CliRunner().invoke(cli.demo, ["demo", "--json"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code != 0
     assert FakeStack.downs == 1
     assert '"error": "stopped"' in result.stdout
