@@ -99,7 +99,8 @@ def ports(settings: Settings) -> Check:
     state = Stack(settings).state()
     if state and all(service.process.alive() for service in state.services.values()):
         return Check("Ports", "ok", "in use by our " + ", ".join(s.url for s in state.services.values()))
-    taken = [port for port, got in zip(wanted, free_ports(*wanted), strict=True) if port != got]
+    with free_ports(*wanted) as given:
+        taken = [port for port, got in zip(wanted, given, strict=True) if port != got]
     if taken:
         found = ", ".join(f"{port} ({wanted[port]})" for port in taken) + f" taken on {HOST}"
         return Check("Ports", "warning", found, "nothing: others are used, 'breakhis status' says which")

@@ -23,7 +23,7 @@ import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ ROLES = {"admin": "admin", "engineer": "user", "reviewer": "user", "viewer": "vi
 """Users and their roles in Airflow's SimpleAuthManager. The service account only reads runs and answered reviews."""
 
 _SECONDS_TO_START = 300.0
+_TRIES_FOR_A_PORT = 20
 _SECONDS_TO_PARSE = 120.0
 _SECONDS_TO_STOP = 15.0
 _COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
@@ -130,13 +131,14 @@ class Stack:
                     return state
                 say(f"restarting Airflow and MLflow, since {extra_set} is new to them")
             self._stop()  # remains of a stack that lost a server
-            state = self._start()
-            try:
-                self._wait_until_healthy(state)
-                self._set_pools()
-            except BaseException:
-                self._stop()
-                raise
+            with free_ports(8080, 5000, 0, 0) as ports:
+                state = self._start(ports)
+                try:
+                    self._wait_until_healthy(state)
+                    self._set_pools()
+                except BaseException:
+                    self._stop()
+                    raise
             leaders = {service.process.pid for service in state.services.values()}
             state.family = [Process.of(p.pid) for p in _family(state) if p.pid not in leaders and p.is_running()]
             self._write_state(state)
@@ -227,9 +229,8 @@ class Stack:
 
     # --- starting -----------------------------------------------------------------------------------------------
 
-    def _start(self) -> State:
+    def _start(self, ports: list[int]) -> State:
         self.home.mkdir(parents=True, exist_ok=True)
-        ports = free_ports(8080, 5000, 0, 0)
         airflow_url, mlflow_url = (f"http://{HOST}:{port}" for port in ports[:2])
         environment = self._environment(airflow_url, mlflow_url, ports[2:])
         given = {key: value for key, value in environment.items() if key.startswith("BREAKHIS_")}
@@ -491,16 +492,39 @@ def gpu_slots(settings: Settings) -> int:
     return (gpu_count() if settings.gpus is None else settings.gpus) or 2
 
 
-def free_ports(*preferred: int) -> list[int]:
-    """A port on 127.0.0.1 nobody listens on for each preference; 0, or one that is taken: any. All are different."""
-    held: list[socket.socket] = []
-    try:
+@contextmanager
+def free_ports(*preferred: int) -> Iterator[list[int]]:
+    """A port on 127.0.0.1 nobody listens on for each preference; 0, or one that is taken: any. All are different.
+
+    Within the block no other stack on this machine is given them. Servers take half a minute until they listen, and of
+    two that were told the same port, the one would otherwise take the other's server for its own.
+    """
+    with ExitStack() as reservations:
+        ports = []
         for port in preferred:
-            held.append(_bind(port) or _bind(0) or _no_port())
-        return [int(s.getsockname()[1]) for s in held]
-    finally:
-        for s in held:
-            s.close()
+            ports.append(_reserve(port, reservations) or _reserve(0, reservations) or _no_port())
+        yield ports
+
+
+def _reserve(wanted: int, reservations: ExitStack) -> int | None:
+    """Reserve a port (0: any) by a name that the kernel gives to one process, and takes back when that ends."""
+    for _ in range(_TRIES_FOR_A_PORT):
+        found = _bind(wanted)
+        if found is None:
+            return None
+        with found:
+            port = int(found.getsockname()[1])
+            name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                name.bind(f"\0breakhis-port-{port}")  # abstract: a name without a file, for every user of the machine
+            except OSError:
+                name.close()
+            else:
+                reservations.enter_context(name)
+                return port
+        if wanted:
+            return None
+    return None
 
 
 def _bind(port: int) -> socket.socket | None:
@@ -516,7 +540,7 @@ def _bind(port: int) -> socket.socket | None:
     return s
 
 
-def _no_port() -> socket.socket:
+def _no_port() -> int:
     raise StackError(f"no port on {HOST} can be listened on")
 
 
