@@ -12,15 +12,15 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
 import numpy as np
-from cloudpathlib import AnyPath
+from cloudpathlib import S3Path
 from numpy.typing import NDArray
 
 from ml.devices import quiet_tensorflow
-from ml.errors import StoreError, WeightsError
+from ml.errors import WeightsError
 from ml.imaging import SIZE, resize
 from ml.progress import say
 from ml.sources.demo import DRAWING_VERSION, SMALLEST, draw, plan
@@ -202,10 +202,9 @@ def _imagenet() -> "keras.Model":
 
 
 def _from_file(wanted: str) -> "keras.Model":
-    path = AnyPath(wanted.removeprefix("file://"))
-    if not path.is_file():
+    local = weights_file(wanted)
+    if local is None:
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: no such file (or one of: imagenet, random)")
-    local = path if isinstance(path, Path) else Path(path.fspath)
     if local.suffix == ".h5":
         return _from_h5(local, wanted)
     if local.suffix != ".keras":
@@ -289,7 +288,24 @@ def _keep(backbone: "keras.Model", kind: str, wanted: str, store: Store) -> str:
 def _file_hash(wanted: str) -> str | None:
     if wanted in {"imagenet", "random"}:
         return None
+    local = weights_file(wanted)
+    return hashlib.sha256(local.read_bytes()).hexdigest() if local else None  # _load says that there is none
+
+
+def weights_file(wanted: str) -> Path | None:
+    """The file that a path, file:// or s3:// address names, downloaded where it must be; None if there is none.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from cloudpathlib.exceptions import CloudPathException
+
     try:
-        return hashlib.sha256(AnyPath(wanted.removeprefix("file://")).read_bytes()).hexdigest()
-    except (OSError, StoreError):
-        return None  # _load says what is wrong with it
+        if wanted.startswith("s3://"):
+            path = S3Path(wanted)
+            return Path(path.fspath) if path.is_file() else None
+        local = Path(unquote(wanted.removeprefix("file://"))) if wanted.startswith("file://") else Path(wanted)
+        return local.expanduser() if local.expanduser().is_file() else None
+    except (OSError, BotoCoreError, ClientError, CloudPathException) as error:
+        raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: cannot be read: {error}") from None

@@ -62,11 +62,24 @@ def test_a_notop_file_gives_what_keras_makes_of_it_as_imagenet(store, notop, pix
 
 
 def test_a_whole_backbone_from_a_keras_file_by_path_and_uri(store, random, tmp_path):
-    file = tmp_path / "own.keras"
+    file = tmp_path / "my own.keras"
     file.write_bytes(store.file(random.id, "backbone.keras").read_bytes())
     by_path = resolve_weights(str(file), store)
     assert by_path.kind == "file"
     assert resolve_weights(file.as_uri(), store).id == by_path.id
+
+
+def test_a_store_that_does_not_answer_is_named(store, monkeypatch):
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_MAX_ATTEMPTS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WeightsError, match=r"s3://bucket/b0\.h5: cannot be read: .*127\.0\.0\.1:9"):
+        resolve_weights("s3://bucket/b0.h5", store)
 
 
 def test_files_that_are_no_weights(store, tmp_path):

@@ -15,7 +15,7 @@ import psutil
 import requests
 
 from ml.local.stack import HOST, Stack, free_ports, gpu_count
-from ml.models import IMAGENET_URL, imagenet_cache
+from ml.models import IMAGENET_URL, imagenet_cache, weights_file
 from ml.settings import Settings
 from ml.sources.kaggle import TOKEN_PAGE, credentials
 from ml.store import Store
@@ -134,7 +134,7 @@ def weights(wanted: str, url: str = IMAGENET_URL) -> Check:
         return _imagenet(name, url)
     if "://" in wanted and not wanted.startswith("file://"):
         return Check(name, "ok", f"{wanted} (not looked at)")
-    if Path(wanted.removeprefix("file://")).expanduser().is_file():
+    if weights_file(wanted):
         return Check(name, "ok", wanted)
     return Check(name, "missing", f"{wanted}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
 
