@@ -67,7 +67,9 @@ SPREAD := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-re
 
 # With the Python that was found: uv would download one of its own otherwise. Inexact: what else somebody has installed
 # there, such as the group for screenshots, stays.
-SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
+SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact $(EXTRAS) --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
+
+EXTRAS := --extra airflow --extra data --extra train
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 define FIND_PYTHON

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = "--extra airflow --extra data --extra train"
 
 # Stands in for a Python: says it is of that version, and makes "environments" with a uv that notes how it was called.
 PYTHON = """#!/bin/bash
@@ -92,7 +93,7 @@ def test_another_python_is_found(checkout: Path) -> None:
     good = python(checkout, "python3.12")
     make(checkout, ".venv/.run")
     assert calls(checkout)[0] == f"venv {good}"
-    assert calls(checkout)[1] == f"uv sync --frozen --inexact --python {good} --no-dev"
+    assert calls(checkout)[1] == f"uv sync --frozen --inexact {EXTRAS} --python {good} --no-dev"
 
 
 def test_set_up_once_per_lock_file(checkout: Path) -> None:
@@ -112,14 +113,14 @@ def test_run_and_test_in_one_checkout_do_not_undo_each_other(checkout: Path) -> 
     for target in (".venv/.run", ".venv/.dev", ".venv/.run", ".venv/.dev"):
         assert make(checkout, target).returncode == 0
     assert calls(checkout)[1:] == [
-        f"uv sync --frozen --inexact --python {good} --no-dev",
-        f"uv sync --frozen --inexact --python {good}",
+        f"uv sync --frozen --inexact {EXTRAS} --python {good} --no-dev",
+        f"uv sync --frozen --inexact {EXTRAS} --python {good}",
     ]
     # Tests first: running needs nothing more.
     shutil.rmtree(checkout / ".venv")
     make(checkout, ".venv/.dev")
     make(checkout, ".venv/.run")
-    assert calls(checkout)[3:] == [f"uv sync --frozen --inexact --python {good}"]
+    assert calls(checkout)[3:] == [f"uv sync --frozen --inexact {EXTRAS} --python {good}"]
 
 
 def test_help_names_every_target(checkout: Path) -> None:

@@ -101,9 +101,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         values = (row.get(column, "") for column in columns)
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-    console = Console()
     # Whole paths, even where the terminal is narrow or none.
-    console.print(table, width=max(console.width, 60 + max(len(str(row["image"])) for row in rows)))
+    Console(width=max(Console().width, 100 + max(len(str(row["image"])) for row in rows))).print(table)
 
 
 TOOLS = [predict, config]
