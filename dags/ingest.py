@@ -5,7 +5,8 @@ from pathlib import Path
 from airflow.sdk import DAG, Asset
 
 from breakhis_airflow.declared import cron, dags_of
-from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
 from ml.settings import settings
 from ml.sources import SourceSpec, load_source, source_files
 

@@ -3,7 +3,8 @@
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Param, task
 
-from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
 from breakhis_airflow.review import ReviewOperator
 
 DOC = """
@@ -54,7 +55,7 @@ with DAG(
         "promote",
         *(*candidate, "--dag-run", "{{ run_id }}"),
         pool="promotion",
-        connections={"breakhis_airflow": "BREAKHIS_AIRFLOW"},
+        connections=["breakhis_airflow"],
     )
 
     @task.branch

@@ -6,7 +6,8 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import DAG, Param
 
 from breakhis_airflow.declared import cron, dags_of
-from breakhis_airflow.operators import DEFAULT_ARGS, stage
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
 from ml.presets import preset_names
 from ml.settings import settings
 from ml.training_sets import TrainingSet, load_training_set, training_set_files

@@ -47,7 +47,29 @@ class Settings(BaseSettings):
     )
     workers: int = Field(0, ge=0, description="Processes that decode and draw pictures; 0: one per core.")
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
-    place: Literal["process"] = Field("process", description="Where Airflow runs the stages.")
+    place: Literal["process", "docker"] = Field(
+        "process",
+        description="Where Airflow runs weights, features and train: as processes beside its worker, or in containers.",
+    )
+    connections: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Airflow connections that every stage is given, separated by commas: breakhis_store, "
+        "breakhis_mlflow.",
+    )
+    shards: int = Field(1, ge=1, le=64, description="Tasks that share the work of features, on as many workers.")
+    docker_image: str = Field("breakhis-trainer:latest", description="Image of the containers.")
+    docker_url: str = Field("", description="Docker engine; default: DOCKER_HOST, else this machine's socket.")
+    docker_connection: str = Field("", description="Airflow connection of type docker, for a registry with a login.")
+    docker_network: str = Field("", description="Docker network that the containers join; default: the engine's own.")
+    docker_volumes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="What the containers mount, as NAME:/path or NAME:/path:ro, separated by commas."
+    )
+    docker_gpus: int = Field(0, ge=-1, description="GPUs a container gets; -1: all. With any, none trains on a CPU.")
+    docker_memory: str = Field("", pattern=r"^(\d+[bkmg]?)?$", description="Memory a container may use, such as 8g.")
+    docker_cpus: float = Field(0, ge=0, description="CPUs a container may use; 0: all.")
+    docker_shm: str = Field("1g", pattern=r"^\d+[bkmg]?$", description="Shared memory of a container.")
+    docker_store: str = Field("", description="The store's root as containers see it; default: as everything does.")
+    docker_mlflow_uri: str = Field("", description="MLflow as containers see it; default: as everything does.")
     reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("reviewer",), min_length=1, description="Airflow users who may answer a review, separated by commas."
     )
@@ -60,7 +82,7 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: object) -> object:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
-    @field_validator("reviewers", mode="before")
+    @field_validator("reviewers", "connections", "docker_volumes", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -47,15 +47,26 @@ def object_id(kind: str, payload: object) -> str:
 class Store:
     """A store at ``root``. Cheap to make; opens nothing until it is used.
 
+    Args:
+        root: ``file:///…`` or ``s3://…``.
+        environment: where the AWS_* variables of an S3 store are; default: this process's.
+
     Raises:
         StoreError: the root is neither file:/// nor s3://, or an id is unknown.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
         if root.startswith("file:///"):
             self._root: Path | S3Path = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
         elif root.startswith("s3://"):
-            self._root = S3Path(root, client=S3Client(endpoint_url=os.environ.get("AWS_ENDPOINT_URL")))
+            known = os.environ if environment is None else environment
+            client = S3Client(
+                endpoint_url=known.get("AWS_ENDPOINT_URL"),
+                aws_access_key_id=known.get("AWS_ACCESS_KEY_ID"),
+                aws_secret_access_key=known.get("AWS_SECRET_ACCESS_KEY"),
+                aws_session_token=known.get("AWS_SESSION_TOKEN"),
+            )
+            self._root = S3Path(root, client=client)
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")

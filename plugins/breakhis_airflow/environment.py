@@ -6,17 +6,19 @@ of them is a stage's business, so a stage gets what is named here and nothing el
 
 from collections.abc import Mapping
 
-_NAMES = frozenset(
+_MACHINE = frozenset(
     {
-        # the machine
-        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH"),
-        *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "MPLCONFIGDIR"),
-        *("NO_COLOR", "DO_NOT_TRACK"),
-        # the way out: proxies and certificates
-        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH"),
+        *("MPLCONFIGDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
 )
+"""What is true of one machine only, or of one image."""
+
+_NAMES = _MACHINE | {
+    *("LANG", "LANGUAGE", "TZ", "PYTHONHASHSEED", "PYTHONWARNINGS", "NO_COLOR", "DO_NOT_TRACK"),
+    # the way out
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+}
 _PREFIXES = (
     *("BREAKHIS_", "MLFLOW_", "KAGGLE_", "AWS_", "GX_"),
     *("XLA_", "KERAS_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OV_", "LC_", "XDG_"),
@@ -40,3 +42,9 @@ def stage_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if (name in _NAMES or name.startswith(_PREFIXES)) and not name.startswith(_NEVER)
     }
     return {**passed, "PYTHONUNBUFFERED": "1"}
+
+
+def container_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of a stage's environment that holds in a container, too."""
+    own = ("BREAKHIS_DOCKER_", "BREAKHIS_HOME", "BREAKHIS_CONF", "BREAKHIS_TRAINING_SETS", "CUDA_", "NVIDIA_", "XDG_")
+    return {name: value for name, value in environment.items() if name not in _MACHINE and not name.startswith(own)}

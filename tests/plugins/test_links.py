@@ -1,7 +1,7 @@
 import pytest
 
 from breakhis_airflow.links import LINKS
-from breakhis_airflow.operators import stage
+from breakhis_airflow.places import stage
 
 
 def link(name: str, result) -> str:

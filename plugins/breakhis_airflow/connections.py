@@ -1,0 +1,77 @@
+"""What a stage finds of an Airflow connection in its environment."""
+
+from typing import Any, NamedTuple
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+
+STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
+
+
+class Given(NamedTuple):
+    """A connection as a stage gets it."""
+
+    environment: dict[str, str]
+    secrets: list[str]
+    """The values that must not show anywhere."""
+
+
+def read_connection(connection_id: str, stage: str) -> Given:
+    """Fetch a connection for a stage.
+
+    Raises:
+        AirflowFailException: there is no such connection, or stages have no use for one of that name.
+    """
+    if connection_id not in _MEANING:
+        raise AirflowFailException(
+            f"stage {stage}: no stage uses a connection {connection_id!r} (BREAKHIS_CONNECTIONS); there are: "
+            + ", ".join(_MEANING)
+        )
+    try:
+        connection = BaseHook.get_connection(connection_id)
+    except AirflowNotFoundException:
+        raise AirflowFailException(
+            f"stage {stage} needs the Airflow connection {connection_id!r} and there is none: an administrator adds it "
+            f"under Admin > Connections ({_HOW[connection_id]})"
+        ) from None
+    values = {name: value for name, value in _MEANING[connection_id](connection).items() if value is not None}
+    return Given(values, [connection.password] if connection.password else [])
+
+
+def _store(connection: Any) -> dict[str, str | None]:
+    extra = connection.extra_dejson
+    return {
+        "AWS_ACCESS_KEY_ID": connection.login or None,
+        "AWS_SECRET_ACCESS_KEY": connection.password or None,
+        "AWS_ENDPOINT_URL": extra.get("endpoint_url"),
+        "AWS_DEFAULT_REGION": extra.get("region_name"),
+    }
+
+
+def _mlflow(connection: Any) -> dict[str, str | None]:
+    return {"MLFLOW_TRACKING_USERNAME": connection.login, "MLFLOW_TRACKING_PASSWORD": connection.password}
+
+
+def _airflow(connection: Any) -> dict[str, str | None]:
+    return {
+        "BREAKHIS_AIRFLOW_URL": _address(connection),
+        "BREAKHIS_AIRFLOW_USER": connection.login or "",
+        "BREAKHIS_AIRFLOW_PASSWORD": connection.password or "",
+    }
+
+
+def _address(connection: Any) -> str:
+    """The URL in an HTTP connection, written in any of the ways that Airflow's HTTP hook reads."""
+    host = connection.host or "localhost"
+    if "://" not in host:
+        scheme = connection.schema or (connection.conn_type if connection.conn_type == "https" else "http")
+        host = f"{scheme}://{host}"
+    return f"{host}:{connection.port}" if connection.port else host
+
+
+_MEANING = {STORE: _store, MLFLOW: _mlflow, AIRFLOW: _airflow}
+_HOW = {
+    STORE: "type aws, login and password being the key and its secret, endpoint_url in the extra",
+    MLFLOW: "type http, login and password",
+    AIRFLOW: "type http, host, port, login and password",
+}
