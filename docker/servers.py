@@ -1,0 +1,169 @@
+"""What the servers of docker-compose.yaml do beyond their own commands. Settings come from the environment.
+
+Usage: servers.py buckets | init | apiserver | mlflow | healthy URL [COMPONENT]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.request import Request, urlopen
+
+BUCKETS = ("breakhis", "mlflow")
+MLFLOW_USER = "breakhis"
+SERVICE_USER = "breakhis-service"
+_SECONDS_TO_ANSWER = 10
+_SECONDS_FOR_S3 = 120
+
+
+def buckets() -> None:
+    """Make the buckets that are not there yet, once the S3 server answers."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    s3 = boto3.client("s3")
+    deadline = time.monotonic() + _SECONDS_FOR_S3
+    while True:
+        try:
+            there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+            break
+        except (BotoCoreError, ClientError) as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"error: {os.environ['AWS_ENDPOINT_URL']} does not answer: {error}")
+            time.sleep(1)
+    for name in BUCKETS:
+        if name not in there:
+            s3.create_bucket(Bucket=name)
+            print(f"made the bucket {name}")
+
+
+def init() -> None:
+    """Bring Airflow's database up to date; set pools, connections, and the user that stages log in to MLflow as."""
+    env = os.environ
+    _airflow("db", "migrate")
+    slots = int(env.get("BREAKHIS_GPUS") or 0) or 2
+    pools = {"gpu": (slots, "What computes at a time"), "promotion": (1, "Promotions change the registry one by one")}
+    _import(
+        "pools",
+        {
+            name: {"slots": size, "description": description, "include_deferred": False}
+            for name, (size, description) in pools.items()
+        },
+    )
+    store = {
+        "conn_type": "aws",
+        "login": "breakhis",
+        "password": env["S3_SECRET"],
+        "extra": {"endpoint_url": "http://s3:8333", "region_name": "us-east-1"},
+    }
+    mlflow = {"conn_type": "http", "host": "http://mlflow", "port": 5000, "login": MLFLOW_USER}
+    airflow = {"conn_type": "http", "host": "http://apiserver", "port": 8080, "login": SERVICE_USER}
+    _import(
+        "connections",
+        {
+            "breakhis_store": store,
+            "breakhis_mlflow": {**mlflow, "password": env["MLFLOW_PASSWORD"]},
+            "breakhis_airflow": {**airflow, "password": env["SERVICE_PASSWORD"]},
+        },
+        "--overwrite",
+    )
+    _make_mlflow_user(env["MLFLOW_ADMIN_PASSWORD"], env["MLFLOW_PASSWORD"])
+
+
+def apiserver() -> NoReturn:
+    """Write the users' passwords where Airflow reads them, and become the API server."""
+    reviewers = [name.strip() for name in os.environ["BREAKHIS_REVIEWERS"].split(",") if name.strip()]
+    known = {"admin": "ADMIN", "engineer": "ENGINEER", "viewer": "VIEWER", SERVICE_USER: "SERVICE"}
+    passwords = {name: os.environ.pop(f"{key}_PASSWORD") for name, key in known.items()}
+    first = os.environ.pop("REVIEWER_PASSWORD")
+    for name in reviewers:
+        # One each: a password that two reviewers share says of neither that they approved.
+        passwords.setdefault(name, os.environ.pop(f"{_variable(name)}_PASSWORD", first if name == reviewers[0] else ""))
+        if not passwords[name]:
+            sys.exit(f"error: no password for the reviewer {name!r}: set {_variable(name)}_PASSWORD in .env")
+    roles = {"admin": "admin", "viewer": "viewer", SERVICE_USER: "viewer"}
+    os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = ",".join(f"{n}:{roles.get(n, 'user')}" for n in passwords)
+    _write(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"], json.dumps(passwords))
+    os.execvp("airflow", ["airflow", "api-server"])  # noqa: S606
+
+
+def mlflow() -> NoReturn:
+    """Become the MLflow server, with its users in a database of their own."""
+    password = os.environ.pop("MLFLOW_DB_PASSWORD")
+    database = f"postgresql+psycopg2://mlflow:{password}@postgres"
+    users = [
+        "[mlflow]",
+        "default_permission = READ",
+        f"database_uri = {database}/mlflow_users",
+        "admin_username = admin",
+        f"admin_password = {os.environ.pop('MLFLOW_ADMIN_PASSWORD')}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+    ]
+    _write("/tmp/users.ini", "\n".join(users))  # noqa: S108
+    # By the environment and not on the command line, which every process on the machine can read.
+    os.environ |= {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/users.ini", "MLFLOW_BACKEND_STORE_URI": f"{database}/mlflow"}  # noqa: S108
+    command = ["mlflow", "server", "--app-name", "basic-auth", "--host", "0.0.0.0", "--port", "5000"]  # noqa: S104
+    command += ["--artifacts-destination", "s3://mlflow", "--serve-artifacts", "--workers", "2"]
+    os.execvp("mlflow", [*command, "--allowed-hosts", os.environ["MLFLOW_ALLOWED_HOSTS"]])  # noqa: S606
+
+
+def healthy(url: str, component: str = "") -> None:
+    """Exit 0 if the address answers, and says of the component that it is healthy."""
+    answer = _ask(Request(url))  # noqa: S310
+    if component and json.loads(answer)[component]["status"] != "healthy":
+        sys.exit(f"{component} is not healthy")
+
+
+def _airflow(*arguments: str) -> None:
+    print(f"airflow {arguments[0]} {arguments[1]}", flush=True)
+    subprocess.run(["airflow", *arguments], check=True)
+
+
+def _import(what: str, values: dict[str, Any], *options: str) -> None:
+    file = f"/tmp/{what}.json"  # noqa: S108
+    _write(file, json.dumps(values))
+    _airflow(what, "import", *options, file)
+    Path(file).unlink()
+
+
+def _make_mlflow_user(admin_password: str, password: str) -> None:
+    import requests
+
+    users = "http://mlflow:5000/api/2.0/mlflow/users"
+    admin = ("admin", admin_password)
+    there = requests.get(f"{users}/get", params={"username": MLFLOW_USER}, auth=admin, timeout=_SECONDS_TO_ANSWER)
+    body = {"username": MLFLOW_USER, "password": password}
+    if there.status_code == requests.codes.not_found:
+        answer = requests.post(f"{users}/create", json=body, auth=admin, timeout=_SECONDS_TO_ANSWER)
+    else:
+        answer = requests.patch(f"{users}/update-password", json=body, auth=admin, timeout=_SECONDS_TO_ANSWER)
+    if not answer.ok:
+        sys.exit(f"error: MLflow would not make the user {MLFLOW_USER}: {answer.status_code} {answer.text[:200]}")
+    print(f"MLflow has the user {MLFLOW_USER}")
+
+
+def _write(file: str, text: str) -> None:
+    """For this user's eyes alone."""
+    Path(file).unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(text)
+
+
+def _variable(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name).upper()
+
+
+def _ask(request: Request) -> bytes:
+    with urlopen(request, timeout=_SECONDS_TO_ANSWER) as answer:  # noqa: S310
+        found: bytes = answer.read()
+    return found
+
+
+if __name__ == "__main__":
+    commands = {"buckets": buckets, "init": init, "apiserver": apiserver, "mlflow": mlflow, "healthy": healthy}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
+    commands[sys.argv[1]](*sys.argv[2:])  # type: ignore[operator]
