@@ -7,7 +7,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.declared import cron, dags_of
 from breakhis_airflow.operators import DEFAULT_ARGS
-from breakhis_airflow.places import stage
+from breakhis_airflow.places import mapped_stage, stage
 from ml.presets import preset_names
 from ml.settings import settings
 from ml.training_sets import TrainingSet, load_training_set, training_set_files
@@ -22,8 +22,9 @@ DOC = """
 {facts}
 
 ### What a run does
-1. **assemble** takes the current version of each source; **split** puts every new case on a side for good; **features**
-   looks at the pictures once, so that a second run only looks at new ones.
+1. **assemble** takes the current version of each source; **split** puts every new case on a side for good; **weights**
+   fetches the backbone's weights, once; **features** looks at the pictures once, on as many workers as there are, so
+   that a second run only looks at new ones.
 2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The end of
    a task's log and its *Details* lead to the **MLflow run** with curves, metrics and artifacts.
 3. **register_…** makes each trained model a new version in the registry, a *candidate*.
@@ -72,12 +73,17 @@ def retrain(file: Path) -> DAG:
         assemble = stage("assemble", reference)
         dataset = assemble.value("dataset")
         split = stage("split", dataset)
-        features = stage("features", dataset, "--preset", "{{ params.preset }}")
+        weights = stage("weights", "--preset", "{{ params.preset }}")
+        recipe = ("--preset", "{{ params.preset }}", "--weights", weights.value("weights"))
+        shards = [(dataset, *recipe, "--shard", f"{n}/{SETTINGS.shards}") for n in range(1, SETTINGS.shards + 1)]
+        features = mapped_stage("features", shards, pool="gpu")
+        assemble >> [split, features]
+        weights >> features
         for task, model in training_set.models.items():
             train = stage(
                 "train",
                 *(task, "--dataset", dataset, "--split", split.value("split")),
-                *("--preset", "{{ params.preset }}", "--seed", "{{ params.seed }}"),
+                *(*recipe, "--seed", "{{ params.seed }}"),
                 task_id=f"train_{task}",
                 pool="gpu",
             )
@@ -92,7 +98,7 @@ def retrain(file: Path) -> DAG:
                 # The same run registered twice is the same version, and that has been handed over already.
                 skip_when_already_exists=True,
             )
-            assemble >> [split, features] >> train >> register >> promote
+            [split, features] >> train >> register >> promote
     return dag
 
 

@@ -57,7 +57,7 @@ def init() -> None:
         "conn_type": "aws",
         "login": "breakhis",
         "password": env["S3_SECRET"],
-        "extra": {"endpoint_url": "http://s3:8333", "region_name": "us-east-1"},
+        "extra": {"endpoint_url": env["S3_ADDRESS"], "region_name": "us-east-1"},
     }
     mlflow = {"conn_type": "http", "host": "http://mlflow", "port": 5000, "login": MLFLOW_USER}
     airflow = {"conn_type": "http", "host": "http://apiserver", "port": 8080, "login": SERVICE_USER}

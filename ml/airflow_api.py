@@ -88,12 +88,13 @@ class AirflowApi:
         return self._call("GET", _run(dag, run))
 
     def task_instances(self, dag: str, run: str) -> list[Json]:
-        """The tasks of a run: ``task_id``, ``state`` (None until it is scheduled), ``try_number``, dates."""
+        """The tasks of a run: ``task_id``, ``map_index``, ``state`` (None until scheduled), ``try_number``, dates."""
         return self._all(f"{_run(dag, run)}/taskInstances", "task_instances")
 
-    def xcom(self, dag: str, run: str, task: str, key: str = "return_value") -> Any:
+    def xcom(self, dag: str, run: str, task: str, map_index: int = -1) -> Any:
         """What a task returned. Status 404: it returned nothing (yet)."""
-        value = self._call("GET", f"{_task(dag, run, task)}/xcomEntries/{_part(key)}")["value"]
+        path = f"{_task(dag, run, task)}/xcomEntries/return_value"
+        value = self._call("GET", path, params={"map_index": map_index})["value"]
         if not isinstance(value, str):
             return value
         try:
@@ -101,10 +102,10 @@ class AirflowApi:
         except ValueError:
             return value
 
-    def task_log(self, dag: str, run: str, task: str, try_number: int = 1) -> list[str]:
+    def task_log(self, dag: str, run: str, task: str, try_number: int = 1, map_index: int = -1) -> list[str]:
         """The lines a task logged in one try."""
         path = f"{_task(dag, run, task)}/logs/{try_number}"
-        content = self._call("GET", path, params={"full_content": "true"})["content"]
+        content = self._call("GET", path, params={"full_content": "true", "map_index": map_index})["content"]
         return [line for entry in content for line in _log_lines(entry)]
 
     # --- reviews ------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class WeightsError(BreakhisError):
     """Backbone weights cannot be had or do not fit the network."""
 
 
+class DeviceError(BreakhisError):
+    """The GPU that was asked for is not there, or memory does not suffice."""
+
+
 class DataError(BreakhisError):
     """A data set cannot be split or trained on as it is."""
 

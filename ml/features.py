@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.devices import has_gpu_driver, quiet_tensorflow
+from ml.devices import has_gpu_driver, name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, Weights, load_backbone, resolve_weights
+from ml.models import FEATURES, Weights, known_weights, load_backbone, resolve_weights
 from ml.pixels import VIEW, PixelCache
 from ml.progress import say, track
 from ml.settings import Settings
@@ -172,17 +172,53 @@ class FeatureCache:
                 yield part["hashes"].tolist(), lambda part=part: part["features"]
 
 
-def extract(dataset: str, preset: "Preset", store: Store, settings: Settings) -> Json:
+class Shard(NamedTuple):
+    """One of ``of`` parts of a dataset, by the hash of each picture: the same whatever else is in the dataset."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    def takes(self, pixel_sha256: str) -> bool:
+        """Whether a picture is in this part."""
+        return int(pixel_sha256[:8], 16) % self.of == self.number - 1
+
+
+def extract(
+    dataset: str,
+    preset: "Preset",
+    store: Store,
+    settings: Settings,
+    *,
+    weights_id: str | None = None,
+    shard: Shard | None = None,
+) -> Json:
     """Compute what is not cached yet of a dataset's pixels and features (the ``features`` stage).
 
+    Args:
+        dataset: its id.
+        preset: says whether random weights will do.
+        store: where everything lies.
+        settings: weights, backend, workers.
+        weights_id: weights in the store, rather than those that the settings name.
+        shard: look at this part of the dataset alone.
+
     Returns:
-        ``{images, extracted, cached, decoded, weights, weights_kind, backend}``, the middle three in images.
+        ``{images, extracted, cached, decoded, weights, weights_kind, backend}``, the first four in images.
 
     Raises:
         WeightsError: the backbone's weights cannot be had.
+        DeviceError: the settings ask for a GPU and there is none, or memory does not suffice.
     """
+    if settings.gpu_required:
+        require_gpu()
     rows = read_dataset(dataset, store)
-    weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
+    if shard:
+        rows = rows[rows["pixel_sha256"].map(shard.takes)]
+    if weights_id:
+        weights = known_weights(weights_id, store)
+    else:
+        weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
     cache = FeatureCache(store, weights.id, choose_backend(settings.backend))
     known = cache.known()
     missing = rows[~rows["pixel_sha256"].isin(known)]
@@ -195,7 +231,8 @@ def extract(dataset: str, preset: "Preset", store: Store, settings: Settings) ->
             if cache.backend == "openvino"
             else TensorFlow(weights.id, store)
         )
-        _compute(cache, extractor, pixels, missing["pixel_sha256"].tolist())
+        with name_exhaustion(f"the backbone takes {extractor.batch} images at a time; free the device of other work"):
+            _compute(cache, extractor, pixels, missing["pixel_sha256"].tolist())
     say(f"features: {len(missing)} computed, {len(rows) - len(missing)} cached, weights {weights.id} ({weights.kind})")
     return {
         "images": len(rows),
@@ -208,13 +245,15 @@ def extract(dataset: str, preset: "Preset", store: Store, settings: Settings) ->
     }
 
 
-def read_features(dataset: str, preset: "Preset", store: Store, settings: Settings) -> tuple[Features, Weights]:
+def read_features(
+    dataset: str, preset: "Preset", store: Store, settings: Settings, *, weights_id: str | None = None
+) -> tuple[Features, Weights]:
     """The features of a dataset's rows, in their order, and the weights they were made with; computes what is missing.
 
     Returns:
         float32 (images, 1280), and the weights.
     """
-    made = extract(dataset, preset, store, settings)
+    made = extract(dataset, preset, store, settings, weights_id=weights_id)
     hashes = read_dataset(dataset, store)["pixel_sha256"].tolist()
     weights = Weights(made["weights"], made["weights_kind"])
     return FeatureCache(store, weights.id, made["backend"]).read(hashes), weights

@@ -20,7 +20,7 @@ from cloudpathlib import S3Path
 from numpy.typing import NDArray
 
 from ml.devices import quiet_tensorflow
-from ml.errors import WeightsError
+from ml.errors import StoreError, WeightsError
 from ml.imaging import SIZE, resize
 from ml.progress import say
 from ml.sources.demo import DRAWING_VERSION, SMALLEST, draw, plan
@@ -90,13 +90,50 @@ def resolve_weights(wanted: str, store: Store, *, or_random: bool = False) -> We
     return weights
 
 
+def known_weights(weights: str, store: Store) -> Weights:
+    """Weights that are in the store already, by their id.
+
+    Raises:
+        StoreError: they are not.
+    """
+    return Weights(weights, store.meta(weights)["kind"])
+
+
+def fetch_weights(wanted: str, store: Store, *, or_random: bool) -> Json:
+    """Bring the wanted weights into the store (the ``weights`` stage), so that later stages need no way out for them.
+
+    Returns:
+        ``{weights, kind, pretrained, sha256, from}``.
+
+    Raises:
+        WeightsError: see :func:`resolve_weights`.
+    """
+    found = resolve_weights(wanted, store, or_random=or_random)
+    meta = store.meta(found.id)
+    return {
+        "weights": found.id,
+        "kind": found.kind,
+        "pretrained": found.pretrained,
+        "sha256": meta["sha256"],
+        "from": meta["from"],
+    }
+
+
 def load_backbone(weights: str, store: Store) -> "keras.Model":
-    """The backbone with these weights (an id that :func:`resolve_weights` gave), frozen."""
+    """The backbone with these weights (an id that :func:`resolve_weights` gave), frozen.
+
+    Raises:
+        StoreError: there are no such weights, or they are damaged.
+    """
     quiet_tensorflow()
     import keras
 
-    store.meta(weights)
+    recorded = store.meta(weights)["sha256"]
     backbone = keras.saving.load_model(store.file(weights, "backbone.keras"), compile=False)
+    if _hash_of(backbone) != recorded:
+        raise StoreError(
+            f"{weights} is damaged: it holds other weights than were recorded; remove it, then run: weights"
+        )
     backbone.trainable = False
     return backbone
 
@@ -277,10 +314,7 @@ def _calibration_pictures() -> NDArray[np.float32]:
 
 
 def _keep(backbone: "keras.Model", kind: str, wanted: str, store: Store) -> str:
-    hasher = hashlib.sha256()
-    for array in backbone.get_weights():
-        hasher.update(np.ascontiguousarray(array).data)
-    sha256 = hasher.hexdigest()
+    sha256 = _hash_of(backbone)
     meta: Json = {"kind": kind, "from": wanted, "sha256": sha256, "network": "EfficientNetB0"}
     return store.create("weights", [kind, sha256], meta, lambda folder: backbone.save(folder / "backbone.keras"))
 
@@ -290,6 +324,13 @@ def _file_hash(wanted: str) -> str | None:
         return None
     local = weights_file(wanted)
     return hashlib.sha256(local.read_bytes()).hexdigest() if local else None  # _load says that there is none
+
+
+def _hash_of(backbone: "keras.Model") -> str:
+    hasher = hashlib.sha256()
+    for array in backbone.get_weights():
+        hasher.update(np.ascontiguousarray(array).data)
+    return hasher.hexdigest()
 
 
 def weights_file(wanted: str) -> Path | None:

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     )
     workers: int = Field(0, ge=0, description="Processes that decode and draw pictures; 0: one per core.")
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
+    gpu_required: bool = Field(
+        False, description="Fail at once where TensorFlow sees no GPU, rather than compute on the CPU."
+    )
     place: Literal["process", "docker"] = Field(
         "process",
         description="Where Airflow runs weights, features and train: as processes beside its worker, or in containers.",

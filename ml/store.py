@@ -282,6 +282,10 @@ class Store:
                 raise Conflict(f"{path} was changed by another writer; try again") from None
             raise TryAgain(f"{path}: {error}") from error
 
+    def remove(self, key: str) -> None:
+        """Take away what lies there, if anything does. For what moves; objects stay."""
+        self.path(key).unlink(missing_ok=True)
+
     def keys(self, prefix: str) -> list[str]:
         """The names directly below a prefix, sorted; hidden names are left out."""
         path = self.path(prefix)

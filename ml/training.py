@@ -4,15 +4,17 @@ import json
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import ml
-from ml.devices import quiet_tensorflow
+from ml.checkpoints import Checkpoint
+from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError, StoreError
 from ml.evaluation import (
     Evaluation,
@@ -25,13 +27,13 @@ from ml.evaluation import (
 )
 from ml.features import Features, read_features
 from ml.imaging import SIZE
-from ml.models import build_head, join, load_backbone
+from ml.models import Weights, build_head, join, load_backbone
 from ml.pixels import PixelCache
 from ml.presets import Preset
 from ml.progress import say
 from ml.settings import Settings
 from ml.splits import read_split, sides_of
-from ml.store import Json, Store
+from ml.store import Json, Store, digest
 from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
 from ml.training_sets import read_dataset
@@ -41,17 +43,65 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, store: Store, settings: Settings) -> Json:
+class Prepared(NamedTuple):
+    """What a training starts from."""
+
+    rows: "pd.DataFrame"
+    truth: NDArray[np.int64]
+    """(images,) class numbers."""
+    on: dict[str, NDArray[np.int64]]
+    """Side -> rows on it."""
+    features: Features
+    weights: Weights
+
+
+def train(
+    task: Task,
+    *,
+    dataset: str,
+    split: str,
+    preset: Preset,
+    seed: int,
+    store: Store,
+    settings: Settings,
+    weights_id: str | None = None,
+) -> Json:
     """Train one model and log it (the ``train`` stage). The test side is scored once, with what was chosen before.
+
+    A training that was killed goes on where it was, in the same MLflow run, and comes to the same result.
 
     Returns:
         ``{run_id, task, set, metrics}``; metrics are named ``test_<metric>``.
 
     Raises:
         DataError: a class is missing on the training side, or validation cannot give a threshold.
+        DeviceError: the settings ask for a GPU and there is none, or memory does not suffice.
+        TryAgain: another process is at the same training.
     """
-    meta = store.meta(dataset)
-    split_meta = store.meta(split)
+    if settings.gpu_required:
+        require_gpu()
+    data = _prepare(task, dataset, split, preset, store, settings, weights_id)
+
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
+    tf.config.experimental.enable_op_determinism()
+    name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
+    recipe = preset.model_dump(exclude={"description"})
+    checkpoint = Checkpoint(store, digest([task, dataset, split, recipe, seed, data.weights.id])[:16])
+    with checkpoint.alive(), _mlflow_run(checkpoint, name, experiment, settings) as run_id:
+        _log_inputs(task, dataset, split, preset, seed, store, data.weights)
+        with name_exhaustion(f"the head trains on {preset.batch_size} images a step; lower batch_size in the preset"):
+            head, history = _fit(task, preset, seed, data, checkpoint)
+        metrics = _evaluate_and_log(task, preset, head, history, data, run_id, store)
+    checkpoint.forget()
+    return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics}
+
+
+def _prepare(
+    task: Task, dataset: str, split: str, preset: Preset, store: Store, settings: Settings, weights_id: str | None
+) -> Prepared:
     rows = read_dataset(dataset, store)
     sides = sides_of(rows, read_split(split, store))
     truth = _truth(task, rows)
@@ -64,60 +114,89 @@ def train(task: Task, *, dataset: str, split: str, preset: Preset, seed: int, st
     missing = [name for k, name in enumerate(classes(task)) if not (truth[on["train"]] == k).any()]
     if missing:
         raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
-    features, weights = read_features(dataset, preset, store, settings)
+    features, weights = read_features(dataset, preset, store, settings, weights_id=weights_id)
+    return Prepared(rows, truth, on, features, weights)
 
-    quiet_tensorflow()
-    import keras
+
+@contextmanager
+def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, settings: Settings) -> Iterator[str]:
+    """The MLflow run of a training: the one that it was left in, or a new one."""
+    client = connect(settings)
     import mlflow
-    import tensorflow as tf
+    from mlflow.exceptions import MlflowException
 
-    # Without the second, sums are added up in whatever order threads finish, and a seed gives another model each time.
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-    head, history = _fit(task, preset, features, truth, on)
-    predict: Callable[[str], NDArray[np.float64]] = lambda side: _predict(head, features[on[side]])  # noqa: E731
-    threshold = youden_threshold(truth[on["validation"]], predict("validation")) if task == "binary" else None
-    scores = {side: predict(side) for side in ("validation", "test")}
-    evaluations = {side: evaluate(task, truth[on[side]], scores[side], threshold) for side in scores}
-
-    connect(settings)
-    mlflow.set_experiment(meta["set"])
-    with mlflow.start_run(run_name=f"{task} {preset.name} seed {seed}") as run:
+    left = checkpoint.run_id
+    try:
+        known = left is not None and client.get_run(left).info.lifecycle_stage == "active"
+    except MlflowException:  # another MLflow than the one it was begun in
+        known = False
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_id=left) if known else mlflow.start_run(run_name=name) as run:
         run_id = str(run.info.run_id)
-        say(f"MLflow run {run_id} in experiment {meta['set']}")
-        mlflow.set_tags(
-            {
-                "breakhis.set": meta["set"],
-                "breakhis.task": task,
-                "breakhis.dataset": dataset,
-                "breakhis.split": split,
-                "breakhis.ledger": split_meta["ledger"],
-                "breakhis.preset": preset.name,
-                "breakhis.seed": str(seed),
-                "breakhis.weights": weights.id,
-                "breakhis.weights_kind": weights.kind,
-            }
-        )
-        if not weights.pretrained:
-            mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
-        mlflow.log_params({**preset.model_dump(exclude={"description"}), "seed": seed, "weights": weights.kind})
-        mlflow.log_params({f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")})
-        for epoch in range(preset.epochs):
-            mlflow.log_metrics({name: values[epoch] for name, values in history.items()}, step=epoch + 1)
-        metrics = {f"{side}_{name}": value for side, e in evaluations.items() for name, value in e.metrics.items()}
-        with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-            folder = Path(scratch)
-            _draw(folder / "evaluation", evaluations["test"], truth[on["test"]], scores["test"], history)
-            _save_predictions(folder / "evaluation", rows.iloc[on["test"]], task, scores["test"])
-            mlflow.log_artifacts(str(folder))
-            network = join(load_backbone(weights.id, store), head)
-            _check_network(network, rows.iloc[on["test"]], scores["test"], store)
-            _log_model(network, task, threshold, run_id)
-        mlflow.log_metrics(metrics)
+        if known:
+            say(f"resuming after epoch {checkpoint.epoch} in MLflow run {run_id} of experiment {experiment}")
+        else:
+            say(f"MLflow run {run_id} in experiment {experiment}")
+            checkpoint.begin(run_id)
+        yield run_id
+
+
+def _log_inputs(
+    task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, weights: Weights
+) -> None:
+    import mlflow
+
+    split_meta = store.meta(split)
+    mlflow.set_tags(
+        {
+            "breakhis.set": store.meta(dataset)["set"],
+            "breakhis.task": task,
+            "breakhis.dataset": dataset,
+            "breakhis.split": split,
+            "breakhis.ledger": split_meta["ledger"],
+            "breakhis.preset": preset.name,
+            "breakhis.seed": str(seed),
+            "breakhis.weights": weights.id,
+            "breakhis.weights_kind": weights.kind,
+        }
+    )
+    if not weights.pretrained:
+        mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
+    mlflow.log_params({**preset.model_dump(exclude={"description"}), "seed": seed, "weights": weights.kind})
+    mlflow.log_params({f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")})
+
+
+def _evaluate_and_log(
+    task: Task,
+    preset: Preset,
+    head: "keras.Model",
+    history: dict[str, list[float]],
+    data: Prepared,
+    run_id: str,
+    store: Store,
+) -> dict[str, float]:
+    """Score validation and test, and log all there is to know; returns the metrics of the test side."""
+    import mlflow
+
+    rows, truth, on = data.rows, data.truth, data.on
+    scores = {side: _predict(head, data.features[on[side]]) for side in ("validation", "test")}
+    threshold = youden_threshold(truth[on["validation"]], scores["validation"]) if task == "binary" else None
+    evaluations = {side: evaluate(task, truth[on[side]], scores[side], threshold) for side in scores}
+    for epoch in range(preset.epochs):
+        mlflow.log_metrics({name: values[epoch] for name, values in history.items()}, step=epoch + 1)
+    metrics = {f"{side}_{name}": value for side, e in evaluations.items() for name, value in e.metrics.items()}
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        folder = Path(scratch)
+        _draw(folder / "evaluation", evaluations["test"], truth[on["test"]], scores["test"], history)
+        _save_predictions(folder / "evaluation", rows.iloc[on["test"]], task, scores["test"])
+        mlflow.log_artifacts(str(folder))
+        network = join(load_backbone(data.weights.id, store), head)
+        _check_network(network, rows.iloc[on["test"]], scores["test"], store)
+        _log_model(network, task, threshold, run_id)
+    mlflow.log_metrics(metrics)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
-    test_metrics = {name: value for name, value in metrics.items() if name.startswith("test_")}
-    return {"run_id": run_id, "task": task, "set": meta["set"], "metrics": test_metrics}
+    return {name: value for name, value in metrics.items() if name.startswith("test_")}
 
 
 def _truth(task: Task, rows: "pd.DataFrame") -> NDArray[np.int64]:
@@ -126,28 +205,53 @@ def _truth(task: Task, rows: "pd.DataFrame") -> NDArray[np.int64]:
 
 
 def _fit(
-    task: Task, preset: Preset, features: Features, truth: NDArray[np.int64], on: dict[str, NDArray[np.int64]]
+    task: Task, preset: Preset, seed: int, data: Prepared, checkpoint: Checkpoint
 ) -> tuple["keras.Model", dict[str, list[float]]]:
+    """Train the head, from where the checkpoint is.
+
+    Epoch by epoch, with order and dropout made of the seed and the number of the epoch alone: so it does not matter in
+    how many processes the epochs were done.
+    """
     import keras
 
-    train, validation = on["train"], on["validation"]
+    keras.utils.set_random_seed(seed)
+    train, validation = data.on["train"], data.on["validation"]
+    features, truth = data.features, data.truth
     head = build_head(task, dropout=preset.dropout, features=features[train] if preset.standardize else None)
+    optimizer = keras.optimizers.Adam(preset.learning_rate)
     head.compile(
-        optimizer=keras.optimizers.Adam(preset.learning_rate),
+        optimizer=optimizer,
         loss="binary_crossentropy" if task == "binary" else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    fitted = head.fit(
-        features[train],
-        truth[train],
-        validation_data=(features[validation], truth[validation]),
-        epochs=preset.epochs,
-        batch_size=preset.batch_size,
-        class_weight=_class_weights(truth[train]) if preset.class_weights == "sqrt" else None,
-        verbose=0,
-        callbacks=[_Progress(preset.epochs)()],
-    )
-    return head, {name: [float(v) for v in values] for name, values in fitted.history.items()}
+    optimizer.build(head.trainable_variables)
+    variables = [*head.weights, *optimizer.variables]
+    for variable, array in zip(variables, checkpoint.arrays(), strict=False):
+        variable.assign(array)
+    history = checkpoint.history
+    drops = [layer.seed_generator.state for layer in head.layers if isinstance(layer, keras.layers.Dropout)]
+    for epoch in range(checkpoint.epoch, preset.epochs):
+        for state in drops:
+            state.assign(np.array([seed % 2**32, epoch], np.uint32))
+        order = np.random.default_rng([seed, epoch]).permutation(len(train))
+        fitted = head.fit(
+            features[train[order]],
+            truth[train[order]],
+            validation_data=(features[validation], truth[validation]),
+            batch_size=preset.batch_size,
+            shuffle=False,
+            class_weight=_class_weights(truth[train]) if preset.class_weights == "sqrt" else None,
+            verbose=0,
+        )
+        for name, values in fitted.history.items():
+            history.setdefault(name, []).append(float(values[0]))
+        done = epoch + 1
+        if done % max(1, preset.epochs // 5) == 0:
+            shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in history.items())
+            say(f"epoch {done} of {preset.epochs}: {shown}")
+        if done == preset.epochs or checkpoint.due():
+            checkpoint.save(done, history, [np.asarray(variable) for variable in variables])
+    return head, history
 
 
 def _class_weights(truth: NDArray[np.int64]) -> dict[int, float]:
@@ -156,24 +260,6 @@ def _class_weights(truth: NDArray[np.int64]) -> dict[int, float]:
     raw = 1 / np.sqrt(counts)
     scale = len(truth) / (raw * counts).sum()
     return {int(k): float(w * scale) for k, w in zip(labels, raw, strict=True)}
-
-
-class _Progress:
-    """Says how training goes, every few epochs. (Made on call: Keras is not imported at the top.)"""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self.every = max(1, epochs // 5)
-
-    def __call__(self) -> Any:
-        import keras
-
-        def tell(epoch: int, logs: dict[str, float]) -> None:
-            if (epoch + 1) % self.every == 0:
-                shown = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
-                say(f"epoch {epoch + 1} of {self.epochs}: {shown}")
-
-        return keras.callbacks.LambdaCallback(on_epoch_end=tell)
 
 
 def _predict(head: "keras.Model", features: Features) -> NDArray[np.float64]:

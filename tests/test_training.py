@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 
 from ml import features as features_module
-from ml.errors import DataError, StoreError
-from ml.features import FeatureCache, OpenVINO, TensorFlow, extract, read_features
+from ml import training as training_module
+from ml.checkpoints import Checkpoint
+from ml.errors import DataError, DeviceError, StoreError
+from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, extract, read_features
 from ml.imaging import decode
 from ml.manifest import make_manifest
+from ml.models import fetch_weights
 from ml.presets import load_preset, preset_names
 from ml.settings import Settings
 from ml.sources import fetch, load_source
@@ -219,3 +222,89 @@ def test_shipped_presets():
     paper = load_preset("paper")
     assert not paper.random_weights_allowed
     assert (paper.standardize, paper.class_weights) == (False, "none")
+
+
+def again(world, **changes):
+    arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
+    return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, monkeypatch, capsys):
+    preset = world.preset.model_copy(update={"epochs": 4})
+    whole = again(world, preset=preset)
+
+    save, saved = Checkpoint.save, []
+
+    def save_and_die(self, epoch, history, arrays):
+        save(self, epoch, history, arrays)
+        saved.append(self.run_id)
+        if epoch == 2:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=preset)
+    capsys.readouterr()
+    resumed = again(world, preset=preset)
+
+    assert "resuming after epoch 2" in capsys.readouterr().err
+    assert resumed["run_id"] == saved[0] != whole["run_id"]
+    assert resumed["metrics"] == whole["metrics"]
+    client = connect(world.settings)
+    histories = [client.get_metric_history(run["run_id"], "val_loss") for run in (whole, resumed)]
+    assert [m.value for m in histories[0]] == [m.value for m in histories[1]]
+    assert client.get_run(resumed["run_id"]).info.status == "FINISHED"
+    assert world.store.keys("jobs/training") == [] or not any(
+        world.store.keys(f"jobs/training/{job}") for job in world.store.keys("jobs/training")
+    )
+
+
+def test_the_same_training_on_purpose_is_another_run(world):
+    first, second = again(world), again(world)
+    assert first["run_id"] != second["run_id"]
+    assert first["metrics"] == second["metrics"]
+
+
+def test_shards_share_the_images_out_and_leave_none(world):
+    images = set(read_dataset(world.dataset, world.store)["pixel_sha256"])
+    parts = [{h for h in images if Shard(n, 3).takes(h)} for n in (1, 2, 3)]
+    assert set.union(*parts) == images
+    assert sum(map(len, parts)) == len(images)
+    made = extract(world.dataset, world.preset, world.store, world.settings, shard=Shard(2, 3))
+    assert (made["images"], made["cached"], made["extracted"]) == (len(parts[1]), len(parts[1]), 0)
+
+
+def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
+    made = fetch_weights("random", world.store, or_random=False)
+    assert (made["weights"], made["kind"], made["pretrained"]) == (world.made["weights"], "random", False)
+    monkeypatch.setattr(features_module, "resolve_weights", None)
+    found = extract(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
+    assert (found["extracted"], found["weights"]) == (0, made["weights"])
+    with pytest.raises(StoreError, match="weights-000000000000"):
+        extract(world.dataset, world.preset, world.store, world.settings, weights_id="weights-000000000000")
+
+
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world):
+    settings = world.settings.model_copy(update={"gpu_required": True})
+    for stage in (
+        lambda: extract(world.dataset, world.preset, world.store, settings),
+        lambda: again(world, settings=settings),
+    ):
+        with pytest.raises(DeviceError, match=r"TensorFlow .* sees none .*Nothing was computed"):
+            stage()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), type("ResourceExhaustedError", (Exception,), {})("OOM when …\n")])
+def test_out_of_memory_is_one_line(world, monkeypatch, error):
+    def fit(*_):
+        raise error
+
+    monkeypatch.setattr(training_module, "_fit", fit)
+    with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images a step; lower batch_size"):
+        again(world, seed=8)

@@ -1,6 +1,7 @@
 """The stages as commands. Each is a thin call; what it does is said where it is done."""
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +13,27 @@ from ml.store import Json, Store
 from ml.training_sets import assemble as assemble_set
 from ml.training_sets import load_training_set
 
+if TYPE_CHECKING:
+    from ml.features import Shard
+
 source_argument = click.argument("source")
 preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
+weights_option = click.option(
+    "--weights", "weights_id", metavar="ID", help="Weights in the store; default: those that BREAKHIS_WEIGHTS names."
+)
+
+
+class _ShardType(click.ParamType["Shard"]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Shard":
+        """``2/3`` is the second of three."""
+        from ml.features import Shard
+
+        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
+        if not found or int(found[1]) > int(found[2]):
+            self.fail(f"{value!r} is not a part such as 1/3, 2/3 or 3/3", param, ctx)
+        return Shard(int(found[1]), int(found[2]))
 
 
 @stage
@@ -84,13 +104,28 @@ def split(store: Store, settings: Settings, dataset: str) -> Json:
 
 
 @stage
+@preset_option
+def weights(store: Store, settings: Settings, preset: str) -> Json:
+    """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
+    from ml.models import fetch_weights
+
+    return fetch_weights(settings.weights, store, or_random=load_preset(preset).random_weights_allowed)
+
+
+@stage
 @click.argument("dataset")
 @preset_option
-def features(store: Store, settings: Settings, dataset: str, preset: str) -> Json:
+@weights_option
+@click.option(
+    "--shard", type=_ShardType(), help="Only the I-th of N parts, so that N workers share the images of a dataset."
+)
+def features(
+    store: Store, settings: Settings, dataset: str, preset: str, weights_id: str | None, shard: "Shard | None"
+) -> Json:
     """Compute pixels and backbone features of DATASET's images that are not cached yet."""
     from ml.features import extract
 
-    return extract(dataset, load_preset(preset), store, settings)
+    return extract(dataset, load_preset(preset), store, settings, weights_id=weights_id, shard=shard)
 
 
 @stage
@@ -98,6 +133,7 @@ def features(store: Store, settings: Settings, dataset: str, preset: str) -> Jso
 @click.option("--dataset", required=True, metavar="ID", help="A dataset made by assemble.")
 @click.option("--split", required=True, metavar="ID", help="A split of that dataset.")
 @preset_option
+@weights_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights, order and dropout.")
 def train(store: Store, settings: Settings, **arguments: Any) -> Json:
     """Train the binary or the subtype model and log run, metrics, plots and model to MLflow."""
@@ -153,4 +189,18 @@ def _validate(store: Store, manifest: str) -> Json:
     return result
 
 
-STAGES = [fetch, manifest, validate, publish, ingest, assemble, split, features, train, register, gate, promote]
+STAGES = [
+    fetch,
+    manifest,
+    validate,
+    publish,
+    ingest,
+    assemble,
+    split,
+    weights,
+    features,
+    train,
+    register,
+    gate,
+    promote,
+]

@@ -122,11 +122,11 @@ class Watch:
             for task in run.tasks:
                 if task["state"] == "up_for_retry" and self._new(run, task, "explained"):
                     with suppress(AirflowError, TryAgain):  # a missing log is no reason to stop waiting
-                        lines = self._api.task_log(run.dag, run.id, task["task_id"], task["try_number"])
-                        why = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
-                        say(
-                            f"{task['task_id']} failed and will be tried again: {why[-1] if why else 'no reason given'}"
+                        lines = self._api.task_log(
+                            run.dag, run.id, task["task_id"], task["try_number"], task["map_index"]
                         )
+                        why = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
+                        say(f"{name_of(task)} failed and will be tried again: {why[-1] if why else 'no reason given'}")
 
     def _lines(self, runs: Sequence[Run]) -> None:
         now = time.monotonic() - self._start
@@ -136,11 +136,11 @@ class Watch:
                 if state in _WORTH_A_LINE and self._new(run, task, state):
                     name = run.id if run.dag == DAG else run.dag
                     took = f" ({_seconds(task)})" if task["end_date"] else ""
-                    say(f"[{now:5.0f} s] {name}: {task['task_id']} {state.replace('_', ' ')}{took}")
+                    say(f"[{now:5.0f} s] {name}: {name_of(task)} {state.replace('_', ' ')}{took}")
 
     def _new(self, run: Run, task: Json, what: str) -> bool:
         """Whether this has not been said yet of this try of the task."""
-        key = (run.dag, run.id, task["task_id"], str(task["try_number"]), what)
+        key = (run.dag, run.id, name_of(task), str(task["try_number"]), what)
         fresh = key not in self._seen
         self._seen.add(key)
         return fresh
@@ -153,8 +153,13 @@ class Watch:
             for task in run.tasks:
                 state = task["state"] or ""
                 sign = _SIGNS.get(state, "  ")
-                table.add_row(f"  {sign}{escape(task['task_id'])}", state.replace("_", " "), _seconds(task))
+                table.add_row(f"  {sign}{escape(name_of(task))}", state.replace("_", " "), _seconds(task))
         return table
+
+
+def name_of(task: Json) -> str:
+    """A task as people know it: its id, and of a mapped one which it is."""
+    return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
 
 
 def _seconds(task: Json) -> str:

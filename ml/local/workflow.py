@@ -16,7 +16,7 @@ import requests
 from ml.airflow_api import AirflowApi
 from ml.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
 from ml.local.stack import Stack
-from ml.local.watch import PARKED, Run, Watch
+from ml.local.watch import PARKED, Run, Watch, name_of
 from ml.progress import say
 from ml.reviews import APPROVE, DAG, TASK
 from ml.settings import Settings
@@ -136,7 +136,9 @@ class Workflow:
         watch.until(lambda run: run.ended, [self.retrain], self._check_alive)
         self._demand_success(self.retrain)
         self.split = self._result(self.retrain, "split")
-        self.features = self._result(self.retrain, "features")
+        shards = [task for task in self.retrain.tasks if task["task_id"] == "features"]
+        parts = [self._result(self.retrain, "features", shard["map_index"]) for shard in shards]
+        self.features = {what: sum(part[what] for part in parts) for what in ("images", "extracted", "cached")}
         for task in self.training_set.models:
             trained = self._result(self.retrain, f"train_{task}")
             registered = self._result(self.retrain, f"register_{task}")
@@ -239,16 +241,16 @@ class Workflow:
             return
         api = self.stack.api(ENGINEER)
         for task in run.failed():
-            name, tried = task["task_id"], max(task["try_number"], 1)
-            say(f"\n{run.dag}: {name} failed. The end of its log:")
-            for line in api.task_log(run.dag, run.id, name, tried)[-_LINES_OF_LOG:]:
+            tried = max(task["try_number"], 1)
+            say(f"\n{run.dag}: {name_of(task)} failed. The end of its log:")
+            for line in api.task_log(run.dag, run.id, task["task_id"], tried, task["map_index"])[-_LINES_OF_LOG:]:
                 say(f"  {line}")
-        where = ", ".join(task["task_id"] for task in run.failed()) or "the run"
+        where = ", ".join(name_of(task) for task in run.failed()) or "the run"
         raise StackError(f"{where} failed in {run.dag}; all of it: {self.run_url(run)}")
 
-    def _result(self, run: Run, task: str) -> Json:
+    def _result(self, run: Run, task: str, map_index: int = -1) -> Json:
         try:
-            result = self.stack.api(ENGINEER).xcom(run.dag, run.id, task)
+            result = self.stack.api(ENGINEER).xcom(run.dag, run.id, task, map_index)
         except AirflowError as error:
             raise StackError(f"{task} in {run.dag} left no result ({error}); see {self.run_url(run)}") from None
         if not isinstance(result, dict):

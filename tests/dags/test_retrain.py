@@ -15,6 +15,7 @@ def test_both_models_train_on_one_split_and_end_as_candidates(dag):
     assert downstream == {
         "assemble": {"split", "features"},
         "split": {"train_binary", "train_subtype"},
+        "weights": {"features"},
         "features": {"train_binary", "train_subtype"},
         "train_binary": {"register_binary"},
         "train_subtype": {"register_subtype"},
@@ -25,18 +26,31 @@ def test_both_models_train_on_one_split_and_end_as_candidates(dag):
     }
 
 
-def test_only_trainings_take_a_gpu(dag):
+def test_what_computes_takes_a_gpu(dag):
     pools = {task.task_id: task.pool for task in dag.tasks}
-    assert {task for task, pool in pools.items() if pool == "gpu"} == {"train_binary", "train_subtype"}
+    assert {task for task, pool in pools.items() if pool == "gpu"} == {"features", "train_binary", "train_subtype"}
+    queues = {task.task_id: task.queue for task in dag.tasks}
+    on_gpu = {"weights", "features", "train_binary", "train_subtype"}
+    assert {task for task, queue in queues.items() if queue == "gpu"} == on_gpu
+
+
+def test_features_are_shared_out(conf, read, monkeypatch):
+    monkeypatch.setenv("BREAKHIS_SHARDS", "3")
+    task = read("retrain")["retrain_demo"].get_task("features")
+    shards = [arguments[-1] for arguments in task.expand_input.value["arguments"]]
+    assert shards == ["1/3", "2/3", "3/3"]
 
 
 def test_ids_go_from_task_to_task(dag):
     dataset = "{{ ti.xcom_pull(task_ids='assemble')['dataset'] }}"
     split = "{{ ti.xcom_pull(task_ids='split')['split'] }}"
-    recipe = ["--preset", "{{ params.preset }}"]
+    preset = ["--preset", "{{ params.preset }}"]
+    recipe = [*preset, "--weights", "{{ ti.xcom_pull(task_ids='weights')['weights'] }}"]
     assert dag.get_task("assemble").arguments == ["demo"]
     assert dag.get_task("split").arguments == [dataset]
-    assert dag.get_task("features").arguments == [dataset, *recipe]
+    assert dag.get_task("weights").arguments == preset
+    [shard] = dag.get_task("features").expand_input.value["arguments"]
+    assert shard == [dataset, *recipe, "--shard", "1/1"]
     train = ["subtype", "--dataset", dataset, "--split", split, *recipe, "--seed", "{{ params.seed }}"]
     assert dag.get_task("train_subtype").arguments == train
     assert dag.get_task("register_subtype").arguments == ["{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"]
@@ -87,4 +101,4 @@ def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
     assert dags["retrain_bad"].tags == {"invalid"}
     assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
     assert len(dags["retrain_bad"].tasks) == 1
-    assert len(dags["retrain_demo"].tasks) == 9
+    assert len(dags["retrain_demo"].tasks) == 10

@@ -18,7 +18,7 @@ LATER = "2026-01-01T00:00:12+00:00"
 def task(
     name: str, state: str | None, start: str | None = NOW, end: str | None = None, tried: int = 1
 ) -> dict[str, Any]:
-    return {"task_id": name, "state": state, "start_date": start, "end_date": end, "try_number": tried}
+    return {"task_id": name, "state": state, "start_date": start, "end_date": end, "try_number": tried, "map_index": -1}
 
 
 class Scripted:
@@ -36,7 +36,7 @@ class Scripted:
     def task_instances(self, dag: str, run: str) -> list[dict[str, Any]]:
         return list(self._now[1])
 
-    def task_log(self, dag: str, run: str, name: str, tried: int) -> list[str]:
+    def task_log(self, dag: str, run: str, name: str, tried: int, map_index: int) -> list[str]:
         return ["hello", f"AirflowException: breakhis {name}: out of luck in try {tried}", "::endgroup::"]
 
 

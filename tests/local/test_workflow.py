@@ -58,17 +58,20 @@ class Airflow:
     def task_instances(self, dag: str, run: str) -> list[Json]:
         if dag != "promote":
             names = ["fetch", "publish"] if dag.startswith("ingest") else ["assemble", "train_binary"]
-            return [_task(name, "failed" if name == self.failing else "success") for name in names]
+            shards = (
+                [] if dag.startswith("ingest") else [{**_task("features", "success"), "map_index": n} for n in (0, 1)]
+            )
+            return shards + [_task(name, "failed" if name == self.failing else "success") for name in names]
         if run.rpartition("-v")[0] in self.blocked:
             return [_task("gate", "failed"), _task("review", "upstream_failed")]
         if run in self.stranded:
             return [_task("gate", "success"), _task("review", "success"), _task("promote", "failed")]
         return [_task("gate", "success"), _task("review", "success" if run in self.decided else "awaiting_input")]
 
-    def task_log(self, dag: str, run: str, task: str, tried: int) -> list[str]:
+    def task_log(self, dag: str, run: str, task: str, tried: int, map_index: int) -> list[str]:
         return [*(f"line {n}" for n in range(100)), f"the reason why {task} failed"]
 
-    def xcom(self, dag: str, run: str, task: str) -> Any:
+    def xcom(self, dag: str, run: str, task: str, map_index: int = -1) -> Any:
         if task == "gate":
             passed = run.rpartition("-v")[0] not in self.blocked
             gate = {"name": "ROC AUC", "metric": "roc_auc", "value": 0.8, "limit": 0.75, "passed": passed}
@@ -80,7 +83,7 @@ class Airflow:
             return {"model": f"demo-{kind}", "version": self.versions[f"demo-{kind}"], "evidence": "evidence-1"}
         if stage == "split":
             return {side: {"images": 10, "cases": 2} for side in ("train", "validation", "test")}
-        return {"extracted": 0, "cached": 30}
+        return {"images": 15, "extracted": map_index, "cached": 15 - map_index}
 
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> None:
         if self.user != "reviewer":
@@ -106,7 +109,7 @@ class Airflow:
 
 
 def _task(name: str, state: str) -> Json:
-    return {"task_id": name, "state": state, "start_date": NOW, "end_date": NOW, "try_number": 1}
+    return {"task_id": name, "state": state, "start_date": NOW, "end_date": NOW, "try_number": 1, "map_index": -1}
 
 
 class FakeStack:
