@@ -119,7 +119,8 @@ def healthy(url: str, component: str = "") -> None:
 
 def _airflow(*arguments: str) -> None:
     print(f"airflow {arguments[0]} {arguments[1]}", flush=True)
-    subprocess.run(["airflow", *arguments], check=True)
+    if subprocess.run(["airflow", *arguments], check=False).returncode:
+        sys.exit(f"error: airflow {arguments[0]} {arguments[1]} failed; see above")
 
 
 def _import(what: str, values: dict[str, Any], *options: str) -> None:
