@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 class Settings(BaseSettings):
     """The settings, read from the environment. Call :func:`settings` rather than this."""
 
-    model_config = SettingsConfigDict(env_prefix="BREAKHIS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="BREAKHIS_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(
         PROJECT / ".breakhis", description="Folder of the local stack: databases, logs, passwords, caches."

@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
@@ -60,13 +61,7 @@ class Store:
             self._root: Path | S3Path = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
         elif root.startswith("s3://"):
             known = os.environ if environment is None else environment
-            client = S3Client(
-                endpoint_url=known.get("AWS_ENDPOINT_URL"),
-                aws_access_key_id=known.get("AWS_ACCESS_KEY_ID"),
-                aws_secret_access_key=known.get("AWS_SECRET_ACCESS_KEY"),
-                aws_session_token=known.get("AWS_SESSION_TOKEN"),
-            )
-            self._root = S3Path(root, client=client)
+            self._root = S3Path(root, client=_client(*(known.get(name) for name in _S3_VARIABLES)))
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
@@ -145,8 +140,11 @@ class Store:
         Raises:
             StoreError: no such file.
         """
+        path = self.path(self.blob_key(sha256))
         try:
-            return self.path(self.blob_key(sha256)).read_bytes()
+            if isinstance(path, S3Path):  # not by way of a copy on disk, which would be kept
+                return _get(path)
+            return path.read_bytes()
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
 
@@ -292,6 +290,26 @@ class Store:
         if not path.exists():
             return []
         return sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+
+
+_S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+@cache
+def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> S3Client:
+    """One for a process: making it takes a good part of a second, and a store is made for each picture."""
+    return S3Client(
+        endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token
+    )
+
+
+def _get(path: S3Path) -> bytes:
+    s3 = _s3(path)
+    try:
+        data: bytes = s3.get_object(Bucket=path.bucket, Key=path.key)["Body"].read()
+    except s3.exceptions.NoSuchKey:
+        raise FileNotFoundError(str(path)) from None
+    return data
 
 
 def _s3(path: S3Path) -> Any:
