@@ -11,10 +11,10 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test lint
+.PHONY: help run demo up down status doctor test e2e images secrets lint
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  SET=name or SET=file.yaml chooses the training set of run and demo (default: demo)."
 	@echo "  PYTHON=/path/to/python chooses the Python to set up with (3.11, 3.12 or 3.13)."
@@ -39,6 +39,15 @@ doctor: .venv/.run ## Check this machine and say what is missing
 
 test: .venv/.dev ## Set up and run the tests (ARGS="…" goes to pytest)
 	@.venv/bin/pytest $(SPREAD) $(ARGS)
+
+e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Docker engine
+	@tests/e2e/run.sh $(ARGS)
+
+images: ## Build the images of docker-compose.yaml
+	@docker/build.sh
+
+secrets: ## Write .env for docker-compose.yaml, with passwords and keys of its own
+	@python3 docker/make_secrets.py
 
 lint: .venv/.dev ## Check style and types
 	@.venv/bin/ruff check

@@ -22,10 +22,10 @@ os.environ |= {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on real images are chosen by BREAKHIS_REAL_SAMPLE and are not collected without it."""
-    if "BREAKHIS_REAL_SAMPLE" in os.environ:
-        return
-    real = [item for item in items if item.get_closest_marker("real")]
-    if real:
-        config.hook.pytest_deselected(items=real)
-        items[:] = [item for item in items if item not in real]
+    """Tests that need more than a machine with Python are chosen by a variable, and are not collected without it."""
+    needs = {"real": "BREAKHIS_REAL_SAMPLE", "docker": "BREAKHIS_E2E"}
+    lacking = [marker for marker, variable in needs.items() if variable not in os.environ]
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,18 @@ def stage(function: Callable[..., Json]) -> click.Command:
     @click.option("--result", "result_uri", metavar="URI", help="Also write the JSON to this path, file:/// or s3://.")
     @functools.wraps(function)
     def run(as_json: bool, result_uri: str | None, **arguments: Any) -> None:
+        begin = time.monotonic()
         configuration = settings()
+
+        def timed(result: Json) -> Json:
+            return {**result, "seconds": round(time.monotonic() - begin, 1)}
+
         try:
             result = function(Store(configuration.store), configuration, **arguments)
         except Outcome as refusal:
-            deliver(refusal.result, as_json, result_uri)
+            deliver(timed(refusal.result), as_json, result_uri)
             raise
-        deliver(result, as_json, result_uri)
+        deliver(timed(result), as_json, result_uri)
 
     # A stage is called what its function is called.
     return click.command(name=function.__name__.replace("_", "-"))(run)

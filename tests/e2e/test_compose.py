@@ -1,0 +1,328 @@
+"""The compose stack on a real Docker engine: the whole workflow in it, and what happens when parts of it are killed.
+
+``make e2e`` starts an engine where there is none, builds the images and runs this.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from ml.local.watch import Run
+from ml.local.workflow import Workflow
+from tests.e2e import compose as module
+from tests.e2e.compose import STANDINS, Compose, containers, drive
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    settings = {
+        "BREAKHIS_WEIGHTS": "random",
+        "BREAKHIS_SHARDS": "2",
+        "HEARTBEAT_TIMEOUT": "20",
+        **(STANDINS if os.environ.get("BREAKHIS_E2E_STANDINS") else {}),
+    }
+    with module.stack(tmp_path_factory.mktemp("compose"), settings, "--scale", "worker-gpu=2") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(compose: Compose) -> Workflow:
+    """The workflow of the demo set, reviewed by the reviewer's account."""
+    workflow = drive(compose)
+    workflow.prepare()
+    workflow.until_review()
+    workflow.answer_as_reviewer()
+    workflow.read_decisions()
+    return workflow
+
+
+def wait_for(what: str, happens: Callable[[], Any], seconds: float = 600) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := happens():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what} did not come within {seconds:.0f} s")
+
+
+def s3(compose: Compose) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{compose.environment['S3_PORT']}",
+        aws_access_key_id="breakhis",
+        aws_secret_access_key=compose.environment["S3_SECRET"],
+        region_name="us-east-1",
+    )
+
+
+def log_of(compose: Compose, run: Run, task: Json) -> str:
+    number = max(task["try_number"], 1)
+    lines = compose.api("engineer").task_log(run.dag, run.id, task["task_id"], number, task["map_index"])
+    return "\n".join(lines)
+
+
+# --- the workflow ---------------------------------------------------------------------------------------------------
+
+
+def test_both_models_are_champions_by_the_reviewers_approval(compose: Compose, finished: Workflow) -> None:
+    assert finished.shortcomings() == []
+    assert [candidate.reviewer for candidate in finished.candidates] == ["reviewer", "reviewer"]
+    _print_what_airflow_adds(compose, finished)
+
+
+def test_what_computes_ran_in_containers_and_two_workers_took_part(compose: Compose, finished: Workflow) -> None:
+    tasks = finished.retrain.tasks
+    computing = [task for task in tasks if task["task_id"] in {"weights", "features", "train_binary", "train_subtype"}]
+    assert len(computing) == 5
+    for task in computing:
+        assert "Started container" in log_of(compose, finished.retrain, task)
+    assert len({task["hostname"] for task in computing}) == 2
+    assert containers(compose) == []  # each was removed when its task had ended
+
+
+def test_artifacts_and_data_lie_in_the_object_store(compose: Compose, finished: Workflow) -> None:
+    client = s3(compose)
+    models = client.list_objects_v2(Bucket="mlflow")["Contents"]
+    assert any(entry["Key"].endswith("network.keras") for entry in models)
+    kinds = {p["Prefix"] for p in client.list_objects_v2(Bucket="breakhis", Delimiter="/")["CommonPrefixes"]}
+    assert {"audit/", "jobs/", "ledgers/", "objects/", "refs/"} <= kinds
+
+
+def _print_what_airflow_adds(compose: Compose, workflow: Workflow) -> None:
+    runs = [Run(f"ingest_{name}", "") for name in workflow.sources]
+    api = compose.api("engineer")
+    for run in runs:
+        [run.id] = [found["dag_run_id"] for found in api._call("GET", f"/api/v2/dags/{run.dag}/dagRuns")["dag_runs"]]
+        run.look(api)
+    wall, work = 0.0, 0.0
+    for run in [*runs, workflow.retrain]:
+        found = api.dag_run(run.dag, run.id)
+        wall += (_when(found["end_date"]) - _when(found["queued_at"])).total_seconds()
+        spans = []
+        for task in run.tasks:
+            result = _result(compose, run, task)
+            if result and "seconds" in result:
+                end = _when(task["end_date"]).timestamp()
+                spans.append((end - result["seconds"], end))
+        work += _covered(spans)
+    print(f"\nworkflow {wall:.0f} s, of which stages worked {work:.0f} s: Airflow adds {wall - work:.0f} s")
+
+
+def _result(compose: Compose, run: Run, task: Json) -> Json | None:
+    from ml.errors import AirflowError
+
+    try:
+        found = compose.api("engineer").xcom(run.dag, run.id, task["task_id"], task["map_index"])
+    except AirflowError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _when(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_where_they_are_needed_and_nowhere_else(compose: Compose, finished: Workflow) -> None:
+    names = [name for name in compose.environment if name.endswith(("_PASSWORD", "_SECRET", "_KEY"))]
+    planted = {name: compose.environment[name] for name in names}
+    assert len(planted) > 10
+
+    def found_in(text: str) -> set[str]:
+        return {name for name, secret in planted.items() if secret in text}
+
+    images = ("AIRFLOW", "TRAINER", "MLFLOW", "ENGINE-PROXY")
+    for image in images:
+        history = ["docker", "history", "--no-trunc", f"breakhis-{image.lower()}:latest"]
+        assert found_in(subprocess.run(history, capture_output=True, text=True, check=True).stdout) == set()
+    api = compose.api("admin")
+    runs = [finished.retrain, *(candidate.promote for candidate in finished.candidates)]
+    for run in runs:
+        for task in run.tasks:
+            if task["start_date"]:
+                assert found_in(log_of(compose, run, task)) == set()
+            path = f"/api/v2/dags/{run.dag}/dagRuns/{run.id}/taskInstances/{task['task_id']}"
+            assert found_in(json.dumps(api._all(f"{path}/xcomEntries", "xcom_entries"))) == set()
+            assert found_in(json.dumps(api.task_instances(run.dag, run.id))) == set()  # with rendered fields
+    for candidate in finished.candidates:
+        assert found_in(json.dumps(compose.ask_mlflow("runs/get", run_id=candidate.run_id))) == set()
+    for line in compose.run("ps", "--all", "--format", "json").splitlines():
+        container = json.loads(line)
+        service = container["Service"]
+        seen = found_in(json.dumps(_inspect(container["ID"])))
+        assert seen <= _NEEDED.get(service, set()), (service, seen)
+        assert found_in(compose.run("logs", "--no-color", service)) == set(), service
+
+
+_AIRFLOW = {"FERNET_KEY", "JWT_SECRET", "API_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+_NEEDED = {
+    "postgres": {"POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD"},
+    "redis": {"REDIS_PASSWORD"},
+    "s3": {"S3_SECRET"},
+    "buckets": {"S3_SECRET"},
+    "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY", "S3_SECRET"},
+    "airflow-init": {*_AIRFLOW, "S3_SECRET", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_PASSWORD", "SERVICE_PASSWORD"},
+    "apiserver": {
+        *(*_AIRFLOW, "S3_SECRET", "SERVICE_PASSWORD"),
+        *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER")),
+    },
+    **dict.fromkeys(("scheduler", "dag-processor", "triggerer", "worker", "worker-gpu"), _AIRFLOW),
+}
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def survived(compose: Compose, finished: Workflow) -> Json:
+    """A retraining in which one training's worker was killed, and the other's container."""
+    api = compose.api("engineer")
+    seen = set(s3_states(compose))
+    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 11})["dag_run_id"])
+    facts: Json = {"run": run}
+
+    def training(task: str) -> Any:
+        found = containers(compose, f"label=breakhis.run={run.id}", f"label=breakhis.task={task}")
+        return found[0] if found and found[0]["State"]["Running"] else None
+
+    # The worker of train_binary dies. Its container is held, so that it cannot end before it is found again.
+    binary = wait_for("the container of train_binary", lambda: training("train_binary"))
+    facts["binary"] = binary["Id"]
+    _docker("pause", binary["Id"])
+    run.look(api)
+    host = run.task("train_binary")["hostname"]
+    killed = next(c for c in _inspect(compose.run("ps", "--quiet", "worker-gpu")) if c["Config"]["Hostname"] == host)
+    os.kill(killed["State"]["Pid"], signal.SIGKILL)
+    wait_for("the worker's end", lambda: _inspect(killed["Id"])[0]["RestartCount"] > killed["RestartCount"])
+    facts["after the kill"] = [c["Id"] for c in containers(compose, "label=breakhis.task=train_binary")]
+
+    # The container of train_subtype dies, once it has a checkpoint: at the same worker, or in its own time.
+    subtype = wait_for("the container of train_subtype", lambda: training("train_subtype"))
+    facts["subtype"] = subtype["Id"]
+    facts["checkpoints"] = wait_for("a checkpoint", lambda: s3_states(compose) - seen, 300)
+    _docker("kill", subtype["Id"])
+
+    def reattached() -> bool:
+        run.look(api)
+        return run.task("train_binary")["try_number"] >= 2 and run.task("train_binary")["state"] == "running"
+
+    wait_for("the second try of train_binary", reattached)
+    time.sleep(5)
+    facts["at the second try"] = [c["Id"] for c in containers(compose, "label=breakhis.task=train_binary")]
+    _docker("unpause", binary["Id"])
+
+    def ended() -> bool:
+        run.look(api)
+        return run.ended
+
+    wait_for("the end of the retraining", ended, 900)
+    return facts
+
+
+def s3_states(compose: Compose) -> set[str]:
+    """The trainings that have saved something."""
+    listed = s3(compose).list_objects_v2(Bucket="breakhis", Prefix="jobs/training/").get("Contents", [])
+    return {entry["Key"] for entry in listed if entry["Key"].endswith(".npz")}
+
+
+def test_a_training_outlives_its_worker(compose: Compose, survived: Json) -> None:
+    run: Run = survived["run"]
+    assert run.state == "success"
+    assert survived["after the kill"] == survived["at the second try"] == [survived["binary"]]
+    task = run.task("train_binary")
+    assert task["try_number"] == 2
+    log = log_of(compose, run, task)
+    assert "econnecting to existing job" in log or "of an earlier try still runs" in log
+    assert "Started container" not in log
+    assert "epoch 6 of 30" in log  # from the beginning
+    assert _runs_of(compose, "binary", 11) == 1
+
+
+def test_a_killed_container_is_started_again_and_goes_on(compose: Compose, survived: Json) -> None:
+    run: Run = survived["run"]
+    task = run.task("train_subtype")
+    assert task["try_number"] == 2
+    log = log_of(compose, run, task)
+    assert "Started container" in log
+    assert "resuming after epoch" in log
+    assert _runs_of(compose, "subtype", 11) == 1
+    assert s3_states(compose) == set()
+
+
+def test_a_training_failed_by_hand_stops_its_container(compose: Compose, survived: Json) -> None:
+    api = compose.api("engineer")
+    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 12})["dag_run_id"])
+    label = f"label=breakhis.run={run.id}"
+    wait_for("a training", lambda: containers(compose, label, "label=breakhis.task=train_binary"))
+    for task in ("train_binary", "train_subtype"):
+        path = f"/api/v2/dags/{run.dag}/dagRuns/{run.id}/taskInstances/{task}"
+        api._call("PATCH", path, body={"new_state": "failed"})
+    wait_for("the end of its container", lambda: not containers(compose, label), 120)
+
+
+def _runs_of(compose: Compose, task: str, seed: int) -> int:
+    experiment = compose.ask_mlflow("experiments/get-by-name", experiment_name="demo")["experiment"]["experiment_id"]
+    import requests
+
+    answer = requests.post(
+        f"{compose.mlflow}/api/2.0/mlflow/runs/search",
+        json={
+            "experiment_ids": [experiment],
+            "filter": f"tags.`breakhis.task` = '{task}' and tags.`breakhis.seed` = '{seed}'",
+        },
+        auth=("admin", compose.environment["MLFLOW_ADMIN_PASSWORD"]),
+        timeout=60,
+    )
+    return len(answer.json().get("runs", []))
+
+
+def _docker(*arguments: str) -> None:
+    subprocess.run(["docker", *arguments], check=True, capture_output=True)
+
+
+def _inspect(ids: str) -> list[Json]:
+    found: list[Json] = json.loads(
+        subprocess.run(["docker", "inspect", *ids.split()], capture_output=True, text=True, check=True).stdout
+    )
+    return found
+
+
+def test_every_dag_file_parses(compose: Compose) -> None:
+    code = (
+        "import importlib.util, pathlib, sys, time\n"
+        "sys.path.insert(0, '/opt/breakhis/plugins')\n"
+        "import airflow.sdk, airflow.providers.standard.operators.hitl, airflow.providers.docker.operators.docker\n"
+        "for file in sorted(pathlib.Path('/opt/breakhis/dags').glob('*.py')):\n"
+        "    begin = time.perf_counter()\n"
+        "    spec = importlib.util.spec_from_file_location(file.stem, file)\n"
+        "    spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "    print(file.name, round(time.perf_counter() - begin, 3))\n"
+    )
+    printed = compose.run("exec", "--no-TTY", "dag-processor", "python3", "-c", code)
+    print("\n" + printed)
+    assert len([line for line in printed.splitlines() if ".py " in line]) == len(
+        list((Path(module.ROOT) / "dags").glob("*.py"))
+    )
