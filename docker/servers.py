@@ -96,7 +96,9 @@ def mlflow() -> NoReturn:
     database = f"postgresql+psycopg2://mlflow:{password}@postgres"
     users = [
         "[mlflow]",
-        "default_permission = READ",
+        # An experiment is its maker's alone for a moment, until MLflow has written the permission down; of two trainings
+        # that begin a set together, the second would be refused.
+        "default_permission = EDIT",
         f"database_uri = {database}/mlflow_users",
         "admin_username = admin",
         f"admin_password = {os.environ.pop('MLFLOW_ADMIN_PASSWORD')}",
