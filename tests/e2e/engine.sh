@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A Docker engine and 'docker compose' for the tests that need them, where there are none:
 #
-#   tests/e2e/engine.sh start [DOCKERD ARGUMENT…]    does nothing where an engine answers (DOCKER_HOST, or the usual socket)
-#   tests/e2e/engine.sh stop                         stops what start has started, and nothing else
+#   tests/e2e/engine.sh start    starts no engine where one answers (DOCKER_HOST, or the usual socket)
+#   tests/e2e/engine.sh stop     stops what start has started, and nothing else
 #
 # Prints the line that sets DOCKER_HOST if the engine is not where Docker looks by itself. Images are kept in
 # BREAKHIS_E2E_DOCKER for the next time.
@@ -39,7 +39,7 @@ start() {
       { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"; } >&2
     fi
     # Where a service manager runs, the package has started one.
-    if answers; then say "a Docker engine answers now at $host"; else run_engine "$host" "$@"; fi
+    if answers; then say "a Docker engine answers now at $host"; else run_engine "$host"; fi
   fi
   have_compose
   [[ $host == "$default" ]] || echo "export DOCKER_HOST=$host"
@@ -47,11 +47,12 @@ start() {
 
 run_engine() {
   local host=$1 pid
-  shift
   [[ -z $(ours) ]] || fail "the engine of $root runs (pid $(cat "$pid_file")) and does not answer; see $root/dockerd.log"
+  # Two engines on one machine take each other's bridge away.
+  ! grep -q -s -x dockerd /proc/[0-9]*/comm || fail "a dockerd runs here already and does not answer at $host: set DOCKER_HOST to where it does"
   mkdir -p "$root"
   rm -f "$pid_file"
-  setsid dockerd --host="$host" --data-root="$root/data" --exec-root="$root/run" --pidfile="$pid_file" "$@" \
+  setsid dockerd --host="$host" --data-root="$root/data" --exec-root="$root/run" --pidfile="$pid_file" \
     </dev/null >"$root/dockerd.log" 2>&1 &
   pid=$!
   for _ in {1..120}; do
@@ -101,7 +102,7 @@ stop() {
 }
 
 case ${1:-} in
-  start) start "${@:2}" ;;
+  start) start ;;
   stop) stop ;;
-  *) say "usage: tests/e2e/engine.sh start [DOCKERD ARGUMENT…] | stop"; exit 2 ;;
+  *) say "usage: tests/e2e/engine.sh start | stop"; exit 2 ;;
 esac
