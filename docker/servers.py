@@ -96,8 +96,8 @@ def mlflow() -> NoReturn:
     database = f"postgresql+psycopg2://mlflow:{password}@postgres"
     users = [
         "[mlflow]",
-        # An experiment is its maker's alone for a moment, until MLflow has written the permission down; of two trainings
-        # that begin a set together, the second would be refused.
+        # An experiment is its maker's alone until MLflow has written the permission down; of two trainings
+        # that begin a set at the same moment, the second would be refused.
         "default_permission = EDIT",
         f"database_uri = {database}/mlflow_users",
         "admin_username = admin",
