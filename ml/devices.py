@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ml.errors import DeviceError, NoGpuError
+
 
 def has_gpu_driver() -> bool:
     """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
@@ -17,18 +19,19 @@ def require_gpu() -> None:
     """Make sure that TensorFlow sees a GPU.
 
     Raises:
-        DeviceError: it sees none.
+        NoGpuError: it sees none.
     """
-    from ml.errors import DeviceError
-
     quiet_tensorflow()
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
         driver = "a driver is loaded" if has_gpu_driver() else "no NVIDIA driver is in reach"
-        raise DeviceError(
-            f"a GPU was asked for (BREAKHIS_GPU_REQUIRED) and TensorFlow {tf.__version__} sees none ({driver}). "
-            "Nothing was computed. Check nvidia-smi and nvidia-container-toolkit on the host, DEVICE=gpu of the image"
+        build = "with" if tf.test.is_built_with_cuda() else "without"
+        raise NoGpuError(
+            f"a GPU is required (BREAKHIS_GPU_REQUIRED), and TensorFlow {tf.__version__}, built {build} CUDA, sees 0 "
+            f"({driver}); nothing was trained or computed on the CPU instead. Check nvidia-smi and "
+            "nvidia-container-toolkit on the host, that the container was started with a GPU (docker run --gpus all, "
+            "BREAKHIS_DOCKER_GPUS) and that its image was built with DEVICE=gpu"
         )
 
 
@@ -39,15 +42,13 @@ def name_exhaustion(advice: str) -> Iterator[None]:
     Raises:
         DeviceError: memory did not suffice.
     """
-    from ml.errors import DeviceError
-
     try:
         yield
     except MemoryError:
         raise DeviceError(f"out of memory: {advice}") from None
     except Exception as error:
-        # By name: TensorFlow need not be imported for this.
-        if type(error).__name__ != "ResourceExhaustedError":
+        # By name: TensorFlow need not be imported for this. What is lacking from the start is an InternalError.
+        if type(error).__name__ != "ResourceExhaustedError" and "CUDA_ERROR_OUT_OF_MEMORY" not in str(error):
             raise
         raise DeviceError(f"out of the GPU's memory: {advice}") from None
 

@@ -48,7 +48,11 @@ class WeightsError(BreakhisError):
 
 
 class DeviceError(BreakhisError):
-    """The GPU that was asked for is not there, or memory does not suffice."""
+    """This machine cannot compute what was asked for, such as for want of memory."""
+
+
+class NoGpuError(DeviceError):
+    """A GPU was asked for and TensorFlow sees none."""
 
 
 class DataError(BreakhisError):

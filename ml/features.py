@@ -5,6 +5,7 @@ by weights, view, backend and precision; within it vectors lie by the hash of th
 costs only its own images.
 """
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,7 @@ class OpenVINO:
             network = openvino.convert_model(backbone, input=[openvino.PartialShape([-1, SIZE, SIZE, 3])])
         file.parent.mkdir(parents=True, exist_ok=True)
         # The .bin first: a reader looks for the .xml, and two processes may convert at once.
-        scratch = file.with_name(f".{id(network)}.xml")
+        scratch = file.with_name(f".{uuid.uuid4().hex}.xml")
         openvino.save_model(network, scratch, compress_to_fp16=False)
         scratch.with_suffix(".bin").replace(file.with_suffix(".bin"))
         scratch.replace(file)
@@ -106,10 +107,12 @@ class TensorFlow:
         return result
 
 
-def choose_backend(wanted: str) -> str:
+def choose_backend(settings: Settings) -> str:
     """``openvino`` or ``tensorflow``: what was asked for, or TensorFlow where there is a GPU that it can use."""
-    if wanted != "auto":
-        return wanted
+    if settings.backend != "auto":
+        return settings.backend
+    if settings.gpu_required:  # where TensorFlow sees none we do not get here
+        return "tensorflow"
     if not has_gpu_driver():  # spares importing TensorFlow on a machine without
         return "openvino"
     quiet_tensorflow()
@@ -183,6 +186,9 @@ class Shard(NamedTuple):
         """Whether a picture is in this part."""
         return int(pixel_sha256[:8], 16) % self.of == self.number - 1
 
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
 
 def extract(
     dataset: str,
@@ -204,11 +210,13 @@ def extract(
         shard: look at this part of the dataset alone.
 
     Returns:
-        ``{images, extracted, cached, decoded, weights, weights_kind, backend}``, the first four in images.
+        ``{images, extracted, cached, decoded, weights, weights_kind, backend, shard}``, the first four in images of
+        the shard.
 
     Raises:
         WeightsError: the backbone's weights cannot be had.
-        DeviceError: the settings ask for a GPU and there is none, or memory does not suffice.
+        NoGpuError: the settings ask for a GPU and there is none.
+        DeviceError: memory does not suffice.
     """
     if settings.gpu_required:
         require_gpu()
@@ -219,19 +227,20 @@ def extract(
         weights = known_weights(weights_id, store)
     else:
         weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
-    cache = FeatureCache(store, weights.id, choose_backend(settings.backend))
+    cache = FeatureCache(store, weights.id, choose_backend(settings))
     known = cache.known()
     missing = rows[~rows["pixel_sha256"].isin(known)]
     decoded = 0
     if not missing.empty:
         pixels = PixelCache(store)
         decoded = pixels.fill(missing, settings.worker_count)
-        extractor = (
-            OpenVINO(weights.id, store, settings.cache)
-            if cache.backend == "openvino"
-            else TensorFlow(weights.id, store)
-        )
-        with name_exhaustion(f"the backbone takes {extractor.batch} images at a time; free the device of other work"):
+        batch = (OpenVINO if cache.backend == "openvino" else TensorFlow).batch
+        with name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"):
+            extractor: Extractor = (
+                OpenVINO(weights.id, store, settings.cache)
+                if cache.backend == "openvino"
+                else TensorFlow(weights.id, store)
+            )
             _compute(cache, extractor, pixels, missing["pixel_sha256"].tolist())
     say(f"features: {len(missing)} computed, {len(rows) - len(missing)} cached, weights {weights.id} ({weights.kind})")
     return {
@@ -242,6 +251,7 @@ def extract(
         "weights": weights.id,
         "weights_kind": weights.kind,
         "backend": cache.backend,
+        "shard": str(shard) if shard else None,
     }
 
 

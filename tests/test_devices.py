@@ -1,0 +1,51 @@
+import pytest
+import tensorflow as tf
+
+from ml import devices
+from ml.devices import name_exhaustion, require_gpu
+from ml.errors import DeviceError, NoGpuError
+
+
+def seen(monkeypatch, *gpus):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: list(gpus))
+
+
+def test_a_gpu_that_is_not_there_is_named_with_what_to_check(monkeypatch):
+    seen(monkeypatch)
+    monkeypatch.setattr(devices, "has_gpu_driver", lambda: False)
+    with pytest.raises(NoGpuError) as caught:
+        require_gpu()
+    for part in (
+        "sees 0 (no NVIDIA driver is in reach)",
+        "nothing was trained or computed on the CPU",
+        "nvidia-container-toolkit",
+        "docker run --gpus",
+        "DEVICE=gpu",
+    ):
+        assert part in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_there_will_do(monkeypatch):
+    seen(monkeypatch, "gpu")
+    require_gpu()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\ntensor"), "out of the GPU's memory: less"),
+        (tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "out of the GPU's memory"),
+        (MemoryError(), "^out of memory: less$"),
+    ],
+)
+def test_running_out_of_memory_is_one_line(error, message):
+    with pytest.raises(DeviceError, match=message) as caught, name_exhaustion("less"):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_pass():
+    with pytest.raises(tf.errors.InternalError), name_exhaustion("less"):
+        raise tf.errors.InternalError(None, None, "something else")
