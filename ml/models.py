@@ -9,6 +9,9 @@ import hashlib
 import os
 import socket
 import sys
+import tempfile
+import zipfile
+import zlib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +20,7 @@ from urllib.request import getproxies
 
 import numpy as np
 from cloudpathlib import S3Path
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from ml.devices import quiet_tensorflow
@@ -96,6 +100,8 @@ def known_weights(weights: str, store: Store) -> Weights:
     Raises:
         StoreError: they are not.
     """
+    if not weights.startswith("weights-"):
+        raise StoreError(f"{weights!r} is no id of weights; the stage weights prints one")
     return Weights(weights, store.meta(weights)["kind"])
 
 
@@ -128,12 +134,14 @@ def load_backbone(weights: str, store: Store) -> "keras.Model":
     quiet_tensorflow()
     import keras
 
-    recorded = store.meta(weights)["sha256"]
-    backbone = keras.saving.load_model(store.file(weights, "backbone.keras"), compile=False)
+    recorded, file = store.meta(weights)["sha256"], store.file(weights, "backbone.keras")
+    advice = f"remove {store.uri(store.object_key(weights))} and run: weights"
+    try:
+        backbone = keras.saving.load_model(file, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(f"{weights} is damaged: {type(error).__name__} on reading it; {advice}") from None
     if _hash_of(backbone) != recorded:
-        raise StoreError(
-            f"{weights} is damaged: it holds other weights than were recorded; remove it, then run: weights"
-        )
+        raise StoreError(f"{weights} is damaged: it holds other weights than were recorded; {advice}")
     backbone.trainable = False
     return backbone
 
@@ -229,13 +237,18 @@ def _imagenet() -> "keras.Model":
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        with redirect_stdout(sys.stderr):  # Keras prints its progress where our result goes
+        # One at a time: Keras downloads to where the next process finds it, half there.
+        with _download_lock(), redirect_stdout(sys.stderr):  # Keras prints its progress where our result goes
             file = keras.utils.get_file(_IMAGENET_FILE, IMAGENET_URL, cache_subdir="models", file_hash=_IMAGENET_MD5)
     except Exception as error:  # Keras raises a bare Exception for a refused download
         raise _CannotDownload(error) from None
     finally:
         socket.setdefaulttimeout(before)
     return _from_h5(Path(file), "imagenet")
+
+
+def _download_lock() -> FileLock:
+    return FileLock(Path(tempfile.gettempdir()) / f"breakhis-imagenet-{os.getuid()}.lock")
 
 
 def _from_file(wanted: str) -> "keras.Model":

@@ -1,12 +1,16 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import keras
 import numpy as np
 import pytest
+from filelock import Timeout
 from keras.src.legacy.saving import legacy_h5_format
 
 from ml import models
 from ml.errors import StoreError, WeightsError
-from ml.models import FEATURES, build_head, join, load_backbone, resolve_weights
+from ml.models import FEATURES, build_head, fetch_weights, join, known_weights, load_backbone, resolve_weights
 from ml.store import Store
 
 
@@ -113,6 +117,82 @@ def test_imagenet_weights_that_cannot_be_had(tmp_path, random, monkeypatch, caps
     fallen_back = resolve_weights("imagenet", store, or_random=True)
     assert fallen_back.id == random.id
     assert "RANDOM BACKBONE WEIGHTS" in capsys.readouterr().err
+    stage = fetch_weights("imagenet", store, or_random=True)
+    assert (stage["weights"], stage["kind"], stage["from"]) == (random.id, "random", "random")
+
+
+def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
+    def refused(*_, **__):
+        raise OSError("Network is unreachable")
+
+    store = Store((tmp_path / "store").as_uri())
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    with monkeypatch.context() as online:
+        online.setattr(models, "_check_download", lambda: None)
+        online.setattr(keras.utils, "get_file", lambda *_, **__: str(notop))
+        made = fetch_weights("imagenet", store, or_random=False)
+    assert (made["kind"], made["from"], made["pretrained"]) == ("imagenet", "imagenet", True)
+    assert made["sha256"] == store.meta(made["weights"])["sha256"]
+    monkeypatch.setattr(models.socket, "create_connection", refused)
+    monkeypatch.setattr(keras.utils, "get_file", refused)
+    elsewhere = Store(store.root)
+    assert fetch_weights("imagenet", elsewhere, or_random=False) == made
+    assert known_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
+    assert not load_backbone(made["weights"], elsewhere).trainable
+    assert not models.imagenet_cache().exists()
+
+
+def test_one_process_at_a_time_downloads(tmp_path, notop, monkeypatch):
+    def get_file(*_, **__):
+        with pytest.raises(Timeout):
+            models._download_lock().acquire(timeout=0)
+        return str(notop)
+
+    monkeypatch.setattr(models, "_check_download", lambda: None)
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    resolve_weights("imagenet", Store(tmp_path.as_uri()))
+
+
+def test_two_that_resolve_at_once_come_to_the_same(tmp_path, store, random, monkeypatch):
+    backbone, both = load_backbone(random.id, store), threading.Barrier(2)
+
+    def load(_):
+        both.wait(60)
+        return backbone, "imagenet"
+
+    monkeypatch.setattr(models, "_load", load)
+    fresh = Store(tmp_path.as_uri())
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: resolve_weights("imagenet", fresh), range(2))
+    assert first == second
+    assert len(fresh.keys("objects/weights")) == 1
+    load_backbone(first.id, fresh)
+
+
+def test_damaged_weights_are_named(tmp_path, store, random):
+    for damage in (lambda data: b"", lambda data: data[:5000], lambda data: data[:-5000], lambda data: b"text" * 99):
+        damaged = Store((tmp_path / "store").as_uri())
+        target = damaged.path(f"{damaged.object_key(random.id)}")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("object.json", "backbone.keras"):
+            (target / name).write_bytes(store.file(random.id, name).read_bytes())
+        file = target / "backbone.keras"
+        file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(StoreError, match=rf"{random.id} is damaged: .*remove file:///.* and run: weights"):
+            load_backbone(random.id, damaged)
+
+
+def test_other_weights_than_were_recorded_are_not_used(tmp_path, store, random):
+    other = Store(tmp_path.as_uri())
+    target = other.path(other.object_key(random.id))
+    target.mkdir(parents=True)
+    (target / "object.json").write_bytes(store.file(random.id, "object.json").read_bytes())
+    backbone = load_backbone(random.id, store)
+    changed = [array + 1 if k == 3 else array for k, array in enumerate(backbone.get_weights())]
+    backbone.set_weights(changed)
+    backbone.save(target / "backbone.keras")
+    with pytest.raises(StoreError, match=f"{random.id} is damaged: it holds other weights"):
+        load_backbone(random.id, other)
 
 
 def test_unknown_weights(store):

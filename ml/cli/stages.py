@@ -104,12 +104,13 @@ def split(store: Store, settings: Settings, dataset: str) -> Json:
 
 
 @stage
-@preset_option
-def weights(store: Store, settings: Settings, preset: str) -> Json:
+@click.option("--preset", type=click.Choice(preset_names()), help="A recipe, which may allow random weights instead.")
+def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
     from ml.models import fetch_weights
 
-    return fetch_weights(settings.weights, store, or_random=load_preset(preset).random_weights_allowed)
+    or_random = preset is not None and load_preset(preset).random_weights_allowed
+    return fetch_weights(settings.weights, store, or_random=or_random)
 
 
 @stage

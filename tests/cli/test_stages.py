@@ -144,6 +144,28 @@ def test_usage_errors_exit_2(breakhis):
     assert breakhis("no-such-command")[0] == 2
 
 
+@pytest.mark.parametrize("shard", ["3/2", "0/2", "a", "1", "1/0", "-1/2", "1/2/3", ""])
+def test_a_part_that_is_none_is_a_usage_error(breakhis, shard):
+    code, _, err = breakhis("features", "dataset-0123456789ab", "--preset", "demo", "--shard", shard)
+    assert code == 2
+    assert "is not a part such as 1/3, 2/3 or 3/3" in err
+
+
+def test_weights_takes_random_ones_only_where_the_preset_allows_it(breakhis, monkeypatch):
+    asked = []
+
+    def fetch_weights(wanted, store, *, or_random):
+        asked.append((wanted, or_random))
+        return {"weights": "weights-0123456789ab"}
+
+    monkeypatch.setattr("ml.models.fetch_weights", fetch_weights)
+    monkeypatch.setenv("BREAKHIS_WEIGHTS", "imagenet")
+    for arguments in ((), ("--preset", "demo"), ("--preset", "paper")):
+        code, out, _ = breakhis("weights", *arguments, "--json")
+        assert (code, json.loads(out)["weights"]) == (0, "weights-0123456789ab")
+    assert asked == [("imagenet", False), ("imagenet", True), ("imagenet", False)]
+
+
 def test_a_bad_setting_is_named(breakhis, monkeypatch):
     monkeypatch.setenv("BREAKHIS_STORE", "/just/a/path")
     code, _, err = breakhis("config")
