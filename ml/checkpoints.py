@@ -8,13 +8,15 @@ import io
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.errors import Conflict, TryAgain
+from ml.errors import Conflict, StoreError, TryAgain
+from ml.progress import say
 from ml.store import Json, Store
 
 Arrays = list[NDArray[np.generic]]
@@ -38,17 +40,18 @@ class Checkpoint:
     def __init__(self, store: Store, job: str) -> None:
         self._store = store
         self._folder = f"jobs/training/{job}"
+        self._key = f"{self._folder}/state.json"
         self._lock = threading.Lock()
         self._saved = time.monotonic()
-        left, self._tag = store.read(self._state_key)
+        left, tag = store.read(self._key)
         if left and time.time() - left["beat"] < _SECONDS_UNTIL_DEAD:
             raise TryAgain(
                 f"this is being trained already, in MLflow run {left['run_id'] or '(not begun)'}; if that process is "
                 f"dead, it counts as such in a minute"
             )
         fresh: Json = {"run_id": None, "epoch": 0, "history": {}, "arrays": None}
-        self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex}
-        self._write()
+        self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex, "beat": time.time()}
+        store.compare_and_set(self._key, self._state, tag)
 
     @property
     def run_id(self) -> str | None:
@@ -67,33 +70,54 @@ class Checkpoint:
         return {name: list(values) for name, values in self._state["history"].items()}
 
     def arrays(self) -> Arrays:
-        """What was saved after the last of these epochs; [] if none was."""
-        if not self._state["arrays"]:
+        """What was saved after the last of these epochs; [] if none was.
+
+        Raises:
+            StoreError: it was removed or damaged.
+        """
+        key = self._state["arrays"]
+        if not key:
             return []
-        with np.load(io.BytesIO(self._store.path(self._state["arrays"]).read_bytes())) as kept:
-            return [kept[name] for name in sorted(kept.files)]
+        try:
+            with np.load(io.BytesIO(self._store.path(key).read_bytes())) as kept:
+                return [kept[name] for name in sorted(kept.files)]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise StoreError(
+                f"{self._store.uri(key)} cannot be read ({type(error).__name__}); remove "
+                f"{self._store.uri(self._folder)} to train from the start"
+            ) from None
 
     def begin(self, run_id: str) -> None:
-        """Note the MLflow run."""
+        """Note the MLflow run.
+
+        Raises:
+            Conflict: another process took the training over.
+        """
         with self._lock:
             self._state["run_id"] = run_id
-            self._write()
+            self._write(time.time())
 
     def due(self) -> bool:
         """Whether it is time to save: not after each epoch, which may take milliseconds."""
         return time.monotonic() - self._saved >= _SECONDS_BETWEEN_SAVES
 
     def save(self, epoch: int, history: dict[str, list[float]], arrays: Arrays) -> None:
-        """Keep what was reached after ``epoch`` epochs. Killed at any point, this leaves the one before or this one."""
+        """Keep what was reached after ``epoch`` epochs. Killed at any point, this leaves the one before or this one.
+
+        Raises:
+            Conflict: another process took the training over.
+        """
         key, before = f"{self._folder}/{epoch}-{self._state['owner']}.npz", self._state["arrays"]
         with self._store.staging() as folder:
             file = folder / "arrays.npz"
             np.savez(file, **{f"{i:04d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
             self._store.put_file(key, file)
         with self._lock:
-            self._state |= {"epoch": epoch, "history": history, "arrays": key}
-            self._write()
-        if before:
+            # A copy: signs of life write it too, while the caller is at the next epoch.
+            kept = {name: list(values) for name, values in history.items()}
+            self._state |= {"epoch": epoch, "history": kept, "arrays": key}
+            self._write(time.time())
+        if before and before != key:
             self._store.remove(before)
         self._saved = time.monotonic()
 
@@ -104,11 +128,13 @@ class Checkpoint:
 
         def beat() -> None:
             while not stop.wait(_SECONDS_BETWEEN_BEATS):
-                with self._lock:
-                    try:
-                        self._write()
-                    except Conflict:  # somebody took us for dead; the next save will say so
-                        return
+                try:
+                    with self._lock:
+                        self._write(time.time())
+                except Conflict:  # the next save will say so
+                    return
+                except Exception as error:  # the next one may reach the store
+                    say(f"the store takes no sign of life of this training: {error}")
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -117,20 +143,32 @@ class Checkpoint:
         finally:
             stop.set()
             thread.join()
-            with self._lock:
-                self._write(beat=0.0)
+            # Where this fails the next one waits for a minute; what ended the block matters more.
+            with self._lock, suppress(Exception):
+                self._write(0.0)
 
     def forget(self) -> None:
-        """Remove it: the training is done, and doing it again is meant."""
-        self._store.remove(self._state_key)
-        if self._state["arrays"]:
-            self._store.remove(self._state["arrays"])
+        """Remove it: the training is done, and doing it again is meant.
 
-    @property
-    def _state_key(self) -> str:
-        return f"{self._folder}/state.json"
+        Raises:
+            Conflict: another process took the training over.
+        """
+        with self._lock:
+            self._tag_if_ours()
+            files = self._store.keys(self._folder)  # before another can begin and save its own
+            self._store.remove(self._key)
+        for name in files:
+            self._store.remove(f"{self._folder}/{name}")
 
-    def _write(self, beat: float | None = None) -> None:
-        self._state["beat"] = time.time() if beat is None else beat
-        self._store.compare_and_set(self._state_key, self._state, self._tag)
-        _, self._tag = self._store.read(self._state_key)
+    def _write(self, beat: float) -> None:
+        state = {**self._state, "beat": beat}
+        try:
+            self._store.compare_and_set(self._key, state, self._tag_if_ours())
+        except Conflict:  # a client whose answer was lost writes again, and then finds what it wrote first
+            self._store.compare_and_set(self._key, state, self._tag_if_ours())
+
+    def _tag_if_ours(self) -> str | None:
+        found, tag = self._store.read(self._key)
+        if not found or found["owner"] != self._state["owner"]:
+            raise Conflict("another process has taken this training over, as this one gave no sign of life")
+        return tag

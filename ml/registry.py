@@ -48,11 +48,12 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     if known:
         version = min(known, key=lambda v: int(v.version))
     else:
-        logged = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+        # Not the run's own list: that keeps naming a model which a killed training left half-written and deleted since.
+        logged = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         if len(logged) != 1:
             raise RegistryError(f"run {run_id} logged {len(logged)} models; a training run logs exactly one")
         try:
-            version = mlflow.register_model(f"models:/{logged[0]}", model)
+            version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
     evidence = collect_evidence(version, store, settings)

@@ -1,8 +1,10 @@
 """Training: a head on cached features, logged to MLflow as one run with metrics, pictures and a model."""
 
+import hashlib
 import json
 import platform
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,8 @@ from ml.training_sets import read_dataset
 if TYPE_CHECKING:
     import keras
     import pandas as pd
+    import tensorflow as tf
+    from mlflow.tracking import MlflowClient
 
 
 class Prepared(NamedTuple):
@@ -75,7 +79,8 @@ def train(
 
     Raises:
         DataError: a class is missing on the training side, or validation cannot give a threshold.
-        DeviceError: the settings ask for a GPU and there is none, or memory does not suffice.
+        NoGpuError: the settings ask for a GPU and there is none.
+        DeviceError: memory does not suffice.
         TryAgain: another process is at the same training.
     """
     if settings.gpu_required:
@@ -88,15 +93,23 @@ def train(
     # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
     tf.config.experimental.enable_op_determinism()
     name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-    recipe = preset.model_dump(exclude={"description"})
-    checkpoint = Checkpoint(store, digest([task, dataset, split, recipe, seed, data.weights.id])[:16])
-    with checkpoint.alive(), _mlflow_run(checkpoint, name, experiment, settings) as run_id:
-        _log_inputs(task, dataset, split, preset, seed, store, data.weights)
-        with name_exhaustion(f"the head trains on {preset.batch_size} images a step; lower batch_size in the preset"):
-            head, history = _fit(task, preset, seed, data, checkpoint)
-        metrics = _evaluate_and_log(task, preset, head, history, data, run_id, store)
-    checkpoint.forget()
+    checkpoint = Checkpoint(store, _job(task, dataset, split, preset, seed, data))
+    with checkpoint.alive():
+        with _mlflow_run(checkpoint, name, experiment, preset.epochs, settings) as run_id:
+            _log_inputs(task, dataset, split, preset, seed, store, data.weights)
+            advice = f"the head trains on {preset.batch_size} images a step; lower batch_size in the preset"
+            with name_exhaustion(advice):
+                head, history = _fit(task, preset, seed, data, checkpoint)
+            metrics = _evaluate_and_log(task, head, history, data, run_id, store)
+        checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics}
+
+
+def _job(task: Task, dataset: str, split: str, preset: Preset, seed: int, data: Prepared) -> str:
+    """A name for all that a training's result depends on: 64 hex."""
+    # The features themselves stand for backend, device and view: those computed anew may differ in their last bits.
+    features = hashlib.sha256(np.ascontiguousarray(data.features).data).hexdigest()
+    return digest([task, dataset, split, preset.model_dump(exclude={"description"}), seed, data.weights.id, features])
 
 
 def _prepare(
@@ -119,26 +132,38 @@ def _prepare(
 
 
 @contextmanager
-def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, settings: Settings) -> Iterator[str]:
-    """The MLflow run of a training: the one that it was left in, or a new one."""
+def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, epochs: int, settings: Settings) -> Iterator[str]:
+    """The MLflow run of a training: the one that it was left in, or a new one if that was deleted."""
     client = connect(settings)
     import mlflow
+
+    experiment_id = mlflow.set_experiment(experiment).experiment_id
+    left = _left_run(checkpoint.run_id, experiment_id, client)
+    with mlflow.start_run(run_id=left) if left else mlflow.start_run(run_name=name) as run:
+        run_id = str(run.info.run_id)
+        if not left:
+            checkpoint.begin(run_id)
+        for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+            client.delete_logged_model(model.model_id)  # whole or not; the run is to have exactly one
+        resumed = f"resuming after epoch {checkpoint.epoch} of {epochs} in " if left or checkpoint.epoch else ""
+        say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
+        yield run_id
+
+
+def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") -> str | None:
+    """``run_id``, if there is such a run in the experiment."""
     from mlflow.exceptions import MlflowException
 
-    left = checkpoint.run_id
+    if run_id is None:
+        return None
     try:
-        known = left is not None and client.get_run(left).info.lifecycle_stage == "active"
-    except MlflowException:  # another MLflow than the one it was begun in
-        known = False
-    mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_id=left) if known else mlflow.start_run(run_name=name) as run:
-        run_id = str(run.info.run_id)
-        if known:
-            say(f"resuming after epoch {checkpoint.epoch} in MLflow run {run_id} of experiment {experiment}")
-        else:
-            say(f"MLflow run {run_id} in experiment {experiment}")
-            checkpoint.begin(run_id)
-        yield run_id
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # begun in another MLflow than this
+            raise
+        return None
+    there = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
+    return run_id if there else None
 
 
 def _log_inputs(
@@ -168,7 +193,6 @@ def _log_inputs(
 
 def _evaluate_and_log(
     task: Task,
-    preset: Preset,
     head: "keras.Model",
     history: dict[str, list[float]],
     data: Prepared,
@@ -182,8 +206,6 @@ def _evaluate_and_log(
     scores = {side: _predict(head, data.features[on[side]]) for side in ("validation", "test")}
     threshold = youden_threshold(truth[on["validation"]], scores["validation"]) if task == "binary" else None
     evaluations = {side: evaluate(task, truth[on[side]], scores[side], threshold) for side in scores}
-    for epoch in range(preset.epochs):
-        mlflow.log_metrics({name: values[epoch] for name, values in history.items()}, step=epoch + 1)
     metrics = {f"{side}_{name}": value for side, e in evaluations.items() for name, value in e.metrics.items()}
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         folder = Path(scratch)
@@ -193,10 +215,29 @@ def _evaluate_and_log(
         network = join(load_backbone(data.weights.id, store), head)
         _check_network(network, rows.iloc[on["test"]], scores["test"], store)
         _log_model(network, task, threshold, run_id)
-    mlflow.log_metrics(metrics)
+    _log_metrics(run_id, metrics, history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
     return {name: value for name, value in metrics.items() if name.startswith("test_")}
+
+
+def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:
+    """Log the curves, one point an epoch, and the final metrics: each once, however often this is tried."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    client, now = mlflow.tracking.MlflowClient(), int(time.time() * 1000)
+    logged = client.get_run(run_id).data.metrics
+    steps = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in history if name in logged}
+    points = [
+        Metric(name, value, now, epoch)
+        for name, values in history.items()
+        for epoch, value in enumerate(values, start=1)
+        if epoch not in steps.get(name, ())
+    ]
+    client.log_batch(run_id, metrics=points)
+    # By MLflow's short way, which puts them beside the model as well.
+    mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
 
 
 def _truth(task: Task, rows: "pd.DataFrame") -> NDArray[np.int64]:
@@ -209,49 +250,83 @@ def _fit(
 ) -> tuple["keras.Model", dict[str, list[float]]]:
     """Train the head, from where the checkpoint is.
 
-    Epoch by epoch, with order and dropout made of the seed and the number of the epoch alone: so it does not matter in
-    how many processes the epochs were done.
+    Order and dropout of an epoch are made of the seed and its number alone: so it does not matter in how many processes
+    the epochs were done.
+
+    Returns:
+        the head, and the curves: name -> a value an epoch.
     """
     import keras
 
     keras.utils.set_random_seed(seed)
     train, validation = data.on["train"], data.on["validation"]
-    features, truth = data.features, data.truth
-    head = build_head(task, dropout=preset.dropout, features=features[train] if preset.standardize else None)
-    optimizer = keras.optimizers.Adam(preset.learning_rate)
-    head.compile(
-        optimizer=optimizer,
-        loss="binary_crossentropy" if task == "binary" else "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    optimizer.build(head.trainable_variables)
-    variables = [*head.weights, *optimizer.variables]
-    for variable, array in zip(variables, checkpoint.arrays(), strict=False):
-        variable.assign(array)
+    head = _new_head(task, preset, data.features[train])
+    variables = [*head.weights, *head.optimizer.variables]
+    if kept := checkpoint.arrays():
+        for variable, array in zip(variables, kept, strict=True):
+            variable.assign(array)
     history = checkpoint.history
     drops = [layer.seed_generator.state for layer in head.layers if isinstance(layer, keras.layers.Dropout)]
-    for epoch in range(checkpoint.epoch, preset.epochs):
-        for state in drops:
-            state.assign(np.array([seed % 2**32, epoch], np.uint32))
-        order = np.random.default_rng([seed, epoch]).permutation(len(train))
-        fitted = head.fit(
-            features[train[order]],
-            truth[train[order]],
-            validation_data=(features[validation], truth[validation]),
-            batch_size=preset.batch_size,
-            shuffle=False,
-            class_weight=_class_weights(truth[train]) if preset.class_weights == "sqrt" else None,
-            verbose=0,
-        )
-        for name, values in fitted.history.items():
-            history.setdefault(name, []).append(float(values[0]))
+
+    def begin(epoch: int, _: object) -> None:
+        # Spread out: from [seed, epoch] Keras would count on by one a step, through the masks of the next epoch.
+        for k, state in enumerate(drops):
+            state.assign(np.random.SeedSequence([seed, epoch, k]).generate_state(2))
+
+    def end(epoch: int, logs: dict[str, float]) -> None:
         done = epoch + 1
+        for name, value in logs.items():
+            history.setdefault(name, []).append(float(value))
         if done % max(1, preset.epochs // 5) == 0:
-            shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in history.items())
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
             say(f"epoch {done} of {preset.epochs}: {shown}")
         if done == preset.epochs or checkpoint.due():
             checkpoint.save(done, history, [np.asarray(variable) for variable in variables])
+
+    left = range(checkpoint.epoch, preset.epochs)
+    if left:
+        head.fit(
+            _batches(data.features[train], data.truth[train], preset.batch_size, seed, left),
+            validation_data=(data.features[validation], data.truth[validation]),
+            validation_batch_size=preset.batch_size,
+            initial_epoch=left.start,
+            epochs=left.stop,
+            steps_per_epoch=-(-len(train) // preset.batch_size),
+            class_weight=_class_weights(data.truth[train]) if preset.class_weights == "sqrt" else None,
+            shuffle=False,  # the pipeline does
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)],
+            verbose=0,
+        )
     return head, history
+
+
+def _new_head(task: Task, preset: Preset, features: Features) -> "keras.Model":
+    """The head, compiled, with an optimizer that has its variables already. ``features``: of the training side."""
+    import keras
+
+    head = build_head(task, dropout=preset.dropout, features=features if preset.standardize else None)
+    head.compile(
+        optimizer=keras.optimizers.Adam(preset.learning_rate),
+        loss="binary_crossentropy" if task == "binary" else "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    head.optimizer.build(head.trainable_variables)
+    return head
+
+
+def _batches(features: Features, truth: NDArray[np.int64], size: int, seed: int, epochs: range) -> "tf.data.Dataset":
+    """The batches of all these epochs, one epoch after the other, each in an order of its own.
+
+    One pipeline rather than one an epoch, whose making takes longer than a small head's epoch.
+    """
+    import tensorflow as tf
+
+    orders = np.stack([np.random.default_rng([seed, epoch]).permutation(len(features)) for epoch in epochs])
+    with tf.device("CPU:0"):
+        x, y = tf.constant(features), tf.constant(truth)
+        rows = tf.data.Dataset.from_tensor_slices(orders)
+        batches = rows.flat_map(lambda order: tf.data.Dataset.from_tensor_slices(order).batch(size))
+        return batches.map(lambda batch: (tf.gather(x, batch), tf.gather(y, batch))).prefetch(2)
 
 
 def _class_weights(truth: NDArray[np.int64]) -> dict[int, float]:

@@ -1,9 +1,11 @@
+import threading
+
 import numpy as np
 import pytest
 
 from ml import checkpoints
 from ml.checkpoints import Checkpoint
-from ml.errors import Conflict, TryAgain
+from ml.errors import Conflict, StoreError, TryAgain
 from ml.store import Store
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
@@ -29,6 +31,50 @@ def test_what_was_saved_is_taken_over(store: Store) -> None:
     assert len(store.keys("jobs/training/job")) == 2  # the state, and the arrays of one epoch
 
 
+def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Store, monkeypatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    first = Checkpoint(store, "job")
+    first.save(1, {"loss": [0.5]}, ARRAYS)
+    monkeypatch.setattr(first, "_write", killed)
+    with pytest.raises(Killed):
+        first.save(2, {"loss": [0.5, 0.4]}, [np.zeros(2)])
+    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
+    second = Checkpoint(store, "job")
+    assert (second.epoch, second.history) == (1, {"loss": [0.5]})
+    assert np.array_equal(second.arrays()[0], ARRAYS[0])
+
+
+def test_a_sign_of_life_tells_of_no_epoch_that_was_not_saved(store: Store) -> None:
+    first, history = Checkpoint(store, "job"), {"loss": [0.5]}
+    with first.alive():
+        first.save(1, history, ARRAYS)
+        history["loss"].append(0.4)
+    assert Checkpoint(store, "job").history == {"loss": [0.5]}
+
+
+def test_signs_of_life_go_on_after_the_store_was_away(store: Store, monkeypatch, capsys) -> None:
+    came, write = threading.Event(), Checkpoint._write
+    answers = iter([OSError("no route"), None])
+
+    def once_away(self: Checkpoint, beat: float) -> None:
+        answer = next(answers, None)
+        if isinstance(answer, OSError):
+            raise answer
+        write(self, beat)
+        came.set()
+
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(Checkpoint, "_write", once_away)
+    with Checkpoint(store, "job").alive():
+        assert came.wait(60)
+    assert "takes no sign of life of this training: no route" in capsys.readouterr().err
+
+
 def test_two_do_not_train_the_same(store: Store) -> None:
     first = Checkpoint(store, "job")
     first.begin("run-1")
@@ -42,10 +88,40 @@ def test_the_dead_are_replaced_and_find_out(store: Store, monkeypatch: pytest.Mo
     first.save(1, {}, ARRAYS)
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
     second = Checkpoint(store, "job")
-    with pytest.raises(Conflict):
-        first.save(2, {}, ARRAYS)
+    for late in (lambda: first.save(2, {}, ARRAYS), lambda: first.begin("run-1"), first.forget):
+        with pytest.raises(Conflict, match="has taken this training over"):
+            late()
     second.save(5, {}, ARRAYS)
     assert Checkpoint(store, "job").epoch == 5
+
+
+def test_of_two_that_take_over_at_once_one_is_sent_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
+    read = store.read
+
+    def overtaken(key):
+        found = read(key)
+        monkeypatch.setattr(store, "read", read)
+        Checkpoint(store, "job")
+        return found
+
+    monkeypatch.setattr(store, "read", overtaken)
+    with pytest.raises(Conflict):
+        Checkpoint(store, "job")
+
+
+def test_a_write_whose_answer_was_lost_is_known_as_ours(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, write = Checkpoint(store, "job"), store.compare_and_set
+
+    def written_but_unheard(*arguments):
+        write(*arguments)
+        monkeypatch.setattr(store, "compare_and_set", write)
+        raise Conflict("the client wrote again, and found what it wrote first")
+
+    with checkpoint.alive():
+        monkeypatch.setattr(store, "compare_and_set", written_but_unheard)
+        checkpoint.save(1, {}, ARRAYS)
+    assert Checkpoint(store, "job").epoch == 1
 
 
 def test_an_error_leaves_it_to_the_next_at_once(store: Store) -> None:
@@ -58,8 +134,25 @@ def test_an_error_leaves_it_to_the_next_at_once(store: Store) -> None:
 
 def test_what_is_done_is_forgotten(store: Store) -> None:
     checkpoint = Checkpoint(store, "job")
+    store.put_json("jobs/training/job/2-left-behind.npz", None)
     with checkpoint.alive():
         checkpoint.save(3, {}, ARRAYS)
-    checkpoint.forget()
+        checkpoint.forget()
     assert store.keys("jobs/training/job") == []
     assert Checkpoint(store, "job").epoch == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
+    with Checkpoint(store, "job").alive():
+        pass
+    checkpoint = Checkpoint(store, "job")
+    checkpoint.save(3, {}, ARRAYS)
+    (name,) = (name for name in store.keys("jobs/training/job") if name.startswith("3-"))
+    path = store.path(f"jobs/training/job/{name}")
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{name} cannot be read .*remove file:///.*jobs/training/job to train"):
+        checkpoint.arrays()

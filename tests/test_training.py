@@ -2,6 +2,7 @@
 
 import base64
 import json
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,22 +11,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml import checkpoints
 from ml import features as features_module
 from ml import training as training_module
 from ml.checkpoints import Checkpoint
-from ml.errors import DataError, DeviceError, StoreError
-from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, extract, read_features
+from ml.errors import DataError, DeviceError, NoGpuError, StoreError, TryAgain
+from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, choose_backend, extract, read_features
 from ml.imaging import decode
 from ml.manifest import make_manifest
 from ml.models import fetch_weights
 from ml.presets import load_preset, preset_names
+from ml.registry import register_run
 from ml.settings import Settings
 from ml.sources import fetch, load_source
 from ml.splits import split_dataset
 from ml.store import Store
 from ml.taxonomy import LABELS, SUBTYPES
 from ml.tracking import connect
-from ml.training import _class_weights, train
+from ml.training import _batches, _class_weights, train
 from ml.training_sets import assemble, load_training_set, read_dataset
 from ml.versions import publish_manifest
 
@@ -229,14 +232,35 @@ def again(world, **changes):
     return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
 
 
+def predictions(run):
+    folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
+    return pd.read_parquet(Path(folder) / "test_predictions.parquet")
+
+
+def curves(world, run):
+    client = connect(world.settings)
+    names = ("loss", "val_loss", "accuracy", "val_accuracy")
+    return {n: sorted((m.step, m.value) for m in client.get_metric_history(run["run_id"], n)) for n in names}
+
+
+def jobs(world):
+    return [job for job in world.store.keys("jobs/training") if world.store.keys(f"jobs/training/{job}")]
+
+
 class Killed(BaseException):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, monkeypatch, capsys):
-    preset = world.preset.model_copy(update={"epochs": 4})
-    whole = again(world, preset=preset)
+@pytest.fixture(scope="module")
+def whole(world):
+    """A training of four epochs that nobody disturbs."""
+    return again(world, preset=world.preset.model_copy(update={"epochs": 4}))
 
+
+@pytest.fixture
+def killed(world, whole, monkeypatch):
+    """The same training, killed after its second epoch; its MLflow run."""
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
     save, saved = Checkpoint.save, []
 
     def save_and_die(self, epoch, history, arrays):
@@ -245,39 +269,113 @@ def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, mon
         if epoch == 2:
             raise Killed
 
-    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
-            again(world, preset=preset)
-    capsys.readouterr()
-    resumed = again(world, preset=preset)
+            again(world, preset=world.preset.model_copy(update={"epochs": 4}))
+    assert len(saved) == 2
+    return saved[0]
 
-    assert "resuming after epoch 2" in capsys.readouterr().err
-    assert resumed["run_id"] == saved[0] != whole["run_id"]
-    assert resumed["metrics"] == whole["metrics"]
+
+def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
     client = connect(world.settings)
-    histories = [client.get_metric_history(run["run_id"], "val_loss") for run in (whole, resumed)]
-    assert [m.value for m in histories[0]] == [m.value for m in histories[1]]
-    assert client.get_run(resumed["run_id"]).info.status == "FINISHED"
-    assert world.store.keys("jobs/training") == [] or not any(
-        world.store.keys(f"jobs/training/{job}") for job in world.store.keys("jobs/training")
-    )
+    assert client.get_run(killed).info.status == "FAILED"
+    client.update_run(killed, status="RUNNING")  # as SIGKILL would have left it
+    resumed = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
+    assert f"resuming after epoch 2 of 4 in MLflow run {killed}" in capsys.readouterr().err
+    assert resumed["run_id"] == killed != whole["run_id"]
+    assert resumed["metrics"] == whole["metrics"]
+    assert predictions(resumed).equals(predictions(whole))
+    assert curves(world, resumed) == curves(world, whole)
+    assert client.get_run(killed).info.status == "FINISHED"
+    assert jobs(world) == []
 
 
-def test_the_same_training_on_purpose_is_another_run(world):
-    first, second = again(world), again(world)
-    assert first["run_id"] != second["run_id"]
-    assert first["metrics"] == second["metrics"]
+def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
+    connect(world.settings).delete_run(killed)
+    resumed = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
+    assert f"resuming after epoch 2 of 4 in MLflow run {resumed['run_id']}" in capsys.readouterr().err
+    assert resumed["run_id"] != killed
+    assert resumed["metrics"] == whole["metrics"]
 
 
-def test_shards_share_the_images_out_and_leave_none(world):
+@pytest.mark.parametrize("last", ["_log_metrics", "forget"])
+def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, monkeypatch, last):
+    owner = Checkpoint if last == "forget" else training_module
+    done, runs = getattr(owner, last), []
+
+    def log_and_die(*arguments):
+        runs.append(arguments[0] if last == "_log_metrics" else arguments[0].run_id)
+        if last == "_log_metrics":
+            done(*arguments)
+        raise Killed
+
+    preset = world.preset.model_copy(update={"epochs": 4})
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, last, log_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=preset)
+    resumed = again(world, preset=preset)
+    assert [resumed["run_id"]] == runs
+    assert curves(world, resumed) == curves(world, whole)
+    client = connect(world.settings)
+    assert len(client.get_metric_history(resumed["run_id"], "test_macro_f1")) == 1
+    experiment = client.get_run(resumed["run_id"]).info.experiment_id
+    (model,) = client.search_logged_models([experiment], filter_string=f"source_run_id = '{resumed['run_id']}'")
+    assert str(model.status) == "READY"
+    assert "test_macro_f1" in {metric.key for metric in model.metrics}
+    registered = register_run(resumed["run_id"], world.store, world.settings)
+    assert registered["model"] == "small-subtype"
+
+
+def test_what_is_being_trained_is_not_trained_twice(world, monkeypatch):
+    fit = training_module._fit
+    second = []
+
+    def meanwhile(*arguments):
+        with pytest.raises(TryAgain, match="trained already, in MLflow run"):
+            again(world, seed=9)
+        second.append(True)
+        return fit(*arguments)
+
+    monkeypatch.setattr(training_module, "_fit", meanwhile)
+    again(world, seed=9)
+    assert second == [True]
+
+
+def test_the_same_training_on_purpose_is_another_run(world, whole):
+    another = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
+    assert another["run_id"] != whole["run_id"]
+    assert another["metrics"] == whole["metrics"]
+
+
+def test_an_epoch_has_its_own_order_wherever_one_begins():
+    features, truth = np.arange(10, dtype=np.float32)[:, None], np.arange(10)
+
+    def batches(epochs):
+        return [y.numpy().tolist() for _, y in _batches(features, truth, 4, 0, epochs)]
+
+    from_start, resumed = batches(range(4)), batches(range(2, 4))
+    assert [len(batch) for batch in from_start] == [4, 4, 2] * 4
+    assert resumed == from_start[6:]
+    orders = [[*chain(*from_start[k : k + 3])] for k in (0, 3, 6, 9)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_shards_share_the_images_out_and_leave_none(world, monkeypatch):
     images = set(read_dataset(world.dataset, world.store)["pixel_sha256"])
     parts = [{h for h in images if Shard(n, 3).takes(h)} for n in (1, 2, 3)]
     assert set.union(*parts) == images
     assert sum(map(len, parts)) == len(images)
-    made = extract(world.dataset, world.preset, world.store, world.settings, shard=Shard(2, 3))
-    assert (made["images"], made["cached"], made["extracted"]) == (len(parts[1]), len(parts[1]), 0)
+    monkeypatch.setattr(features_module, "VIEW", {"view": "for this test"})  # and so a cache of its own, still empty
+    for number, part in enumerate(parts, start=1):
+        made = extract(world.dataset, world.preset, world.store, world.settings, shard=Shard(number, 3))
+        assert (made["images"], made["extracted"], made["cached"]) == (len(part), len(part), 0)
+        assert made["shard"] == f"{number}/3"
+    rest = extract(world.dataset, world.preset, world.store, world.settings)
+    assert (rest["images"], rest["extracted"], rest["cached"]) == (len(images), 0, len(images))
+    assert rest["shard"] is None
 
 
 def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
@@ -286,25 +384,38 @@ def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
     monkeypatch.setattr(features_module, "resolve_weights", None)
     found = extract(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
     assert (found["extracted"], found["weights"]) == (0, made["weights"])
-    with pytest.raises(StoreError, match="weights-000000000000"):
-        extract(world.dataset, world.preset, world.store, world.settings, weights_id="weights-000000000000")
+    run = again(world, seed=10, weights_id=made["weights"])
+    assert connect(world.settings).get_run(run["run_id"]).data.tags["breakhis.weights"] == made["weights"]
+    for unknown in ("weights-000000000000", world.dataset):
+        with pytest.raises(StoreError, match=unknown):
+            extract(world.dataset, world.preset, world.store, world.settings, weights_id=unknown)
 
 
-def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world):
-    settings = world.settings.model_copy(update={"gpu_required": True})
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch):
+    import tensorflow as tf
+
+    settings = world.settings.model_copy(update={"gpu_required": True, "backend": "auto"})
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
+    monkeypatch.setattr(features_module, "read_dataset", None)  # at once, rather than after any work
+    monkeypatch.setattr(training_module, "read_dataset", None)
     for stage in (
         lambda: extract(world.dataset, world.preset, world.store, settings),
         lambda: again(world, settings=settings),
     ):
-        with pytest.raises(DeviceError, match=r"TensorFlow .* sees none .*Nothing was computed"):
+        with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
             stage()
+    assert choose_backend(settings) == "tensorflow"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), type("ResourceExhaustedError", (Exception,), {})("OOM when …\n")])
 def test_out_of_memory_is_one_line(world, monkeypatch, error):
-    def fit(*_):
+    def full(*_):
         raise error
 
-    monkeypatch.setattr(training_module, "_fit", fit)
+    monkeypatch.setattr(training_module, "_fit", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images a step; lower batch_size"):
         again(world, seed=8)
+    monkeypatch.setattr(features_module, "_compute", full)
+    monkeypatch.setattr(features_module, "VIEW", {"view": "nothing is cached"})
+    with pytest.raises(DeviceError, match=r"out of .*memory: the backbone takes \d+ images at a time"):
+        extract(world.dataset, world.preset, world.store, world.settings)
