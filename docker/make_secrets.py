@@ -16,7 +16,7 @@ def fill(example: str, present: str, docker_group: str) -> str:
     known = set(re.findall(r"^([A-Z0-9_]+)=", present, re.MULTILINE))
     makers = {
         # Letters and digits: they stand in URLs.
-        "<secret>": lambda: secrets.token_hex(24),
+        "<secret>": lambda: secrets.token_hex(32),
         "<fernet>": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "<docker group>": lambda: docker_group,
     }
