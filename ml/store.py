@@ -298,9 +298,7 @@ _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY
 @cache
 def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> S3Client:
     """One for a process: making it takes a good part of a second, and a store is made for each picture."""
-    return S3Client(
-        endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token
-    )
+    return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
 
 
 def _get(path: S3Path) -> bytes:
