@@ -72,8 +72,8 @@ def stack(folder: Path, settings: Mapping[str, str], *up: str) -> Iterator[Compo
     made = Compose(folder, project)
     file = folder / ".env"
     subprocess.run(["python3", "docker/make_secrets.py", ".env.example", str(file)], cwd=ROOT, check=True)
-    with free_ports(0, 0, 0) as ports:
-        names = ("AIRFLOW_PORT", "MLFLOW_PORT", "S3_PORT")
+    with free_ports(0, 0, 0, 0) as ports:
+        names = ("AIRFLOW_PORT", "MLFLOW_PORT", "S3_PORT", "REDIS_PORT")
         own = {"BREAKHIS_PROJECT": project, "BREAKHIS_NETWORK": project, "COMPOSE_PROJECT_NAME": project}
         chosen = {**own, **dict(zip(names, map(str, ports), strict=True)), **settings}
         lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in chosen]
