@@ -1,11 +1,9 @@
 import threading
 from pathlib import Path
 
-import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from ml.errors import Conflict, StoreError
 from ml.store import Store, canonical, digest, object_id, write_result
@@ -17,30 +15,9 @@ json_values = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["file", "s3"])
-def store(request, tmp_path, monkeypatch):
-    if request.param == "file":
-        return Store((tmp_path / "store").as_uri())
-    endpoint = request.getfixturevalue("s3_endpoint")
-    for variable, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    bucket = f"bucket-{digest(str(tmp_path))[:20]}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-    return Store(f"s3://{bucket}/store")
+@pytest.fixture
+def store(any_store):
+    return any_store
 
 
 @given(json_values)
