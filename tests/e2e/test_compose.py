@@ -310,19 +310,8 @@ def _inspect(ids: str) -> list[Json]:
     return found
 
 
-def test_every_dag_file_parses(compose: Compose) -> None:
-    code = (
-        "import importlib.util, pathlib, sys, time\n"
-        "sys.path.insert(0, '/opt/breakhis/plugins')\n"
-        "import airflow.sdk, airflow.providers.standard.operators.hitl, airflow.providers.docker.operators.docker\n"
-        "for file in sorted(pathlib.Path('/opt/breakhis/dags').glob('*.py')):\n"
-        "    begin = time.perf_counter()\n"
-        "    spec = importlib.util.spec_from_file_location(file.stem, file)\n"
-        "    spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
-        "    print(file.name, round(time.perf_counter() - begin, 3))\n"
-    )
-    printed = compose.run("exec", "--no-TTY", "dag-processor", "python3", "-c", code)
-    print("\n" + printed)
-    assert len([line for line in printed.splitlines() if ".py " in line]) == len(
-        list((Path(module.ROOT) / "dags").glob("*.py"))
-    )
+def test_airflow_says_how_long_it_parses(compose: Compose) -> None:
+    took = {dag["dag_id"]: dag["last_parse_duration"] for dag in compose.api("engineer").dags()}
+    print("\nseconds that Airflow took to parse each DAG's file:", took)
+    assert {"ingest_demo", "ingest_breakhis", "retrain_demo", "retrain_breakhis", "promote"} <= took.keys()
+    assert all(seconds is not None for seconds in took.values())
