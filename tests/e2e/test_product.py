@@ -149,7 +149,7 @@ def test_the_slide_under_two_labels_is_quarantined(blocked):
 def test_the_second_run_extracts_nothing_again(waiting):
     # Both sets take the same pictures, so everything the second needs is cached.
     run = waiting.api("engineer")._all("/api/v2/dags/retrain_easy/dagRuns", "dag_runs")[0]["dag_run_id"]
-    features = waiting.api("engineer").xcom("retrain_easy", run, "features")
+    features = waiting.api("engineer").xcom("retrain_easy", run, "features", map_index=0)
     assert features["extracted"] == 0
     assert features["decoded"] == 0
     assert features["cached"] == features["images"] > 80
