@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 BUCKETS = ("breakhis", "mlflow")
 MLFLOW_USER = "breakhis"
-SERVICE_USER = "breakhis-service"
 _SECONDS_TO_ANSWER = 10
 _SECONDS_FOR_S3 = 120
 
@@ -42,6 +41,8 @@ def buckets() -> None:
 
 def init() -> None:
     """Bring Airflow's database up to date; set pools, connections, and the user that stages log in to MLflow as."""
+    from ml.local.stack import SERVICE_USER
+
     env = os.environ
     _airflow("db", "migrate")
     slots = int(env.get("BREAKHIS_GPUS") or 0) or 2
@@ -75,7 +76,10 @@ def init() -> None:
 
 def apiserver() -> NoReturn:
     """Write the users' passwords where Airflow reads them, and become the API server."""
-    reviewers = [name.strip() for name in os.environ["BREAKHIS_REVIEWERS"].split(",") if name.strip()]
+    from ml.local.stack import ROLES, SERVICE_USER
+    from ml.settings import settings
+
+    reviewers = settings().reviewers
     known = {"admin": "ADMIN", "engineer": "ENGINEER", "viewer": "VIEWER", SERVICE_USER: "SERVICE"}
     passwords = {name: os.environ.pop(f"{key}_PASSWORD") for name, key in known.items()}
     first = os.environ.pop("REVIEWER_PASSWORD")
@@ -84,8 +88,7 @@ def apiserver() -> NoReturn:
         passwords.setdefault(name, os.environ.pop(f"{_variable(name)}_PASSWORD", first if name == reviewers[0] else ""))
         if not passwords[name]:
             sys.exit(f"error: no password for the reviewer {name!r}: set {_variable(name)}_PASSWORD in .env")
-    roles = {"admin": "admin", "viewer": "viewer", SERVICE_USER: "viewer"}
-    os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = ",".join(f"{n}:{roles.get(n, 'user')}" for n in passwords)
+    os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = ",".join(f"{n}:{ROLES.get(n, 'user')}" for n in passwords)
     _write(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"], json.dumps(passwords))
     os.execvp("airflow", ["airflow", "api-server"])  # noqa: S606
 
@@ -114,8 +117,9 @@ def mlflow() -> NoReturn:
 
 def healthy(url: str, component: str = "") -> None:
     """Exit 0 if the address answers, and says of the component that it is healthy."""
-    answer = _ask(Request(url))  # noqa: S310
-    if component and json.loads(answer)[component]["status"] != "healthy":
+    with urlopen(url, timeout=_SECONDS_TO_ANSWER) as answer:  # noqa: S310
+        said = answer.read()
+    if component and json.loads(said)[component]["status"] != "healthy":
         sys.exit(f"{component} is not healthy")
 
 
@@ -157,12 +161,6 @@ def _write(file: str, text: str) -> None:
 
 def _variable(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name).upper()
-
-
-def _ask(request: Request) -> bytes:
-    with urlopen(request, timeout=_SECONDS_TO_ANSWER) as answer:  # noqa: S310
-        found: bytes = answer.read()
-    return found
 
 
 if __name__ == "__main__":
