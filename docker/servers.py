@@ -1,12 +1,16 @@
 """What the servers of docker-compose.yaml do beyond their own commands. Settings come from the environment.
 
-Usage: servers.py buckets | init | apiserver | mlflow | healthy URL [COMPONENT]
+Usage: servers.py buckets | init | apiserver | mlflow | migrate-mlflow | healthy URL [COMPONENT]
+       servers.py save >ARCHIVE | load <ARCHIVE
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +20,7 @@ BUCKETS = ("breakhis", "mlflow")
 MLFLOW_USER = "breakhis"
 _SECONDS_TO_ANSWER = 10
 _SECONDS_FOR_S3 = 120
+_BYTES_IN_MEMORY = 64 << 20
 
 
 def buckets() -> None:
@@ -37,6 +42,46 @@ def buckets() -> None:
         if name not in there:
             s3.create_bucket(Bucket=name)
             print(f"made the bucket {name}")
+
+
+def save() -> None:
+    """Write all objects of the buckets to standard output, as a tar archive of ``<bucket>/<key>``."""
+    import boto3
+
+    s3, count = boto3.client("s3"), 0
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+        for bucket in BUCKETS:
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+                for listed in page.get("Contents", []):
+                    found = s3.get_object(Bucket=bucket, Key=listed["Key"])
+                    entry = tarfile.TarInfo(f"{bucket}/{listed['Key']}")
+                    entry.size, entry.mtime = found["ContentLength"], int(found["LastModified"].timestamp())
+                    archive.addfile(entry, found["Body"])
+                    count += 1
+    print(f"saved {count} objects", file=sys.stderr)
+
+
+def load() -> None:
+    """Put the objects of an archive that ``save`` wrote, read from standard input, into buckets that are empty."""
+    import boto3
+
+    s3, count = boto3.client("s3"), 0
+    for bucket in BUCKETS:
+        if s3.list_objects_v2(Bucket=bucket, MaxKeys=1).get("KeyCount"):
+            sys.exit(f"error: the bucket {bucket} is not empty; a backup is restored into an empty stack only")
+    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+        for entry in archive:
+            bucket, _, key = entry.name.partition("/")
+            data = archive.extractfile(entry)
+            if bucket not in BUCKETS or not data:
+                sys.exit(f"error: {entry.name!r} is not in a bucket of ours; is this a backup?")
+            # An upload reads some places twice, which a stream does not allow.
+            with tempfile.SpooledTemporaryFile(_BYTES_IN_MEMORY) as scratch:
+                shutil.copyfileobj(data, scratch)
+                scratch.seek(0)
+                s3.upload_fileobj(scratch, bucket, key)
+            count += 1
+    print(f"loaded {count} objects", file=sys.stderr)
 
 
 def init() -> None:
@@ -95,8 +140,7 @@ def apiserver() -> NoReturn:
 
 def mlflow() -> NoReturn:
     """Become the MLflow server, with its users in a database of their own."""
-    password = os.environ.pop("MLFLOW_DB_PASSWORD")
-    database = f"postgresql+psycopg2://mlflow:{password}@postgres"
+    database = _mlflow_database()
     users = [
         "[mlflow]",
         # An experiment is its maker's alone until MLflow has written the permission down; of two trainings
@@ -115,12 +159,25 @@ def mlflow() -> NoReturn:
     os.execvp("mlflow", [*command, "--allowed-hosts", os.environ["MLFLOW_ALLOWED_HOSTS"]])  # noqa: S606
 
 
+def migrate_mlflow() -> None:
+    """Bring MLflow's database up to date with this MLflow. There is no way back but a backup."""
+    from mlflow.db import commands
+
+    # In this process and not by its command line, which every process on the machine can read.
+    commands.main(["upgrade", f"{_mlflow_database()}/mlflow"], standalone_mode=False)
+
+
 def healthy(url: str, component: str = "") -> None:
     """Exit 0 if the address answers, and says of the component that it is healthy."""
     with urlopen(url, timeout=_SECONDS_TO_ANSWER) as answer:  # noqa: S310
         said = answer.read()
     if component and json.loads(said)[component]["status"] != "healthy":
         sys.exit(f"{component} is not healthy")
+
+
+def _mlflow_database() -> str:
+    """Address of the database server, with user and password."""
+    return f"postgresql+psycopg2://mlflow:{os.environ.pop('MLFLOW_DB_PASSWORD')}@postgres"
 
 
 def _airflow(*arguments: str) -> None:
@@ -164,7 +221,10 @@ def _variable(name: str) -> str:
 
 
 if __name__ == "__main__":
-    commands = {"buckets": buckets, "init": init, "apiserver": apiserver, "mlflow": mlflow, "healthy": healthy}
+    commands = {
+        **{"buckets": buckets, "save": save, "load": load, "init": init, "apiserver": apiserver},
+        **{"mlflow": mlflow, "migrate-mlflow": migrate_mlflow, "healthy": healthy},
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]](*sys.argv[2:])  # type: ignore[operator]

@@ -24,6 +24,39 @@ Arrays = list[NDArray[np.generic]]
 _SECONDS_BETWEEN_BEATS = 15.0
 _SECONDS_UNTIL_DEAD = 60.0
 _SECONDS_BETWEEN_SAVES = 2.0
+_SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_BETWEEN_WORDS = 60.0
+_SECONDS_UNTIL_GIVEN_UP = 30 * 24 * 3600.0
+
+_FOLDER = "jobs/training"
+
+
+def wait_for_others(store: Store, job: str) -> bool:
+    """Wait until no living process is at a training; whether there was one.
+
+    Where a worker dies, its container trains on; a retry on another host cannot see that container, only this.
+    """
+    said = float("-inf")
+    while True:
+        state, _ = store.read(f"{_FOLDER}/{job}/state.json")
+        if not state or time.time() - state["beat"] >= _SECONDS_UNTIL_DEAD:
+            return said > 0
+        if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
+            run = f"MLflow run {state['run_id']}, after epoch {state['epoch']}" if state["run_id"] else "not begun"
+            say(f"this is being trained by another process already ({run}); waiting for its end")
+            said = time.monotonic()
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def sweep(store: Store) -> None:
+    """Remove the checkpoints of trainings that nobody has taken up again for 30 days."""
+    for job in store.keys(_FOLDER):
+        folder = f"{_FOLDER}/{job}"
+        state, _ = store.read(f"{folder}/state.json")
+        if state and time.time() - max(state["beat"], state["touched"]) > _SECONDS_UNTIL_GIVEN_UP:
+            say(f"removing {store.uri(folder)}, a training given up after epoch {state['epoch']}")
+            for name in store.keys(folder):
+                store.remove(f"{folder}/{name}")
 
 
 class Checkpoint:
@@ -39,7 +72,7 @@ class Checkpoint:
 
     def __init__(self, store: Store, job: str) -> None:
         self._store = store
-        self._folder = f"jobs/training/{job}"
+        self._folder = f"{_FOLDER}/{job}"
         self._key = f"{self._folder}/state.json"
         self._lock = threading.Lock()
         self._saved = time.monotonic()
@@ -50,7 +83,8 @@ class Checkpoint:
                 f"dead, it counts as such in a minute"
             )
         fresh: Json = {"run_id": None, "epoch": 0, "history": {}, "arrays": None}
-        self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex, "beat": time.time()}
+        self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex, "touched": time.time()}
+        self._state["beat"] = self._state["touched"]
         store.compare_and_set(self._key, self._state, tag)
 
     @property
@@ -115,7 +149,7 @@ class Checkpoint:
         with self._lock:
             # A copy: signs of life write it too, while the caller is at the next epoch.
             kept = {name: list(values) for name, values in history.items()}
-            self._state |= {"epoch": epoch, "history": kept, "arrays": key}
+            self._state |= {"epoch": epoch, "history": kept, "arrays": key, "touched": time.time()}
             self._write(time.time())
         if before and before != key:
             self._store.remove(before)

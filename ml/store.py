@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from cloudpathlib import S3Client, S3Path
 from filelock import FileLock
 
 from ml.errors import Conflict, StoreError, TryAgain
+
+if TYPE_CHECKING:  # with boto3 they take a tenth of a second, which DAG files need not wait for
+    from cloudpathlib import S3Client, S3Path
 
 Json = dict[str, Any]
 
@@ -60,13 +62,15 @@ class Store:
         if root.startswith("file:///"):
             self._root: Path | S3Path = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
         elif root.startswith("s3://"):
+            from cloudpathlib import S3Path
+
             known = os.environ if environment is None else environment
             self._root = S3Path(root, client=_client(*(known.get(name) for name in _S3_VARIABLES)))
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
 
-    def path(self, key: str) -> Path | S3Path:
+    def path(self, key: str) -> "Path | S3Path":
         """Where a key lies. For reading; writing goes through the methods below."""
         return self._root / key
 
@@ -83,12 +87,12 @@ class Store:
         path = self.path(key)
         if not path.exists():
             raise StoreError(f"{self.uri(key)}: not in the store")
-        return Path(path.fspath) if isinstance(path, S3Path) else path
+        return path if isinstance(path, Path) else Path(path.fspath)
 
     def put_file(self, key: str, source: Path) -> None:
         """Make ``source`` (a local file) appear whole at ``key``. On disk the file is moved there, not copied."""
         path = self.path(key)
-        if isinstance(path, S3Path):
+        if not isinstance(path, Path):
             path.upload_from(source, force_overwrite_to_cloud=True)
             source.unlink()
         else:
@@ -98,7 +102,7 @@ class Store:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A scratch folder on the store's own disk (so that a rename suffices), removed afterwards."""
-        if isinstance(self._root, S3Path):
+        if not isinstance(self._root, Path):
             parent = None
         else:
             parent = self._root / "tmp"
@@ -119,7 +123,7 @@ class Store:
         path = self.path(self.blob_key(sha256))
         if path.exists():
             return sha256
-        if isinstance(path, S3Path):
+        if not isinstance(path, Path):
             path.write_bytes(data)
             return sha256
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ class Store:
         """
         path = self.path(self.blob_key(sha256))
         try:
-            if isinstance(path, S3Path):  # not by way of a copy on disk, which would be kept
+            if not isinstance(path, Path):  # not by way of a copy on disk, which would be kept
                 return _get(path)
             return path.read_bytes()
         except FileNotFoundError:
@@ -175,7 +179,7 @@ class Store:
             if fill:
                 fill(folder)
             (folder / "object.json").write_text(json.dumps({"id": oid, **meta}, indent=1, sort_keys=True))
-            if isinstance(target, S3Path):
+            if not isinstance(target, Path):
                 files = sorted(p for p in folder.rglob("*") if p.is_file())
                 files.sort(key=lambda p: p == folder / "object.json")  # the sign that the rest is there comes last
                 for file in files:
@@ -225,7 +229,7 @@ class Store:
         """Write small JSON at ``key``, whole, whatever was there."""
         path = self.path(key)
         text = json.dumps(value, indent=1, sort_keys=True)
-        if isinstance(path, S3Path):
+        if not isinstance(path, Path):
             path.write_text(text)
             return
         with self.staging() as scratch:
@@ -236,7 +240,7 @@ class Store:
     def read(self, key: str) -> tuple[Any, str | None]:
         """The JSON at ``key`` and its version tag for :meth:`compare_and_set`; ``(None, None)`` where nothing lies."""
         path = self.path(key)
-        if isinstance(path, S3Path):
+        if not isinstance(path, Path):
             s3 = _s3(path)
             try:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
@@ -256,7 +260,7 @@ class Store:
             Conflict: somebody else wrote in between; read again and decide anew.
         """
         path = self.path(key)
-        if isinstance(path, S3Path):
+        if not isinstance(path, Path):
             self._compare_and_set_s3(path, value, expected)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +272,7 @@ class Store:
                 raise Conflict(f"{self.uri(key)} was changed by another writer; try again")
             self.put_json(key, value)
 
-    def _compare_and_set_s3(self, path: S3Path, value: object, expected: str | None) -> None:
+    def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
         s3 = _s3(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         body = json.dumps(value, indent=1, sort_keys=True).encode()
@@ -296,12 +300,14 @@ _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY
 
 
 @cache
-def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> S3Client:
+def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
     """One for a process: making it takes a good part of a second, and a store is made for each picture."""
+    from cloudpathlib import S3Client
+
     return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
 
 
-def _get(path: S3Path) -> bytes:
+def _get(path: "S3Path") -> bytes:
     s3 = _s3(path)
     try:
         data: bytes = s3.get_object(Bucket=path.bucket, Key=path.key)["Body"].read()
@@ -310,7 +316,7 @@ def _get(path: S3Path) -> bytes:
     return data
 
 
-def _s3(path: S3Path) -> Any:
+def _s3(path: "S3Path") -> Any:
     return path.client.client
 
 

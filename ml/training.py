@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ml
-from ml.checkpoints import Checkpoint
+from ml.checkpoints import Checkpoint, sweep, wait_for_others
 from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError, StoreError
 from ml.evaluation import (
@@ -72,7 +72,8 @@ def train(
 ) -> Json:
     """Train one model and log it (the ``train`` stage). The test side is scored once, with what was chosen before.
 
-    A training that was killed goes on where it was, in the same MLflow run, and comes to the same result.
+    A training that was killed goes on where it was, in the same MLflow run, and comes to the same result. Where another
+    process is at the same training, its end is waited for, and its result is the result.
 
     Returns:
         ``{run_id, task, set, metrics}``; metrics are named ``test_<metric>``.
@@ -81,7 +82,7 @@ def train(
         DataError: a class is missing on the training side, or validation cannot give a threshold.
         NoGpuError: the settings ask for a GPU and there is none.
         DeviceError: memory does not suffice.
-        TryAgain: another process is at the same training.
+        TryAgain: another process has begun the same training at the same moment.
     """
     if settings.gpu_required:
         require_gpu()
@@ -93,16 +94,40 @@ def train(
     # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
     tf.config.experimental.enable_op_determinism()
     name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-    checkpoint = Checkpoint(store, _job(task, dataset, split, preset, seed, data))
+    job = _job(task, dataset, split, preset, seed, data)
+    if wait_for_others(store, job) and (finished := _finished(job, experiment, settings)):
+        return {**finished, "task": task, "set": experiment}
+    sweep(store)
+    checkpoint = Checkpoint(store, job)
     with checkpoint.alive():
         with _mlflow_run(checkpoint, name, experiment, preset.epochs, settings) as run_id:
-            _log_inputs(task, dataset, split, preset, seed, store, data.weights)
+            _log_inputs(job, task, dataset, split, preset, seed, store, data.weights)
             advice = f"the head trains on {preset.batch_size} images a step; lower batch_size in the preset"
             with name_exhaustion(advice):
                 head, history = _fit(task, preset, seed, data, checkpoint)
             metrics = _evaluate_and_log(task, head, history, data, run_id, store)
         checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics}
+
+
+def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
+    """The latest run in which a training was brought to its end, if there is one: ``{run_id, metrics}``."""
+    client = connect(settings)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs(
+        [found.experiment_id] if found else [],
+        f"tags.`breakhis.job` = '{job}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.end_time DESC"],
+        max_results=1,
+    )
+    for run in runs:
+        say(f"trained to its end in MLflow run {run.info.run_id}")
+        return {"run_id": run.info.run_id, "metrics": _of_test(run.data.metrics)}
+    return None
+
+
+def _of_test(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("test_")}
 
 
 def _job(task: Task, dataset: str, split: str, preset: Preset, seed: int, data: Prepared) -> str:
@@ -167,13 +192,14 @@ def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") ->
 
 
 def _log_inputs(
-    task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, weights: Weights
+    job: str, task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, weights: Weights
 ) -> None:
     import mlflow
 
     split_meta = store.meta(split)
     mlflow.set_tags(
         {
+            "breakhis.job": job,
             "breakhis.set": store.meta(dataset)["set"],
             "breakhis.task": task,
             "breakhis.dataset": dataset,
@@ -218,7 +244,7 @@ def _evaluate_and_log(
     _log_metrics(run_id, metrics, history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
-    return {name: value for name, value in metrics.items() if name.startswith("test_")}
+    return _of_test(metrics)
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:

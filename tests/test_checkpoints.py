@@ -1,10 +1,12 @@
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ml import checkpoints
-from ml.checkpoints import Checkpoint
+from ml.checkpoints import Checkpoint, sweep
 from ml.errors import Conflict, StoreError, TryAgain
 from ml.store import Store
 
@@ -155,3 +157,18 @@ def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
         store.path(f"jobs/training/job/{name}").write_bytes(content)
     with pytest.raises(StoreError, match=rf"{name} cannot be read .*remove .*jobs/training/job to train"):
         checkpoint.arrays()
+
+
+def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypatch, capsys) -> None:
+    left, living = Checkpoint(store, "left"), Checkpoint(store, "living")
+    left.save(3, {}, ARRAYS)
+    sweep(store)
+    assert store.keys("jobs/training") == ["left", "living"]
+    # By a clock that has gone on for 40 days, and the other's sign of life of then.
+    now = time.time() + 40 * 24 * 3600
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
+    living.save(1, {}, ARRAYS)
+    sweep(store)
+    assert "left, a training given up after epoch 3" in capsys.readouterr().err
+    assert store.keys("jobs/training/left") == []
+    assert len(store.keys("jobs/training/living")) == 2

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import threading
+import time
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from ml import checkpoints
 from ml import features as features_module
 from ml import training as training_module
 from ml.checkpoints import Checkpoint
-from ml.errors import DataError, DeviceError, NoGpuError, StoreError, TryAgain
+from ml.errors import DataError, DeviceError, NoGpuError, StoreError
 from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, choose_backend, extract, read_features
 from ml.imaging import decode
 from ml.manifest import make_manifest
@@ -25,7 +27,7 @@ from ml.registry import register_run
 from ml.settings import Settings
 from ml.sources import fetch, load_source
 from ml.splits import split_dataset
-from ml.store import Store
+from ml.store import Json, Store
 from ml.taxonomy import LABELS, SUBTYPES
 from ml.tracking import connect
 from ml.training import _batches, _class_weights, train
@@ -328,19 +330,28 @@ def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(wor
     assert registered["model"] == "small-subtype"
 
 
-def test_what_is_being_trained_is_not_trained_twice(world, monkeypatch):
+def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):
     fit = training_module._fit
-    second = []
+    answers: dict[str, Json] = {}
+    other = threading.Thread(target=lambda: answers.update(second=again(world, seed=9)))
 
     def meanwhile(*arguments):
-        with pytest.raises(TryAgain, match="trained already, in MLflow run"):
-            again(world, seed=9)
-        second.append(True)
+        if not other.is_alive():
+            other.start()
+            deadline = time.monotonic() + 60
+            while "waiting for its end" not in capsys.readouterr().err and time.monotonic() < deadline:
+                time.sleep(0.05)
         return fit(*arguments)
 
     monkeypatch.setattr(training_module, "_fit", meanwhile)
-    again(world, seed=9)
-    assert second == [True]
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    first = again(world, seed=9)
+    other.join(60)
+    assert answers["second"] == first
+    runs = connect(world.settings).search_runs(
+        [connect(world.settings).get_run(first["run_id"]).info.experiment_id], "tags.`breakhis.seed` = '9'"
+    )
+    assert [run.info.run_id for run in runs] == [first["run_id"]]
 
 
 def test_the_same_training_on_purpose_is_another_run(world, whole):

@@ -248,7 +248,9 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
             return
         try:
             given = read_connection(AIRFLOW, self.stage).environment
-            api = AirflowApi(*(given[f"BREAKHIS_AIRFLOW_{what}"] for what in ("URL", "USER", "PASSWORD")))
+            # Workers on other hosts than the API server's may have to call it by another name.
+            url = settings().airflow_url or given["BREAKHIS_AIRFLOW_URL"]
+            api = AirflowApi(url, given["BREAKHIS_AIRFLOW_USER"], given["BREAKHIS_AIRFLOW_PASSWORD"])
             for container in others:
                 if not _is_awaited(container["Labels"], api):
                     self.log.warning("Removing container %s, which no task waits for", container["Id"][:12])

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,20 +39,27 @@ class Compose:
 
     @property
     def airflow(self) -> str:
-        return f"http://127.0.0.1:{self.environment['AIRFLOW_PORT']}"
+        return self.address("AIRFLOW_PORT")
 
     @property
     def mlflow(self) -> str:
-        return f"http://127.0.0.1:{self.environment['MLFLOW_PORT']}"
+        return self.address("MLFLOW_PORT")
 
-    def run(self, *arguments: str, check: bool = True) -> str:
+    def address(self, port: str) -> str:
+        """Where a service is published."""
+        return f"http://{self.environment['BIND']}:{self.environment[port]}"
+
+    def run(self, *arguments: str, check: bool = True, file: str = "docker-compose.yaml") -> str:
         """docker compose, with this stack's settings and none of the caller's."""
-        command = ["docker", "compose", "--file", str(ROOT / "docker-compose.yaml"), "--project-directory", str(ROOT)]
-        command += ["--env-file", str(self.folder / ".env"), *arguments]
+        return self.command("docker", "compose", *arguments, check=check, file=file)
+
+    def command(self, *command: str, check: bool = True, file: str = "docker-compose.yaml") -> str:
+        """A command that finds this stack where docker compose looks for one."""
         known = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
-        done = subprocess.run(command, capture_output=True, text=True, env=known, check=False)
+        known |= {"COMPOSE_FILE": str(ROOT / file), "COMPOSE_ENV_FILES": str(self.folder / ".env")}
+        done = subprocess.run(command, capture_output=True, text=True, env=known, cwd=ROOT, check=False)
         if check and done.returncode:
-            raise AssertionError(f"docker compose {' '.join(arguments)}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+            raise AssertionError(f"{' '.join(command)}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         return done.stdout
 
     def api(self, user: str) -> AirflowApi:
@@ -66,20 +73,25 @@ class Compose:
 
 
 @contextmanager
-def stack(folder: Path, settings: Mapping[str, str], *up: str) -> Iterator[Compose]:
-    """Start a stack, and take all of it down again with its volumes."""
+def stack(
+    folder: Path, settings: Mapping[str, str], *up: str, before: Callable[[Compose], object] = lambda _: None
+) -> Iterator[Compose]:
+    """Start a stack, and take all of it down again with its volumes. ``before`` its start something may be done."""
     project = f"breakhis-test-{secrets.token_hex(4)}"
     made = Compose(folder, project)
     file = folder / ".env"
     subprocess.run(["python3", "docker/make_secrets.py", ".env.example", str(file)], cwd=ROOT, check=True)
-    with free_ports(0, 0, 0, 0) as ports:
-        names = ("AIRFLOW_PORT", "MLFLOW_PORT", "S3_PORT", "REDIS_PORT")
-        own = {"BREAKHIS_PROJECT": project, "BREAKHIS_NETWORK": project, "COMPOSE_PROJECT_NAME": project}
+    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "S3_PORT", "REDIS_PORT", "WORKER_LOG_PORT")
+    with free_ports(*(0 for _ in names)) as ports:
+        own = {"BREAKHIS_PROJECT": project, "BREAKHIS_NETWORK": project, "BIND": "127.0.0.1"}
         chosen = {**own, **dict(zip(names, map(str, ports), strict=True)), **settings}
-        lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in chosen]
-        file.write_text("\n".join([*lines, *(f"{name}={value}" for name, value in chosen.items())]) + "\n")
-        made.environment = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+        chosen["AIRFLOW_ADDRESS"] = f"http://{chosen['BIND']}:{chosen['AIRFLOW_PORT']}"
+        chosen["MLFLOW_ALLOWED_HOSTS"] = f"mlflow:5000,{chosen['BIND']}:*"
+        if chosen["BIND"] != own["BIND"]:  # where other hosts look for it
+            chosen["S3_ADDRESS"] = f"http://{chosen['BIND']}:{chosen['S3_PORT']}"
+        made.environment = _write(file, chosen)
         try:
+            before(made)
             made.run("up", "--detach", "--wait", "--wait-timeout", "600", *up)
         except BaseException:
             print(made.run("logs", "--no-color", "--tail", "60", check=False)[-8000:])
@@ -89,6 +101,50 @@ def stack(folder: Path, settings: Mapping[str, str], *up: str) -> Iterator[Compo
         yield made
     finally:
         made.run("down", "--volumes", "--timeout", "10", check=False)
+
+
+@contextmanager
+def worker_host(folder: Path, first: Compose) -> Iterator[Compose]:
+    """A further host by docker/compose.worker.yaml: of the stack it knows the published addresses and the keys."""
+    compose_file, there = "docker/compose.worker.yaml", first.environment
+    made = Compose(folder, f"{first.project}-worker")
+    keys = ("FERNET_KEY", "JWT_SECRET", "API_SECRET", "REDIS_PASSWORD", "AIRFLOW_ADDRESS", "WORKER_LOG_PORT", "BIND")
+    settings = {
+        "BREAKHIS_PROJECT": made.project,
+        **{name: there[name] for name in keys},
+        "AIRFLOW_URL": first.airflow,
+        "MLFLOW_URL": first.mlflow,
+        "REDIS_HOST": f"{there['BIND']}:{there['REDIS_PORT']}",
+        "WORKER_NAME": there["BIND"],
+        "BREAKHIS_WEIGHTS": there["BREAKHIS_WEIGHTS"],
+        "BREAKHIS_DOCKER_GPUS": there["BREAKHIS_DOCKER_GPUS"],
+        "DOCKER_GID": there["DOCKER_GID"],
+    }
+    made.environment = _write(folder / ".env", settings)
+    try:
+        made.run("up", "--detach", "--wait", "--wait-timeout", "300", file=compose_file)
+        yield made
+    except BaseException:
+        print(made.run("logs", "--no-color", "--tail", "60", check=False, file=compose_file)[-8000:])
+        raise
+    finally:
+        made.run("down", "--volumes", "--timeout", "10", check=False, file=compose_file)
+
+
+def bridge() -> str:
+    """An address of this machine that containers of every network reach, and nobody beyond this machine."""
+    command = ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _write(file: Path, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Set ``chosen`` in an .env file; returns all that it sets."""
+    present = file.read_text().splitlines() if file.exists() else []
+    lines = [line for line in present if line.partition("=")[0] not in chosen]
+    lines += [f"{name}={value}" for name, value in chosen.items()]
+    file.write_text("\n".join(lines) + "\n")
+    file.chmod(0o600)
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
 class _Remote:
@@ -130,13 +186,19 @@ def drive(compose: Compose, set_name: str = "demo") -> Workflow:
 
 
 def containers(compose: Compose, *filters: str) -> list[Json]:
-    """The containers that tasks of this stack have started, as the engine describes them."""
+    """The containers that tasks of this stack have started, on whichever host, as the engine describes them."""
     command = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=breakhis"]
-    for each in (f"network={compose.project}", *filters):
+    for each in filters:
         command += ["--filter", each]
-    ids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    if not ids:
+    found = inspect(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    address = compose.environment["AIRFLOW_ADDRESS"]
+    return [each for each in found if each["Config"]["Labels"]["breakhis.deployment"].split()[0] == address]
+
+
+def inspect(ids: str) -> list[Json]:
+    """What the engine knows of containers; of those that are gone meanwhile, nothing."""
+    if not ids.split():
         return []
-    found = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, check=False).stdout
-    listed: list[Json] = json.loads(found)
-    return listed
+    command = ["docker", "inspect", *ids.split()]
+    found: list[Json] = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    return found

@@ -18,7 +18,7 @@ import pytest
 from ml.local.watch import Run
 from ml.local.workflow import Workflow
 from tests.e2e import compose as module
-from tests.e2e.compose import STANDINS, Compose, containers, drive
+from tests.e2e.compose import STANDINS, Compose, bridge, containers, drive, inspect
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -26,20 +26,33 @@ Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    settings = {
+def settings() -> dict[str, str]:
+    """What is set in every stack: addresses that further hosts find as well, and patience for a test's length."""
+    return {
+        "BIND": bridge(),
         "BREAKHIS_WEIGHTS": "random",
         "BREAKHIS_SHARDS": "2",
         "HEARTBEAT_TIMEOUT": "20",
         **(STANDINS if os.environ.get("BREAKHIS_E2E_STANDINS") else {}),
     }
-    with module.stack(tmp_path_factory.mktemp("compose"), settings, "--scale", "worker-gpu=2") as made:
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[Compose]:
+    with module.stack(tmp_path_factory.mktemp("compose"), settings) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def finished(compose: Compose) -> Workflow:
-    """The workflow of the demo set, reviewed by the reviewer's account."""
+def second(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """A further host: nothing but published addresses in common with the first, and no folder or volume."""
+    with module.worker_host(tmp_path_factory.mktemp("second"), compose) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(compose: Compose, second: Compose) -> Workflow:
+    """The workflow of the demo set on both hosts, reviewed by the reviewer's account."""
     workflow = drive(compose)
     workflow.prepare()
     workflow.until_review()
@@ -60,7 +73,7 @@ def wait_for(what: str, happens: Callable[[], Any], seconds: float = 600) -> Any
 def s3(compose: Compose) -> Any:
     return boto3.client(
         "s3",
-        endpoint_url=f"http://127.0.0.1:{compose.environment['S3_PORT']}",
+        endpoint_url=compose.address("S3_PORT"),
         aws_access_key_id="breakhis",
         aws_secret_access_key=compose.environment["S3_SECRET"],
         region_name="us-east-1",
@@ -82,13 +95,17 @@ def test_both_models_are_champions_by_the_reviewers_approval(compose: Compose, f
     _print_what_airflow_adds(compose, finished)
 
 
-def test_what_computes_ran_in_containers_and_two_workers_took_part(compose: Compose, finished: Workflow) -> None:
+def test_what_computes_ran_in_containers_and_both_hosts_took_part(
+    compose: Compose, second: Compose, finished: Workflow
+) -> None:
     tasks = finished.retrain.tasks
     computing = [task for task in tasks if task["task_id"] in {"weights", "features", "train_binary", "train_subtype"}]
     assert len(computing) == 5
     for task in computing:
         assert "Started container" in log_of(compose, finished.retrain, task)
-    assert len({task["hostname"] for task in computing}) == 2
+    hosts = {task["hostname"] for task in computing}
+    assert len(hosts) == 2
+    assert second.environment["WORKER_NAME"] in hosts
     assert containers(compose) == []  # each was removed when its task had ended
 
 
@@ -142,10 +159,19 @@ def _covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
+def test_airflow_says_how_long_it_parses(compose: Compose, finished: Workflow) -> None:
+    took = {dag["dag_id"]: dag["last_parse_duration"] for dag in compose.api("engineer").dags()}
+    print("\nseconds that Airflow took to parse each DAG's file:", took)
+    assert {"ingest_demo", "ingest_breakhis", "retrain_demo", "retrain_breakhis", "promote"} <= took.keys()
+    assert all(seconds is not None for seconds in took.values())
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
-def test_secrets_are_where_they_are_needed_and_nowhere_else(compose: Compose, finished: Workflow) -> None:
+def test_secrets_are_where_they_are_needed_and_nowhere_else(
+    compose: Compose, second: Compose, finished: Workflow
+) -> None:
     names = [name for name in compose.environment if name.endswith(("_PASSWORD", "_SECRET", "_KEY"))]
     planted = {name: compose.environment[name] for name in names}
     assert len(planted) > 10
@@ -168,12 +194,13 @@ def test_secrets_are_where_they_are_needed_and_nowhere_else(compose: Compose, fi
             assert found_in(json.dumps(api.task_instances(run.dag, run.id))) == set()  # with rendered fields
     for candidate in finished.candidates:
         assert found_in(json.dumps(compose.ask_mlflow("runs/get", run_id=candidate.run_id))) == set()
-    for line in compose.run("ps", "--all", "--format", "json").splitlines():
-        container = json.loads(line)
-        service = container["Service"]
-        seen = found_in(json.dumps(_inspect(container["ID"])))
-        assert seen <= _NEEDED.get(service, set()), (service, seen)
-        assert found_in(compose.run("logs", "--no-color", service)) == set(), service
+    for host, file in ((compose, "docker-compose.yaml"), (second, "docker/compose.worker.yaml")):
+        for line in host.run("ps", "--all", "--format", "json", file=file).splitlines():
+            container = json.loads(line)
+            service = container["Service"]
+            seen = found_in(json.dumps(inspect(container["ID"])))
+            assert seen <= _NEEDED.get(service, set()), (service, seen)
+            assert found_in(host.run("logs", "--no-color", service, file=file)) == set(), service
 
 
 _AIRFLOW = {"FERNET_KEY", "JWT_SECRET", "API_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD"}
@@ -196,8 +223,13 @@ _NEEDED = {
 
 
 @pytest.fixture(scope="module")
-def survived(compose: Compose, finished: Workflow) -> Json:
-    """A retraining in which one training's worker was killed, and the other's container."""
+def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
+    """A retraining in which one training's worker was killed, and the other's container.
+
+    The second host has left; two workers of the first are at it, so that a retry finds the same engine again.
+    """
+    second.run("down", "--timeout", "30", file="docker/compose.worker.yaml")
+    compose.run("up", "--detach", "--wait", "--no-recreate", "--scale", "worker-gpu=2", "worker-gpu")
     api = compose.api("engineer")
     seen = set(s3_states(compose))
     run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 11})["dag_run_id"])
@@ -213,9 +245,9 @@ def survived(compose: Compose, finished: Workflow) -> Json:
     _docker("pause", binary["Id"])
     run.look(api)
     host = run.task("train_binary")["hostname"]
-    killed = next(c for c in _inspect(compose.run("ps", "--quiet", "worker-gpu")) if c["Config"]["Hostname"] == host)
+    killed = next(c for c in inspect(compose.run("ps", "--quiet", "worker-gpu")) if c["Config"]["Hostname"] == host)
     os.kill(killed["State"]["Pid"], signal.SIGKILL)
-    wait_for("the worker's end", lambda: _inspect(killed["Id"])[0]["RestartCount"] > killed["RestartCount"])
+    wait_for("the worker's end", lambda: inspect(killed["Id"])[0]["RestartCount"] > killed["RestartCount"])
     facts["after the kill"] = [c["Id"] for c in containers(compose, "label=breakhis.task=train_binary")]
 
     # The container of train_subtype dies, once it has a checkpoint: at the same worker, or in its own time.
@@ -226,10 +258,10 @@ def survived(compose: Compose, finished: Workflow) -> Json:
 
     def reattached() -> bool:
         run.look(api)
-        return run.task("train_binary")["try_number"] >= 2 and run.task("train_binary")["state"] == "running"
+        task = run.task("train_binary")
+        return task["try_number"] >= 2 and task["state"] == "running" and _takes_up(log_of(compose, run, task))
 
     wait_for("the second try of train_binary", reattached)
-    time.sleep(5)
     facts["at the second try"] = [c["Id"] for c in containers(compose, "label=breakhis.task=train_binary")]
     _docker("unpause", binary["Id"])
 
@@ -247,6 +279,11 @@ def s3_states(compose: Compose) -> set[str]:
     return {entry["Key"] for entry in listed if entry["Key"].endswith(".npz")}
 
 
+def _takes_up(log: str) -> bool:
+    """Whether a try found the container of the one before: by its id, or by its name."""
+    return "econnecting to existing job" in log or "of an earlier try still runs" in log
+
+
 def test_a_training_outlives_its_worker(compose: Compose, survived: Json) -> None:
     run: Run = survived["run"]
     assert run.state == "success"
@@ -254,7 +291,7 @@ def test_a_training_outlives_its_worker(compose: Compose, survived: Json) -> Non
     task = run.task("train_binary")
     assert task["try_number"] == 2
     log = log_of(compose, run, task)
-    assert "econnecting to existing job" in log or "of an earlier try still runs" in log
+    assert _takes_up(log)
     assert "Started container" not in log
     assert "epoch 6 of 30" in log  # from the beginning
     assert _runs_of(compose, "binary", 11) == 1
@@ -302,15 +339,59 @@ def _docker(*arguments: str) -> None:
     subprocess.run(["docker", *arguments], check=True, capture_output=True)
 
 
-def _inspect(ids: str) -> list[Json]:
-    found: list[Json] = json.loads(
-        subprocess.run(["docker", "inspect", *ids.split()], capture_output=True, text=True, check=True).stdout
-    )
-    return found
+# --- the same on other terms ------------------------------------------------------------------------------------------
 
 
-def test_airflow_says_how_long_it_parses(compose: Compose) -> None:
-    took = {dag["dag_id"]: dag["last_parse_duration"] for dag in compose.api("engineer").dags()}
-    print("\nseconds that Airflow took to parse each DAG's file:", took)
-    assert {"ingest_demo", "ingest_breakhis", "retrain_demo", "retrain_breakhis", "promote"} <= took.keys()
-    assert all(seconds is not None for seconds in took.values())
+@pytest.fixture(scope="module")
+def restored(
+    compose: Compose, survived: Json, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Compose]:
+    """A new stack with what a backup of the first has kept. It has no Celery: tasks run beside the scheduler."""
+    folder = tmp_path_factory.mktemp("backup")
+    compose.command("docker/backup.sh", "save", str(folder / "saved"))
+    compose.run("stop", "--timeout", "10")
+    local = {**settings, "AIRFLOW_EXECUTOR": "LocalExecutor", "COMPOSE_PROFILES": ""}
+    # What is encrypted in the database can be read with the same key only.
+    local["FERNET_KEY"] = compose.environment["FERNET_KEY"]
+
+    def restore(made: Compose) -> None:
+        made.command("docker/backup.sh", "restore", str(folder / "saved"))
+        made.run("run", "--rm", "--no-deps", "mlflow", "python3", "/opt/breakhis/docker/servers.py", "migrate-mlflow")
+
+    with module.stack(tmp_path_factory.mktemp("restored"), local, before=restore) as made:
+        yield made
+
+
+def test_a_backup_brings_back_models_history_and_data(restored: Compose, finished: Workflow) -> None:
+    for candidate in finished.candidates:
+        model = restored.ask_mlflow("registered-models/get", name=candidate.model)["registered_model"]
+        champions = [alias["version"] for alias in model["aliases"] if alias["alias"] == "champion"]
+        assert champions == [str(candidate.version)]
+        run = restored.ask_mlflow("runs/get", run_id=candidate.run_id)["run"]
+        assert run["info"]["status"] == "FINISHED"
+    before = finished.retrain
+    assert restored.api("viewer").dag_run(before.dag, before.id)["state"] == "success"
+    assert {p["Prefix"] for p in s3(restored).list_objects_v2(Bucket="breakhis", Delimiter="/")["CommonPrefixes"]} >= {
+        "audit/",
+        "objects/",
+        "refs/",
+    }
+
+
+def test_without_celery_the_same_dags_train_in_containers(restored: Compose) -> None:
+    services = restored.run("ps", "--services").split()
+    assert not {"redis", "worker", "worker-gpu"} & set(services)
+    api = restored.api("engineer")
+    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 13})["dag_run_id"])
+
+    def ended() -> bool:
+        run.look(api)
+        return run.ended
+
+    wait_for("the end of the retraining", ended, 900)
+    assert run.state == "success"
+    shards = [api.xcom(run.dag, run.id, "features", number) for number in (0, 1)]
+    assert [shard["extracted"] for shard in shards] == [0, 0]  # what was restored is what it found
+    for task in ("train_binary", "train_subtype"):
+        assert "Started container" in log_of(restored, run, run.task(task))
+        assert _runs_of(restored, task.removeprefix("train_"), 13) == 1
