@@ -59,13 +59,14 @@ class Store:
     """
 
     def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
+        self._root: Path | S3Path
         if root.startswith("file:///"):
-            self._root: Path | S3Path = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
+            self._root = Path(unquote(root.removeprefix("file://")))  # as Path.as_uri() quotes
         elif root.startswith("s3://"):
-            from cloudpathlib import S3Path
+            import cloudpathlib
 
             known = os.environ if environment is None else environment
-            self._root = S3Path(root, client=_client(*(known.get(name) for name in _S3_VARIABLES)))
+            self._root = cloudpathlib.S3Path(root, client=_client(*(known.get(name) for name in _S3_VARIABLES)))
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
