@@ -149,6 +149,9 @@ def mlflow() -> NoReturn:
         f"database_uri = {database}/mlflow_users",
         "admin_username = admin",
         f"admin_password = {os.environ.pop('MLFLOW_ADMIN_PASSWORD')}",
+        # A password is checked by a hash that takes some tenths of a second, and a stage asks dozens of times. One that
+        # was changed is taken for so long by the worker process that did not hear of it.
+        "auth_cache_ttl_seconds = 60",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
     ]
     _write("/tmp/users.ini", "\n".join(users))  # noqa: S108
