@@ -51,7 +51,8 @@ def ingest(file: Path) -> DAG:
         auto_register=False,
     ) as dag:
         version = Asset(f"breakhis_source_{source.name}", uri=f"x-breakhis://sources/{source.name}")
-        fetch = stage("fetch", reference)
+        own = getattr(source, "connection", None)
+        fetch = stage("fetch", reference, connections=[own] if own else [])
         manifest = stage("manifest", reference, "--raw", fetch.value("version"))
         validate = stage("validate", manifest.value("manifest"))
         publish = stage("publish", manifest.value("manifest"), outlets=[version])

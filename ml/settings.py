@@ -5,7 +5,7 @@
 
 import os
 import re
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -132,6 +132,13 @@ def settings() -> Settings:
     Raises:
         ConfigError: a variable has a value that does not fit; the message names it.
     """
+    ours = {name for name in os.environ if name.upper().startswith("BREAKHIS_")} | {"MLFLOW_TRACKING_URI", "HOME"}
+    return _read(str(Path.cwd()), *((name, os.environ.get(name)) for name in sorted(ours)))
+
+
+@lru_cache(maxsize=8)
+def _read(*_: object) -> Settings:
+    """Read anew when something has changed: a DAG file asks for each of its tasks."""
     try:
         return Settings()
     except ValidationError as error:

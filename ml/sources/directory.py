@@ -2,10 +2,12 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ml.errors import SourceError
-from ml.sources.files import MAX_FILE_BYTES, is_image
+from ml.sources.files import MAX_FILE_BYTES, Item, is_image
 
 
 class Directory:
@@ -44,8 +46,12 @@ class Directory:
         self.images.sort()
         self.skipped.sort()
 
+    def items(self) -> Iterator[Item]:
+        """See :meth:`ml.sources.files.Files.items`."""
+        return ((name, partial(self.read, name)) for name in self.images)
+
     def read(self, name: str) -> bytes:
-        """The bytes of one image; see :meth:`ml.sources.files.Files.read`."""
+        """The bytes of one image."""
         path = self._root / name
         try:
             size = path.stat().st_size

@@ -1,7 +1,14 @@
 """What every kind of source offers the fetch stage: the image files it has, and what else was lying there."""
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
+
+from ml.progress import track
+
+Item = tuple[str, Callable[[], bytes]]
+"""A file's path, and what reads it; readers of several items may be called at once."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """What is taken for an image. Whether it is one, and one of ours, is for the manifest to find out."""
@@ -20,14 +27,23 @@ class Files(Protocol):
     images: list[str]
     skipped: list[str]
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one image.
-
-        Raises:
-            SourceError: it cannot be read; names it.
-        """
+    def items(self) -> Iterator[Item]:
+        """Each image with what reads it. A reader raises SourceError, naming the file, where that cannot be done."""
 
 
 def is_image(name: str) -> bool:
     """Whether a file is taken for an image, by its suffix in any case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
+    """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
+
+    def megabytes() -> Iterator[None]:
+        done = 0
+        for chunk in chunks:
+            file.write(chunk)
+            yield from [None] * ((done + len(chunk)) // 2**20 - done // 2**20)
+            done += len(chunk)
+
+    deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0)

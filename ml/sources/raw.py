@@ -8,30 +8,31 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from ml.errors import SourceError
+from ml.errors import SourceError, TryAgain
 from ml.progress import say, track
 from ml.settings import Settings
 from ml.sources import kaggle
-from ml.sources.archive import Archive
+from ml.sources.archive import open_archive
 from ml.sources.directory import Directory
-from ml.sources.files import IMAGE_SUFFIXES, Files
-from ml.sources.spec import DemoSource, DirectorySource, KaggleSource, SourceSpec
-from ml.store import Json, Store
+from ml.sources.files import IMAGE_SUFFIXES, Files, Item
+from ml.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
+from ml.store import Json, Store, digest
 
 _THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
 _NAMES_SHOWN = 20
 
 A = TypeVar("A")
 B = TypeVar("B")
-Item = tuple[str, Callable[[], bytes]]
 
 
 class _Row(NamedTuple):
@@ -54,13 +55,17 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
 
     Raises:
         SourceError: nothing to be had there, or a file that cannot be read; names it.
-        CredentialsError: Kaggle wants credentials, or refuses the ones it got.
+        CredentialsError: a server wants credentials, or refuses the ones it got.
         TryAgain: a network or a server got in the way.
     """
     if isinstance(spec, DirectorySource):
         raw = _keep(spec, Directory(spec.path), store, {"path": str(spec.path)})
     elif isinstance(spec, KaggleSource):
         raw = _fetch_kaggle(spec, store, settings)
+    elif isinstance(spec, S3Source):
+        raw = _fetch_s3(spec, store, settings)
+    elif isinstance(spec, HttpSource):
+        raw = _fetch_web(spec, store, settings)
     elif isinstance(spec, DemoSource):
         raw = _draw(spec, store, settings)
     else:
@@ -81,24 +86,80 @@ def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
             return str(known["raw"])
         with remote.reserved(settings.cache / "kaggle") as folder:
             path = remote.download(folder, store)
-            raw = _unpack(path, spec, remote.identity or {}, store)
-            path.unlink()  # gigabytes, and every image in it is in the store now
+            raw = _unpack(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
     if remote.identity:
         store.set_memo("kaggle", inputs, {"raw": raw})
     return raw
 
 
-def _unpack(path: Path, spec: KaggleSource, identity: Json, store: Store) -> str:
-    """Read the images out of a downloaded archive; one that is no good is removed."""
+def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
+    from ml.sources.s3 import Bucket
+
+    bucket = Bucket(spec)
+    identity = bucket.look() if spec.archive else bucket.list()
+    origin = {name: value for name, value in identity.items() if name != "objects"}
+
+    def make() -> str:
+        if not spec.archive:
+            return _keep(spec, bucket, store, origin)
+        with _reserved(settings.cache / "s3" / digest(origin)) as folder:
+            path = folder / "archive"
+            kaggle.require_space([(folder, identity["bytes"]), (store.path(""), identity["bytes"])])
+            bucket.download(path, identity)
+            return _unpack(path, spec, origin, store)
+
+    return _unless_known(spec, identity, store, make)
+
+
+def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
+    from ml.sources.web import download
+
+    def make() -> str:
+        with _reserved(settings.cache / "http" / spec.sha256) as folder:
+            path = folder / "archive"
+            if not path.exists():
+                download(spec, path)
+            return _unpack(path, spec, {"url": spec.url}, store)
+
+    return _unless_known(spec, {"sha256": spec.sha256}, store, make)
+
+
+def _unless_known(spec: SourceSpec, identity: Json, store: Store, make: Callable[[], str]) -> str:
+    """What was made of the same thing before, or else what ``make`` makes of it now."""
+    inputs = {"source": spec.name, "identity": identity, "suffixes": IMAGE_SUFFIXES}
+    known = store.memo(spec.kind, inputs)
+    if known and store.exists(known["raw"]):
+        say(f"{spec.name}: nothing has changed there; nothing to download")
+        return str(known["raw"])
+    raw = make()
+    store.set_memo(spec.kind, inputs, {"raw": raw})
+    return raw
+
+
+@contextmanager
+def _reserved(folder: Path) -> Iterator[Path]:
+    """A folder that only one process at a time downloads into."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with Archive(path) as archive:
+        with FileLock(folder / "lock", timeout=0):
+            yield folder
+    except Timeout:
+        raise TryAgain(f"{folder}: another process is downloading this; try again when it is done") from None
+
+
+def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
+    """Read the images out of a downloaded archive, which is removed: they are in the store now, or it is no good."""
+    try:
+        with open_archive(path) as archive:
             kaggle.require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return _keep(spec, archive, store, {"dataset": spec.dataset, **identity, "archive_sha256": sha256})
+            raw = _keep(spec, archive, store, {**origin, "archive_sha256": sha256})
     except SourceError as error:
         path.unlink(missing_ok=True)
         raise SourceError(f"{error}; the download was removed, so fetching again downloads it anew") from None
+    path.unlink()
+    return raw
 
 
 def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
@@ -117,13 +178,10 @@ def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
 
 def _keep(spec: SourceSpec, files: Files, store: Store, origin: Json) -> str:
     if not files.images:
+        where = next(value for name in ("path", "dataset", "url", "archive", "bucket") if (value := origin.get(name)))
         other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
-        raise SourceError(
-            f"{spec.file}: no image files below {origin.get('path') or origin['dataset']}{other}; "
-            f"looked for {' '.join(IMAGE_SUFFIXES)}"
-        )
-    items = ((name, partial(files.read, name)) for name in files.images)
-    rows = _blobs(items, store, total=len(files.images), what=f"fetching {spec.name}")
+        raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
+    rows = _blobs(files.items(), store, total=len(files.images), what=f"fetching {spec.name}")
     return _keep_rows(spec, rows, files.skipped, store, origin)
 
 

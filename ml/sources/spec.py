@@ -3,15 +3,19 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from ml.errors import ConfigError
 from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
 
 if TYPE_CHECKING:
     from ml.settings import Settings
+
+KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
+"""Where an S3 source's own key is found: AWS_ACCESS_KEY_ID and so on may be those of the store."""
 
 DEMO_IMAGES = (82, 7909)
 """The fewest and most pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
@@ -25,7 +29,7 @@ class SourceSpec(Declared):
     """What every source declares, whatever its kind. Made by :func:`load_source`."""
 
     name: str = Field(pattern=NAME_PATTERN, description="The file's name without .yaml; becomes the DAG ingest_<name>.")
-    kind: str = Field(description="directory, kaggle or demo.")
+    kind: str = Field(description="directory, kaggle, s3, http or demo.")
     description: str = Field("", description="What the source is; shown as the DAG's documentation.")
     inventory: bool = Field(False, description="Whether the source claims to be the whole published BreakHis.")
     schedule: Schedule | None = Field(None, description="When to ingest: @daily … or five cron fields; null: by hand.")
@@ -65,6 +69,9 @@ class KaggleSource(SourceSpec):
 
     kind: Literal["kaggle"]
     dataset: str = Field(description="owner/slug for the latest version, or owner/slug/versions/4 for a fixed one.")
+    connection: str | None = Field(
+        None, description="Airflow connection with a token; default: the worker's KAGGLE_… variables or kaggle.json."
+    )
 
     @field_validator("dataset", mode="after")
     @classmethod
@@ -97,6 +104,41 @@ class KaggleSource(SourceSpec):
         return match[name] or ""
 
 
+class S3Source(SourceSpec):
+    """Objects in an S3 store: the image files below a prefix, or one archive of them."""
+
+    kind: Literal["s3"]
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", description="The bucket's name.")
+    prefix: str = Field("", description="What the images' keys begin with, such as breakhis/; default: all there are.")
+    archive: str = Field("", description="Instead of prefix: the key of one .zip, .tar or .tar.gz with the images.")
+    endpoint: str = Field("", pattern=r"^(https?://[^/@\s]+/?)?$", description="The server; default: AWS.")
+    region: str = Field("us-east-1", description="Its region; most stores other than AWS do not care.")
+    connection: str | None = Field(
+        None, description="Airflow connection of type aws with the key; default: the worker's own AWS credentials."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.prefix and self.archive:
+            raise ValueError("'prefix' and 'archive' are both given; images lie below one or in the other")
+        return self
+
+
+class HttpSource(SourceSpec):
+    """An archive of image files at a web address, known by its hash."""
+
+    kind: Literal["http"]
+    url: str = Field(pattern=r"^https?://[^\s]+$", description="Address of a .zip, .tar or .tar.gz.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The archive's SHA-256, as sha256sum prints it.")
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if urlsplit(value).username is not None:
+            raise ValueError("has a user or password in it; a YAML file is no place for them")
+        return value
+
+
 class DemoSource(SourceSpec):
     """Pictures drawn by this package, for trying the whole workflow without any data."""
 
@@ -105,7 +147,13 @@ class DemoSource(SourceSpec):
     seed: int = Field(1, ge=0, description="The same seed draws the same pictures.")
 
 
-KINDS: dict[str, type[SourceSpec]] = {"directory": DirectorySource, "kaggle": KaggleSource, "demo": DemoSource}
+KINDS: dict[str, type[SourceSpec]] = {
+    "directory": DirectorySource,
+    "kaggle": KaggleSource,
+    "s3": S3Source,
+    "http": HttpSource,
+    "demo": DemoSource,
+}
 
 
 def load_source(reference: str | Path, conf: Path, relative_to: Path | None = None) -> SourceSpec:

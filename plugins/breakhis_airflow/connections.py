@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
+from ml.sources.spec import KEY_VARIABLES
+
 STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
 
 
@@ -17,12 +19,13 @@ class Given(NamedTuple):
 
 
 def read_connection(connection_id: str, stage: str) -> Given:
-    """Fetch a connection for a stage.
+    """Fetch a connection for a stage. Any that is not ours by name is a source's, and means what its type says.
 
     Raises:
         AirflowFailException: there is no such connection, or stages have no use for one of that name.
     """
-    if connection_id not in _MEANING:
+    meaning = _MEANING.get(connection_id) or (_of_source if stage == "fetch" else None)
+    if not meaning:
         raise AirflowFailException(
             f"stage {stage}: no stage uses a connection {connection_id!r} (BREAKHIS_CONNECTIONS); there are: "
             + ", ".join(_MEANING)
@@ -32,9 +35,9 @@ def read_connection(connection_id: str, stage: str) -> Given:
     except AirflowNotFoundException:
         raise AirflowFailException(
             f"stage {stage} needs the Airflow connection {connection_id!r} and there is none: an administrator adds it "
-            f"under Admin > Connections ({_HOW[connection_id]})"
+            f"under Admin > Connections ({_HOW.get(connection_id, _HOW_SOURCE)})"
         ) from None
-    values = {name: value for name, value in _MEANING[connection_id](connection).items() if value is not None}
+    values = {name: value for name, value in meaning(connection).items() if value is not None}
     return Given(values, [connection.password] if connection.password else [])
 
 
@@ -60,6 +63,14 @@ def _airflow(connection: Any) -> dict[str, str | None]:
     }
 
 
+def _of_source(connection: Any) -> dict[str, str | None]:
+    if connection.conn_type == "aws":
+        return dict(zip(KEY_VARIABLES, (connection.login or None, connection.password or None), strict=True))
+    if connection.login:
+        return {"KAGGLE_USERNAME": connection.login, "KAGGLE_KEY": connection.password or None}
+    return {"KAGGLE_API_TOKEN": connection.password or None}
+
+
 def _address(connection: Any) -> str:
     """The URL in an HTTP connection, written in any of the ways that Airflow's HTTP hook reads."""
     host = connection.host or "localhost"
@@ -75,3 +86,7 @@ _HOW = {
     MLFLOW: "type http, login and password",
     AIRFLOW: "type http, host, port, login and password",
 }
+_HOW_SOURCE = (
+    "for S3: type aws, login and password being the key and its secret; for Kaggle: type generic, the password being "
+    "an API token, or login and password a user's name and key"
+)

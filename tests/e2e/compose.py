@@ -94,7 +94,7 @@ def stack(
             before(made)
             made.run("up", "--detach", "--wait", "--wait-timeout", "600", *up)
         except BaseException:
-            print(made.run("logs", "--no-color", "--tail", "60", check=False)[-8000:])
+            print(made.run("logs", "--no-color", "--tail", "60", check=False)[-30000:])
             made.run("down", "--volumes", "--timeout", "10", check=False)
             raise
     try:

@@ -351,8 +351,8 @@ def restored(
     compose.command("docker/backup.sh", "save", str(folder / "saved"))
     compose.run("stop", "--timeout", "10")
     local = {**settings, "AIRFLOW_EXECUTOR": "LocalExecutor", "COMPOSE_PROFILES": ""}
-    # What is encrypted in the database can be read with the same key only.
-    local["FERNET_KEY"] = compose.environment["FERNET_KEY"]
+    # What is encrypted in the databases, or kept there as a hash.
+    local |= {name: compose.environment[name] for name in ("FERNET_KEY", "MLFLOW_ADMIN_PASSWORD")}
 
     def restore(made: Compose) -> None:
         made.command("docker/backup.sh", "restore", str(folder / "saved"))

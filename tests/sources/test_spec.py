@@ -67,8 +67,8 @@ def test_kaggle_handles(tmp_path: Path, handle: str, parts: tuple[str, str, int 
     ("text", "complaint"),
     [
         ("kind: demo\n", "'name' is missing"),
-        ("name: mine\n", "'kind' is missing (one of: directory, kaggle, demo)"),
-        ("name: mine\nkind: s4\n", "unknown kind 's4' (known: directory, kaggle, demo)"),
+        ("name: mine\n", "'kind' is missing (one of: directory, kaggle, s3, http, demo)"),
+        ("name: mine\nkind: s4\n", "unknown kind 's4' (known: directory, kaggle, s3, http, demo)"),
         ("name: mine\nkind: [demo]\n", "unknown kind ['demo']"),
         ("name: mine\nkind: directory\n", "'path' is missing"),
         ("name: mine\nkind: directory\npath: ~nobody-here/images\n", "'path': ~nobody-here/images"),

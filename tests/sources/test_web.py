@@ -1,0 +1,109 @@
+"""Archives at a web address, from a server of this process."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from kaggle_server import mirror_zip, some_names
+
+from ml.errors import ConfigError, CredentialsError, SourceError, TryAgain
+from ml.settings import Settings
+from ml.sources import SourceSpec, fetch, web
+from ml.store import Store
+
+DATA = mirror_zip(some_names())
+
+
+@dataclass
+class Site:
+    """What the server does next, and what it was asked."""
+
+    url: str = ""
+    status: int = 200
+    cut_at: int | None = None
+    ranges: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers["Range"]
+            made.ranges.append(asked)
+            if made.status != 200:
+                self.send_error(made.status)
+                return
+            begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(DATA) - begin))
+            self.end_headers()
+            self.wfile.write(DATA[begin : made.cut_at])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    made.url = f"http://127.0.0.1:{server.server_port}/breakhis.zip"
+    yield made
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def source(declare: Callable[..., SourceSpec], site: Site) -> Callable[..., SourceSpec]:
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    return lambda **fields: declare(kind="http", **{"url": site.url, "sha256": sha256, **fields})
+
+
+def test_an_archive_is_downloaded_once(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    first = fetch(source(), store, settings)
+    assert first["files"] == 164
+    assert fetch(source(), store, settings) == first
+    assert site.ranges == [None]
+
+
+def test_a_broken_download_goes_on_where_it_was(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_CHUNK", 1000)
+    site.cut_at = 5000
+    with pytest.raises(TryAgain, match="broke off"):
+        fetch(source(), store, settings)
+    site.cut_at = None
+    assert fetch(source(), store, settings)["files"] == 164
+    [_, asked] = site.ranges
+    assert asked
+    assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) <= 5000
+
+
+def test_another_archive_than_was_named_is_removed(source: Any, store: Store, settings: Settings) -> None:
+    with pytest.raises(SourceError, match=rf"mine\.yaml: .* has the SHA-256 {hashlib.sha256(DATA).hexdigest()}"):
+        fetch(source(sha256="0" * 64), store, settings)
+    assert not [path for path in settings.cache.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, CredentialsError), (404, SourceError), (429, TryAgain), (503, TryAgain), (418, SourceError)],
+)
+def test_refusals(
+    source: Any, site: Site, store: Store, settings: Settings, status: int, error: type[Exception]
+) -> None:
+    site.status = status
+    with pytest.raises(error, match=str(status)):
+        fetch(source(), store, settings)
+
+
+def test_no_password_in_the_yaml(source: Any) -> None:
+    with pytest.raises(ConfigError, match="user or password in it"):
+        source(url="https://me:secret@example.org/a.zip")
