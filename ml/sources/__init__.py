@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml.sources.spec import (
     KINDS,
+    TO_FILL_IN,
     DemoSource,
     DirectorySource,
     HttpSource,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "TO_FILL_IN",
     "DemoSource",
     "DirectorySource",
     "HttpSource",

@@ -20,6 +20,9 @@ KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
 DEMO_IMAGES = (82, 7909)
 """The fewest and most pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
 
+TO_FILL_IN = "TO FILL IN"
+"""What ``breakhis sources new`` writes where only the user knows what belongs there."""
+
 _KAGGLE_DATASET = re.compile(
     r"(?P<owner>[A-Za-z0-9-]+)/(?P<slug>[A-Za-z0-9-]+)(/(versions/)?(?P<version>[1-9][0-9]*))?"
 )
@@ -175,6 +178,8 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
         raise ConfigError(f"{path}: 'kind' is missing (one of: {known})")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
+    if open_ := [key for key, value in data.items() if value == TO_FILL_IN]:
+        raise ConfigError(f"{path}: still to be filled in: {', '.join(open_)}")
     spec = build(data, KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.

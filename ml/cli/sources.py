@@ -1,0 +1,122 @@
+"""``breakhis sources``: for whoever adds a source."""
+
+import json
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic_core import PydanticUndefined
+
+from ml.cli.options import deliver, json_option
+from ml.errors import BreakhisError, ConfigError
+from ml.settings import settings
+from ml.sources import KINDS, TO_FILL_IN, SourceSpec, load_source, source_files
+from ml.store import Json, Store
+from ml.yamlfile import NAME
+
+_FIRST = ("name", "kind", "description")
+
+
+@click.group()
+def sources() -> None:
+    """Add, check and list sources: one YAML file in dags/sources is one source and one ingest DAG."""
+
+
+@sources.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="Where its images come from.")
+@json_option
+def new(name: str, kind: str, as_json: bool) -> None:
+    """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
+        )
+    path = settings().conf / "sources" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Beside it first: Airflow may look at any moment.
+        scratch = path.with_suffix(".new")
+        scratch.write_text(_commented(name, KINDS[kind]))
+        os.link(scratch, path)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is there already; edit it, or choose another name") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    missing = [field for field, about in KINDS[kind].model_fields.items() if _required(field, about)]
+    deliver({"file": str(path), "fill_in": missing, "then": f"breakhis sources check {name}"}, as_json, None)
+
+
+@sources.command()
+@click.argument("source")
+@json_option
+def check(source: str, as_json: bool) -> None:
+    """Check SOURCE (a name in dags/sources or a .yaml path) without fetching anything.
+
+    Exit status 3 if it does not fit.
+    """
+    spec = load_source(source, settings().conf)
+    deliver({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
+
+
+@sources.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List every source: its kind, its schedule, its last version and how far it has come."""
+    own = settings()
+    rows = [_row(file, Store(own.store)) for file in source_files(own)]
+    if as_json:
+        click.echo(json.dumps({"sources": rows}, sort_keys=True))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = ("name", "kind", "schedule", "images", "version", "published", "state")
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(row[column] if row[column] is not None else "")) for column in columns))
+    Console(width=max(Console().width, 150)).print(table)
+
+
+def _row(file: Path, store: Store) -> Json:
+    row: dict[str, Any] = dict.fromkeys(("kind", "schedule", "images", "version", "published"))
+    row |= {"name": file.stem, "file": str(file)}
+    try:
+        spec = load_source(str(file), settings().conf)
+    except BreakhisError as error:
+        return {**row, "state": f"invalid: {error}"}
+    row |= {"name": spec.name, "kind": spec.kind, "schedule": spec.schedule}
+    published, _ = store.read(f"refs/sources/{spec.name}.json")
+    if published:
+        row |= {key: published[key] for key in ("images", "version", "published")}
+    fetched, _ = store.read(f"refs/raw/{spec.name}.json")
+    return {**row, "state": _state(fetched, published, store)}
+
+
+def _state(fetched: Json | None, published: Json | None, store: Store) -> str:
+    if not fetched:
+        return "never ingested"
+    if not published:
+        return "fetched, not published"
+    raw = store.meta(published["manifest"])["raw"]
+    return "published" if raw == fetched["raw"] else "published; what was fetched since is not"
+
+
+def _required(name: str, about: Any) -> bool:
+    return about.default is PydanticUndefined and about.default_factory is None and name not in _FIRST
+
+
+def _commented(name: str, kind: type[SourceSpec]) -> str:
+    """A source's YAML file with every key that its kind knows, what each means, and its default."""
+    said = {"name": name, "kind": next(key for key, model in KINDS.items() if model is kind)}
+    fields = {key: kind.model_fields[key] for key in (*_FIRST, *(k for k in kind.model_fields if k not in _FIRST))}
+    lines = [f"# {(kind.__doc__ or '').strip()}", "# Lines with a default may be left out.", ""]
+    for key, about in fields.items():
+        value = said.get(key, TO_FILL_IN if _required(key, about) else about.default)
+        lines += textwrap.wrap(about.description or "", 110, initial_indent="# ", subsequent_indent="# ")
+        lines += [yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
+    return "\n".join(lines)
