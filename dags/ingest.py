@@ -62,14 +62,16 @@ def ingest(file: Path) -> DAG:
 
 def documentation(source: SourceSpec) -> str:
     """What the YAML file says, and what a run does with it."""
-    own = source.model_dump(exclude={"name", "kind", "description", "inventory", "schedule"})
+    own = source.model_dump(exclude={"name", "kind", "description", "inventory", "schedule"}, exclude_none=True)
     facts = {
         "File": source.file,
         "Kind": source.kind,
         **{key.capitalize(): value for key, value in own.items()},
         "Runs": source.schedule or "when somebody starts it",
-        "Claims to be": "the whole of BreakHis: every count is checked" if source.inventory else "a part of BreakHis",
     }
+    if source.layout == "breakhis":
+        claim = "the whole of BreakHis: every count is checked" if source.inventory else "a part of BreakHis"
+        facts["Claims to be"] = claim
     rows = "\n".join(f"| {what} | `{value}` |" for what, value in facts.items())
     return DOC.format(description=source.description.strip() or f"The source {source.name}.", facts=rows)
 

@@ -24,11 +24,16 @@ MAX_PIXELS = 100_000_000
 """Pictures larger than this are refused before they are decoded (a decompression bomb, or a whole slide)."""
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes, *, colour: bool = False) -> Pixels:
     """The picture in an image file, as RGB.
 
     Greyscale, palette and transparent pictures are converted; 16-bit and floating-point ones are refused, since how to
     scale them to 8 bits is not for us to guess.
+
+    Args:
+        data: the file's bytes.
+        colour: refuse greyscale pictures, too: what is learnt from is stained tissue, and its stain is half of what
+            it tells.
 
     Returns:
         uint8 array (height, width, 3).
@@ -45,6 +50,8 @@ def decode(data: bytes) -> Pixels:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
             if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
                 raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
+            if colour and image.mode in {"1", "L", "LA"}:
+                raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
             image.load()
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:

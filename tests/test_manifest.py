@@ -145,3 +145,12 @@ def test_the_real_sample(tmp_path, store):
     assert set(quarantine["subtype"]) == {"DC", "LC"}
     sizes = rows[["slide", "width", "height"]].drop_duplicates()
     assert set(sizes[sizes["height"] == 456]["slide"]) == {"14-12465"}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+def test_what_is_not_in_colour_is_quarantined(tmp_path: Path, store: Store, mode: str) -> None:
+    grey = name("F", "14-2")
+    spec = source_of(tmp_path, {name("F", "14-1"): png(1), grey: png(2, mode=mode)})
+    fetch(spec, store, Settings(store=store.root))
+    made = make_manifest(spec, store, workers=1)
+    assert (made["images"], made["quarantined"]) == (1, {"mode": 1})

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from ml.cli.options import deliver, json_option
 from ml.errors import BreakhisError, ConfigError
 from ml.settings import settings
-from ml.sources import KINDS, TO_FILL_IN, SourceSpec, load_source, source_files
+from ml.sources import KINDS, TO_FILL_IN, Table, load_source, source_files
 from ml.store import Json, Store
 from ml.yamlfile import NAME
 
@@ -28,8 +28,9 @@ def sources() -> None:
 @sources.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="Where its images come from.")
+@click.option("--layout", type=click.Choice(["breakhis", "table"]), default="breakhis", help="What tells of an image.")
 @json_option
-def new(name: str, kind: str, as_json: bool) -> None:
+def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -40,13 +41,15 @@ def new(name: str, kind: str, as_json: bool) -> None:
     try:
         # Beside it first: Airflow may look at any moment.
         scratch = path.with_suffix(".new")
-        scratch.write_text(_commented(name, KINDS[kind]))
+        scratch.write_text(_commented({"name": name, "kind": kind, "layout": layout}))
         os.link(scratch, path)
     except FileExistsError:
         raise ConfigError(f"{path}: is there already; edit it, or choose another name") from None
     finally:
         scratch.unlink(missing_ok=True)
     missing = [field for field, about in KINDS[kind].model_fields.items() if _required(field, about)]
+    if layout == "table":
+        missing += [f"table.{field}" for field, about in Table.model_fields.items() if _required(field, about)]
     deliver({"file": str(path), "fill_in": missing, "then": f"breakhis sources check {name}"}, as_json, None)
 
 
@@ -110,13 +113,27 @@ def _required(name: str, about: Any) -> bool:
     return about.default is PydanticUndefined and about.default_factory is None and name not in _FIRST
 
 
-def _commented(name: str, kind: type[SourceSpec]) -> str:
+def _commented(said: dict[str, str]) -> str:
     """A source's YAML file with every key that its kind knows, what each means, and its default."""
-    said = {"name": name, "kind": next(key for key, model in KINDS.items() if model is kind)}
+    kind = KINDS[said["kind"]]
     fields = {key: kind.model_fields[key] for key in (*_FIRST, *(k for k in kind.model_fields if k not in _FIRST))}
     lines = [f"# {(kind.__doc__ or '').strip()}", "# Lines with a default may be left out.", ""]
     for key, about in fields.items():
-        value = said.get(key, TO_FILL_IN if _required(key, about) else about.default)
-        lines += textwrap.wrap(about.description or "", 110, initial_indent="# ", subsequent_indent="# ")
-        lines += [yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
+        if key == "table" and said["layout"] == "table":
+            lines += [*_remark(about.description), "table:", *textwrap.indent(_table(), "  ").splitlines(), ""]
+        else:
+            value = said.get(key, TO_FILL_IN if _required(key, about) else about.default)
+            lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
     return "\n".join(lines)
+
+
+def _table() -> str:
+    lines: list[str] = []
+    for key, about in Table.model_fields.items():
+        value = TO_FILL_IN if _required(key, about) else about.get_default(call_default_factory=True)
+        lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip()]
+    return "\n".join(lines)
+
+
+def _remark(text: str | None) -> list[str]:
+    return textwrap.wrap(text or "", 110, initial_indent="# ", subsequent_indent="# ")

@@ -15,6 +15,7 @@ from ml.sources.spec import (
     KaggleSource,
     S3Source,
     SourceSpec,
+    Table,
     load_source,
     source_files,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "KaggleSource",
     "S3Source",
     "SourceSpec",
+    "Table",
     "fetch",
     "load_source",
     "source_files",

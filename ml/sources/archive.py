@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import SourceError
-from ml.sources.files import MAX_FILE_BYTES, Item, is_image
+from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 
 MAX_FILES = 200_000
 MAX_RATIO = 100
@@ -43,7 +43,7 @@ _PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.
 _SMALL = 2**20  # up to here no ratio can do harm, and tiny archives reach high ones honestly
 
 
-def open_archive(path: Path) -> "Archive | TarArchive":
+def open_archive(path: Path, taken: Taken = is_image) -> "Archive | TarArchive":
     """The archive at ``path``, of whichever kind its first bytes say.
 
     Raises:
@@ -51,7 +51,7 @@ def open_archive(path: Path) -> "Archive | TarArchive":
     """
     with path.open("rb") as file:
         begins = file.read(4)
-    return Archive(path) if begins.startswith(b"PK") else TarArchive(path)
+    return Archive(path, taken) if begins.startswith(b"PK") else TarArchive(path, taken)
 
 
 class Archive:
@@ -62,8 +62,9 @@ class Archive:
             of it, links, names met twice, too many or too large files).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, taken: Taken = is_image) -> None:
         self._path = path
+        self._taken = taken
         try:
             self._zip = zipfile.ZipFile(path)
         except _DAMAGE as error:
@@ -94,7 +95,7 @@ class Archive:
             raise SourceError(f"{self._path}: {name} in it is damaged or cannot be unpacked ({error})") from None
 
     def _checked(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-        listing = _Listing(self._path)
+        listing = _Listing(self._path, self._taken)
         images: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             link = stat.S_ISLNK(member.external_attr >> 16)
@@ -113,9 +114,9 @@ class TarArchive:
         SourceError: as for :class:`Archive`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, taken: Taken = is_image) -> None:
         self._path = path
-        listing = _Listing(path)
+        listing = _Listing(path, taken)
         with self._opened() as tar:
             for member in tar:
                 if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
@@ -163,8 +164,9 @@ class _Listing:
         SourceError: the archive is not to be trusted; names it and the member.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, taken: Taken) -> None:
         self._path = path
+        self._taken = taken
         self._images: dict[str, int] = {}
         self._skipped: list[str] = []
         self._count = 0
@@ -180,7 +182,7 @@ class _Listing:
             raise SourceError(f"{self._path}: {name!r} is a link; an archive of images has no need of links")
         if folder:
             return False
-        if not is_image(name):
+        if not self._taken(name):
             self._skipped.append(name)
             return False
         if name in self._images:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ml.errors import SourceError
-from ml.sources.files import MAX_FILE_BYTES, Item, is_image
+from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 
 
 class Directory:
@@ -20,7 +20,7 @@ class Directory:
         SourceError: the folder is missing, or a folder below it cannot be listed.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, taken: Taken = is_image) -> None:
         self.images: list[str] = []
         self.skipped: list[str] = []
         try:
@@ -39,7 +39,7 @@ class Directory:
             self.skipped += [f"{self._relative(here / name)}/" for name in folders if (here / name).is_symlink()]
             for name in names:
                 path = here / name
-                if is_image(name) and self._is_ours(path):
+                if taken(self._relative(path)) and self._is_ours(path):
                     self.images.append(self._relative(path))
                 else:
                     self.skipped.append(self._relative(path))

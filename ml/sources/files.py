@@ -31,6 +31,10 @@ class Files(Protocol):
         """Each image with what reads it. A reader raises SourceError, naming the file, where that cannot be done."""
 
 
+Taken = Callable[[str], bool]
+"""Whether a file with this path belongs to the source."""
+
+
 def is_image(name: str) -> bool:
     """Whether a file is taken for an image, by its suffix in any case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

@@ -24,7 +24,7 @@ from ml.settings import Settings
 from ml.sources import kaggle
 from ml.sources.archive import open_archive
 from ml.sources.directory import Directory
-from ml.sources.files import IMAGE_SUFFIXES, Files, Item
+from ml.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
 from ml.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 from ml.store import Json, Store, digest
 
@@ -59,7 +59,7 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
         TryAgain: a network or a server got in the way.
     """
     if isinstance(spec, DirectorySource):
-        raw = _keep(spec, Directory(spec.path), store, {"path": str(spec.path)})
+        raw = _keep(spec, Directory(spec.path, _taken(spec)), store, {"path": str(spec.path)})
     elif isinstance(spec, KaggleSource):
         raw = _fetch_kaggle(spec, store, settings)
     elif isinstance(spec, S3Source):
@@ -79,7 +79,7 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
 
 def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
     with kaggle.ask(spec) as remote:
-        inputs = {"source": spec.name, "archive": remote.identity, "suffixes": IMAGE_SUFFIXES}
+        inputs = {"source": spec.name, "archive": remote.identity, "taken": _what_is_taken(spec)}
         known = store.memo("kaggle", inputs) if remote.identity else None
         if known and store.exists(known["raw"]):
             say(f"{spec.name}: {spec.dataset} has not changed on Kaggle; nothing to download")
@@ -95,7 +95,7 @@ def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
 def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     from ml.sources.s3 import Bucket
 
-    bucket = Bucket(spec)
+    bucket = Bucket(spec, _taken(spec))
     identity = bucket.look() if spec.archive else bucket.list()
     origin = {name: value for name, value in identity.items() if name != "objects"}
 
@@ -126,7 +126,7 @@ def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
 
 def _unless_known(spec: SourceSpec, identity: Json, store: Store, make: Callable[[], str]) -> str:
     """What was made of the same thing before, or else what ``make`` makes of it now."""
-    inputs = {"source": spec.name, "identity": identity, "suffixes": IMAGE_SUFFIXES}
+    inputs = {"source": spec.name, "identity": identity, "taken": _what_is_taken(spec)}
     known = store.memo(spec.kind, inputs)
     if known and store.exists(known["raw"]):
         say(f"{spec.name}: nothing has changed there; nothing to download")
@@ -134,6 +134,15 @@ def _unless_known(spec: SourceSpec, identity: Json, store: Store, make: Callable
     raw = make()
     store.set_memo(spec.kind, inputs, {"raw": raw})
     return raw
+
+
+def _taken(spec: SourceSpec) -> Taken:
+    """What of a source is brought into the store: its images, and its table if it has one."""
+    return lambda name: is_image(name) or (spec.table is not None and name == spec.table.file)
+
+
+def _what_is_taken(spec: SourceSpec) -> list[str]:
+    return [*IMAGE_SUFFIXES, *([spec.table.file] if spec.table else [])]
 
 
 @contextmanager
@@ -150,7 +159,7 @@ def _reserved(folder: Path) -> Iterator[Path]:
 def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
     """Read the images out of a downloaded archive, which is removed: they are in the store now, or it is no good."""
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, _taken(spec)) as archive:
             kaggle.require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()

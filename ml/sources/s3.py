@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import CredentialsError, SourceError, TryAgain
-from ml.sources.files import MAX_FILE_BYTES, Item, is_image, save
+from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image, save
 from ml.sources.spec import KEY_VARIABLES, S3Source
 from ml.store import Json
 
@@ -26,8 +26,9 @@ class Bucket:
         TryAgain: the server cannot be reached or has a fault of its own.
     """
 
-    def __init__(self, spec: S3Source) -> None:
+    def __init__(self, spec: S3Source, taken: Taken = is_image) -> None:
         self._spec = spec
+        self._taken = taken
         self.images: list[str] = []
         self.skipped: list[str] = []
         self._marks: list[list[Any]] = []
@@ -58,7 +59,7 @@ class Bucket:
                     name = entry["Key"].removeprefix(spec.prefix).lstrip("/")
                     if entry["Key"].endswith("/"):  # what some clients make for a folder
                         continue
-                    if not is_image(name):
+                    if not self._taken(name):
                         self.skipped.append(name)
                         continue
                     if entry["Size"] > MAX_FILE_BYTES:

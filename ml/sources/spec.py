@@ -2,13 +2,14 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from ml.errors import ConfigError
+from ml.taxonomy import SUBTYPES
 from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
 
 if TYPE_CHECKING:
@@ -28,6 +29,36 @@ _KAGGLE_DATASET = re.compile(
 )
 
 
+class Table(Declared):
+    """A CSV or Parquet file of the source with a row an image, and where in it things stand."""
+
+    file: str = Field(description="Its path within the source; .csv (UTF-8, with a header) or .parquet.")
+    path: str = Field(description="Column: the image's path within the source, or its file name if that is unique.")
+    patient: str = Field(description="Column: whatever tells patients apart; all images of one stay together.")
+    slide: str | None = Field(None, description="Column: the slide; default: a patient has one.")
+    subtype: str = Field(description="Column: the tumour's subtype.")
+    magnification: str = Field(description="Column: the objective's magnification, such as 40 or 40x.")
+    subtypes: dict[str, str] = Field(
+        default_factory=dict,
+        description="From what the subtype column says to A, F, PT, TA (benign), DC, LC, MC or PC (malignant). Rows "
+        "with a value that is neither here nor one of these are quarantined.",
+    )
+
+    @field_validator("file", mode="after")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if not value.endswith((".csv", ".parquet")) or value.startswith("/") or ".." in PurePosixPath(value).parts:
+            raise ValueError(f"{value!r} must be the path of a .csv or .parquet file within the source")
+        return value
+
+    @field_validator("subtypes", mode="after")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(value.values()) - set(SUBTYPES)):
+            raise ValueError(f"unknown subtypes {', '.join(unknown)}; there are: {', '.join(SUBTYPES)}")
+        return value
+
+
 class SourceSpec(Declared):
     """What every source declares, whatever its kind. Made by :func:`load_source`."""
 
@@ -37,7 +68,20 @@ class SourceSpec(Declared):
     inventory: bool = Field(False, description="Whether the source claims to be the whole published BreakHis.")
     schedule: Schedule | None = Field(None, description="When to ingest: @daily … or five cron fields; null: by hand.")
 
+    layout: Literal["breakhis", "table"] = Field(
+        "breakhis", description="breakhis: file names tell all, in whatever folders; table: a table does."
+    )
+    table: Table | None = Field(None, description="For the layout table: where it lies and what its columns are.")
+
     _file: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _fits_layout(self) -> Self:
+        if (self.layout == "table") != (self.table is not None):
+            raise ValueError("'layout: table' and the mapping 'table' belong together: give both or neither")
+        if self.table and self.inventory:
+            raise ValueError("'inventory' is about BreakHis' file names; a source with a table has none")
+        return self
 
     def model_post_init(self, context: Any) -> None:
         """Remember which file this was read from (``build`` hands it over as the validation context)."""
@@ -178,8 +222,10 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
         raise ConfigError(f"{path}: 'kind' is missing (one of: {known})")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
-    if open_ := [key for key, value in data.items() if value == TO_FILL_IN]:
-        raise ConfigError(f"{path}: still to be filled in: {', '.join(open_)}")
+    table = data.get("table")
+    cells = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
+    if blank := [key for key, value in cells.items() if value == TO_FILL_IN]:
+        raise ConfigError(f"{path}: still to be filled in: {', '.join(blank)}")
     spec = build(data, KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.

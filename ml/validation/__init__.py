@@ -37,7 +37,7 @@ def validate(manifest_id: str, store: Store) -> Json:
     meta = store.meta(manifest_id)
     if not manifest_id.startswith("manifest-"):
         raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
-    suite = checks(bool(meta["inventory"]))
+    suite = checks(bool(meta["inventory"]), meta["layout"])
     version = suite_version(suite)
     inputs = {"manifest": manifest_id, "suite": version}
     known = store.memo("validate", inputs)

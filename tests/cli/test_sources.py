@@ -60,6 +60,19 @@ def test_a_new_source_says_what_to_fill_in_and_is_good_then(run: Any, conf: Path
     assert [path.name for path in file.parent.iterdir()] == ["ours.yaml"]
 
 
+def test_a_new_source_with_a_table(run: Any, conf: Path) -> None:
+    made = run("new", "ours", "--kind", "s3", "--layout", "table")
+    assert made["fill_in"] == [
+        "bucket",
+        *(f"table.{k}" for k in ("file", "path", "patient", "subtype", "magnification")),
+    ]
+    file = conf / "sources" / "ours.yaml"
+    with pytest.raises(ConfigError, match=r"bucket, table\.file, table\.path"):
+        run("check", "ours")
+    file.write_text(file.read_text().replace("file: TO FILL IN", "file: a.csv").replace("TO FILL IN", "something"))
+    assert run("check", "ours")["table"]["file"] == "a.csv"
+
+
 def test_what_is_there_is_not_overwritten(run: Any, conf: Path) -> None:
     run("new", "ours", "--kind", "demo")
     file = conf / "sources" / "ours.yaml"

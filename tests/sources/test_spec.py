@@ -99,9 +99,11 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, complaint: 
 
 
 def test_an_unknown_key_lists_those_of_its_kind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'paht' \(known: description, inventory, kind, name, path, sch"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'paht' \(known: description, inventory, kind, layout, name, path,"
+    ):
         read(tmp_path, "name: mine\nkind: directory\npath: x\npaht: y\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'path' \(known: .*images.*seed\)"):
+    with pytest.raises(ConfigError, match=r"unknown key 'path' \(known: .*images.*seed, table\)"):
         read(tmp_path, "name: mine\nkind: demo\npath: y\n")
 
 

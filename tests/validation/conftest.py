@@ -49,6 +49,7 @@ def keep(store: Store) -> Keep:
             "duplicates": 0,
             "quarantined": {str(reason): int(n) for reason, n in table["reason"].value_counts().items()},
             "inventory": inventory,
+            "layout": "breakhis",
         }
         return store.create("manifest", payload, meta, fill)
 

@@ -1,0 +1,116 @@
+"""The layout ``table``: what a CSV or Parquet file of a source says of its images."""
+
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from ml.errors import SourceError
+from ml.sources.spec import SourceSpec, Table
+from ml.taxonomy import SUBTYPES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:\.0+)?\s*[xX×]?")
+_FIRST_ROW = 2  # as an editor counts the lines of a CSV file below its header
+
+
+class Row(NamedTuple):
+    """What a table says of one image. ``problem`` says why it cannot be used: a reason and its detail."""
+
+    path: str
+    patient: str = ""
+    slide: str = ""
+    subtype: str = ""
+    magnification: int = 0
+    problem: tuple[str, str] | None = None
+
+
+def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, Row]:
+    """Read a source's table.
+
+    Patients and slides are put under the source's name, since two hospitals may count alike.
+
+    Args:
+        spec: the source, with a table.
+        data: the table's file.
+        paths: the source's image files, which rows may also name by file name alone.
+
+    Returns:
+        what is said of each path; rows that name no image of the source, and images named twice in different ways,
+        have a problem.
+
+    Raises:
+        SourceError: it cannot be read, or a column is missing.
+    """
+    table = spec.table
+    assert table
+    frame = _read(spec, table, data)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_name[path.rpartition("/")[2]].append(path)
+    known = {path for same in by_name.values() for path in same}
+    found: dict[str, Row] = {}
+    for number, cells in enumerate(frame.to_dict("records"), start=_FIRST_ROW):
+        row = _row(spec.name, table, cells, f"{table.file} row {number}")
+        path = row.path
+        if path not in known and len(by_name.get(path.rpartition("/")[2], ())) == 1:
+            [path] = by_name[path.rpartition("/")[2]]
+        if path not in known:
+            detail = f"{table.file} row {number}: there is no such image in the source"
+            row = row._replace(problem=("missing_file", detail))
+        elif path in found and found[path]._replace(path=row.path) != row:
+            row = row._replace(problem=("conflicting_rows", f"{table.file} row {number} contradicts an earlier one"))
+        found[path] = row
+    return found
+
+
+def _read(spec: SourceSpec, table: Table, data: bytes) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        if table.file.endswith(".parquet"):
+            frame = pd.read_parquet(io.BytesIO(data))
+        else:
+            frame = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError, UnicodeDecodeError) as error:  # what pandas and pyarrow raise are kinds of these
+        raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
+    columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise SourceError(
+            f"{spec.file}: {table.file} has no column {', '.join(map(repr, missing))}; it has: "
+            + ", ".join(map(str, frame.columns))
+        )
+    twice = [name for name, count in Counter(frame.columns).items() if count > 1 and name in columns]
+    if twice:
+        raise SourceError(f"{spec.file}: {table.file} has the column {twice[0]!r} twice")
+    return frame[columns].astype(object).where(frame[columns].notna(), "").astype(str)
+
+
+def _row(source: str, table: Table, cells: Mapping[Hashable, str], where: str) -> Row:
+    def cell(column: str) -> str:
+        return cells[column].strip()
+
+    path = cell(table.path).replace("\\", "/").removeprefix("./")
+    patient, said = cell(table.patient), cell(table.subtype)
+    slide = cell(table.slide) if table.slide else patient
+    subtype = table.subtypes.get(said, said if said in SUBTYPES else "")
+    magnification = _MAGNIFICATION.fullmatch(cell(table.magnification))
+    row = Row(
+        path,
+        f"{source}:{patient}" if patient else "",
+        f"{source}:{slide}" if slide else "",
+        subtype,
+        int(magnification[1]) if magnification else 0,
+    )
+    empty = [column for column in (table.path, table.patient, table.slide) if column and not cell(column)]
+    if empty:
+        return row._replace(problem=("row", f"{where}: {', '.join(map(repr, empty))} is empty"))
+    if not subtype:
+        return row._replace(problem=("subtype", f"{where}: {said!r} is no subtype that 'subtypes' knows"))
+    if not magnification:
+        detail = f"{where}: {cell(table.magnification)!r} is no magnification such as 40 or 40x"
+        return row._replace(problem=("magnification", detail))
+    return row
