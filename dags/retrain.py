@@ -28,6 +28,8 @@ DOC = """
 2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The end of
    a task's log and its *Details* lead to the **MLflow run** with curves, metrics and artifacts.
 3. **register_…** makes each trained model a new version in the registry, a *candidate*.
+   What was trained before from the same data, recipe, weights and seed is not trained again: the run ends quickly, its
+   candidates are the versions there are, and 4 is skipped where these were handed over already.
 4. **trigger_promote_…** hands each candidate to the DAG `promote`, where its gates are checked and a reviewer is asked.
    Nothing becomes the champion here.
 

@@ -31,8 +31,8 @@ _SECONDS_UNTIL_GIVEN_UP = 30 * 24 * 3600.0
 _FOLDER = "jobs/training"
 
 
-def wait_for_others(store: Store, job: str) -> bool:
-    """Wait until no living process is at a training; whether there was one.
+def wait_for_others(store: Store, job: str) -> None:
+    """Wait until no living process is at a training.
 
     Where a worker dies, its container trains on; a retry on another host cannot see that container, only this.
     """
@@ -40,7 +40,7 @@ def wait_for_others(store: Store, job: str) -> bool:
     while True:
         state, _ = store.read(f"{_FOLDER}/{job}/state.json")
         if not state or time.time() - state["beat"] >= _SECONDS_UNTIL_DEAD:
-            return said > 0
+            return
         if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
             run = f"MLflow run {state['run_id']}, after epoch {state['epoch']}" if state["run_id"] else "not begun"
             say(f"this is being trained by another process already ({run}); waiting for its end")

@@ -73,10 +73,12 @@ def train(
     """Train one model and log it (the ``train`` stage). The test side is scored once, with what was chosen before.
 
     A training that was killed goes on where it was, in the same MLflow run, and comes to the same result. Where another
-    process is at the same training, its end is waited for, and its result is the result.
+    process is at the same training, its end is waited for. What was trained to its end from the same inputs is not
+    trained again: its run is the result, until somebody deletes it in MLflow.
 
     Returns:
-        ``{run_id, task, set, metrics}``; metrics are named ``test_<metric>``.
+        ``{run_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused`` says that nothing
+        had to be trained.
 
     Raises:
         DataError: a class is missing on the training side, or validation cannot give a threshold.
@@ -95,8 +97,9 @@ def train(
     tf.config.experimental.enable_op_determinism()
     name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
     job = _job(task, dataset, split, preset, seed, data)
-    if wait_for_others(store, job) and (finished := _finished(job, experiment, settings)):
-        return {**finished, "task": task, "set": experiment}
+    wait_for_others(store, job)
+    if finished := _finished(job, experiment, settings):
+        return {**finished, "task": task, "set": experiment, "reused": True}
     sweep(store)
     checkpoint = Checkpoint(store, job)
     with checkpoint.alive():
@@ -107,7 +110,7 @@ def train(
                 head, history = _fit(task, preset, seed, data, checkpoint)
             metrics = _evaluate_and_log(task, head, history, data, run_id, store)
         checkpoint.forget()
-    return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics}
+    return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
 
 
 def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
@@ -121,7 +124,7 @@ def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
         max_results=1,
     )
     for run in runs:
-        say(f"trained to its end in MLflow run {run.info.run_id}")
+        say(f"nothing to train: these very inputs were trained to the end in MLflow run {run.info.run_id}")
         return {"run_id": run.info.run_id, "metrics": _of_test(run.data.metrics)}
     return None
 

@@ -260,7 +260,13 @@ def whole(world):
 
 
 @pytest.fixture
-def killed(world, whole, monkeypatch):
+def anew(monkeypatch):
+    """Training again what was trained already."""
+    monkeypatch.setattr(training_module, "_finished", lambda *_: None)
+
+
+@pytest.fixture
+def killed(world, whole, anew, monkeypatch):
     """The same training, killed after its second epoch; its MLflow run."""
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
     save, saved = Checkpoint.save, []
@@ -302,7 +308,7 @@ def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed,
 
 
 @pytest.mark.parametrize("last", ["_log_metrics", "forget"])
-def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, monkeypatch, last):
+def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, anew, monkeypatch, last):
     owner = Checkpoint if last == "forget" else training_module
     done, runs = getattr(owner, last), []
 
@@ -347,17 +353,30 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
     first = again(world, seed=9)
     other.join(60)
-    assert answers["second"] == first
+    assert answers["second"] == {**first, "reused": True}
     runs = connect(world.settings).search_runs(
         [connect(world.settings).get_run(first["run_id"]).info.experiment_id], "tags.`breakhis.seed` = '9'"
     )
     assert [run.info.run_id for run in runs] == [first["run_id"]]
 
 
-def test_the_same_training_on_purpose_is_another_run(world, whole):
-    another = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
-    assert another["run_id"] != whole["run_id"]
-    assert another["metrics"] == whole["metrics"]
+def test_identical_inputs_return_the_finished_run(world, capsys):
+    first = again(world, seed=22)
+    assert first["reused"] is False
+    assert again(world, seed=22) == {**first, "reused": True}
+    assert f"nothing to train: these very inputs were trained to the end in MLflow run {first['run_id']}" in (
+        capsys.readouterr().err
+    )
+    other = again(world, seed=22, preset=world.preset.model_copy(update={"epochs": 3}))
+    assert (other["reused"], other["run_id"] == first["run_id"]) == (False, False)
+
+
+def test_a_finished_run_that_was_deleted_is_trained_again_to_the_same_result(world):
+    first = again(world, seed=21)
+    connect(world.settings).delete_run(first["run_id"])
+    second = again(world, seed=21)
+    assert second["run_id"] != first["run_id"]
+    assert (second["reused"], second["metrics"]) == (False, first["metrics"])
 
 
 def test_an_epoch_has_its_own_order_wherever_one_begins():
