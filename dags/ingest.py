@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from airflow.sdk import DAG, Asset
+from airflow.sdk import DAG
 
-from breakhis_airflow.declared import cron, dags_of
+from breakhis_airflow.declared import cron, dags_of, version_of
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from ml.settings import settings
@@ -25,8 +25,8 @@ DOC = """
    used is set aside with a reason; the counts are in the task's XCom.
 3. **validate** checks that list. The report opens from the end of the task's log or its
    *Details* (**Data Docs**), after a failure too.
-4. **publish** makes the list the current version of the source, which training sets then take. Unchanged files change
-   nothing.
+4. **publish** makes the list the current version of the source, which training sets then take, and tells Airflow of it
+   by an asset event: retrainings that are unpaused start. Unchanged files make no new version and start nothing.
 
 When **validate** fails, nothing is published and the last good version stays in use. Read the report, mend the files or
 the YAML, and start a new run.
@@ -50,12 +50,11 @@ def ingest(file: Path) -> DAG:
         tags=["ingest", source.kind],
         auto_register=False,
     ) as dag:
-        version = Asset(f"breakhis_source_{source.name}", uri=f"x-breakhis://sources/{source.name}")
         own = getattr(source, "connection", None)
         fetch = stage("fetch", reference, connections=[own] if own else [])
         manifest = stage("manifest", reference, "--raw", fetch.value("version"))
         validate = stage("validate", manifest.value("manifest"))
-        publish = stage("publish", manifest.value("manifest"), outlets=[version])
+        publish = stage("publish", manifest.value("manifest"), news=version_of(source.name))
         fetch >> manifest >> validate >> publish
     return dag
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
-from breakhis_airflow.declared import cron, dags_of
+from breakhis_airflow.declared import dags_of, on_news
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import mapped_stage, stage
 from ml.presets import preset_names
 from ml.settings import settings
+from ml.sources import name_of
 from ml.training_sets import TrainingSet, load_training_set, training_set_files
 
 SETTINGS = settings()
@@ -35,7 +36,7 @@ DOC = """
 
 ### Starting it by hand
 Press *Trigger*; the form has the recipe and the seed. Whoever starts a run cannot be the one who approves its models.
-A new DAG is paused: unpause it to have it run by its schedule.
+A new DAG is paused: unpause it to have it run by its schedule, and whenever a source has a new version.
 """
 
 
@@ -48,7 +49,7 @@ def retrain(file: Path) -> DAG:
         f"retrain_{training_set.name}",
         description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
         doc_md=documentation(training_set),
-        schedule=cron(training_set.schedule),
+        schedule=on_news(map(name_of, training_set.sources), training_set.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=True,
@@ -113,7 +114,7 @@ def documentation(training_set: TrainingSet) -> str:
         "Split ledger": training_set.ledger,
         "Promotion policy": training_set.policy,
         "Recipe": training_set.preset,
-        "Runs": training_set.schedule or "when somebody starts it",
+        "Runs": f"with new data{f', and {training_set.schedule}' if training_set.schedule else ''}",
     }
     rows = "\n".join(f"| {what} | `{value}` |" for what, value in facts.items())
     return DOC.format(description=training_set.description.strip(), facts=rows)

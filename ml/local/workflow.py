@@ -119,7 +119,8 @@ class Workflow:
         if missing:
             raise StackError(f"Airflow has no DAG {', '.join(missing)}; see the warnings above")
         for dag in needed:
-            api.unpause(dag)
+            if dag != self.retrain.dag:  # that one waits for the sources, or their first news would start it as well
+                api.unpause(dag)
 
     def until_review(self) -> None:
         """Ingest, retrain, and follow both candidates until each waits for its review, was blocked or is decided.
@@ -132,6 +133,7 @@ class Workflow:
         watch.until(lambda run: run.ended, ingests, self._check_alive)
         for run in ingests:
             self._demand_success(run)
+        api.unpause(self.retrain.dag)
         self.retrain.id = api.trigger(self.retrain.dag)["dag_run_id"]
         watch.until(lambda run: run.ended, [self.retrain], self._check_alive)
         self._demand_success(self.retrain)

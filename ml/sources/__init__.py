@@ -17,6 +17,7 @@ from ml.sources.spec import (
     SourceSpec,
     Table,
     load_source,
+    name_of,
     source_files,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "Table",
     "fetch",
     "load_source",
+    "name_of",
     "source_files",
 ]
 

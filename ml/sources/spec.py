@@ -233,6 +233,11 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     return spec
 
 
+def name_of(reference: str) -> str:
+    """The name of the source that a training set refers to, by name or by file: the file is called like its source."""
+    return Path(reference).stem if reference.endswith(".yaml") else reference
+
+
 def source_files(settings: "Settings") -> list[Path]:
     """Every source's YAML file: those in ``conf``/sources, and those that a training set refers to by path.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, CronTriggerTimetable, task
+from airflow.sdk import DAG, Asset, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
@@ -59,6 +59,18 @@ def cron(schedule: str | None) -> CronTriggerTimetable | None:
         return None
     # Not exactly False: its first time would be lost, should Airflow read the file between that second and the next.
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
+
+
+def version_of(source: str) -> Asset:
+    """The asset that stands for the versions of a source."""
+    return Asset(f"breakhis_source_{source}", uri=f"x-breakhis://sources/{source}")
+
+
+def on_news(sources: Iterable[str], schedule: str | None) -> AssetAny | AssetOrTimeSchedule:
+    """When something that is made of sources runs: with each new version of one of them, and by its schedule."""
+    news = AssetAny(*map(version_of, sources))
+    timetable = cron(schedule)
+    return AssetOrTimeSchedule(timetable=timetable, assets=news) if timetable else news
 
 
 def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import mask_secret
 
@@ -67,13 +67,15 @@ class Ended:
 
 
 class StageOperator(BaseOperator):
-    """Run one stage and return its JSON result, which becomes the task's XCom and the extra of its outlets' events.
+    """Run one stage and return its JSON result, which becomes the task's XCom.
 
     A stage that says no (bad input, failed validation, blocked gates) fails the task without a retry, with the stage's
     own words; if it wrote a result all the same, that is the XCom. Everything else that goes wrong may be retried.
 
     :param stage: The stage: a command of ``breakhis``, such as ``fetch``.
     :param arguments: What follows it on the command line. (templated)
+    :param news: What this stage may make a new version of. An event of it is emitted, with the result as its extra,
+        where the result says ``changed``, and none where it does not: what runs on that event has nothing to do then.
     :param connections: Airflow connections that this stage is given besides those in BREAKHIS_CONNECTIONS. They are
         fetched when the task runs; :mod:`breakhis_airflow.connections` says what the stage finds of each.
     """
@@ -90,9 +92,12 @@ class StageOperator(BaseOperator):
         stage: str,
         arguments: Sequence[str] = (),
         connections: Sequence[str] = (),
+        news: Asset | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # By an alias: an asset as an outlet has an event whenever its task succeeds.
+        super().__init__(**kwargs, **({"outlets": [_alias(news)]} if news else {}))
+        self.news = news
         if not re.fullmatch(r"[a-z][a-z-]*", stage):
             raise ValueError(f"stage must be a command of breakhis such as 'fetch', not {stage!r}")
         if isinstance(arguments, str) or not all(isinstance(argument, str) for argument in arguments):
@@ -129,8 +134,8 @@ class StageOperator(BaseOperator):
                 self.log.info("%s: %s", link.name, address)
 
         if ended.status == 0 and self.stage_result is not None:
-            for asset in self.outlets:
-                context["outlet_events"][asset].extra = self.stage_result
+            if self.news and self.stage_result["changed"]:
+                context["outlet_events"][_alias(self.news)].add(self.news, extra=self.stage_result)
             return self.stage_result
         if self.stage_result is not None:
             ti.xcom_push(key="return_value", value=self.stage_result)
@@ -153,6 +158,10 @@ class StageOperator(BaseOperator):
             secrets += found.secrets
             given |= found.environment
         return secrets, given
+
+
+def _alias(news: Asset) -> AssetAlias:
+    return AssetAlias(f"{news.name}_news")
 
 
 # --- what a stage says ------------------------------------------------------------------------------------------------

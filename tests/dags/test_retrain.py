@@ -1,4 +1,5 @@
 import pytest
+from airflow.sdk import AssetAny
 from airflow.sdk.exceptions import ParamValidationError
 
 from ml.presets import preset_names
@@ -69,9 +70,26 @@ def test_each_candidate_is_handed_over_once(dag):
 
 
 def test_it_runs_monthly_once_unpaused_and_not_for_months_gone_by(dag):
-    assert dag.timetable.expression == "0 0 1 * *"
+    assert dag.timetable.timetable.expression == "0 0 1 * *"
     assert (dag.catchup, dag.start_date, dag.is_paused_upon_creation) == (False, None, True)
     assert dag.max_active_runs == 1
+
+
+def test_a_new_version_of_any_of_its_sources_starts_it(conf, read, tmp_path):
+    (tmp_path / "more.yaml").write_text("name: more\nkind: demo\n")
+    file = conf / "training_sets" / "demo.yaml"
+    file.write_text(file.read_text().replace("[demo]", f"[demo, {tmp_path / 'more.yaml'}]"))
+    news = read("retrain")["retrain_demo"].timetable.asset_condition
+    assert [asset.uri for asset in news.objects] == ["x-breakhis://sources/demo", "x-breakhis://sources/more"]
+    assert isinstance(news, AssetAny)
+    assert read("ingest")["ingest_demo"].get_task("publish").news in news.objects
+
+
+def test_without_a_schedule_news_alone_start_it(conf, read):
+    file = conf / "training_sets" / "demo.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if not line.startswith("schedule")))
+    timetable = read("retrain")["retrain_demo"].timetable
+    assert [asset.name for asset in timetable.asset_condition.objects] == ["breakhis_source_demo"]
 
 
 def test_the_form_starts_from_the_yaml(dag):

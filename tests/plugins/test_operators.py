@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from breakhis_airflow.connections import _address
 from breakhis_airflow.operators import StageOperator, _Output
@@ -45,17 +46,23 @@ def when(path: Path) -> str:
 # --- what runs ------------------------------------------------------------------------------------------------------
 
 
-def test_the_result_is_the_xcom_and_the_extra_of_the_outlets(breakhis, context):
-    breakhis("write({'arguments': arguments}); print('not the result')")
+@pytest.mark.parametrize("changed", [True, False])
+def test_the_result_is_the_xcom_and_goes_with_the_event_of_news(breakhis, context, changed):
+    breakhis(f"write({{'arguments': arguments, 'changed': {changed}}}); print('not the result')")
     asset = Asset("a_version", uri="x-breakhis://a_version")
-    task = stage("publish", "manifest-1", outlets=[asset])
+    task = stage("publish", "manifest-1", news=asset)
     run = context()
-    run["outlet_events"][asset] = SimpleNamespace(extra=None)
+    [alias] = task.outlets
+    assert alias == AssetAlias("a_version_news")  # an asset there would have an event each time
+    run["outlet_events"] = OutletEventAccessors()
 
     result = task.execute(run)
 
     assert result["arguments"][:4] == ["publish", "manifest-1", "--json", "--result"]
-    assert run["outlet_events"][asset].extra == result
+    events = run["outlet_events"][alias].asset_alias_events
+    assert [(event.dest_asset_key.uri, event.extra) for event in events] == (
+        [("x-breakhis://a_version", result)] if changed else []
+    )
 
 
 def test_the_class_is_that_of_the_place():
