@@ -112,7 +112,7 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
 
 
 def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
-    from ml.sources.web import download
+    from ml.sources.downloads import download
 
     def make() -> str:
         with _reserved(settings.cache / "http" / spec.sha256) as folder:

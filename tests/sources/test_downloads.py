@@ -12,7 +12,7 @@ from kaggle_server import mirror_zip, some_names
 
 from ml.errors import ConfigError, CredentialsError, SourceError, TryAgain
 from ml.settings import Settings
-from ml.sources import SourceSpec, fetch, web
+from ml.sources import SourceSpec, downloads, fetch
 from ml.store import Store
 
 DATA = mirror_zip(some_names())
@@ -75,7 +75,7 @@ def test_an_archive_is_downloaded_once(source: Any, site: Site, store: Store, se
 def test_a_broken_download_goes_on_where_it_was(
     source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "_CHUNK", 1000)
+    monkeypatch.setattr(downloads, "_CHUNK", 1000)
     site.cut_at = 5000
     with pytest.raises(TryAgain, match="broke off"):
         fetch(source(), store, settings)
