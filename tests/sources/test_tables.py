@@ -128,6 +128,17 @@ def test_tables_that_cannot_be_read(source: Any, ingest: Any, table: Any, messag
         ingest(source(more={"broken.parquet": b"PAR1"}, **table))
 
 
+def test_a_table_alone_is_no_source(ingest: Any, declare: Any, tmp_path: Path) -> None:
+    tree(tmp_path / "images", {"labels.csv": csv()})
+    spec = declare(
+        "clinic",
+        **{"kind": "directory", "path": str(tmp_path / "images"), "layout": "table"},
+        table={"file": "labels.csv", **COLUMNS},
+    )
+    with pytest.raises(SourceError, match=r"none of its 0 image file\(s\) can be used"):
+        ingest(spec)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
