@@ -142,7 +142,9 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     rows, quarantine, duplicates = classify(files, pictures, spec.name, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
-        first = f": {_reasons(quarantine)}; first: {quarantine[0]['path']}: {quarantine[0]['detail']}" if quarantine else ""
+        first = (
+            f": {_reasons(quarantine)}; first: {quarantine[0]['path']}: {quarantine[0]['detail']}" if quarantine else ""
+        )
         raise SourceError(f"source {spec.name!r}: none of its {len(files)} image file(s) can be used{first}")
     result: Json = {
         "source": spec.name,
