@@ -225,8 +225,14 @@ def _variable(name: str) -> str:
 
 if __name__ == "__main__":
     commands = {
-        **{"buckets": buckets, "save": save, "load": load, "init": init, "apiserver": apiserver},
-        **{"mlflow": mlflow, "migrate-mlflow": migrate_mlflow, "healthy": healthy},
+        "buckets": buckets,
+        "save": save,
+        "load": load,
+        "init": init,
+        "apiserver": apiserver,
+        "mlflow": mlflow,
+        "migrate-mlflow": migrate_mlflow,
+        "healthy": healthy,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)

@@ -11,6 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +40,18 @@ def wait_for_others(store: Store, job: str) -> None:
     said = float("-inf")
     while True:
         state, _ = store.read(f"{_FOLDER}/{job}/state.json")
-        if not state or time.time() - state["beat"] >= _SECONDS_UNTIL_DEAD:
+        if not _lives(state):
             return
         if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
             run = f"MLflow run {state['run_id']}, after epoch {state['epoch']}" if state["run_id"] else "not begun"
             say(f"this is being trained by another process already ({run}); waiting for its end")
             said = time.monotonic()
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _lives(state: Json | None) -> TypeGuard[Json]:
+    """Whether a process is at the training with this state."""
+    return state is not None and time.time() - state["beat"] < _SECONDS_UNTIL_DEAD
 
 
 def sweep(store: Store) -> None:
@@ -77,7 +83,7 @@ class Checkpoint:
         self._lock = threading.Lock()
         self._saved = time.monotonic()
         left, tag = store.read(self._key)
-        if left and time.time() - left["beat"] < _SECONDS_UNTIL_DEAD:
+        if _lives(left):
             raise TryAgain(
                 f"this is being trained already, in MLflow run {left['run_id'] or '(not begun)'}; if that process is "
                 f"dead, it counts as such in a minute"

@@ -1,6 +1,5 @@
 """Reading the YAML files that users write (sources, training sets, policies, presets) into typed models."""
 
-import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,8 +10,6 @@ from ml.errors import ConfigError
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """What a source, training set or policy may be called: it becomes part of DAG ids and model names."""
-
-NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 
 
 class Declared(BaseModel):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ml.errors import BreakhisError, ConfigError
 from ml.settings import settings
 from ml.sources import KINDS, TO_FILL_IN, Table, load_source, source_files
 from ml.store import Json, Store
-from ml.yamlfile import NAME
+from ml.yamlfile import NAME_PATTERN
 
 _FIRST = ("name", "kind", "description")
 
@@ -32,7 +33,7 @@ def sources() -> None:
 @json_option
 def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"{name!r} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
         )
@@ -76,13 +77,13 @@ def list_(as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     columns = ("name", "kind", "schedule", "images", "version", "published", "state")
-    table = Table(*columns)
+    grid = Grid(*columns)
     for row in rows:
-        table.add_row(*(escape(str(row[column] if row[column] is not None else "")) for column in columns))
-    Console(width=max(Console().width, 150)).print(table)
+        grid.add_row(*(escape(str(row[column] if row[column] is not None else "")) for column in columns))
+    Console(width=max(Console().width, 150)).print(grid)
 
 
 def _row(file: Path, store: Store) -> Json:

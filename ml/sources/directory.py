@@ -39,10 +39,8 @@ class Directory:
             self.skipped += [f"{self._relative(here / name)}/" for name in folders if (here / name).is_symlink()]
             for name in names:
                 path = here / name
-                if taken(self._relative(path)) and self._is_ours(path):
-                    self.images.append(self._relative(path))
-                else:
-                    self.skipped.append(self._relative(path))
+                relative = self._relative(path)
+                (self.images if taken(relative) and self._is_ours(path) else self.skipped).append(relative)
         self.images.sort()
         self.skipped.sort()
 

@@ -1,17 +1,72 @@
-"""An archive at a web address, downloaded with requests and known by its SHA-256."""
+"""What all downloads share; and the source kind http, an archive at a web address known by its SHA-256."""
 
 import hashlib
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import requests
+from filelock import FileLock, Timeout
 
-from ml.errors import BreakhisError, CredentialsError, SourceError, TryAgain
-from ml.progress import say
-from ml.sources.files import save
+from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.progress import say, track
 from ml.sources.spec import HttpSource
 
 _CHUNK = 1 << 16
 _SILENCE_SECONDS = 60.0
+_SPARE_BYTES = 256 * 2**20  # a disk filled to the last byte breaks more than this fetch
+
+
+@contextmanager
+def reserved(folder: Path, what: str) -> Iterator[None]:
+    """Make a folder and hold it for this process alone, to download into.
+
+    Raises:
+        TryAgain: another process holds it; names ``what`` is downloaded there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise TryAgain(f"{what} is being fetched by another process; try again when it is done") from None
+
+
+def require_space(needs: list[tuple[Any, int]]) -> None:
+    """Check that there is room for so many bytes at each place; places on one disk add up. S3 has room.
+
+    Raises:
+        ConfigError: names the place, what is free and what is needed.
+    """
+    wanted: dict[int, tuple[Path, int]] = {}
+    for place, size in needs:
+        if isinstance(place, Path):
+            folder = next(p for p in (place, *place.parents) if p.exists())
+            device = folder.stat().st_dev
+            wanted[device] = (folder, size + (wanted[device][1] if device in wanted else _SPARE_BYTES))
+    for folder, size in wanted.values():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise ConfigError(
+                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or move the store "
+                "(BREAKHIS_STORE) or the home folder (BREAKHIS_HOME) to a larger disk"
+            )
+
+
+def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
+    """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
+
+    def megabytes() -> Iterator[None]:
+        done = 0
+        for chunk in chunks:
+            file.write(chunk)
+            yield from [None] * ((done + len(chunk)) // 2**20 - done // 2**20)
+            done += len(chunk)
+
+    deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0)
 
 
 def download(spec: HttpSource, target: Path) -> None:
@@ -25,9 +80,7 @@ def download(spec: HttpSource, target: Path) -> None:
     part = target.with_suffix(".part")
     have = part.stat().st_size if part.exists() else 0
     try:
-        headers = (
-            {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-        )
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
             # 416: all of it is there, or more than there is; its hash will tell.
             if response.status_code != requests.codes.requested_range_not_satisfiable:

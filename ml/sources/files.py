@@ -1,11 +1,8 @@
 """What every kind of source offers the fetch stage: the image files it has, and what else was lying there."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import IO, Protocol
-
-from ml.progress import track
+from typing import Protocol
 
 Item = tuple[str, Callable[[], bytes]]
 """A file's path, and what reads it; readers of several items may be called at once."""
@@ -38,16 +35,3 @@ Taken = Callable[[str], bool]
 def is_image(name: str) -> bool:
     """Whether a file is taken for an image, by its suffix in any case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
-    """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
-
-    def megabytes() -> Iterator[None]:
-        done = 0
-        for chunk in chunks:
-            file.write(chunk)
-            yield from [None] * ((done + len(chunk)) // 2**20 - done // 2**20)
-            done += len(chunk)
-
-    deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0)

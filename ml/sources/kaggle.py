@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 import threading
 from collections import deque
@@ -22,18 +21,17 @@ from typing import Any
 
 import requests
 import urllib3
-from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
 
 from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.progress import say, track
+from ml.sources.downloads import require_space, reserved
 from ml.sources.spec import KaggleSource
 from ml.store import Json, Store
 
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
 
 _SILENCE_SECONDS = 60.0
-_SPARE_BYTES = 256 * 2**20  # a disk filled to the last byte breaks more than this fetch
 
 
 def credentials() -> str | None:
@@ -112,14 +110,8 @@ class Remote:
             TryAgain: another process is fetching the same version.
         """
         folder = cache / f"{self.spec.owner}__{self.spec.slug}" / str(self.spec.version or "latest")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / "lock", timeout=0):
-                yield folder
-        except Timeout:
-            raise TryAgain(
-                f"{self.spec.dataset} is being fetched by another process; try again when it is done"
-            ) from None
+        with reserved(folder, self.spec.dataset):
+            yield folder
 
     def download(self, folder: Path, store: Store) -> Path:
         """Download the archive into ``folder``, going on where an earlier try broke off; returns its path.
@@ -153,27 +145,6 @@ class Remote:
                 raise TryAgain(f"{self.spec.dataset}: the download has not the announced length; try again") from None
         whole.write_text(identity)
         return path
-
-
-def require_space(needs: list[tuple[Any, int]]) -> None:
-    """Check that there is room for so many bytes at each place; places on one disk add up. S3 has room.
-
-    Raises:
-        ConfigError: names the place, what is free and what is needed.
-    """
-    wanted: dict[int, tuple[Path, int]] = {}
-    for place, size in needs:
-        if isinstance(place, Path):
-            folder = next(p for p in (place, *place.parents) if p.exists())
-            device = folder.stat().st_dev
-            wanted[device] = (folder, size + (wanted[device][1] if device in wanted else _SPARE_BYTES))
-    for folder, size in wanted.values():
-        free = shutil.disk_usage(folder).free
-        if free < size:
-            raise ConfigError(
-                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or move the store "
-                "(BREAKHIS_STORE) or the home folder (BREAKHIS_HOME) to a larger disk"
-            )
 
 
 def _authenticated(found: str) -> Any:

@@ -8,22 +8,21 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from ml.errors import SourceError, TryAgain
+from ml.errors import SourceError
 from ml.progress import say, track
 from ml.settings import Settings
 from ml.sources import kaggle
 from ml.sources.archive import open_archive
 from ml.sources.directory import Directory
+from ml.sources.downloads import download, require_space, reserved
 from ml.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
 from ml.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 from ml.store import Json, Store, digest
@@ -79,17 +78,15 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
 
 def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
     with kaggle.ask(spec) as remote:
-        inputs = {"source": spec.name, "archive": remote.identity, "taken": _what_is_taken(spec)}
-        known = store.memo("kaggle", inputs) if remote.identity else None
-        if known and store.exists(known["raw"]):
-            say(f"{spec.name}: {spec.dataset} has not changed on Kaggle; nothing to download")
-            return str(known["raw"])
-        with remote.reserved(settings.cache / "kaggle") as folder:
-            path = remote.download(folder, store)
-            raw = _unpack(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
-    if remote.identity:
-        store.set_memo("kaggle", inputs, {"raw": raw})
-    return raw
+
+        def make() -> str:
+            with remote.reserved(settings.cache / "kaggle") as folder:
+                path = remote.download(folder, store)
+                return _unpack(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
+
+        if not remote.identity:
+            return make()
+        return _unless_known(spec, remote.identity, store, make, f"{spec.dataset} has not changed on Kaggle")
 
 
 def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
@@ -102,9 +99,10 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     def make() -> str:
         if not spec.archive:
             return _keep(spec, bucket, store, origin)
-        with _reserved(settings.cache / "s3" / digest(origin)) as folder:
+        folder = settings.cache / "s3" / digest(origin)
+        with reserved(folder, f"s3://{spec.bucket}/{spec.archive}"):
             path = folder / "archive"
-            kaggle.require_space([(folder, identity["bytes"]), (store.path(""), identity["bytes"])])
+            require_space([(folder, identity["bytes"]), (store.path(""), identity["bytes"])])
             bucket.download(path, identity)
             return _unpack(path, spec, origin, store)
 
@@ -112,10 +110,9 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
 
 
 def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
-    from ml.sources.downloads import download
-
     def make() -> str:
-        with _reserved(settings.cache / "http" / spec.sha256) as folder:
+        folder = settings.cache / "http" / spec.sha256
+        with reserved(folder, spec.url):
             path = folder / "archive"
             if not path.exists():
                 download(spec, path)
@@ -124,12 +121,18 @@ def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
     return _unless_known(spec, {"sha256": spec.sha256}, store, make)
 
 
-def _unless_known(spec: SourceSpec, identity: Json, store: Store, make: Callable[[], str]) -> str:
+def _unless_known(
+    spec: SourceSpec,
+    identity: Json,
+    store: Store,
+    make: Callable[[], str],
+    unchanged: str = "nothing has changed there",
+) -> str:
     """What was made of the same thing before, or else what ``make`` makes of it now."""
     inputs = {"source": spec.name, "identity": identity, "taken": _what_is_taken(spec)}
     known = store.memo(spec.kind, inputs)
     if known and store.exists(known["raw"]):
-        say(f"{spec.name}: nothing has changed there; nothing to download")
+        say(f"{spec.name}: {unchanged}; nothing to download")
         return str(known["raw"])
     raw = make()
     store.set_memo(spec.kind, inputs, {"raw": raw})
@@ -145,22 +148,11 @@ def _what_is_taken(spec: SourceSpec) -> list[str]:
     return [*IMAGE_SUFFIXES, *([spec.table.file] if spec.table else [])]
 
 
-@contextmanager
-def _reserved(folder: Path) -> Iterator[Path]:
-    """A folder that only one process at a time downloads into."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield folder
-    except Timeout:
-        raise TryAgain(f"{folder}: another process is downloading this; try again when it is done") from None
-
-
 def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
     """Read the images out of a downloaded archive, which is removed: they are in the store now, or it is no good."""
     try:
         with open_archive(path, _taken(spec)) as archive:
-            kaggle.require_space([(store.path(""), archive.unpacked_bytes)])
+            require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             raw = _keep(spec, archive, store, {**origin, "archive_sha256": sha256})

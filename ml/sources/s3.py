@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import CredentialsError, SourceError, TryAgain
-from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image, save
+from ml.sources.downloads import save
+from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 from ml.sources.spec import KEY_VARIABLES, S3Source
 from ml.store import Json
 
@@ -31,7 +32,7 @@ class Bucket:
         self._taken = taken
         self.images: list[str] = []
         self.skipped: list[str] = []
-        self._marks: list[list[Any]] = []
+        self._objects: dict[str, list[Any]] = {}  # name -> key, ETag, size
 
     @cached_property
     def _client(self) -> Any:
@@ -66,16 +67,22 @@ class Bucket:
                         raise SourceError(
                             f"{self._name(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
                         )
-                    self.images.append(name)
-                    self._marks.append([entry["Key"], entry["ETag"], entry["Size"]])
-        self._keys = {name: mark[0] for name, mark in zip(self.images, self._marks, strict=True)}
-        self.images.sort()
+                    if name in self._objects:
+                        twins = f"{self._objects[name][0]!r} and {entry['Key']!r}"
+                        raise SourceError(f"{self._name('')}: {twins} differ in slashes alone; rename one of them")
+                    self._objects[name] = [entry["Key"], entry["ETag"], entry["Size"]]
+        self.images = sorted(self._objects)
         self.skipped.sort()
-        return {"bucket": spec.bucket, "prefix": spec.prefix, "endpoint": spec.endpoint, "objects": sorted(self._marks)}
+        return {
+            "bucket": spec.bucket,
+            "prefix": spec.prefix,
+            "endpoint": spec.endpoint,
+            "objects": sorted(self._objects.values()),
+        }
 
     def items(self) -> Iterator[Item]:
         """See :meth:`ml.sources.files.Files.items`."""
-        return ((name, partial(self._read, self._keys[name])) for name in self.images)
+        return ((name, partial(self._read, self._objects[name][0])) for name in self.images)
 
     def look(self) -> Json:
         """What tells the archive from another one under the same key."""

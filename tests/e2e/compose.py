@@ -31,11 +31,12 @@ STANDINS = {
 
 @dataclass
 class Compose:
-    """A stack of docker-compose.yaml. ``environment`` is its .env."""
+    """A stack of docker-compose.yaml, or of another such ``file``. ``environment`` is its .env."""
 
     folder: Path
     project: str
     environment: dict[str, str] = field(default_factory=dict)
+    file: str = "docker-compose.yaml"
 
     @property
     def airflow(self) -> str:
@@ -49,14 +50,14 @@ class Compose:
         """Where a service is published."""
         return f"http://{self.environment['BIND']}:{self.environment[port]}"
 
-    def run(self, *arguments: str, check: bool = True, file: str = "docker-compose.yaml") -> str:
+    def run(self, *arguments: str, check: bool = True) -> str:
         """docker compose, with this stack's settings and none of the caller's."""
-        return self.command("docker", "compose", *arguments, check=check, file=file)
+        return self.command("docker", "compose", *arguments, check=check)
 
-    def command(self, *command: str, check: bool = True, file: str = "docker-compose.yaml") -> str:
+    def command(self, *command: str, check: bool = True) -> str:
         """A command that finds this stack where docker compose looks for one."""
         known = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
-        known |= {"COMPOSE_FILE": str(ROOT / file), "COMPOSE_ENV_FILES": str(self.folder / ".env")}
+        known |= {"COMPOSE_FILE": str(ROOT / self.file), "COMPOSE_ENV_FILES": str(self.folder / ".env")}
         done = subprocess.run(command, capture_output=True, text=True, env=known, cwd=ROOT, check=False)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
@@ -74,7 +75,7 @@ class Compose:
 
 @contextmanager
 def stack(
-    folder: Path, settings: Mapping[str, str], *up: str, before: Callable[[Compose], object] = lambda _: None
+    folder: Path, settings: Mapping[str, str], *, before: Callable[[Compose], object] = lambda _: None
 ) -> Iterator[Compose]:
     """Start a stack, and take all of it down again with its volumes. ``before`` its start something may be done."""
     project = f"breakhis-test-{secrets.token_hex(4)}"
@@ -92,7 +93,7 @@ def stack(
         made.environment = _write(file, chosen)
         try:
             before(made)
-            made.run("up", "--detach", "--wait", "--wait-timeout", "600", *up)
+            made.run("up", "--detach", "--wait", "--wait-timeout", "600")
         except BaseException:
             print(made.run("logs", "--no-color", "--tail", "60", check=False)[-30000:])
             made.run("down", "--volumes", "--timeout", "10", check=False)
@@ -106,8 +107,8 @@ def stack(
 @contextmanager
 def worker_host(folder: Path, first: Compose) -> Iterator[Compose]:
     """A further host by docker/compose.worker.yaml: of the stack it knows the published addresses and the keys."""
-    compose_file, there = "docker/compose.worker.yaml", first.environment
-    made = Compose(folder, f"{first.project}-worker")
+    there = first.environment
+    made = Compose(folder, f"{first.project}-worker", file="docker/compose.worker.yaml")
     keys = ("FERNET_KEY", "JWT_SECRET", "API_SECRET", "REDIS_PASSWORD", "AIRFLOW_ADDRESS", "WORKER_LOG_PORT", "BIND")
     settings = {
         "BREAKHIS_PROJECT": made.project,
@@ -122,13 +123,13 @@ def worker_host(folder: Path, first: Compose) -> Iterator[Compose]:
     }
     made.environment = _write(folder / ".env", settings)
     try:
-        made.run("up", "--detach", "--wait", "--wait-timeout", "300", file=compose_file)
+        made.run("up", "--detach", "--wait", "--wait-timeout", "300")
         yield made
     except BaseException:
-        print(made.run("logs", "--no-color", "--tail", "60", check=False, file=compose_file)[-8000:])
+        print(made.run("logs", "--no-color", "--tail", "60", check=False)[-8000:])
         raise
     finally:
-        made.run("down", "--volumes", "--timeout", "10", check=False, file=compose_file)
+        made.run("down", "--volumes", "--timeout", "10", check=False)
 
 
 def bridge() -> str:

@@ -194,13 +194,13 @@ def test_secrets_are_where_they_are_needed_and_nowhere_else(
             assert found_in(json.dumps(api.task_instances(run.dag, run.id))) == set()  # with rendered fields
     for candidate in finished.candidates:
         assert found_in(json.dumps(compose.ask_mlflow("runs/get", run_id=candidate.run_id))) == set()
-    for host, file in ((compose, "docker-compose.yaml"), (second, "docker/compose.worker.yaml")):
-        for line in host.run("ps", "--all", "--format", "json", file=file).splitlines():
+    for host in (compose, second):
+        for line in host.run("ps", "--all", "--format", "json").splitlines():
             container = json.loads(line)
             service = container["Service"]
             seen = found_in(json.dumps(inspect(container["ID"])))
             assert seen <= _NEEDED.get(service, set()), (service, seen)
-            assert found_in(host.run("logs", "--no-color", service, file=file)) == set(), service
+            assert found_in(host.run("logs", "--no-color", service)) == set(), service
 
 
 _AIRFLOW = {"FERNET_KEY", "JWT_SECRET", "API_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD"}
@@ -228,7 +228,7 @@ def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
 
     The second host has left; two workers of the first are at it, so that a retry finds the same engine again.
     """
-    second.run("down", "--timeout", "30", file="docker/compose.worker.yaml")
+    second.run("down", "--timeout", "30")
     compose.run("up", "--detach", "--wait", "--no-recreate", "--scale", "worker-gpu=2", "worker-gpu")
     api = compose.api("engineer")
     seen = set(s3_states(compose))

@@ -11,7 +11,7 @@ from kaggle_server import KEY, MIRROR, TOKEN, USER, KaggleServer, mirror_zip, so
 
 from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.settings import Settings
-from ml.sources import SourceSpec, fetch, kaggle
+from ml.sources import SourceSpec, downloads, fetch, kaggle
 from ml.store import Store
 
 Declare = Callable[..., SourceSpec]
@@ -306,9 +306,9 @@ def test_a_full_disk_is_noticed_before_the_download(
 
 def test_places_on_one_disk_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_300_000_000))
-    kaggle.require_space([(tmp_path, 10**9)])
+    downloads.require_space([(tmp_path, 10**9)])
     with pytest.raises(ConfigError, match=r"1\.3 GB free, 2\.3 GB needed"):
-        kaggle.require_space([(tmp_path, 10**9), (tmp_path / "not" / "there" / "yet", 10**9)])
+        downloads.require_space([(tmp_path, 10**9), (tmp_path / "not" / "there" / "yet", 10**9)])
 
 
 def test_a_disk_that_fills_up_meanwhile_is_named(

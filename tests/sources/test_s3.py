@@ -67,6 +67,12 @@ def test_the_same_bytes_are_the_same_version_from_wherever(
     assert fetch(declare(kind="directory", path=str(folder)), store, settings)["version"] == there["version"]
 
 
+def test_keys_that_would_be_one_name_are_refused(source: Any, bucket: Any, store: Store, settings: Settings) -> None:
+    bucket.put_object(Key="images//2.PNG", Body=b"another")
+    with pytest.raises(SourceError, match=r"'images//2\.PNG' and 'images/2\.PNG' differ in slashes alone"):
+        fetch(source(prefix="images/"), store, settings)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_an_archive(source: Any, bucket: Any, store: Store, settings: Settings, kind: str, capsys: Any) -> None:
     if kind == "zip":
