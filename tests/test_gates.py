@@ -42,6 +42,7 @@ def test_all_gates_pass():
         "ROC AUC",
         "macro-F1",
         "pretrained weights",
+        "split by case",
         "every class in the test side",
     ]
     assert verdict["gates"][0]["distance"] == pytest.approx(0.05)
@@ -51,7 +52,7 @@ def test_a_failing_gate_says_by_how_much():
     verdict = judge_evidence(evidence(), policy(roc_auc=0.999))
     assert not verdict["passed"]
     assert "ROC AUC 0.9000 is 0.0990 short of 0.999" in verdict["summary"]
-    assert "blocked by 1 of 4 gates" in verdict["summary"]
+    assert "blocked by 1 of 5 gates" in verdict["summary"]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.99"])

@@ -52,7 +52,7 @@ def test_sources_that_contradict_each_other(world):
     store, settings, both = world
     frame = made_up.rows({"14-1": ("F", 2)})
     publish(store, "one", frame)
-    publish(store, "two", frame.assign(subtype="A"))
+    publish(store, "two", frame.assign(subtype="A", source="two"))
     with pytest.raises(DataError, match=r"contradict each other about 2 image\(s\)"):
         assemble(both, store, settings)
 
