@@ -378,125 +378,113 @@ def extend(
     Raises:
         DataError: too few groups for three sides.
     """
-    column = COLUMNS[ledger.group]
-    everything = _pictures(rows, ties, ledger)
-    component = _components(everything)
+    found = _groups_by_picture(rows, ties, ledger)
+    component = _components(found.values())
     frozen_in: dict[int, set[str]] = {}
-    for group, number in component.items():
-        if group in ledger.sides:
-            frozen_in.setdefault(number, set()).add(group)
-
-    quarantine = _quarantine(rows, ledger, everything, component, frozen_in)
-    usable = rows[~rows["pixel_sha256"].isin(quarantine["pixel_sha256"])]
-    groups = set(usable[column])
-    if len(groups) < len(SIDES):
+    for group in component.keys() & ledger.sides.keys():
+        frozen_in.setdefault(component[group], set()).add(group)
+    quarantine, used = _quarantine(rows, ledger, found, component, frozen_in)
+    groups, subtypes = used[COLUMNS[ledger.group]].tolist(), used["subtype"].tolist()
+    if len(set(groups)) < len(SIDES):
         left_out = f" ({len(quarantine)} images are quarantined)" if len(quarantine) else ""
-        raise DataError(f"{dataset}: {len(groups)} {ledger.group}(s){left_out}; a split needs at least {len(SIDES)}")
+        raise DataError(
+            f"{dataset}: {len(set(groups))} {ledger.group}(s){left_out}; a split needs at least {len(SIDES)}"
+        )
     fixed = dict(ledger.sides)
     free: dict[int, set[str]] = {}
-    for group in groups - fixed.keys():
-        number = component[group]
-        if number in frozen_in:
-            fixed[group] = ledger.sides[min(frozen_in[number])]
+    new = set(groups) - ledger.sides.keys()
+    for group in new:
+        if frozen := frozen_in.get(component[group]):
+            fixed[group] = ledger.sides[min(frozen)]  # they are all on one side, or this one would be quarantined
         else:
-            free.setdefault(number, set()).add(group)
-    counts = {str(group): [int(n) for n in row] for group, row in zip(*_count(usable, column), strict=True)}
-    together = list(free.values())
+            free.setdefault(component[group], set()).add(group)
     if not free:
         sides = fixed
     elif ledger.method == "sgkf" and not ledger.sides:
-        sides = fold(usable[column].tolist(), usable["subtype"].tolist(), seed=seed, together=together)
+        sides = fold(groups, subtypes, seed=seed, together=free.values())
     else:
-        sides = allocate(counts, fixed, seed=seed, together=together)
-    added = {group: sides[group] for group in groups - ledger.sides.keys()}
+        counts = {group: [0] * len(SUBTYPES) for group in groups}
+        for group, subtype in zip(groups, subtypes, strict=True):
+            counts[group][SUBTYPES.index(subtype)] += 1
+        sides = allocate(counts, fixed, seed=seed, together=free.values())
+    added = {group: sides[group] for group in new}
 
-    # A picture is remembered of every group that has it; of none while it is on two sides.
-    side = everything["group"].map({**ledger.sides, **added})
-    one_side = side.groupby(everything["picture"]).transform("nunique") == 1
-    fresh = everything[one_side & side.notna() & ~everything["group"].isin(ledger.erased)]
-    new = {
-        str(group): set(pictures) - ledger.images.get(str(group), frozenset())
-        for group, pictures in fresh.groupby("group")["picture"]
-    }
-    new = {group: pictures for group, pictures in new.items() if pictures}
-    return (ledger.append(added, new, dataset, seed) if added or new else ledger), quarantine
+    pictures = _to_remember(found, {**ledger.sides, **added}, ledger)
+    return (ledger.append(added, pictures, dataset, seed) if added or pictures else ledger), quarantine
 
 
-def _count(rows: "pd.DataFrame", column: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Groups, and their images by class: (groups, classes)."""
-    import pandas as pd
+def _to_remember(found: Mapping[str, set[str]], sides: Mapping[str, str], ledger: Ledger) -> dict[str, set[str]]:
+    """Group -> pictures that the ledger does not know of it; of every group that has them, unless sides differ."""
+    pictures: dict[str, set[str]] = {}
+    for picture, owners in found.items():
+        if len({sides[group] for group in owners if group in sides}) == 1:
+            for group in owners & sides.keys() - ledger.erased:
+                if picture not in ledger.images.get(group, ()):
+                    pictures.setdefault(group, set()).add(picture)
+    return pictures
 
-    table = pd.crosstab(rows[column], rows["subtype"]).reindex(columns=SUBTYPES, fill_value=0)
-    return table.index.tolist(), table.to_numpy()
 
-
-def _pictures(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> "pd.DataFrame":
-    """Which pictures (``picture``, 16 hex) are found in which groups (``group``), now or before; a row a finding."""
-    import pandas as pd
-
+def _groups_by_picture(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> dict[str, set[str]]:
+    """The first 16 hex of each picture's hash -> the groups in which it is found, now or before."""
     column = COLUMNS[ledger.group]
-    parts = [
-        frame[["pixel_sha256", name]].set_axis(["picture", "group"], axis=1)
-        for frame, name in ((rows, column), (ties, column), (ties, f"kept_{column}"))
-    ]
-    found = pd.concat(parts, ignore_index=True)
-    found["picture"] = found["picture"].str[:_HASH]
-    remembered = [(picture, group) for group, pictures in ledger.images.items() for picture in pictures]
-    known = pd.DataFrame(remembered, columns=["picture", "group"], dtype="str")
-    return pd.concat([found, known], ignore_index=True).drop_duplicates(ignore_index=True)
+    found: dict[str, set[str]] = {}
+    for frame, name in ((rows, column), (ties, column), (ties, f"kept_{column}")):
+        for picture, group in zip(frame["pixel_sha256"].tolist(), frame[name].tolist(), strict=True):
+            found.setdefault(picture[:_HASH], set()).add(group)
+    for group, pictures in ledger.images.items():
+        for picture in pictures:
+            found.setdefault(picture, set()).add(group)
+    return found
 
 
-def _components(found: "pd.DataFrame") -> dict[str, int]:
-    """Group -> number of the connected component it is in, where pictures (``picture``) connect groups (``group``)."""
-    import pandas as pd
+def _components(tied: Collection[set[str]]) -> dict[str, int]:
+    """Group -> number of the component it is in; the groups of one set are tied, and so are those tied to them."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    pictures, _ = pd.factorize(found["picture"])
-    numbers, groups = pd.factorize(found["group"])
-    size = len(groups) + len(pictures)
-    edges = coo_matrix((np.ones(len(found), dtype=bool), (numbers, pictures + len(groups))), shape=(size, size))
-    _, component = connected_components(edges, directed=False)
-    return {str(group): int(component[number]) for number, group in enumerate(groups)}
+    numbers = {
+        group: number for number, group in enumerate(dict.fromkeys(group for groups in tied for group in groups))
+    }
+    edges = [(numbers[first], numbers[group]) for first, *others in tied for group in others]
+    ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(edges), dtype=bool), tuple(ends)), shape=(len(numbers), len(numbers)))
+    _, component = connected_components(graph, directed=False)
+    return {group: int(component[number]) for group, number in numbers.items()}
 
 
 def _quarantine(
     rows: "pd.DataFrame",
     ledger: Ledger,
-    everything: "pd.DataFrame",
+    found: Mapping[str, set[str]],
     component: Mapping[str, int],
     frozen_in: Mapping[int, set[str]],
-) -> "pd.DataFrame":
-    import pandas as pd
+) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """The quarantine, and the rows that may be used."""
 
-    def where(groups: Iterable[str]) -> str:
-        """One group of each side, so that the reader can look it up."""
+    def torn(groups: Iterable[str]) -> str:
+        """One group of each side, so that the reader can look it up; nothing if there is one side or none."""
         first: dict[str, str] = {}
         for group in sorted(groups):
             first.setdefault(ledger.sides[group], group)
-        return " and ".join(f"{group} ({side})" for side, group in sorted(first.items()))
+        return " and ".join(f"{group} ({side})" for side, group in sorted(first.items())) if len(first) > 1 else ""
 
-    frozen = everything[everything["group"].isin(ledger.sides.keys())]
-    on = frozen["group"].map(ledger.sides).groupby(frozen["picture"]).transform("nunique")
-    torn = {str(picture): where(part) for picture, part in frozen[on > 1].groupby("picture")["group"]}
-    opposite = {
-        number: where(groups)
-        for number, groups in frozen_in.items()
-        if len({ledger.sides[group] for group in groups}) > 1
-    }
-    lost = []
-    for row in rows.to_dict("records"):
-        group, picture = str(row[COLUMNS[ledger.group]]), row["pixel_sha256"][:_HASH]
+    opposite = {number: torn(groups) for number, groups in frozen_in.items()}
+    why: dict[int, tuple[str, str]] = {}
+    pairs = zip(rows["pixel_sha256"].tolist(), rows[COLUMNS[ledger.group]].tolist(), strict=True)
+    for position, (pixels, group) in enumerate(pairs):
+        picture = pixels[:_HASH]
         if group in ledger.erased:
-            why = ("erased", f"{ledger.group} {group} was erased")
-        elif group not in ledger.sides and component[group] in opposite:
-            why = ("opposite_sides", f"{ledger.group} {group} shares pictures with {opposite[component[group]]}")
-        elif group in ledger.sides and picture in torn and picture not in ledger.images.get(group, ()):
-            why = ("same_picture", f"found in {torn[picture]}")
-        else:
-            continue
-        lost.append({**row, "reason": why[0], "detail": why[1]})
-    return pd.DataFrame(lost, columns=QUARANTINE_COLUMNS).astype(str)
+            why[position] = ("erased", f"{ledger.group} {group} was erased")
+        elif group not in ledger.sides:
+            if between := opposite.get(component[group]):
+                why[position] = ("opposite_sides", f"{ledger.group} {group} shares pictures with {between}")
+        elif picture not in ledger.images.get(group, ()) and (between := torn(found[picture] & ledger.sides.keys())):
+            why[position] = ("same_picture", f"found in {between}")
+    reasons, details = zip(*why.values(), strict=True) if why else ((), ())
+    quarantine = rows.iloc[list(why)].assign(reason=list(reasons), detail=list(details))[QUARANTINE_COLUMNS]
+    out = np.zeros(len(rows), dtype=bool)
+    out[list(why)] = True
+    return quarantine.astype("str"), rows[~out]
 
 
 def fold(groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()) -> dict[str, str]:
@@ -539,8 +527,8 @@ def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, see
                 if chosen and len(everyone - chosen) >= leave:
                     return chosen
     raise DataError(
-        f"{len(everyone)} groups of {len(labels)} images are too few for the method sgkf; add data, or take the method "
-        "allocator and another ledger"
+        f"of {len(everyone)} group(s) no class has two images, too few for the method sgkf; add data, or take the "
+        "method allocator and another ledger"
     )
 
 
@@ -759,7 +747,7 @@ def _why(
     before = {group for entry in ledger.entries if entry.get("dataset") != dataset for group in entry.get("added", {})}
     if used <= before:
         return f"{them} are frozen in {where}"
-    component = _components(_pictures(rows, ties, ledger))
+    component = _components(_groups_by_picture(rows, ties, ledger).values())
     if len({component[group] for group in used}) == 1:
         return f"{them} are tied by pictures that they share, so they are all in {where}"
     if ledger.method == "sgkf" and not before:

@@ -55,6 +55,20 @@ def test_a_failing_gate_says_by_how_much():
     assert "blocked by 1 of 5 gates" in verdict["summary"]
 
 
+@pytest.mark.parametrize(("group", "passed"), [("case", True), ("slide", False)])
+def test_only_a_split_by_case_can_lead_to_promotion(group, passed):
+    verdict = judge_evidence(evidence(split_method="sgkf", split_group=group), policy())
+    assert verdict["passed"] is passed
+    assert ("the split is by slide; only a split by case can lead to promotion" in verdict["summary"]) is not passed
+    body = review_body(evidence(split_method="sgkf", split_group=group), verdict, None, {})
+    assert f"split-0, by {group} with the method sgkf." in body
+
+
+def test_evidence_of_old_was_by_case():
+    assert judge_evidence(evidence(), policy())["passed"]
+    assert "split-0, by case." in review_body(evidence(), judge_evidence(evidence(), policy()), None, {})
+
+
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.99"])
 def test_what_is_no_number_blocks(value):
     metrics = {"roc_auc": value, "macro_f1": 0.8}

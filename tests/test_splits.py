@@ -73,9 +73,11 @@ def padded(rows):
     return {f"c{i}": [*row, *[0] * (len(SUBTYPES) - len(row))] for i, row in enumerate(rows)}
 
 
-def few_cases(classes):
+def few_cases(classes, images=(1, 7)):
     return st.lists(
-        st.lists(st.sampled_from([0, 0, 1, 7]), min_size=classes, max_size=classes).filter(any), min_size=3, max_size=7
+        st.lists(st.sampled_from([0, 0, *images]), min_size=classes, max_size=classes).filter(any),
+        min_size=3,
+        max_size=7,
     ).map(padded)
 
 
@@ -244,7 +246,7 @@ def test_another_run_in_between_is_taken_in(store, monkeypatch):
     frame = made_up.rows(made_up.every_class())
     dataset = made_up.dataset(store, frame)
     write = store.compare_and_set
-    came_first = {case: "train" for case in set(frame["patient"])} | {"14-0": "test", "14-1": "validation"}
+    came_first = dict.fromkeys(set(frame["patient"]), "train") | {"14-0": "test", "14-1": "validation"}
 
     def lose_once(key, value, tag):
         monkeypatch.setattr(store, "compare_and_set", write)
@@ -429,18 +431,19 @@ def test_sgkf_is_two_stages_of_scikit_learns():
 
 
 @settings(max_examples=60, deadline=None)
-@given(few_cases(4), st.integers(0, 5))
-def test_sgkf_of_a_few_cases_has_three_sides_or_says_why_not(counts, seed):
+@given(few_cases(4, images=(2, 7)), st.integers(0, 5))
+def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
     images = [(c, SUBTYPES[k]) for c, row in counts.items() for k, n in enumerate(row) for _ in range(n)]
     groups, subtypes = zip(*images, strict=True)
-    try:
-        sides = fold(list(groups), list(subtypes), seed=seed)
-    except DataError as error:
-        assert "too few for the method sgkf" in str(error)
-        assert max(subtypes.count(s) for s in set(subtypes)) < 3 or len(counts) < 4
-    else:
-        assert set(sides) == set(counts)
-        assert set(sides.values()) == set(SIDES)
+    sides = fold(list(groups), list(subtypes), seed=seed)
+    assert set(sides) == set(counts)
+    assert set(sides.values()) == set(SIDES)
+
+
+@pytest.mark.parametrize("subtypes", [["A", "F", "DC"], ["A", "A", "DC"]])
+def test_sgkf_needs_two_images_of_a_class_at_both_stages(subtypes):
+    with pytest.raises(DataError, match="no class has two images, too few for the method sgkf"):
+        fold(["c0", "c1", "c2"], subtypes, seed=0)
 
 
 def test_what_is_added_to_an_sgkf_ledger_is_put_around_it(store):
@@ -573,26 +576,19 @@ def test_too_few_cases_are_left(store, begun):
 # --- whatever comes --------------------------------------------------------------------------------------------------
 
 
-def delivery(rng):
-    """A dataset of a few cases and of pictures, some of which other cases have too."""
-    picked = [
-        (int(case), int(picture))
-        for case, picture in zip(rng.integers(0, 14, 12), rng.integers(0, 60, 12), strict=True)
-    ]
-    rows = pd.DataFrame(
-        {
-            "pixel_sha256": [h("p", picture) for _, picture in picked],
-            "patient": [f"c{case}" for case, _ in picked],
-            "slide": [f"c{case}A" for case, _ in picked],
-            "subtype": [SUBTYPES[case % 8] for case, _ in picked],
-            "path": "p",
-            "source": "s",
-        },
-    )
-    rows["kept_patient"] = rows.groupby("pixel_sha256")["patient"].transform("first")
-    rows["kept_slide"] = rows.groupby("pixel_sha256")["slide"].transform("first")
-    again = rows["pixel_sha256"].duplicated()
-    return rows[~again].drop(columns=["kept_patient", "kept_slide"]), rows[again][list(TIES)]
+def delivery(rng, number):
+    """A dataset of a few cases, old and new, and of pictures, some of which other cases have too."""
+    kept: dict[int, int] = {}
+    rows, ties = [], []
+    for case, picture in rng.integers(0, [8 + 2 * number, 60 + 20 * number], (12, 2)).tolist():
+        told = (h("p", picture), f"c{case}", f"c{case}A", "s", "p")
+        if picture in kept:
+            ties.append((*told, f"c{kept[picture]}", f"c{kept[picture]}A"))
+        else:
+            kept[picture] = case
+            rows.append((*told, SUBTYPES[case % 8]))
+    columns = list(TIES)
+    return pd.DataFrame(rows, columns=[*columns[:5], "subtype"]), pd.DataFrame(ties, columns=columns)
 
 
 def check_sides(ledger, rows, ties, quarantine):
@@ -610,24 +606,32 @@ def check_sides(ledger, rows, ties, quarantine):
     assert new <= set(quarantine["patient"])
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_case_changes_side_over_thousands_of_random_additions(seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_RESTARTS", 1)  # what holds, holds whatever the search finds
+        add_at_random(seed)
+
+
+def add_at_random(seed):
     rng = np.random.default_rng(seed)
-    ledger, before = Ledger("l"), {}
-    for number in range(20):
-        rows, ties = delivery(rng)
+    ledger, before, refused = Ledger("l"), {}, 0
+    for number in range(30):
+        rows, ties = delivery(rng, number)
         try:
             ledger, quarantine = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
-        except DataError as error:
-            assert "a split needs at least 3" in str(error)
+        except DataError:  # quarantine left too few cases
+            refused += 1
             continue
         assert {group: ledger.sides[group] for group in before} == before
         before = ledger.sides
         check_sides(ledger, rows, ties, quarantine)
-        again, same = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
-        assert again is ledger
-        pd.testing.assert_frame_equal(same, quarantine)
+        if number % 10 == 0:
+            again, same = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
+            assert again is ledger
+            pd.testing.assert_frame_equal(same, quarantine)
         if rng.random() < 0.1:
             ledger = ledger.erase(str(rng.choice(sorted(ledger.sides))), "asked")
     ledger.verify()
+    assert refused < 10
