@@ -1,0 +1,90 @@
+"""All 7,909 pictures of BreakHis, drawn, in each of the trees that BreakHis comes in: every one reads alike.
+
+Drawing takes minutes and 4.4 GB, so these tests are chosen by BREAKHIS_REPLICA, the folder that the drawing is kept in.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ml.manifest import make_manifest, read_manifest
+from ml.settings import Settings
+from ml.sources import fetch, load_source
+from ml.store import Store
+from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, inventory, parse_name
+from ml.validation import validate
+from tests.benchmarks.replica import LARGEST, Replica
+
+pytestmark = [pytest.mark.replica, pytest.mark.timeout(1800)]
+
+TOLD = ["name", "label", "subtype", "slide", "patient", "magnification", "seq", "pixel_sha256"]
+
+
+@pytest.fixture(scope="module")
+def replica() -> Replica:
+    return Replica.drawn(LARGEST, Path(os.environ["BREAKHIS_REPLICA"]).resolve())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store").as_uri())
+
+
+def original(path: str) -> Iterator[str]:
+    yield path
+
+
+def ambarish(path: str) -> Iterator[str]:
+    yield f"BreaKHis_v1/{path}"
+
+
+def waseemalastal(path: str) -> Iterator[str]:
+    """Without slide folders, and every picture twice: by label and by subtype."""
+    base = path.rpartition("/")[2]
+    name = parse_name(base)
+    root = "dataset_cancer_v1/dataset_cancer_v1"
+    yield f"{root}/classificacao_binaria/{name.magnification}X/{name.label}/{base}"
+    yield f"{root}/classificacao_multiclasse/{name.magnification}X/{SUBTYPE_NAMES[name.subtype]}/{base}"
+
+
+@pytest.mark.parametrize("layout", [original, ambarish, waseemalastal], ids=lambda layout: layout.__name__)
+def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: Store, tmp_path: Path) -> None:
+    copies = 0
+    for file in sorted(replica.folder.rglob("*.png")):
+        for path in layout(file.relative_to(replica.folder).as_posix()):
+            (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, tmp_path / "tree" / path)
+            copies += 1
+    if layout is ambarish:
+        (tmp_path / "tree" / "Folds.csv").write_text("fold,mag,grp,filename\n")
+    yaml = tmp_path / f"{layout.__name__}.yaml"
+    yaml.write_text(f"name: {layout.__name__}\nkind: directory\npath: ./tree\ninventory: true\n")
+    spec = load_source(yaml, tmp_path)
+    settings = Settings(home=tmp_path / "home", store=store.root)
+    fetched = fetch(spec, store, settings)
+    assert (fetched["files"], fetched["skipped"]) == (copies, 1 if layout is ambarish else 0)
+    made = make_manifest(spec, store, settings.worker_count)
+    rows = read_manifest(made["manifest"], store)
+    quarantine = pd.read_parquet(store.file(made["manifest"], "quarantine.parquet"))
+
+    # Slide 14-13412 is there as DC and as LC, with the same 123 pictures; nobody can say which is right.
+    doubtful = sum(row.images for row in inventory() if row.slide == DUPLICATED_SLIDE)
+    assert made["quarantined"] == {"slide_with_two_subtypes": doubtful}
+    assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
+    assert len(rows) + len(quarantine) == LARGEST
+    assert made["duplicates"] == copies - LARGEST
+    found = pd.concat([rows, quarantine], ignore_index=True).groupby(["subtype", "slide", "magnification"]).size()
+    assert found.to_dict() == {(row.subtype, row.slide, row.magnification): row.images for row in inventory()}
+    result = validate(made["manifest"], store)
+    assert (result["passed"], result["failed"], result["errored"], result["warned"]) == (True, [], [], [])
+
+    # The same names, labels, cases and pictures as in the other trees.
+    told = rows.assign(name=rows["path"].str.rpartition("/")[2])[TOLD].sort_values("name", ignore_index=True)
+    reference = store.path("first.parquet")
+    assert isinstance(reference, Path)
+    if not reference.exists():
+        told.to_parquet(reference)
+    pd.testing.assert_frame_equal(told, pd.read_parquet(reference))
