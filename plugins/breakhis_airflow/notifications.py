@@ -151,13 +151,13 @@ def failure_of(context: Mapping[str, Any]) -> Failure:
     from airflow.sdk.log import redact
 
     ti, task = context["ti"], context["task"]
-    # A worker that was killed cannot call; the DAG processor does so for it, and has a reason instead of an exception.
-    error = context.get("exception") or context.get("reason") or "the task was lost with its worker"
+    # A worker that was killed cannot call. The DAG processor does so for it, and knows of no exception.
+    error = context.get("exception") or "the task was lost with its worker, or was stopped from outside"
     shown = ((link.name, link.get_link(task, ti_key=ti)) for link in LINKS.get(getattr(task, "stage", ""), ()))
     return Failure(
         dag=ti.dag_id,
         run=ti.run_id,
-        task=ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]",
+        task=ti.task_id if ti.map_index in {None, -1} else f"{ti.task_id}[{ti.map_index}]",
         error=str(redact(str(error))),
         log_url=ti.log_url,
         links=tuple((name, address) for name, address in shown if address),

@@ -7,9 +7,14 @@ from datetime import timedelta
 from email import message_from_string, policy
 from email.message import EmailMessage
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import structlog
+from airflow.api_fastapi.execution_api.datamodels.taskinstance import TaskInstance
+from airflow.callbacks.callback_requests import TaskCallbackRequest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.dag_processing.processor import _execute_task_callbacks
 
 from breakhis_airflow.notifications import Failure, notification_files, read_notifications, tell
 from ml.errors import ConfigError
@@ -223,3 +228,17 @@ def test_a_failure_is_a_failure_even_if_nobody_can_be_told(conf, mails, breakhis
     breakhis(VALIDATE)
     assert run() == "failed"
     assert mails == []
+
+
+def test_a_task_whose_worker_died_is_told_of_by_the_dag_processor(conf, mails, run):
+    write(conf, SMTP)
+    bag = DagBag(str(PROJECT / "dags" / "ingest.py"))
+    lost = TaskInstance(
+        **{"id": uuid4(), "task_id": "manifest", "dag_id": "ingest_ours", "run_id": "manual__1", "try_number": 3},
+        dag_version_id=uuid4(),
+    )
+    request = TaskCallbackRequest(filepath="ingest.py", bundle_name="dags-folder", bundle_version=None, ti=lost)
+    _execute_task_callbacks(bag, request, structlog.get_logger())
+    (mail,) = mails
+    assert mail["Subject"] == "ingest_ours: manifest failed"
+    assert "the task was lost with its worker" in mail.get_body().get_content()
