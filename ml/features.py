@@ -6,7 +6,7 @@ costs only its own images.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,15 +164,35 @@ class FeatureCache:
 
     def write(self, hashes: list[str], features: Features) -> None:
         """Add one part."""
-        with self.store.staging() as folder:
-            file = folder / "part.npz"
-            np.savez(file, hashes=np.array(hashes), features=features)
-            self.store.put_file(f"{self.prefix}/{digest(hashes)[:16]}.npz", file)
+        _write_part(self.prefix, hashes, features, self.store)
+
+    @staticmethod
+    def forget(hashes: Collection[str], store: Store) -> None:
+        """Take these pictures' features out of every cache, whatever made them."""
+        for cache in [name for name in store.keys("objects/caches") if name.startswith("features-")]:
+            for name in store.keys(f"objects/caches/{cache}"):
+                key = f"objects/caches/{cache}/{name}"
+                with np.load(store.local(key)) as part:
+                    known = part["hashes"].tolist()
+                    left = [row for row, h in enumerate(known) if h not in hashes]
+                    if len(left) == len(known):
+                        continue
+                    kept, features = [known[row] for row in left], part["features"][left]
+                if left:
+                    _write_part(f"objects/caches/{cache}", kept, features, store)
+                store.remove(key)
 
     def _parts(self) -> Iterator[tuple[list[str], Any]]:
         for name in self.store.keys(self.prefix):
             with np.load(self.store.local(f"{self.prefix}/{name}")) as part:
                 yield part["hashes"].tolist(), lambda part=part: part["features"]
+
+
+def _write_part(prefix: str, hashes: list[str], features: Features, store: Store) -> None:
+    with store.staging() as folder:
+        file = folder / "part.npz"
+        np.savez(file, hashes=np.array(hashes), features=features)
+        store.put_file(f"{prefix}/{digest(hashes)[:16]}.npz", file)
 
 
 class Shard(NamedTuple):

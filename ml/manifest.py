@@ -1,7 +1,7 @@
 """The manifest: one row an image that can be used, and a quarantine row with a reason for each that cannot."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,9 +140,11 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "inventory": spec.inventory,
         "validation": spec.validation.model_dump(exclude_defaults=True),
     }
-    inputs = {"raw": raw, **declared, "version": VERSION}
+    assert spec.cohort
+    erased = erased_patients(spec.cohort, store)
+    inputs = {"raw": raw, **declared, "erased": sorted(erased), "version": VERSION}
     known = store.memo("manifest", inputs)
-    if known and store.exists(known["manifest"]):
+    if known and store.exists(known["manifest"]) and not erased:
         return {**known, "decoded": 0}
 
     import pandas as pd
@@ -153,7 +155,10 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     lost: list[Row] = []
     if spec.table:
         files, describe, lost = _by_table(spec, files, store)
-    pictures, decoded = _look({f.sha256 for f in files}, store, workers)
+    files = _without_erased(files, describe, erased, store)
+    if known and store.exists(known["manifest"]):
+        return {**known, "decoded": 0}
+    pictures, decoded = _look({f.sha256 for f in files if f.sha256}, store, workers)
     rows, quarantine, duplicates = classify(files, pictures, spec, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
@@ -182,6 +187,17 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     return {**result, "decoded": decoded}
 
 
+def list_of_erased(cohort: str) -> str:
+    """The key of the list of a cohort's patients of whom nothing may be used again."""
+    return f"refs/erased/{cohort}.json"
+
+
+def erased_patients(cohort: str, store: Store) -> frozenset[str]:
+    """The patients of a cohort of whom nothing may be used again."""
+    known, _ = store.read(list_of_erased(cohort))
+    return frozenset(known or ())
+
+
 def by_file_name(path: str) -> Facts:
     """What the name of a BreakHis file tells.
 
@@ -194,6 +210,23 @@ def by_file_name(path: str) -> Facts:
     except ValueError as error:
         raise Unusable("name", str(error)) from None
     return Facts(basename, name.case, name.slide, name.subtype, name.label, name.magnification, name.seq)
+
+
+def _without_erased(files: list[_File], describe: Describe, erased: Collection[str], store: Store) -> list[_File]:
+    """The files, those of erased patients without a hash: the source still has them, and the store must not."""
+    if not erased:
+        return files
+    theirs = {file for file in files if _patient(file.path, describe) in erased}
+    for sha256 in {file.sha256 for file in theirs} - {file.sha256 for file in files if file not in theirs}:
+        store.remove(store.blob_key(sha256))
+    return [file._replace(sha256="") if file in theirs else file for file in files]
+
+
+def _patient(path: str, describe: Describe) -> str | None:
+    try:
+        return describe(path).patient
+    except Unusable:
+        return None
 
 
 def _by_table(spec: SourceSpec, files: list[_File], store: Store) -> tuple[list[_File], Describe, list[Row]]:
@@ -232,10 +265,11 @@ def classify(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
-    In this order: a file that nothing usable is known of; a name whose letter contradicts its subtype; a picture that
-    does not decode; the same name again (the larger picture stays, then the first path); an image whose slide the
-    source trusts under another subtype; a slide under two subtypes (all its images, since nobody can say which label
-    is right); the same pixels under names of another subtype (all of them); the same pixels again (the first stays).
+    In this order: a file that nothing usable is known of; one of an erased patient; a name whose letter contradicts its
+    subtype; a picture that does not decode; the same name again (the larger picture stays, then the first path); an
+    image whose slide the source trusts under another subtype; a slide under two subtypes (all its images, since nobody
+    can say which label is right); the same pixels under names of another subtype (all of them); the same pixels again
+    (the first stays).
 
     Returns:
         manifest rows, quarantine rows, and how many files were one more copy of an image that is in the manifest.
@@ -278,6 +312,9 @@ def _usable(
             name = describe(file.path)
         except Unusable as why:
             quarantine.append(_quarantined(file, None, spec.name, why.reason, why.detail))
+            continue
+        if not file.sha256:
+            quarantine.append(_quarantined(file, name, spec.name, "erased", "the patient was erased on request"))
             continue
         picture = pictures[file.sha256]
         if name.label != label_of(name.subtype):
@@ -356,7 +393,7 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
 
 def _look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, _Picture], int]:
     """What each file holds, and how many had to be decoded: each is once, whichever sources and versions have it."""
-    seen = _PictureCache(store)
+    seen = PictureCache(store)
     found = {sha256: picture for sha256, picture in seen.read().items() if sha256 in hashes}
     missing = sorted(hashes - found.keys())
     if not missing:
@@ -375,7 +412,7 @@ def _look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, _Pict
 
 
 @dataclass(frozen=True)
-class _PictureCache:
+class PictureCache:
     """What decoding found, by the file's hash, in parts under objects/caches/pictures-…/, each written whole."""
 
     store: Store
@@ -386,13 +423,24 @@ class _PictureCache:
         return f"objects/caches/pictures-{VERSION}"
 
     def read(self) -> dict[str, _Picture]:
+        """All that is known."""
         found: dict[str, _Picture] = {}
         for name in self.store.keys(self.prefix):
             part, _ = self.store.read(f"{self.prefix}/{name}")
             found |= {sha256: _Picture(*values) for sha256, *values in part}
         return found
 
+    def forget(self, hashes: Collection[str]) -> None:
+        """Take these files out."""
+        for name in self.store.keys(self.prefix):
+            part, _ = self.store.read(f"{self.prefix}/{name}")
+            left = {sha256: _Picture(*values) for sha256, *values in part if sha256 not in hashes}
+            if len(left) < len(part):
+                self.write(left)
+                self.store.remove(f"{self.prefix}/{name}")
+
     def write(self, pictures: dict[str, _Picture]) -> None:
+        """Add one part."""
         part = [[sha256, *astuple(picture)] for sha256, picture in pictures.items()]
         self.store.put_json(f"{self.prefix}/{digest(part)[:16]}.json", part)
 

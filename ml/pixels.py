@@ -1,6 +1,6 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,19 @@ class PixelCache:
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
             yield batch, np.stack([self._part(known[h][0])[known[h][1]] for h in batch])
+
+    def forget(self, hashes: Collection[str]) -> None:
+        """Take these pictures out."""
+        for name in [name for name in self.store.keys(self.prefix) if name.endswith(".json")]:
+            part, _ = self.store.read(f"{self.prefix}/{name}")
+            left = [row for row, h in enumerate(part) if h not in hashes]
+            if len(left) == len(part):
+                continue
+            stem = name.removesuffix(".json")
+            if left:
+                self._write([part[row] for row in left], self._part(stem)[left])
+            self.store.remove(f"{self.prefix}/{name}")
+            self.store.remove(f"{self.prefix}/{stem}.npy")
 
     def _part(self, name: str) -> Pixels:
         array: Pixels = np.load(self.store.local(f"{self.prefix}/{name}.npy"), mmap_mode="r")

@@ -68,3 +68,14 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     bucket = f"bucket-{digest(str(tmp_path))[:20]}"
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
     return Store(f"s3://{bucket}/store")
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with MLflow's tables to copy, made once: its migrations take seconds."""
+    from ml.settings import Settings
+    from ml.tracking import connect
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(Settings(mlflow_uri=f"sqlite:///{file}")).search_experiments()
+    return file

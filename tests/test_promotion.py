@@ -24,14 +24,6 @@ class Echo(mlflow.pyfunc.PythonModel):
         return model_input
 
 
-@pytest.fixture(scope="module")
-def fresh_database(tmp_path_factory):
-    """MLflow's tables, made once: its migrations take seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(Settings(mlflow_uri=f"sqlite:///{file}")).search_experiments()
-    return file
-
-
 @pytest.fixture
 def world(tmp_path, fresh_database):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""

@@ -14,6 +14,7 @@ from ml.errors import BreakhisError, ImageError, RegistryError
 from ml.progress import track
 from ml.settings import Settings, settings
 from ml.sources.files import is_image
+from ml.store import Store
 
 _BATCH = 32
 
@@ -30,6 +31,24 @@ def config(as_json: bool) -> None:
     for name, field in Settings.model_fields.items():
         click.echo(f"BREAKHIS_{name.upper()} = {values[name]}")
         click.echo(click.wrap_text(field.description or "", 100, initial_indent="    ", subsequent_indent="    "))
+
+
+@click.command()
+@click.argument("patient")
+@click.option("--cohort", default="breakhis", show_default=True, help="Whose patient it is; see a source's YAML.")
+@click.option("--why", required=True, help="The request, such as its reference; kept with the patient's name.")
+@click.confirmation_option(prompt="The patient's rows, pixels and features cannot be brought back. Erase them?")
+@json_option
+def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
+    """Erase PATIENT (a case number such as 14-22549, or COHORT:ID) from the store, and list trainings it took part in.
+
+    The split ledgers keep the patient's side, and the next ingestion leaves the patient's images out. The source itself
+    and what MLflow has of those trainings are left to you.
+    """
+    from ml.erasure import erase_patient
+
+    own = settings()
+    deliver(erase_patient(patient, cohort, why, Store(own.store), own), as_json, None)
 
 
 @click.command()
@@ -105,4 +124,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=max(Console().width, 100 + max(len(str(row["image"])) for row in rows))).print(table)
 
 
-TOOLS = [predict, config]
+TOOLS = [predict, config, erase]

@@ -191,6 +191,7 @@ def _keep_rows(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: St
     meta = {
         "source": spec.name,
         "kind": spec.kind,
+        "cohort": spec.cohort,
         "files": len(rows),
         "bytes": sum(row.bytes for row in rows),
         "skipped": len(skipped),

@@ -1,0 +1,206 @@
+"""A patient leaves the store, on disk and in S3, and does not come back with the next delivery."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ml.erasure import erase_patient
+from ml.errors import DataError, RegistryError
+from ml.features import FEATURES, FeatureCache
+from ml.manifest import PictureCache, make_manifest, read_manifest
+from ml.pixels import PixelCache
+from ml.settings import Settings
+from ml.sources import fetch, load_source
+from ml.splits import read_ledger, read_split, sides_of, split_dataset
+from ml.store import Store
+from ml.tracking import connect
+from ml.training_sets import assemble, load_training_set, read_dataset
+from ml.versions import publish_manifest
+from tests.made_up import name, png, tree
+
+pytestmark = pytest.mark.integration
+
+PATIENT = "14-7"
+CASES = {"14-7": "DC", "14-8": "DC", "14-9": "F", "14-10": "F", "14-11": "PC", "14-12": "PC"}
+
+
+@pytest.fixture
+def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNamespace:
+    """Six cases of four images each, published, split, with pixels and features; one has a damaged file, too."""
+    files = {
+        f"{case}/{name(subtype, f'{case}A', 40, seq)}": png(int(case[3:]) * 10 + seq)
+        for case, subtype in CASES.items()
+        for seq in range(1, 5)
+    }
+    files[f"{PATIENT}/{name('DC', f'{PATIENT}B', 100, 1)}"] = png(999)[:800]
+    folder = tree(tmp_path / "images", files)
+    conf = tmp_path / "conf"
+    tree(
+        conf,
+        {
+            "sources/made.yaml": f"name: made\nkind: directory\npath: {folder}\n".encode(),
+            "training_sets/set.yaml": b"name: set\nsources: [made]\nledger: set\npolicy: none\npreset: demo\n",
+        },
+    )
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
+    settings = Settings(
+        home=tmp_path / "home",
+        store=any_store.root,
+        conf=conf,
+        mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
+        workers=1,
+    )
+    made = SimpleNamespace(store=any_store, settings=settings, conf=conf, source=load_source("made", conf))
+    made.manifest = ingest(made)
+    made.dataset = assemble(load_training_set("set", conf), any_store, settings)["dataset"]
+    made.split = split_dataset(made.dataset, any_store)["split"]
+    rows = read_dataset(made.dataset, any_store)
+    PixelCache(any_store).fill(rows, 1)
+    hashes = rows["pixel_sha256"].tolist()
+    FeatureCache(any_store, "weights-1", "openvino").write(hashes, np.ones((len(hashes), FEATURES), np.float32))
+    made.theirs = rows[rows["patient"] == PATIENT]
+    client = connect(settings)
+    experiment = client.create_experiment("set", artifact_location=(tmp_path / "artifacts").as_uri())
+    tags = {"breakhis.dataset": made.dataset, "breakhis.split": made.split}
+    made.run = client.create_run(experiment, tags=tags).info.run_id
+    client.create_registered_model("set-binary")
+    client.create_model_version("set-binary", (tmp_path / "artifacts").as_uri(), run_id=made.run)
+    client.set_registered_model_alias("set-binary", "champion", "1")
+    return made
+
+
+def ingest(world: SimpleNamespace) -> str:
+    fetch(world.source, world.store, world.settings)
+    manifest: str = make_manifest(world.source, world.store, 1)["manifest"]
+    assert publish_manifest(manifest, world.store)["changed"]
+    return manifest
+
+
+def erase(world: SimpleNamespace) -> dict[str, object]:
+    return erase_patient(PATIENT, "breakhis", "request 12", world.store, world.settings)
+
+
+def everything_in(store: Store) -> bytes:
+    """The bytes of all that lies in the store, as far as it is no list of names."""
+    folder = store.path("")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return b"".join(path.read_bytes() for path in files)
+
+
+def test_nothing_of_the_patient_is_left(world: SimpleNamespace) -> None:
+    store, hashes = world.store, set(world.theirs["pixel_sha256"])
+    side = read_split(world.split, store).sides[PATIENT]
+    result = erase(world)
+    assert (result["files"], result["pictures"]) == (5, 4)
+    assert result["sources"] == ["made"]
+    assert result["ledgers"] == ["set"]
+    assert result["trainings"] == [
+        {"run_id": world.run, "side": side, "model": "set-binary", "version": 1, "aliases": ["champion"]}
+    ]
+    for rows in (read_manifest(world.manifest, store), read_dataset(world.dataset, store)):
+        assert len(rows) == 20
+        assert PATIENT not in set(rows["patient"])
+    assert not hashes & PixelCache(store).index().keys()
+    assert not hashes & FeatureCache(store, "weights-1", "openvino").known()
+    assert not set(world.theirs["sha256"]) & PictureCache(store).read().keys()
+    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
+    ledger, _ = read_ledger("set", store)
+    assert ledger.sides[PATIENT] == side
+    assert PATIENT in ledger.erased
+    assert not any(h[:16].encode() in everything_in(store) for h in hashes)
+
+
+def test_the_others_are_as_they_were(world: SimpleNamespace) -> None:
+    store = world.store
+    before = read_dataset(world.dataset, store)
+    others = before[before["patient"] != PATIENT]
+    kept = others["pixel_sha256"].tolist()
+    pixels = {
+        h: p for hashes, pictures in PixelCache(store).batches(kept, 8) for h, p in zip(hashes, pictures, strict=True)
+    }
+    erase(world)
+    rows = read_dataset(world.dataset, store)
+    pd.testing.assert_frame_equal(rows.reset_index(drop=True), others.reset_index(drop=True))
+    assert set(sides_of(rows, read_split(world.split, store))) <= {"train", "validation", "test"}
+    assert FeatureCache(store, "weights-1", "openvino").read(kept).shape == (20, FEATURES)
+    for hashes, pictures in PixelCache(store).batches(kept, 8):
+        assert all((pixels[h] == p).all() for h, p in zip(hashes, pictures, strict=True))
+
+
+def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> None:
+    store = world.store
+    erase(world)
+    manifest = ingest(world)  # the source still has the images
+    assert PATIENT not in set(read_manifest(manifest, store)["patient"])
+    quarantine = pd.read_parquet(store.file(manifest, "quarantine.parquet"))
+    assert quarantine["reason"].tolist() == ["erased"] * 5
+    assert quarantine["sha256"].tolist() == [""] * 5
+    fetch(world.source, store, world.settings)
+    assert make_manifest(world.source, store, 1)["manifest"] == manifest
+    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
+    dataset = assemble(load_training_set("set", world.conf), store, world.settings)["dataset"]
+    split = split_dataset(dataset, store)
+    assert sum(split[side]["cases"] for side in ("train", "validation", "test")) == 5
+
+
+def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelCache, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            erase(world)
+    again = erase(world)
+    assert not set(world.theirs["pixel_sha256"]) & PixelCache(world.store).index().keys()
+    assert PATIENT not in set(read_dataset(world.dataset, world.store)["patient"])
+    last = erase(world)
+    assert (last["pictures"], last["objects"]) == (0, 0)
+    assert last["trainings"] == again["trainings"] != []
+
+
+def test_an_unknown_patient_is_an_error(world: SimpleNamespace) -> None:
+    with pytest.raises(
+        DataError, match=r"no image of a patient '14-99' in cohort 'breakhis'; cohorts with images: break"
+    ):
+        erase_patient("14-99", "breakhis", "why", world.store, world.settings)
+    with pytest.raises(DataError, match="in cohort 'other'"):
+        erase_patient(PATIENT, "other", "why", world.store, world.settings)
+
+
+@pytest.mark.parametrize("any_store", ["file"], indirect=True)
+def test_the_command_asks_before_it_erases(world: SimpleNamespace) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from ml.cli import main; main()",
+        "erase",
+        PATIENT,
+        "--why",
+        "request 12",
+        "--json",
+    ]
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "BREAKHIS_HOME": str(world.settings.home),
+        "BREAKHIS_STORE": world.store.root,
+        "MLFLOW_TRACKING_URI": world.settings.mlflow_uri,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    asked = subprocess.run(command, env=environment, input="n\n", capture_output=True, text=True, check=False)
+    assert asked.returncode == 130
+    assert len(read_manifest(world.manifest, world.store)) == 24
+    done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["files"] == 5
+
+
+@pytest.mark.parametrize("any_store", ["file"], indirect=True)
+def test_without_mlflow_it_says_what_to_do(world: SimpleNamespace) -> None:
+    elsewhere = world.settings.model_copy(update={"mlflow_uri": "databricks-nowhere://x"})
+    with pytest.raises(RegistryError, match="cannot tell which trainings took part"):
+        erase_patient(PATIENT, "breakhis", "why", world.store, elsewhere)
+    assert erase(world)["pictures"] == 4
