@@ -1,10 +1,12 @@
 """One DAG per data source: ``ingest_<name>`` for each YAML file in sources/ and each that a training set refers to."""
 
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG
 
 from breakhis_airflow.declared import cron, dags_of, version_of
+from breakhis_airflow.links import page
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from ml.settings import settings
@@ -19,17 +21,20 @@ DOC = """
 |---|---|
 {facts}
 
+**[Report of the current version]({current})**: what was checked, what was found, and what is in quarantine.
+{more}
 ### What a run does
 1. **fetch** copies the source's files into the store. Files that are there already are not copied again.
 2. **manifest** reads every picture and lists it once, under its case, slide, subtype and magnification. What cannot be
    used is set aside with a reason; the counts are in the task's XCom.
-3. **validate** checks that list. The report opens from the end of the task's log or its
-   *Details* (**Data Docs**), after a failure too.
+3. **validate** checks that list. **Data Docs**, the report, and **Quarantine**, a row for each file that was set aside,
+   open from the task's *Details* and from the end of its log; after a failure too.
 4. **publish** makes the list the current version of the source, which training sets then take, and tells Airflow of it
    by an asset event: retrainings that are unpaused start. Unchanged files make no new version and start nothing.
 
 When **validate** fails, nothing is published and the last good version stays in use. Read the report, mend the files or
-the YAML, and start a new run.
+the YAML, and start a new run. What cannot get better by itself (a wrong file, a failed check) is not tried again; after
+a lost network or machine a task is, twice. Who is told of a failure stands in `notifications.yaml`.
 """
 
 
@@ -61,7 +66,8 @@ def ingest(file: Path) -> DAG:
 
 def documentation(source: SourceSpec) -> str:
     """What the YAML file says, and what a run does with it."""
-    own = source.model_dump(exclude={"name", "kind", "description", "inventory", "schedule"}, exclude_none=True)
+    apart = {"name", "kind", "description", "inventory", "schedule", "table", "validation"}
+    own = {key: value for key, value in source.model_dump(exclude=apart).items() if value not in (None, "", {})}
     facts = {
         "File": source.file,
         "Kind": source.kind,
@@ -71,8 +77,38 @@ def documentation(source: SourceSpec) -> str:
     if source.layout == "breakhis":
         claim = "the whole of BreakHis: every count is checked" if source.inventory else "a part of BreakHis"
         facts["Claims to be"] = claim
-    rows = "\n".join(f"| {what} | `{value}` |" for what, value in facts.items())
-    return DOC.format(description=source.description.strip() or f"The source {source.name}.", facts=rows)
+    return DOC.format(
+        description=source.description.strip() or f"The source {source.name}.",
+        facts=_rows(facts),
+        current=page(f"sources/{source.name}"),
+        more=_columns(source) + _demands(source),
+    )
+
+
+def _rows(facts: dict[str, Any]) -> str:
+    shown = ((what, _words(value).replace("|", r"\|")) for what, value in facts.items())
+    return "\n".join(f"| {what} | `{value}` |" for what, value in shown)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+    return str(value)
+
+
+def _columns(source: SourceSpec) -> str:
+    """How a table's columns are read."""
+    if not source.table:
+        return ""
+    columns = {key: value for key, value in source.table.model_dump().items() if value and key != "file"}
+    return f"\n### Columns of `{source.table.file}`\n| here | there |\n|---|---|\n{_rows(columns)}\n"
+
+
+def _demands(source: SourceSpec) -> str:
+    """What the file changes in the validation."""
+    changes = source.validation.changes()
+    listed = "\n".join(f"- {change}" for change in changes)
+    return f"\n### Validated otherwise than usual\n{listed}\n" if changes else ""
 
 
 globals().update(dags_of(source_files(SETTINGS), ingest, prefix="ingest"))

@@ -16,7 +16,8 @@ def publish_manifest(manifest: str, store: Store) -> Json:
     """Make a manifest the current version of its source (the ``publish`` stage). Publishing it again changes nothing.
 
     Returns:
-        ``{source, version, changed, images, diff: {added, removed, relabelled}}``, in images.
+        ``{source, version, changed, images, diff: {added, removed, relabelled}, quarantined, validation}``: all in
+        images but the last, the id of the validation that the manifest passed.
 
     Raises:
         Refused: the manifest has not passed validation.
@@ -30,11 +31,12 @@ def publish_manifest(manifest: str, store: Store) -> Json:
     ref = f"refs/sources/{source}.json"
     current, tag = store.read(ref)
     rows = read_manifest(manifest, store)
+    told: Json = {"source": source, "images": len(rows), "quarantined": meta["quarantined"]}
+    told["validation"] = validation["validation"]
     # By its rows: a YAML that demands more or less of the same images makes no new version of them.
     if current and store.meta(current["manifest"])["content"] == meta["content"]:
         unchanged = {"added": 0, "removed": 0, "relabelled": 0}
-        version = str(current["version"])
-        return {"source": source, "version": version, "changed": False, "images": len(rows), "diff": unchanged}
+        return {**told, "version": str(current["version"]), "changed": False, "diff": unchanged}
     diff = difference(read_manifest(current["manifest"], store) if current else None, rows)
     content = {
         "source": source,
@@ -45,7 +47,7 @@ def publish_manifest(manifest: str, store: Store) -> Json:
     version = store.create("version", content, content)
     value = {"version": version, **content, "diff": diff, "previous": current["version"] if current else None}
     store.compare_and_set(ref, {**value, "published": datetime.now(UTC).isoformat(timespec="seconds")}, tag)
-    return {"source": source, "version": version, "changed": True, "images": len(rows), "diff": diff}
+    return {**told, "version": version, "changed": True, "diff": diff}
 
 
 def difference(old: "pd.DataFrame | None", new: "pd.DataFrame") -> Json:

@@ -31,17 +31,17 @@ Schedule = Annotated[str, AfterValidator(_check_schedule)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_yaml(path: Path, model: type[Model]) -> Model:
-    """Read one YAML file into ``model``.
+def read_yaml(path: Path, model: type[Model], *, optional: bool = False) -> Model:
+    """Read one YAML file into ``model``; an ``optional`` one may be missing, or say nothing.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or does not fit; names the file and each offending key.
     """
-    return build(read_mapping(path), model, path)
+    return build(read_mapping(path, optional=optional), model, path)
 
 
-def read_mapping(path: Path) -> dict[str, object]:
-    """The mapping in a YAML file, unchecked.
+def read_mapping(path: Path, *, optional: bool = False) -> dict[str, object]:
+    """The mapping in a YAML file, unchecked. An ``optional`` one that is missing or says nothing is empty.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or is something other than a mapping.
@@ -49,6 +49,8 @@ def read_mapping(path: Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if optional:
+            return {}
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
@@ -56,6 +58,8 @@ def read_mapping(path: Path) -> dict[str, object]:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None and optional:
+        return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
     return data

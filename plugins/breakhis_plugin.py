@@ -4,14 +4,14 @@ from typing import Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from breakhis_airflow.links import DataDocsLink, ModelVersionLink, RunLink
+from breakhis_airflow.links import DataDocsLink, ModelVersionLink, QuarantineLink, RunLink
 
 
 class BreakhisPlugin(AirflowPlugin):
     """The links and pages of this system, for Airflow's UI."""
 
     name = "breakhis"
-    operator_extra_links: ClassVar = [RunLink(), ModelVersionLink(), DataDocsLink()]
+    operator_extra_links: ClassVar = [RunLink(), ModelVersionLink(), DataDocsLink(), QuarantineLink()]
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:

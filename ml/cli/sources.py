@@ -92,6 +92,24 @@ def list_(as_json: bool) -> None:
     Console(width=max(Console().width, 150)).print(grid)
 
 
+@sources.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--images", default=164, show_default=True, help="How many: 82 to 7,909, the size of BreakHis.")
+@click.option("--seed", default=1, show_default=True, help="The same seed draws the same pictures.")
+@json_option
+def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
+    """Draw pictures into FOLDER, named and filed as BreakHis is: something to try a source with."""
+    from ml.sources.demo import pictures
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already; name a new or empty folder")
+    for path, content in pictures(images, seed, settings().worker_count):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    deliver({"folder": str(folder), "images": images}, as_json, None)
+
+
 def _row(file: Path, store: Store) -> Json:
     row: dict[str, Any] = dict.fromkeys(("kind", "schedule", "images", "version", "published"))
     row |= {"name": file.stem, "file": str(file)}

@@ -39,6 +39,7 @@ from ml.progress import say
 from ml.settings import PROJECT, Settings
 from ml.sources import load_source, source_files
 from ml.training_sets import load_training_set, training_set_files
+from ml.yamlfile import read_mapping
 
 Json = dict[str, Any]
 
@@ -475,6 +476,11 @@ def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
     collect(
         lambda: training_set_files(settings), lambda path: f"retrain_{load_training_set(str(path), settings.conf).name}"
     )
+    try:
+        if read_mapping(settings.conf / "notifications.yaml", optional=True).get("on_failure"):
+            ids.add("try_notifications")
+    except ConfigError as error:
+        problems.append(str(error))
     return ids, list(dict.fromkeys(problems))
 
 

@@ -54,24 +54,43 @@ class DataDocsLink(_StageLink):
 
     def address(self, result: Json) -> str:
         """The report's first page."""
-        from airflow.sdk.configuration import conf
+        return _report(result, "index.html")
 
-        from breakhis_airflow.web import PREFIX
 
-        if not result.get("validation"):
-            return ""
-        base = conf.get("api", "base_url", fallback="/").rstrip("/") + "/"
-        return urljoin(base, f"{PREFIX.lstrip('/')}/docs/{quote(str(result['validation']))}/index.html")
+class QuarantineLink(_StageLink):
+    """What a source brought that cannot be used, a row a file: a page of the same report."""
+
+    name = "Quarantine"
+
+    def address(self, result: Json) -> str:
+        """The page; none where the result says that nothing is in quarantine."""
+        return _report(result, "quarantine.html") if result.get("quarantined", True) else ""
 
 
 LINKS: dict[str, tuple[_StageLink, ...]] = {
-    "validate": (DataDocsLink(),),
+    "validate": (DataDocsLink(), QuarantineLink()),
+    "publish": (DataDocsLink(), QuarantineLink()),
     "train": (RunLink(),),
     "register": (ModelVersionLink(),),
     "gate": (ModelVersionLink(),),
     "promote": (ModelVersionLink(),),
 }
 """The links of each stage's tasks."""
+
+
+def page(path: str) -> str:
+    """The address of a page that this plugin serves; see :mod:`breakhis_airflow.web`."""
+    from airflow.sdk.configuration import conf
+
+    from breakhis_airflow.web import PREFIX
+
+    base = conf.get("api", "base_url", fallback="/").rstrip("/") + "/"
+    return urljoin(base, f"{PREFIX.lstrip('/')}/{quote(path)}")
+
+
+def _report(result: Json, name: str) -> str:
+    """A page of a validation's report; none where the result names no validation."""
+    return page(f"docs/{result['validation']}/{name}") if result.get("validation") else ""
 
 
 def _mlflow(page: str) -> str:

@@ -19,6 +19,7 @@ from airflow.sdk.log import mask_secret
 from breakhis_airflow.connections import read_connection
 from breakhis_airflow.environment import stage_environment
 from breakhis_airflow.links import LINKS
+from breakhis_airflow.notifications import tell_of_failure
 from ml.errors import EXIT_BAD_INPUT, EXIT_REFUSED
 from ml.settings import settings
 
@@ -28,6 +29,7 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_delay": timedelta(minutes=1),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=15),
+    "on_failure_callback": tell_of_failure,
 }
 """For every DAG. Retries are for lost networks and lost machines: what cannot get better by itself is never retried."""
 

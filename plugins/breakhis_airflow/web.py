@@ -1,4 +1,8 @@
-"""Pages under /breakhis: the validation reports in the store, for everybody who is logged in to Airflow."""
+"""Pages under /breakhis: the validation reports in the store, for everybody who is logged in to Airflow.
+
+/breakhis/docs/<validation>/…  a report
+/breakhis/sources/<name>       leads to the report of the source's current version
+"""
 
 import mimetypes
 import re
@@ -8,6 +12,7 @@ from typing import Any
 from ml.errors import StoreError
 from ml.settings import settings
 from ml.store import Store
+from ml.yamlfile import NAME_PATTERN
 
 PREFIX = "/breakhis"
 
@@ -29,7 +34,7 @@ def create_app() -> Any:
     """The FastAPI application."""
     from airflow.api_fastapi.core_api.security import get_user
     from fastapi import Depends, FastAPI, HTTPException
-    from fastapi.responses import FileResponse
+    from fastapi.responses import FileResponse, RedirectResponse
 
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis reports", docs_url=None, redoc_url=None, openapi_url=None)
@@ -43,6 +48,16 @@ def create_app() -> Any:
             raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return FileResponse(file, media_type=kind, headers=_HEADERS)
+
+    @app.get("/sources/{name}", dependencies=[Depends(get_user)])
+    def source(name: str) -> RedirectResponse:
+        """The report of a source's current version."""
+        known = re.fullmatch(NAME_PATTERN, name)
+        published, _ = Store(settings().store).read(f"refs/sources/{name}.json") if known else (None, "")
+        if not published:
+            raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
+        address = f"../docs/{published['validation']}/index.html"
+        return RedirectResponse(address, headers={"Cache-Control": "no-store"})
 
     return app
 

@@ -119,3 +119,11 @@ def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Pat
     tree(tmp_path / "images", {"SOB_B_A-14-3-100-001.png": png(9)})
     fetch(spec, store, own)
     assert state()["ours"]["state"] == "published; what was fetched since is not"
+
+
+def test_drawn_pictures_make_a_folder_to_try_a_source_with(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    assert run("draw", str(folder), "--images", "82") == {"folder": str(folder), "images": 82}
+    assert len(list(folder.rglob("SOB_*.png"))) == 82
+    with pytest.raises(ConfigError, match="is there already"):
+        run("draw", str(folder))

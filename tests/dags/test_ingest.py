@@ -48,6 +48,24 @@ def test_the_documentation_comes_from_the_yaml(conf, read):
         assert words in text
 
 
+def test_columns_and_changed_demands_are_told_of(conf, read):
+    table = (
+        "layout: table\ntable: {file: c.csv, path: P, patient: 'a|b', subtype: S, magnification: M, subtypes: {x: F}}\n"
+    )
+    demands = "validation: {quarantine_rate: {limit: 0.3}}\n"
+    text = f"name: other\nkind: directory\npath: /data\n{table}{demands}"
+    (conf / "sources" / "other.yaml").write_text(text)
+    doc = read("ingest")["ingest_other"].doc_md
+    for words in (
+        "### Columns of `c.csv`",
+        r"| patient | `a\|b` |",
+        "| subtypes | `x: F` |",
+        "- quarantine_rate: limit 0.3 instead of 0.1",
+        "/breakhis/sources/other)",
+    ):
+        assert words in doc
+
+
 def test_a_source_beside_a_training_set_is_called_by_its_path(conf, read, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()

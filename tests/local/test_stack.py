@@ -472,3 +472,13 @@ def test_import_errors_are_shown(check: Any) -> None:
 def test_dags_of_unusable_files_say_why(check: Any) -> None:
     invalid = dag("retrain_x", tags=[{"name": "invalid"}], description="x.yaml: 'sources' is missing")
     assert check([dag("promote"), dag("ingest_one"), invalid], []) == ["x.yaml: 'sources' is missing"]
+
+
+@pytest.mark.parametrize(
+    ("text", "there"), [("", False), ("on_failure: []", False), ("on_failure: [{notifier: some.Notifier}]", True)]
+)
+def test_a_notifier_brings_a_dag_to_try_it(settings: Settings, text: str, there: bool) -> None:
+    settings.conf.mkdir(parents=True, exist_ok=True)
+    (settings.conf / "notifications.yaml").write_text(text)
+    ids, _ = expected_dags(settings)
+    assert ("try_notifications" in ids) is there

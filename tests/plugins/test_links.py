@@ -7,8 +7,7 @@ from breakhis_airflow.places import stage
 def link(name: str, result) -> str:
     task = stage(name)
     task.stage_result = result
-    (only,) = task.operator_extra_links
-    return only.get_link(task, ti_key=None)
+    return task.operator_extra_links[0].get_link(task, ti_key=None)
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +33,24 @@ def test_a_validation_leads_to_its_report(monkeypatch):
     assert link("validate", result).endswith(page)
 
 
+@pytest.mark.parametrize("name", ["validate", "publish"])
+@pytest.mark.parametrize(
+    ("more", "shown"), [({}, True), ({"quarantined": {"name": 1}}, True), ({"quarantined": {}}, False)]
+)
+def test_the_quarantine_is_shown_unless_it_is_known_to_be_empty(name, more, shown):
+    task = stage(name)
+    task.stage_result = {"validation": "validation-0123456789ab", **more}
+    report, quarantine = (link.get_link(task, ti_key=None) for link in task.operator_extra_links)
+    assert report.endswith("/validation-0123456789ab/index.html")
+    assert quarantine == (report.replace("index", "quarantine") if shown else "")
+
+
 @pytest.mark.parametrize("name", LINKS)
 @pytest.mark.parametrize("result", [None, {}, {"other": 1}])
 def test_without_a_result_there_is_no_link(name, result):
-    assert link(name, result) == ""
+    task = stage(name)
+    task.stage_result = result
+    assert not any(each.get_link(task, ti_key=None) for each in task.operator_extra_links)
 
 
 def test_without_an_mlflow_server_there_is_no_link(monkeypatch):

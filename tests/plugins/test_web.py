@@ -104,3 +104,13 @@ def test_no_object_of_another_kind(reader, store):
 
 def test_the_prefix_is_what_links_use():
     assert PREFIX == "/breakhis"
+
+
+def test_a_source_leads_to_the_report_of_its_current_version(reader, anonymous, validation, store):
+    assert anonymous.get("/sources/ours").status_code == 401
+    for unknown in ("ours", "OURS", "..%2f..%2fledgers%2fours"):
+        assert reader.get(f"/sources/{unknown}").status_code == 404
+    store.compare_and_set("refs/sources/ours.json", {"validation": validation}, None)
+    answer = reader.get("/sources/ours")
+    assert answer.url.path == f"/docs/{validation}/index.html"
+    assert answer.text == "<h1>Validation</h1>"
