@@ -262,7 +262,8 @@ def test_another_run_in_between_is_taken_in(store, monkeypatch):
 # --- erasure ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(store):
+def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(any_store):
+    store = any_store
     frame = made_up.rows(made_up.every_class())
     case = "14-3001"
     first = split_dataset(made_up.dataset(store, frame), store)
@@ -621,7 +622,9 @@ def add_at_random(seed):
         rows, ties = delivery(rng, number)
         try:
             ledger, quarantine = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
-        except DataError:  # quarantine left too few cases
+        except DataError as error:
+            if "a split needs at least 3" not in str(error):
+                raise
             refused += 1
             continue
         assert {group: ledger.sides[group] for group in before} == before
