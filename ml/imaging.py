@@ -53,7 +53,7 @@ def decode(data: bytes, *, colour: bool = False) -> Pixels:
             if colour and image.mode in {"1", "L", "LA"}:
                 raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
             image.load()
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ImageError("undecodable", _one_line(error)) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
