@@ -121,6 +121,14 @@ def test_the_covering_program_is_exact_by_itself(counts, data):
     assert penalty(counts, sides) == least_penalty(counts, frozen)
 
 
+def test_what_the_search_misses_the_covering_program_finds(monkeypatch):
+    counts = padded([[int(n) for n in row] for row in ("00101001", "00000010", "00101000", "10000011", "10011000")])
+    monkeypatch.setattr(splits, "_RESTARTS", 1)
+    assert penalty(counts, allocate(counts, {}, seed=0)) == least_penalty(counts, {})
+    monkeypatch.setattr(splits, "_cover", lambda has, sides, free: sides)
+    assert penalty(counts, allocate(counts, {}, seed=0)) > least_penalty(counts, {})
+
+
 def test_groups_that_belong_together_stay_together():
     counts = padded([[4, 0], [4, 0], [4, 4], [0, 4], [0, 4]])
     sides = allocate(counts, {}, seed=0, together=[{"c0", "c3"}, {"c1", "c4"}])
@@ -262,7 +270,8 @@ def test_another_run_in_between_is_taken_in(store, monkeypatch):
 # --- erasure ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(store):
+def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(any_store):
+    store = any_store
     frame = made_up.rows(made_up.every_class())
     case = "14-3001"
     first = split_dataset(made_up.dataset(store, frame), store)
@@ -554,8 +563,8 @@ def test_new_cases_that_share_a_picture_lie_on_one_side(store):
     by_class = frame.drop_duplicates("patient").groupby("subtype")["patient"].agg(list)
     first = {case: part["pixel_sha256"].iloc[0] for case, part in frame.groupby("patient")}
     pairs = [(cases[0], cases[1]) for cases in by_class]
-    # A case without a row of its own ties two others all the same.
-    ties = [made_up.tie(first[a], b, a) for a, b in pairs[:-1]]
+    # What was left out may have other pixels than what was kept (a smaller copy), or be of a case without a row.
+    ties = [made_up.tie(first[a], b, a) for a, b in pairs[:4]] + [made_up.tie(h(a), b, a) for a, b in pairs[4:-1]]
     ties += [made_up.tie(first[case], "14-none", case) for case in pairs[-1]]
     report, sides, _ = split_with(store, frame, pd.concat(ties))
     assert all(sides[a] == sides[b] for a, b in pairs)
@@ -621,7 +630,9 @@ def add_at_random(seed):
         rows, ties = delivery(rng, number)
         try:
             ledger, quarantine = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
-        except DataError:  # quarantine left too few cases
+        except DataError as error:
+            if "a split needs at least 3" not in str(error):
+                raise
             refused += 1
             continue
         assert {group: ledger.sides[group] for group in before} == before
