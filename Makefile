@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test e2e replica bench images secrets lint
+.PHONY: help run demo up down status doctor test e2e replica guide bench images secrets lint
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Doc
 
 replica: .venv/.dev ## Set up, draw all of BreakHis' pictures (4.4 GB, kept), and test ingestion on them
 	@BREAKHIS_REPLICA=.breakhis/cache/bench .venv/bin/pytest tests/sources/test_replica.py $(ARGS)
+
+guide: .venv/.dev ## Set up, and follow docs/add-a-data-source.md command by command in a real Airflow
+	@BREAKHIS_GUIDE=1 .venv/bin/pytest tests/docs $(ARGS)
 
 bench: .venv/.dev ## Measure speed and memory on this machine (ARGS="--images 640" for a quick look)
 	@.venv/bin/python -m tests.benchmarks $(ARGS)

@@ -28,7 +28,12 @@ os.environ |= {
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that need more than a machine with Python are chosen by a variable, and are not collected without it."""
-    needs = {"real": "BREAKHIS_REAL_SAMPLE", "docker": "BREAKHIS_E2E", "replica": "BREAKHIS_REPLICA"}
+    needs = {
+        "real": "BREAKHIS_REAL_SAMPLE",
+        "docker": "BREAKHIS_E2E",
+        "replica": "BREAKHIS_REPLICA",
+        "guide": "BREAKHIS_GUIDE",
+    }
     lacking = [marker for marker, variable in needs.items() if variable not in os.environ]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]
     if left_out:

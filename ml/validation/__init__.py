@@ -29,10 +29,10 @@ def validate(manifest_id: str, store: Store) -> Json:
     expectation crashed is not remembered, so that the next call tries again.
 
     Returns:
-        ``{manifest, validation, source, passed, failed, errored, warned, changes, docs}``. The first three lists hold
-        an entry a check: name, severity, status, sentence, observed, unexpected (rows, or None) and the first offending
-        rows. ``passed`` says that no critical check failed and none crashed; ``changes`` what the source's YAML demands
-        otherwise than usual; ``docs`` is the URI of the Data Docs.
+        ``{manifest, validation, source, passed, failed, errored, warned, changes, quarantined, docs}``. The first three
+        lists hold an entry a check: name, severity, status, sentence, observed, unexpected (rows, or None) and the
+        first offending rows. ``passed`` says that no critical check failed and none crashed; ``changes`` what the
+        source's YAML demands otherwise than usual; ``docs`` is the URI of the Data Docs.
 
     Raises:
         StoreError: there is no such manifest.
@@ -131,4 +131,5 @@ def images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[st
 def _answer(validation: str, store: Store) -> Json:
     meta = store.meta(validation)
     told = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned", "changes")}
-    return {**told, "validation": validation, "docs": store.uri(f"{store.object_key(validation)}/docs/index.html")}
+    docs = store.uri(f"{store.object_key(validation)}/docs/index.html")
+    return {**told, "quarantined": store.meta(meta["manifest"])["quarantined"], "validation": validation, "docs": docs}

@@ -43,6 +43,9 @@ th, td { padding: 6px 10px; border: 1px solid #d5dde5; vertical-align: top; }
 li, td table td, .show-scrollbars code, td:nth-child(3) .show-scrollbars { overflow-wrap: anywhere; }
 code { font-family: ui-monospace, monospace; font-size: 13px; } td > code, td > .verdict { white-space: nowrap; }
 ul { margin: 4px 0; padding-left: 20px; }
+table.files { table-layout: fixed; } table.files td { overflow-wrap: anywhere; }
+table.files th:nth-child(1) { width: 34%; } table.files th:nth-child(2) { width: 12%; }
+table.files th:nth-child(3) { width: 26%; } table.files th { overflow-wrap: anywhere; white-space: normal; }
 .verdict { display: inline-block; padding: 2px 10px; border-radius: 4px; color: #fff; font-weight: 600; }
 .held { background: #1b7f3b; } .warned { background: #a86400; } .failed, .errored { background: #b3261e; }
 .badge { background: #eef2f6; border-radius: 3px; padding: 0 5px; } .text-danger { color: #b3261e; }
@@ -200,7 +203,7 @@ def _quarantine(quarantine: "pd.DataFrame") -> str:
 def _every_file(quarantine: "pd.DataFrame") -> str:
     columns = ["path", "reason", "detail", "patient", "slide", "subtype", "magnification"]
     cells = quarantine[columns].astype(object).where(quarantine[columns].notna(), "").itertuples(index=False)
-    return _table(([_cell(str(value)) for value in row] for row in cells), head=columns)
+    return _table(([_cell(str(value)) for value in row] for row in cells), head=columns, css="files")
 
 
 def _cell(text: str) -> str:

@@ -17,7 +17,7 @@ from ml.local.stack import Stack
 from ml.settings import PROJECT, Settings
 from ml.store import Store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guide, pytest.mark.timeout(900)]
 
 GUIDE = PROJECT / "docs" / "add-a-data-source.md"
 OURS = "ingest_our-biopsies"
