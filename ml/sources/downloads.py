@@ -56,6 +56,11 @@ def require_space(needs: list[tuple[Any, int]]) -> None:
             )
 
 
+def started(part: Path) -> int:
+    """How many bytes of a download an earlier try, which broke off, has left."""
+    return part.stat().st_size if part.exists() else 0
+
+
 def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
     """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
 
@@ -78,7 +83,7 @@ def download(spec: HttpSource, target: Path) -> None:
         TryAgain: the server cannot be reached, is busy or broke off; what came is kept for the next try.
     """
     part = target.with_suffix(".part")
-    have = part.stat().st_size if part.exists() else 0
+    have = started(part)
     try:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
