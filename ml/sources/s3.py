@@ -188,7 +188,7 @@ class Bucket:
         if status == 412:
             return TryAgain(f"{where}: {name} was replaced while it was being fetched; try again")
         if status == 429 or status >= 500 or code in _BUSY:
-            # What is no S3 at all and answers 200 with a page is to botocore a fault of the server; the code is a number.
+            # What is no S3 at all and answers with a page is to botocore a fault of the server; the code is a number.
             doubt = "; if that goes on, see whether 'endpoint' is an S3 server" if code.isdigit() else ""
             return TryAgain(f"{where} answers {code} for {name}; try again later{doubt}")
         if code in _ELSEWHERE:
