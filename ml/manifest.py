@@ -1,31 +1,33 @@
 """The manifest: one row an image that can be used, and a quarantine row with a reason for each that cannot."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import ImageError, SourceError, StoreError
-from ml.imaging import decode, pixel_hash
+from ml.imaging import Pixels, decode, pixel_hash
 from ml.progress import track
 from ml.sources import SourceSpec
 from ml.sources.tables import Row, read_table
-from ml.store import Json, Store
+from ml.store import Json, Store, digest
 from ml.taxonomy import label_of, parse_name
 from ml.workers import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2
+VERSION = 3
 """Raised when the same raw files would give another manifest, so that remembered ones are not taken."""
 
 MANIFEST_TYPES = {
     "path": "str",
     "sha256": "str",
     "pixel_sha256": "str",
+    "perceptual_hash": "str",
     "source": "str",
+    "cohort": "str",
     "patient": "str",
     "slide": "str",
     "subtype": "str",
@@ -35,8 +37,9 @@ MANIFEST_TYPES = {
     "width": "int64",
     "height": "int64",
 }
-"""Columns of manifest.parquet. ``patient`` is the case number; ``sha256`` is of the file, ``pixel_sha256`` of the
-decoded picture; ``width`` and ``height`` are in pixels."""
+"""Columns of manifest.parquet. ``patient`` is the case number, unique within the ``cohort``; ``sha256`` is of the file,
+``pixel_sha256`` of the decoded picture, ``perceptual_hash`` as :func:`perceptual_hash` makes it; ``width`` and
+``height`` are in pixels."""
 
 QUARANTINE_TYPES = {
     "path": "str",
@@ -54,6 +57,9 @@ QUARANTINE_TYPES = {
 """Columns of quarantine.parquet; what the file name does not tell is null."""
 
 
+_PART = 1024  # pictures that are noted at a time: what a kill loses
+
+
 class _File(NamedTuple):
     path: str
     sha256: str
@@ -61,9 +67,10 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """What decoding a file found: the picture's hash and size, or why there is none."""
+    """What decoding a file found: the picture's hashes and size, or why there is none."""
 
     pixel_sha256: str = ""
+    perceptual_hash: str = ""
     width: int = 0
     height: int = 0
     reason: str = ""
@@ -125,7 +132,14 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     if raw_meta["source"] != spec.name:
         raise StoreError(f"{raw} is a raw version of source {raw_meta['source']!r}, not of {spec.name!r}")
     layout = spec.table.model_dump() if spec.table else spec.layout
-    inputs = {"raw": raw, "inventory": spec.inventory, "layout": layout, "version": VERSION}
+    declared = {
+        "layout": layout,
+        "cohort": spec.cohort,
+        "trust": spec.trust,
+        "inventory": spec.inventory,
+        "validation": spec.validation.model_dump(exclude_defaults=True),
+    }
+    inputs = {"raw": raw, **declared, "version": VERSION}
     known = store.memo("manifest", inputs)
     if known and store.exists(known["manifest"]):
         return known
@@ -138,8 +152,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     lost: list[Row] = []
     if spec.table:
         files, describe, lost = _by_table(spec, files, store)
-    pictures = _decode_all({f.sha256 for f in files}, store, workers)
-    rows, quarantine, duplicates = classify(files, pictures, spec.name, describe)
+    pictures = _look({f.sha256 for f in files}, store, workers)
+    rows, quarantine, duplicates = classify(files, pictures, spec, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
         first = (
@@ -152,9 +166,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "images": len(rows),
         "duplicates": duplicates,
         "quarantined": _reasons(quarantine),
-        "inventory": spec.inventory,
-        "layout": spec.layout,
     }
+    meta = {**result, **declared, "layout": spec.layout, "file": spec.file.name, "content": digest(rows)}
     manifest_frame = pd.DataFrame(rows, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
     quarantine_frame = pd.DataFrame(quarantine, columns=list(QUARANTINE_TYPES)).astype(QUARANTINE_TYPES)
 
@@ -162,8 +175,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         manifest_frame.to_parquet(folder / "manifest.parquet", index=False)
         quarantine_frame.to_parquet(folder / "quarantine.parquet", index=False)
 
-    payload = [spec.name, spec.inventory, layout, rows, quarantine]
-    manifest = store.create("manifest", payload, result, fill)
+    manifest = store.create("manifest", [spec.name, declared, rows, quarantine], meta, fill)
     result = {"manifest": manifest, **result}
     store.set_memo("manifest", inputs, result)
     return result
@@ -215,69 +227,93 @@ def _by_table(spec: SourceSpec, files: list[_File], store: Store) -> tuple[list[
 
 
 def classify(
-    files: list[_File], pictures: dict[str, _Picture], source: str, describe: Describe = by_file_name
+    files: list[_File], pictures: dict[str, _Picture], spec: SourceSpec, describe: Describe = by_file_name
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
     In this order: a file that nothing usable is known of; a name whose letter contradicts its subtype; a picture that
-    does not decode; the same name again (the larger picture stays, then the first path); a slide under two subtypes
-    (all its images, since nobody can say which label is right); the same pixels under names of another subtype (all of
-    them); the same pixels again (the first stays).
+    does not decode; the same name again (the larger picture stays, then the first path); an image whose slide the
+    source trusts under another subtype; a slide under two subtypes (all its images, since nobody can say which label
+    is right); the same pixels under names of another subtype (all of them); the same pixels again (the first stays).
 
     Returns:
         manifest rows, quarantine rows, and how many files were one more copy of an image that is in the manifest.
     """
     quarantine: list[dict[str, Any]] = []
     by_name: dict[str, list[_Named]] = defaultdict(list)
-    for file in sorted(files):
-        try:
-            name = describe(file.path)
-        except Unusable as why:
-            quarantine.append(_quarantined(file, None, source, why.reason, why.detail))
-            continue
-        picture = pictures[file.sha256]
-        if name.label != label_of(name.subtype):
-            detail = f"the name says {name.label}, but {name.subtype} is {label_of(name.subtype)}"
-            quarantine.append(_quarantined(file, name, source, "label", detail))
-        elif picture.reason:
-            quarantine.append(_quarantined(file, name, source, picture.reason, picture.detail))
-        else:
-            by_name[name.key].append(_Named(file, name, picture))
+    for one in _usable(files, pictures, spec, describe, quarantine):
+        by_name[one.name.key].append(one)
     # max keeps the first of equals, and the files came sorted by path.
     named = [max(copies, key=lambda c: c.picture.width * c.picture.height) for copies in by_name.values()]
     duplicates = sum(len(copies) - 1 for copies in by_name.values())
 
-    subtypes = defaultdict(set)
-    for one in named:
-        subtypes[one.name.slide].add(one.name.subtype)
     by_pixels: dict[str, list[_Named]] = defaultdict(list)
-    for one in named:
-        if len(subtypes[one.name.slide]) > 1:
-            detail = f"slide {one.name.slide} stands under {' and '.join(sorted(subtypes[one.name.slide]))}"
-            quarantine.append(_quarantined(one.file, one.name, source, "slide_with_two_subtypes", detail))
-        else:
-            by_pixels[one.picture.pixel_sha256].append(one)
-
+    for one in _of_one_subtype(named, spec, quarantine):
+        by_pixels[one.picture.pixel_sha256].append(one)
     rows = []
     for same in by_pixels.values():
         if len({one.name.subtype for one in same}) > 1:
             paths = ", ".join(one.file.path for one in same)
             detail = f"the same pixels under names of different subtypes: {paths}"
-            quarantine += [_quarantined(one.file, one.name, source, "conflicting_labels", detail) for one in same]
+            quarantine += [_quarantined(one.file, one.name, spec.name, "conflicting_labels", detail) for one in same]
         else:
-            rows.append(_row(same[0], source))
+            rows.append(_row(same[0], spec))
             duplicates += len(same) - 1
     rows.sort(key=lambda row: str(row["path"]))
     quarantine.sort(key=lambda row: str(row["path"]))
     return rows, quarantine, duplicates
 
 
-def _row(one: _Named, source: str) -> dict[str, Any]:
+def _usable(
+    files: list[_File],
+    pictures: dict[str, _Picture],
+    spec: SourceSpec,
+    describe: Describe,
+    quarantine: list[dict[str, Any]],
+) -> Iterator[_Named]:
+    """The files of which each by itself can be used, by path; the others go to quarantine."""
+    for file in sorted(files):
+        try:
+            name = describe(file.path)
+        except Unusable as why:
+            quarantine.append(_quarantined(file, None, spec.name, why.reason, why.detail))
+            continue
+        picture = pictures[file.sha256]
+        if name.label != label_of(name.subtype):
+            detail = f"the name says {name.label}, but {name.subtype} is {label_of(name.subtype)}"
+            quarantine.append(_quarantined(file, name, spec.name, "label", detail))
+        elif picture.reason:
+            quarantine.append(_quarantined(file, name, spec.name, picture.reason, picture.detail))
+        else:
+            yield _Named(file, name, picture)
+
+
+def _of_one_subtype(named: list[_Named], spec: SourceSpec, quarantine: list[dict[str, Any]]) -> Iterator[_Named]:
+    """The images whose slide stands under one subtype, or that the source trusts; the others go to quarantine."""
+    subtypes = defaultdict(set)
+    for one in named:
+        subtypes[one.name.slide].add(one.name.subtype)
+    for one in named:
+        slide = one.name.slide
+        trusted = spec.trusted(slide)
+        if trusted and trusted != one.name.subtype:
+            detail = f"{spec.file.name} trusts {trusted} for slide {slide}, and this says {one.name.subtype}"
+            quarantine.append(_quarantined(one.file, one.name, spec.name, "not_trusted", detail))
+        elif not trusted and len(subtypes[slide]) > 1:
+            detail = f"slide {slide} stands under {' and '.join(sorted(subtypes[slide]))}"
+            quarantine.append(_quarantined(one.file, one.name, spec.name, "slide_with_two_subtypes", detail))
+        else:
+            yield one
+
+
+def _row(one: _Named, spec: SourceSpec) -> dict[str, Any]:
     return {
         "path": one.file.path,
         "sha256": one.file.sha256,
         "pixel_sha256": one.picture.pixel_sha256,
-        "source": source,
+        "perceptual_hash": one.picture.perceptual_hash,
+        "source": spec.name,
+        "cohort": spec.cohort,
         "patient": one.name.patient,
         "slide": one.name.slide,
         "subtype": one.name.subtype,
@@ -317,9 +353,47 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
     return pd.read_parquet(store.file(manifest, "manifest.parquet"))
 
 
-def _decode_all(hashes: set[str], store: Store, workers: int) -> dict[str, _Picture]:
-    jobs = ((store.root, sha256) for sha256 in sorted(hashes))
-    return dict(track(in_processes(_decode_one, jobs, workers), total=len(hashes), what="reading images"))
+def _look(hashes: set[str], store: Store, workers: int) -> dict[str, _Picture]:
+    """What each file holds. A file is decoded once, whichever sources and versions have it."""
+    seen = _PictureCache(store)
+    found = {sha256: picture for sha256, picture in seen.read().items() if sha256 in hashes}
+    missing = sorted(hashes - found.keys())
+    if not missing:
+        return found
+    jobs = ((store.root, sha256) for sha256 in missing)
+    fresh: dict[str, _Picture] = {}
+    for sha256, picture in track(in_processes(_decode_one, jobs, workers), total=len(missing), what="reading images"):
+        fresh[sha256] = picture
+        if len(fresh) == _PART:
+            seen.write(fresh)
+            found |= fresh
+            fresh = {}
+    if fresh:
+        seen.write(fresh)
+    return found | fresh
+
+
+@dataclass(frozen=True)
+class _PictureCache:
+    """What decoding found, by the file's hash, in parts under objects/caches/pictures-…/, each written whole."""
+
+    store: Store
+
+    @property
+    def prefix(self) -> str:
+        """Another decoder or another perceptual hash is another cache."""
+        return f"objects/caches/pictures-{VERSION}"
+
+    def read(self) -> dict[str, _Picture]:
+        found: dict[str, _Picture] = {}
+        for name in self.store.keys(self.prefix):
+            part, _ = self.store.read(f"{self.prefix}/{name}")
+            found |= {sha256: _Picture(*values) for sha256, *values in part}
+        return found
+
+    def write(self, pictures: dict[str, _Picture]) -> None:
+        part = [[sha256, *astuple(picture)] for sha256, picture in pictures.items()]
+        self.store.put_json(f"{self.prefix}/{digest(part)[:16]}.json", part)
 
 
 def _decode_one(job: tuple[str, str]) -> tuple[str, _Picture]:
@@ -329,7 +403,23 @@ def _decode_one(job: tuple[str, str]) -> tuple[str, _Picture]:
     except ImageError as error:
         return sha256, _Picture(reason=error.reason, detail=error.detail)
     height, width, _ = pixels.shape
-    return sha256, _Picture(pixel_sha256=pixel_hash(pixels), width=width, height=height)
+    return sha256, _Picture(pixel_hash(pixels), perceptual_hash(pixels), width, height)
+
+
+def perceptual_hash(pixels: Pixels) -> str:
+    """A hash that stays nearly the same when a picture is resized or saved with loss: 64 bits as 16 hex digits.
+
+    Two hashes are as far apart as the number of bits in which they differ. It is taken of the green channel, where both
+    stains absorb, by ImageHash's ``phash``: the signs of the 8 x 8 lowest frequencies of the cosine transform (C.
+    Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
+
+    Args:
+        pixels: uint8 (height, width, 3).
+    """
+    import imagehash
+    from PIL import Image
+
+    return str(imagehash.phash(Image.fromarray(pixels[:, :, 1]).reduce(4)))
 
 
 def _reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:

@@ -9,12 +9,13 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 LABELS = ("benign", "malignant")
 """Binary classes; the position is the class index, and 1 (malignant) is the positive class."""
 
-SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
+Subtype = Literal["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"]
+SUBTYPES: tuple[Subtype, ...] = get_args(Subtype)
 """Tumour subtypes; the position is the class index of the subtype model."""
 
 SUBTYPE_NAMES = {

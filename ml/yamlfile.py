@@ -1,7 +1,7 @@
 """Reading the YAML files that users write (sources, training sets, policies, presets) into typed models."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -94,7 +94,19 @@ def _explain(error: object, model: type[BaseModel]) -> str:
     assert isinstance(error, dict)
     where = ".".join(str(part) for part in error["loc"]) or "file"
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{where}' (known: {', '.join(sorted(model.model_fields))})"
+        known = sorted(_inner(model, error["loc"][:-1]).model_fields)
+        return f"unknown key '{where}' (known: {', '.join(known)})"
     if error["type"] == "missing":
         return f"'{where}' is missing"
     return f"'{where}': {error['msg'].removeprefix('Value error, ')}"
+
+
+def _inner(model: type[BaseModel], keys: tuple[object, ...]) -> type[BaseModel]:
+    """The model of the block that these keys lead to."""
+    for key in keys:
+        if not isinstance(key, str):  # a place in a list, whose models were found by its name
+            continue
+        annotation = model.model_fields[key].annotation
+        inner = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        model = next((one for one in inner if issubclass(one, BaseModel)), model)
+    return model

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import yaml
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ml.cli.options import deliver, json_option
@@ -63,6 +64,11 @@ def check(source: str, as_json: bool) -> None:
     Exit status 3 if it does not fit.
     """
     spec = load_source(source, settings().conf)
+    if spec.validation.more:
+        from ml.validation.checks import checks
+        from ml.validation.suite import require_expectations
+
+        require_expectations(checks(spec.inventory, spec.layout, spec.validation), str(spec.file))
     deliver({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
 
 
@@ -123,7 +129,8 @@ def _commented(said: dict[str, str]) -> str:
         if key == "table" and said["layout"] == "table":
             lines += [*_remark(about.description), "table:", *textwrap.indent(_table(), "  ").splitlines(), ""]
         else:
-            value = said.get(key, TO_FILL_IN if _required(key, about) else about.default)
+            value = said.get(key, TO_FILL_IN if _required(key, about) else about.get_default(call_default_factory=True))
+            value = value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
             lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from ml.errors import ConfigError
+from ml.sources.demands import Demands
 from ml.taxonomy import SUBTYPES
 from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
 
@@ -27,6 +28,17 @@ TO_FILL_IN = "TO FILL IN"
 _KAGGLE_DATASET = re.compile(
     r"(?P<owner>[A-Za-z0-9-]+)/(?P<slug>[A-Za-z0-9-]+)(/(versions/)?(?P<version>[1-9][0-9]*))?"
 )
+
+
+def known_subtypes(value: dict[str, str]) -> dict[str, str]:
+    """A mapping to subtypes, if they are ones.
+
+    Raises:
+        ValueError: names those that are not.
+    """
+    if unknown := sorted(set(value.values()) - set(SUBTYPES)):
+        raise ValueError(f"unknown subtypes {', '.join(unknown)}; there are: {', '.join(SUBTYPES)}")
+    return value
 
 
 class Table(Declared):
@@ -54,9 +66,7 @@ class Table(Declared):
     @field_validator("subtypes", mode="after")
     @classmethod
     def _known(cls, value: dict[str, str]) -> dict[str, str]:
-        if unknown := sorted(set(value.values()) - set(SUBTYPES)):
-            raise ValueError(f"unknown subtypes {', '.join(unknown)}; there are: {', '.join(SUBTYPES)}")
-        return value
+        return known_subtypes(value)
 
 
 class SourceSpec(Declared):
@@ -72,6 +82,22 @@ class SourceSpec(Declared):
         "breakhis", description="breakhis: file names tell all, in whatever folders; table: a table does."
     )
     table: Table | None = Field(None, description="For the layout table: where it lies and what its columns are.")
+    cohort: str | None = Field(
+        None,
+        pattern=NAME_PATTERN,
+        description="Sources of one cohort name the same patients alike, and the layout breakhis also the same images; "
+        "default: breakhis for that layout (demo for drawings), for a table the source's own name.",
+    )
+    trust: dict[str, str] = Field(
+        default_factory=dict,
+        description="Slide -> subtype, for a slide that stands under two, such as {14-13412: LC}. Its images under any "
+        "other are quarantined; without this, all of them are.",
+    )
+    validation: Demands = Field(
+        Demands(),
+        description="What is demanded otherwise than usual, by check, such as {image_sizes: {severity: critical}}, and "
+        "further expectations under 'more'. The Data Docs show it.",
+    )
 
     _file: Path = PrivateAttr(default=Path())
 
@@ -81,7 +107,15 @@ class SourceSpec(Declared):
             raise ValueError("'layout: table' and the mapping 'table' belong together: give both or neither")
         if self.table and self.inventory:
             raise ValueError("'inventory' is about BreakHis' file names; a source with a table has none")
+        if not self.cohort:  # the model is frozen for its users; this default depends on other fields
+            named = self.kind if self.kind == "demo" else self.layout
+            object.__setattr__(self, "cohort", self.name if self.table else named)
         return self
+
+    @field_validator("trust", mode="after")
+    @classmethod
+    def _subtypes(cls, value: dict[str, str]) -> dict[str, str]:
+        return known_subtypes(value)
 
     def model_post_init(self, context: Any) -> None:
         """Remember which file this was read from (``build`` hands it over as the validation context)."""
@@ -92,6 +126,10 @@ class SourceSpec(Declared):
     def file(self) -> Path:
         """The YAML file this was read from."""
         return self._file
+
+    def trusted(self, slide: str) -> str | None:
+        """The subtype that the source trusts for a slide of a manifest, if it says so."""
+        return self.trust.get(slide.removeprefix(f"{self.cohort}:"))
 
 
 class DirectorySource(SourceSpec):

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, Row]:
     """Read a source's table.
 
-    Patients and slides are put under the source's name, since two hospitals may count alike.
+    Patients and slides are put under the source's cohort, since two hospitals may count alike.
 
     Args:
         spec: the source, with a table.
@@ -54,7 +54,7 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     known = {path for same in by_name.values() for path in same}
     found: dict[str, Row] = {}
     for number, cells in enumerate(frame.to_dict("records"), start=_FIRST_ROW):
-        row = _row(spec.name, table, cells, f"{table.file} row {number}")
+        row = _row(spec, table, cells, f"{table.file} row {number}")
         path = row.path
         if path not in known and len(by_name.get(path.rpartition("/")[2], ())) == 1:
             [path] = by_name[path.rpartition("/")[2]]
@@ -89,7 +89,7 @@ def _read(spec: SourceSpec, table: Table, data: bytes) -> "pd.DataFrame":
     return frame[columns].astype(object).where(frame[columns].notna(), "").astype(str)
 
 
-def _row(source: str, table: Table, cells: Mapping[Hashable, str], where: str) -> Row:
+def _row(spec: SourceSpec, table: Table, cells: Mapping[Hashable, str], where: str) -> Row:
     def cell(column: str) -> str:
         return cells[column].strip()
 
@@ -100,8 +100,8 @@ def _row(source: str, table: Table, cells: Mapping[Hashable, str], where: str) -
     magnification = _MAGNIFICATION.fullmatch(cell(table.magnification))
     row = Row(
         path,
-        f"{source}:{patient}" if patient else "",
-        f"{source}:{slide}" if slide else "",
+        f"{spec.cohort}:{patient}" if patient else "",
+        f"{spec.cohort}:{slide}" if slide else "",
         subtype,
         int(magnification[1]) if magnification else 0,
     )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ml.errors import StoreError
 from ml.progress import say
+from ml.sources.demands import Demands
 from ml.store import Json, Store
-from ml.validation.checks import checks, suite_version
+from ml.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, checks, suite_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,23 +24,33 @@ __all__ = ["validate"]
 def validate(manifest_id: str, store: Store) -> Json:
     """Check a manifest with Great Expectations and keep the result and its Data Docs in the store.
 
-    The same manifest under the same suite is checked once; later calls answer from the store. A validation in which an
+    The same manifest under the same suite, against the same version before it, is checked once; later calls answer from
+    the store. A validation in which an
     expectation crashed is not remembered, so that the next call tries again.
 
     Returns:
-        ``{manifest, validation, source, passed, failed, errored, warned, docs}``. The three lists hold an entry a
-        check: name, severity, status, sentence, observed, unexpected (rows, or None) and the first offending rows.
-        ``passed`` says that no critical check failed and none crashed; ``docs`` is the URI of the Data Docs.
+        ``{manifest, validation, source, passed, failed, errored, warned, changes, docs}``. The first three lists hold
+        an entry a check: name, severity, status, sentence, observed, unexpected (rows, or None) and the first offending
+        rows. ``passed`` says that no critical check failed and none crashed; ``changes`` what the source's YAML demands
+        otherwise than usual; ``docs`` is the URI of the Data Docs.
 
     Raises:
         StoreError: there is no such manifest.
+        ConfigError: an expectation that the source's YAML adds does not exist or does not take its arguments.
     """
     meta = store.meta(manifest_id)
     if not manifest_id.startswith("manifest-"):
         raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
-    suite = checks(bool(meta["inventory"]), meta["layout"])
+    demands = Demands.model_validate(meta["validation"])
+    suite = checks(bool(meta["inventory"]), meta["layout"], demands)
     version = suite_version(suite)
-    inputs = {"manifest": manifest_id, "suite": version}
+    published, _ = store.read(f"refs/sources/{meta['source']}.json")
+    if published and published["manifest"] == manifest_id:
+        # Not held against itself: as it was when it was published, it holds.
+        if store.meta(published["validation"])["suite"] == version:
+            return _answer(published["validation"], store)
+        published = None
+    inputs = {"manifest": manifest_id, "suite": version, "before": published["manifest"] if published else None}
     known = store.memo("validate", inputs)
     if known and store.exists(known["validation"]):
         return _answer(known["validation"], store)
@@ -47,14 +58,21 @@ def validate(manifest_id: str, store: Store) -> Json:
     import pandas as pd
 
     from ml.validation.pages import finish_docs
-    from ml.validation.suite import run_suite
+    from ml.validation.suite import require_expectations, run_suite
 
     frame = pd.read_parquet(store.file(manifest_id, "manifest.parquet"))
     quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))
     say(f"validating {len(frame):,} images of {meta['source']} with Great Expectations")
+    require_expectations(suite, meta["file"])
+    before = pd.read_parquet(store.file(published["manifest"], "manifest.parquet")) if published else None
+    parameters = {
+        ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine),
+        QUARANTINED: len(quarantine),
+        BEFORE: images_before(before, frame),
+    }
     with store.staging() as scratch:
         docs = scratch / "docs"
-        outcomes, complete = run_suite(suite, frame, only_in_quarantine(frame, quarantine), manifest_id, docs)
+        outcomes, complete = run_suite(suite, frame, parameters, manifest_id, docs)
         failed = [one.to_json() for one in outcomes if one.status == "failed"]
         result: Json = {
             "manifest": manifest_id,
@@ -65,8 +83,9 @@ def validate(manifest_id: str, store: Store) -> Json:
             "errored": [one.to_json() for one in outcomes if one.status == "errored"],
             "warned": [one for one in failed if one["severity"] != "critical"],
             "checks": [one.to_json() for one in outcomes],
+            "changes": demands.changes(),
         }
-        finish_docs(docs, outcomes, meta, quarantine, version)
+        finish_docs(docs, outcomes, meta, quarantine, version, demands.changes())
 
         def fill(folder: Path) -> None:
             docs.rename(folder / "docs")
@@ -97,7 +116,19 @@ def only_in_quarantine(frame: "pd.DataFrame", quarantine: "pd.DataFrame") -> lis
     return [[*slide_at, images] for slide_at, images in sorted(counts.items())]
 
 
+def images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[str, list[int]]:
+    """How many images of each subtype another manifest has, and how many of these are gone, by their pixels.
+
+    Returns:
+        ``{subtype: [images, gone]}``; empty without another manifest.
+    """
+    if before is None or "pixel_sha256" not in now.columns:
+        return {}
+    gone = ~before["pixel_sha256"].isin(now["pixel_sha256"])
+    return {str(subtype): [len(rows), int(gone[rows.index].sum())] for subtype, rows in before.groupby("subtype")}
+
+
 def _answer(validation: str, store: Store) -> Json:
     meta = store.meta(validation)
-    told = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned")}
+    told = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned", "changes")}
     return {**told, "validation": validation, "docs": store.uri(f"{store.object_key(validation)}/docs/index.html")}

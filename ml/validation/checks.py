@@ -8,13 +8,12 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ml.manifest import MANIFEST_TYPES
+from ml.sources.demands import Demands, More, Severity
 from ml.store import digest
 from ml.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, inventory, label_of
-
-Severity = Literal["critical", "warning"]
 
 NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
 """The columns of a manifest that a file name tells."""
@@ -22,6 +21,13 @@ NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
 ONLY_IN_QUARANTINE = "only_in_quarantine"
 """The parameter a run gives the inventory check: ``[subtype, slide, magnification, images]`` for each slide and
 magnification with images that are in quarantine and not in the manifest."""
+
+QUARANTINED = "quarantined"
+"""The parameter a run gives the quarantine rate: how many files are in quarantine."""
+
+BEFORE = "images_before"
+"""The parameter a run gives the comparisons with the version published before: its images of each subtype, and how many
+of these are gone; empty where nothing was published."""
 
 
 class Rule(NamedTuple):
@@ -45,14 +51,16 @@ class Check:
     rules: tuple[Rule, ...]
 
 
-def checks(whole_breakhis: bool, layout: str = "breakhis") -> tuple[Check, ...]:
+def checks(whole_breakhis: bool, layout: str = "breakhis", demands: Demands | None = None) -> tuple[Check, ...]:
     """The suite, in the order in which it is reported.
 
     Args:
         whole_breakhis: the source claims to be all of BreakHis, so its images are counted against the inventory.
         layout: of the source; what is asked of BreakHis' file names is not asked of a table.
+        demands: what the source's YAML changes or adds.
     """
-    suite = (
+    asked = demands or Demands()
+    suite: tuple[Check, ...] = (
         Check(
             "schema",
             "critical",
@@ -124,7 +132,7 @@ def checks(whole_breakhis: bool, layout: str = "breakhis") -> tuple[Check, ...]:
         ),
         Check(
             "image_sizes",
-            "warning",
+            asked.image_sizes.severity,
             "The picture has the published size; others were resized by someone and have lost detail.",
             (
                 Rule(
@@ -156,12 +164,16 @@ def checks(whole_breakhis: bool, layout: str = "breakhis") -> tuple[Check, ...]:
         ),
     )
     if layout == "table":
-        return (*(check for check in suite if check.name not in _OF_BREAKHIS), _ANY_MAGNIFICATION)
-    if not whole_breakhis:
-        return suite
-    whole = Check(
+        suite = (*(check for check in suite if check.name not in _OF_BREAKHIS), _ANY_MAGNIFICATION)
+    if whole_breakhis:
+        suite = (*suite, _inventory(asked.inventory.severity))
+    return (*suite, *_of_the_delivery(asked), *map(_further, asked.more))
+
+
+def _inventory(severity: Severity) -> Check:
+    return Check(
         "inventory",
-        "critical",
+        severity,
         "Every class has at every magnification the images BreakHis was published with, quarantined ones included.",
         (
             Rule(
@@ -173,7 +185,72 @@ def checks(whole_breakhis: bool, layout: str = "breakhis") -> tuple[Check, ...]:
             ),
         ),
     )
-    return (*suite, whole)
+
+
+def _of_the_delivery(asked: Demands) -> tuple[Check, ...]:
+    """Whether the delivery as a whole can be right; limits are the source's own."""
+    sizes = asked.class_sizes
+    return (
+        Check(
+            "class_sizes",
+            sizes.severity,
+            "Every subtype has enough images and cases: with one case it cannot be in training and in test.",
+            (
+                Rule(
+                    "ExpectClassSizesToBeAtLeast",
+                    {
+                        "min_images": sizes.min_images,
+                        "min_cases": sizes.min_cases,
+                        "subtypes": list(sizes.subtypes),
+                    },
+                ),
+            ),
+        ),
+        Check(
+            "quarantine_rate",
+            asked.quarantine_rate.severity,
+            "Little is in quarantine: if much is, something is wrong with the delivery, not with a few files.",
+            (
+                Rule(
+                    "ExpectQuarantineRateToBeAtMost",
+                    {"limit": asked.quarantine_rate.limit, "quarantined": {"$PARAMETER": QUARANTINED}},
+                ),
+            ),
+        ),
+        Check(
+            "images_lost",
+            asked.images_lost.severity,
+            "The images of the version published before are still there: a delivery that lacks many is an accident "
+            "until somebody says otherwise.",
+            (
+                Rule(
+                    "ExpectImagesNotToBeLost",
+                    {"limit": asked.images_lost.limit, "before": {"$PARAMETER": BEFORE}},
+                ),
+            ),
+        ),
+        Check(
+            "images_gained",
+            asked.images_gained.severity,
+            "No subtype has grown beyond what a delivery usually brings.",
+            (
+                Rule(
+                    "ExpectImagesNotToMultiply",
+                    {"limit": asked.images_gained.limit, "before": {"$PARAMETER": BEFORE}},
+                ),
+            ),
+        ),
+        Check(
+            "near_duplicates",
+            asked.near_duplicates.severity,
+            "No two patients have pictures that look the same: one has a wrong name, or both are one person.",
+            (Rule("ExpectNoNearDuplicatesAcrossPatients", {"distance": asked.near_duplicates.distance}),),
+        ),
+    )
+
+
+def _further(more: More) -> Check:
+    return Check(more.name, more.severity, more.sentence, (Rule(more.expectation, more.arguments),))
 
 
 _OF_BREAKHIS = frozenset({"file_names", "names_agree", "magnifications", "image_sizes"})

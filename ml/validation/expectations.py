@@ -5,8 +5,10 @@ This is the one module that imports Great Expectations at its top, since classes
 """
 
 from collections import defaultdict
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import pandas as pd
 from great_expectations.core.metric_domain_types import MetricDomainTypes  # noqa: TID253 (see above)
 from great_expectations.execution_engine import PandasExecutionEngine  # noqa: TID253
@@ -26,10 +28,16 @@ from great_expectations.expectations.metrics.table_metric_provider import TableM
 
 from ml.taxonomy import parse_name
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Cell = tuple[str, int]
 """Subtype and magnification."""
 
 SuiteParameter = dict[str, str]
+Json = dict[str, Any]
+
+_PAIRS_SHOWN = 20
 
 
 class _OneValuePerGroup(ColumnPairMapMetricProvider):  # type: ignore[misc]
@@ -81,18 +89,34 @@ class _ImagesPerSlide(TableMetricProvider):  # type: ignore[misc]
     metric_name = "table.images_per_slide"
 
     @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
-    def _pandas(
-        cls,  # noqa: N805
-        execution_engine: Any,
-        metric_domain_kwargs: dict[str, Any],
-        **_: Any,
-    ) -> list[tuple[str, str, int, int]]:
-        table, _, _ = execution_engine.get_compute_domain(
-            domain_kwargs=metric_domain_kwargs, domain_type=MetricDomainTypes.TABLE
-        )
-        names = table[["subtype", "slide", "magnification", "seq"]].drop_duplicates()
-        counts = names.groupby(["subtype", "slide", "magnification"]).size()
-        return [(subtype, slide, int(mag), int(n)) for (subtype, slide, mag), n in counts.items()]
+    def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> list[tuple[str, str, int, int]]:  # noqa: N805
+        names = _table(execution_engine, metric_domain_kwargs)[["subtype", "slide", "magnification", "seq"]]
+        counts = names.drop_duplicates().groupby(["subtype", "slide", "magnification"]).size()
+        return [(*key, int(n)) for key, n in zip(counts.index.tolist(), counts, strict=True)]
+
+
+class _ClassSizes(TableMetricProvider):  # type: ignore[misc]
+    metric_name = "table.class_sizes"
+
+    @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+    def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> dict[str, tuple[int, int]]:  # noqa: N805
+        groups = _table(execution_engine, metric_domain_kwargs).groupby("subtype")["patient"]
+        return {str(subtype): (len(group), group.nunique()) for subtype, group in groups}
+
+
+class _Looks(TableMetricProvider):  # type: ignore[misc]
+    metric_name = "table.looks"
+
+    @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+    def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> list[tuple[str, str, str]]:  # noqa: N805
+        table = _table(execution_engine, metric_domain_kwargs)
+        return list(zip(table["path"], table["patient"], table["perceptual_hash"], strict=True))
+
+
+def _table(execution_engine: Any, domain: Json) -> pd.DataFrame:
+    table: pd.DataFrame
+    table, _, _ = execution_engine.get_compute_domain(domain_kwargs=domain, domain_type=MetricDomainTypes.TABLE)
+    return table
 
 
 class ExpectImagesToMatchInventory(BatchExpectation):  # type: ignore[misc]
@@ -148,3 +172,134 @@ def _in_words(cell: dict[str, Any]) -> str:
         f"{cell['subtype']} at {cell['magnification']}X: expected {cell['expected']}, found {cell['found']} "
         f"(slide {slides})"
     )
+
+
+class ExpectClassSizesToBeAtLeast(BatchExpectation):  # type: ignore[misc]
+    """Each subtype has so many images and so many cases: those in ``subtypes``, or if that is empty those there are."""
+
+    min_images: int
+    min_cases: int
+    subtypes: list[str]
+
+    metric_dependencies = ("table.class_sizes",)
+    success_keys: ClassVar[tuple[str, ...]] = ("min_images", "min_cases", "subtypes")
+    args_keys: ClassVar[tuple[str, ...]] = ("min_images", "min_cases", "subtypes")
+
+    def _validate(self, metrics: Json, **_: Any) -> Json:
+        asked, found = self._get_success_kwargs(), metrics["table.class_sizes"]
+        sizes = {subtype: found.get(subtype, (0, 0)) for subtype in asked["subtypes"] or sorted(found)}
+        small = {
+            subtype: (images, cases)
+            for subtype, (images, cases) in sizes.items()
+            if images < asked["min_images"] or cases < asked["min_cases"]
+        }
+        wanted = f"at least {_of('image', asked['min_images'])} of {_of('case', asked['min_cases'])}"
+        told = "; ".join(f"{s}: {_of('image', n)} of {_of('case', c)}" for s, (n, c) in small.items())
+        smallest = min(found.values(), default=(0, 0))
+        observed = f"{told} ({wanted} expected)" if small else f"the smallest has {_of('image', smallest[0])}"
+        return {"success": not small, "result": {"observed_value": observed}}
+
+
+class ExpectQuarantineRateToBeAtMost(BatchExpectation):  # type: ignore[misc]
+    """Of all files, those in the table and the ``quarantined``, at most the share ``limit`` is in quarantine."""
+
+    limit: float
+    quarantined: int | SuiteParameter
+
+    metric_dependencies = ("table.row_count",)
+    success_keys: ClassVar[tuple[str, ...]] = ("limit", "quarantined")
+    args_keys: ClassVar[tuple[str, ...]] = ("limit", "quarantined")
+
+    def _validate(self, metrics: Json, **_: Any) -> Json:
+        asked = self._get_success_kwargs()
+        aside = asked["quarantined"]
+        everything = metrics["table.row_count"] + aside
+        share = aside / everything if everything else 0.0
+        observed = f"{aside:,} of {everything:,} files, {share:.1%} (at most {asked['limit']:.1%})"
+        return {"success": share <= asked["limit"], "result": {"observed_value": observed}}
+
+
+class ExpectImagesNotToBeLost(BatchExpectation):  # type: ignore[misc]
+    """Of the images of each subtype that were published before, at most the share ``limit`` is gone.
+
+    ``before`` is ``{subtype: [images, images that are gone]}``; empty where nothing was published.
+    """
+
+    limit: float
+    before: dict[str, list[int]] | SuiteParameter
+
+    metric_dependencies = ("table.row_count",)
+    success_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
+    args_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
+
+    def _validate(self, metrics: Json, **_: Any) -> Json:  # noqa: ARG002
+        asked = self._get_success_kwargs()
+        lost = {subtype: (gone, images) for subtype, (images, gone) in asked["before"].items() if gone}
+        too_many = {subtype: f for subtype, f in lost.items() if f[0] > asked["limit"] * f[1]}
+        told = ", ".join(f"{subtype} {gone:,} of {images:,}" for subtype, (gone, images) in lost.items())
+        observed = f"gone: {told} (at most {asked['limit']:.0%} of a subtype)" if told else _since(asked["before"])
+        return {"success": not too_many, "result": {"observed_value": observed}}
+
+
+class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
+    """No subtype that was published before has grown by more than the share ``limit``; ``before`` as above."""
+
+    limit: float
+    before: dict[str, list[int]] | SuiteParameter
+
+    metric_dependencies = ("table.class_sizes",)
+    success_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
+    args_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
+
+    def _validate(self, metrics: Json, **_: Any) -> Json:
+        asked, found = self._get_success_kwargs(), metrics["table.class_sizes"]
+        grown = {
+            subtype: (images, found[subtype][0])
+            for subtype, (images, _gone) in asked["before"].items()
+            if subtype in found and found[subtype][0] > images * (1 + asked["limit"])
+        }
+        told = ", ".join(f"{subtype} from {was:,} to {now:,} images" for subtype, (was, now) in grown.items())
+        observed = f"{told} (at most {asked['limit']:.0%} more)" if grown else _since(asked["before"])
+        return {"success": not grown, "result": {"observed_value": observed}}
+
+
+class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[misc]
+    """No two pictures of different patients have perceptual hashes within ``distance`` bits of each other."""
+
+    distance: int
+
+    metric_dependencies = ("table.looks",)
+    success_keys: ClassVar[tuple[str, ...]] = ("distance",)
+    args_keys: ClassVar[tuple[str, ...]] = ("distance",)
+
+    def _validate(self, metrics: Json, **_: Any) -> Json:
+        looks = metrics["table.looks"]
+        hashes = np.array([int(look[2], 16) for look in looks], dtype=np.uint64)
+        patients = np.array([look[1] for look in looks], dtype=object)
+        rows, pairs = [], 0
+        for one, other, apart in _within(hashes, patients, self._get_success_kwargs()["distance"]):
+            pairs += 1
+            if pairs <= _PAIRS_SHOWN:
+                looks_like = {"looks_like": looks[other][0], "patients": f"{patients[one]} and {patients[other]}"}
+                rows.append({"path": looks[one][0], **looks_like, "bits_apart": apart})
+        observed = f"{_of('pair', pairs)} of pictures that look the same under two patients" if pairs else "none"
+        return {"success": not pairs, "result": {"observed_value": observed, "details": {"pairs": rows}}}
+
+
+def _within(
+    hashes: "NDArray[np.uint64]", groups: "NDArray[np.object_]", distance: int
+) -> Iterator[tuple[int, int, int]]:
+    """Pairs (i < j) of different groups whose hashes differ in at most ``distance`` bits, and in how many."""
+    for i in range(len(hashes) - 1):
+        apart = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
+        for j in np.flatnonzero(apart <= distance):
+            if groups[i] != groups[i + 1 + j]:
+                yield i, int(i + 1 + j), int(apart[j])
+
+
+def _since(before: dict[str, list[int]]) -> str:
+    return "within the limit since the version before" if before else "nothing was published before"
+
+
+def _of(thing: str, count: int) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILES_SHOWN = 5
-"""How many quarantined files the front page names for each reason."""
+"""How many quarantined files the front page names for each reason; quarantine.html names all."""
 
 _THEIRS = re.compile(
     r"<(script|style|footer)\b.*?</\1>|<link\b[^>]*>|<img\b[^>]*>",
@@ -61,9 +61,9 @@ body > .container-fluid > .row > .col-lg-10 { flex: 1; min-width: 0; }
 
 
 def finish_docs(
-    docs: Path, outcomes: Sequence[Outcome], manifest: Json, quarantine: "pd.DataFrame", suite: str
+    docs: Path, outcomes: Sequence[Outcome], manifest: Json, quarantine: "pd.DataFrame", suite: str, changes: list[str]
 ) -> None:
-    """Make the site that Great Expectations wrote into ``docs`` whole in itself, and write its front page.
+    """Make the site that Great Expectations wrote into ``docs`` whole in itself; write its front page and quarantine.
 
     Args:
         docs: the site's folder.
@@ -71,13 +71,16 @@ def finish_docs(
         manifest: the manifest's object.json.
         quarantine: the manifest's quarantine table.
         suite: the suite's version.
+        changes: what the source's YAML demands otherwise than usual.
     """
     rmtree(docs / "static", ignore_errors=True)  # 4 MB of fonts and animated pictures that nothing refers to any more
     for page in docs.rglob("*.html"):
         top = "../" * (len(page.relative_to(docs).parts) - 1)
         header = _header(manifest, outcomes, f'<p><a href="{top}index.html">All checks and the quarantine</a></p>')
         html = _THEIRS.sub("", page.read_text(encoding="utf-8"))
-        html = html.replace("</head>", f"{_HEAD}</head>", 1).replace("<body>", f"<body>{header}", 1)
+        html = html.replace("</head>", f"{_HEAD}</head>", 1).replace(
+            "<body>", f'<body><header class="breakhis">{header}</header>', 1
+        )
         page.write_text(html, encoding="utf-8")
     pages = {
         "validations/**/*.html": "Each expectation with the rows it did not hold for",
@@ -97,6 +100,8 @@ def finish_docs(
         "Further copies of the same images": f"{manifest['duplicates']:,}",
         "In quarantine": f"{len(quarantine):,}" + (f" ({reasons})" if reasons else ""),
         "Claims to be whole BreakHis": "yes" if manifest["inventory"] else "no",
+        "Trusted labels": ", ".join(f"slide {slide}: {subtype}" for slide, subtype in manifest["trust"].items())
+        or "none",
         "Suite": f"{suite}, Great Expectations {version_of('great-expectations')}",
         "Checked": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -105,21 +110,40 @@ def finish_docs(
         "<h2>Validation results</h2><ul>",
         *links,
         "</ul><h2>Checks</h2>",
-        _table(map(_check, outcomes), head=("Result", "Check", "Severity", "What is demanded", "What was found")),
-        "<h2>Quarantine</h2>",
+        _changed(changes, manifest["file"]),
+        _table(
+            (_check(one, changes) for one in outcomes),
+            head=("Result", "Check", "Severity", "What is demanded", "What was found"),
+        ),
+        '<h2>Quarantine</h2><p><a href="quarantine.html">Every file in quarantine</a></p>',
         _quarantine(quarantine),
     ]
-    (docs / "index.html").write_text(
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><title>Validation of {escape(manifest["id"])}'
-        f"</title>{_HEAD}</head><body>{_header(manifest, outcomes)}"
-        f'<main class="breakhis">{"".join(body)}</main></body></html>',
+    title = f"Validation of {manifest['id']}"
+    _write(docs / "index.html", title, _header(manifest, outcomes), "".join(body))
+    back = _header(manifest, outcomes, '<p><a href="index.html">All checks</a></p>')
+    listed = f"<h2>Quarantine</h2><p>{escape(facts['In quarantine'])}</p>{_every_file(quarantine)}"
+    _write(docs / "quarantine.html", f"Quarantine of {manifest['id']}", back, listed)
+
+
+def _write(page: Path, title: str, header: str, body: str) -> None:
+    page.write_text(
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><title>{escape(title)}</title>{_HEAD}</head><body>'
+        f'<header class="breakhis">{header}</header><main class="breakhis">{body}</main></body></html>',
         encoding="utf-8",
     )
 
 
+def _changed(changes: list[str], file: str) -> str:
+    """What the source's YAML loosens or adds: nobody should have to find it out."""
+    if not changes:
+        return ""
+    listed = "".join(f"<li>{escape(change)}</li>" for change in changes)
+    return f'<p><span class="verdict warned">changed by {escape(file)}</span></p><ul>{listed}</ul>'
+
+
 def _header(manifest: Json, outcomes: Iterable[Outcome], more: str = "") -> str:
     title = f"Validation of <code>{escape(manifest['id'])}</code> from source {escape(manifest['source'])}"
-    return f'<header class="breakhis"><h1>{title}</h1>{_verdict(list(outcomes))}{more}</header>'
+    return f"<h1>{title}</h1>{_verdict(list(outcomes))}{more}"
 
 
 def _verdict(outcomes: list[Outcome]) -> str:
@@ -138,7 +162,7 @@ def _word(outcome: Outcome) -> str:
     return {"held": "held", "failed": "failed", "errored": "crashed"}[outcome.status]
 
 
-def _check(outcome: Outcome) -> list[str]:
+def _check(outcome: Outcome, changes: list[str]) -> list[str]:
     css = "warned" if outcome.status == "failed" and not outcome.blocks else outcome.status
     found = escape(outcome.observed)
     paths = [f"<li><code>{escape(str(row['path']))}</code>{_values(row)}</li>" for row in outcome.rows if "path" in row]
@@ -147,7 +171,7 @@ def _check(outcome: Outcome) -> list[str]:
     return [
         f'<td><span class="verdict {css}">{_word(outcome)}</span></td>',
         f"<td><code>{escape(outcome.name)}</code></td>",
-        _cell(outcome.severity),
+        _cell(outcome.severity + (" (changed)" if any(c.startswith(f"{outcome.name}:") for c in changes) else "")),
         _cell(outcome.sentence),
         f"<td>{found}</td>",
     ]
@@ -171,6 +195,12 @@ def _quarantine(quarantine: "pd.DataFrame") -> str:
         more = f"<li>and {len(group) - FILES_SHOWN:,} more</li>" if len(group) > FILES_SHOWN else ""
         rows.append([_cell(str(reason)), _cell(f"{len(group):,}"), f"<td><ul>{files}{more}</ul></td>"])
     return _table(rows, head=("Reason", "Files", "Which"))
+
+
+def _every_file(quarantine: "pd.DataFrame") -> str:
+    columns = ["path", "reason", "detail", "patient", "slide", "subtype", "magnification"]
+    cells = quarantine[columns].astype(object).where(quarantine[columns].notna(), "").itertuples(index=False)
+    return _table(([_cell(str(value)) for value in row] for row in cells), head=columns)
 
 
 def _cell(text: str) -> str:

@@ -9,8 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ml.errors import ConfigError
 from ml.store import Json
-from ml.validation.checks import ONLY_IN_QUARANTINE, Check, Rule
+from ml.validation.checks import Check, Rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,11 +50,18 @@ class Outcome:
 def run_suite(
     suite: tuple[Check, ...],
     frame: "pd.DataFrame",
-    only_in_quarantine: list[list[str | int]],
+    parameters: Json,
     manifest: str,
     docs: Path,
 ) -> tuple[list[Outcome], Json]:
     """Check a manifest's rows and write Great Expectations' own Data Docs into the folder ``docs``.
+
+    Args:
+        suite: what is demanded.
+        frame: the manifest's rows.
+        parameters: what the rules ask for by ``$PARAMETER``.
+        manifest: its id.
+        docs: a folder that is made.
 
     Returns:
         an outcome a check, in the suite's order, and Great Expectations' complete result.
@@ -96,7 +104,7 @@ def run_suite(
         )
         result = definition.run(
             batch_parameters={"dataframe": frame},
-            expectation_parameters={ONLY_IN_QUARANTINE: only_in_quarantine},
+            expectation_parameters=parameters,
             result_format={
                 "result_format": "COMPLETE",
                 "unexpected_index_column_names": ["path"],
@@ -123,6 +131,26 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _escaped(one) for key, one in value.items()}
     return [_escaped(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def require_expectations(suite: tuple[Check, ...], file: str) -> None:
+    """Check that every rule's expectation exists and takes its arguments, without any data.
+
+    Args:
+        suite: what is demanded.
+        file: the source's YAML, for the message.
+
+    Raises:
+        ConfigError: names the file, the check and what is wrong with it.
+    """
+    with _quiet():
+        for check in suite:
+            try:
+                for rule in check.rules:
+                    _expectation(check, rule)
+            except (AttributeError, TypeError, ValueError) as error:  # pydantic's, in whichever of its versions
+                why = " ".join(str(error).split())
+                raise ConfigError(f"{file}: validation: the check {check.name!r} cannot be made: {why}") from None
 
 
 def _expectation(check: Check, rule: Rule) -> Any:
@@ -165,9 +193,11 @@ def _outcome(check: Check, results: list[Json], rows: int) -> Outcome:
     if not failures:
         return Outcome(*told, "held", check.sentence, _observed_when_held(results, rows), None, [])
     observed = "; ".join(_observed(one, rows) for one in failures)
-    cells = [cell for one in failures for cell in (one["result"].get("details") or {}).get("cells", [])]
-    if cells:  # classes at a magnification, 32 at most: every one is named
-        return Outcome(*told, "failed", check.sentence, observed, len(cells), cells)
+    details = [detail for one in failures if (detail := one["result"].get("details"))]
+    # Classes at a magnification, 32 at most, or pairs that look alike: every one that is there is named.
+    rows_named = [row for detail in details for key in ("cells", "pairs") for row in detail.get(key, [])]
+    if rows_named:
+        return Outcome(*told, "failed", check.sentence, observed, len(rows_named), rows_named)
     counts = [int(one["result"]["unexpected_count"]) for one in failures if "unexpected_count" in one["result"]]
     offending = [row for one in failures for row in one["result"].get("unexpected_index_list") or []]
     return Outcome(*told, "failed", check.sentence, observed, sum(counts) if counts else None, offending[:ROWS_SHOWN])
@@ -191,7 +221,7 @@ def _observed(result: Json, rows: int) -> str:
     found, arguments = result["result"], result["expectation_config"]["kwargs"]
     column = arguments.get("column")
     details = found.get("details") or {}
-    if "cells" in details:
+    if "cells" in details or isinstance(found.get("observed_value"), str):
         return str(found["observed_value"])
     if "mismatched" in details:
         return "; ".join(

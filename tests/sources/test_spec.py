@@ -1,4 +1,5 @@
 import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,10 +101,10 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, complaint: 
 
 def test_an_unknown_key_lists_those_of_its_kind(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown key 'paht' \(known: description, inventory, kind, layout, name, path,"
+        ConfigError, match=r"unknown key 'paht' \(known: cohort, description, inventory, kind, layout, name, path,"
     ):
         read(tmp_path, "name: mine\nkind: directory\npath: x\npaht: y\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'path' \(known: .*images.*seed, table\)"):
+    with pytest.raises(ConfigError, match=r"unknown key 'path' \(known: .*images.*seed, table, trust, validation\)"):
         read(tmp_path, "name: mine\nkind: demo\npath: y\n")
 
 
@@ -153,3 +154,36 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, ml.sources; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_cohort_is_that_of_the_names(tmp_path: Path) -> None:
+    assert read(tmp_path, "name: mine\nkind: directory\npath: x\n").cohort == "breakhis"
+    assert read(tmp_path, "name: mine\nkind: demo\n").cohort == "demo"
+    table = "layout: table\ntable: {file: t.csv, path: a, patient: b, subtype: c, magnification: d}\n"
+    assert read(tmp_path, f"name: mine\nkind: directory\npath: x\n{table}").cohort == "mine"
+    assert read(tmp_path, f"name: mine\nkind: directory\npath: x\n{table}cohort: north\n").cohort == "north"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trust: {14-13412: XX}", "'trust': unknown subtypes XX"),
+        (
+            "validation: {quarantine_rat: {limit: 0.2}}",
+            "'validation.quarantine_rat' (known: class_sizes, image_sizes, ",
+        ),
+        ("validation: {quarantine_rate: {limit: 2}}", "'validation.quarantine_rate.limit'"),
+        ("validation: {rows: {severity: warning}}", "unknown key 'validation.rows'"),
+        ("validation: {class_sizes: {severity: off}}", "'validation.class_sizes.severity'"),
+        ("validation: {class_sizes: {subtypes: [XX]}}", "'validation.class_sizes.subtypes.0'"),
+    ],
+)
+def test_what_cannot_be_trusted_or_demanded(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(tmp_path, f"name: mine\nkind: directory\npath: x\n{line}\n")
+
+
+def test_two_further_checks_need_two_names(tmp_path: Path) -> None:
+    check = "{name: mine, sentence: Something of ours., expectation: ExpectColumnValuesToBeInSet}"
+    with pytest.raises(ConfigError, match="two checks are called mine"):
+        read(tmp_path, f"name: mine\nkind: directory\npath: x\nvalidation: {{more: [{check}, {check}]}}\n")

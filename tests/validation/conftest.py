@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_up import Keep, manifest_table, quarantine_table, row
 
-from ml.store import Store
+from ml.store import Store, digest
 from ml.taxonomy import inventory
 
 
@@ -32,16 +32,23 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def keep(store: Store) -> Keep:
-    """Put a manifest object into the store; returns its id."""
+    """Put a manifest object into the store; returns its id. Its classes may be as small as they are."""
 
-    def _keep(frame: pd.DataFrame, quarantine: list[dict[str, object]] | None = None, inventory: bool = False) -> str:
+    def _keep(
+        frame: pd.DataFrame,
+        quarantine: list[dict[str, object]] | None = None,
+        inventory: bool = False,
+        **demands: object,
+    ) -> str:
         table = quarantine_table(quarantine or [])
+        demands = {"class_sizes": {"min_images": 0, "min_cases": 0}, **demands}
 
         def fill(folder: Path) -> None:
             frame.to_parquet(folder / "manifest.parquet", index=False)
             table.to_parquet(folder / "quarantine.parquet", index=False)
 
-        payload = [frame.to_json(orient="split"), table.to_json(orient="split"), inventory]
+        content = frame.to_json(orient="split")
+        payload = [content, table.to_json(orient="split"), inventory, demands]
         meta = {
             "source": "made-up",
             "raw": "raw-000000000000",
@@ -50,6 +57,10 @@ def keep(store: Store) -> Keep:
             "quarantined": {str(reason): int(n) for reason, n in table["reason"].value_counts().items()},
             "inventory": inventory,
             "layout": "breakhis",
+            "trust": {},
+            "validation": demands,
+            "file": "made-up.yaml",
+            "content": digest(content),
         }
         return store.create("manifest", payload, meta, fill)
 
