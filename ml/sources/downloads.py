@@ -84,6 +84,22 @@ def download(spec: HttpSource, target: Path) -> None:
     """
     part = target.with_suffix(".part")
     have = started(part)
+    found = _to_the_end(spec, part, have)
+    if found != spec.sha256 and have:  # an archive was replaced in between, and this is some of each
+        part.unlink()
+        found = _to_the_end(spec, part, 0)
+    if found != spec.sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise SourceError(
+            f"{spec.file}: what lies at {spec.url} has the SHA-256 {found} ({size:,} bytes), not the {spec.sha256} of "
+            "'sha256'. It was removed. Take the new one over only if its publisher names it"
+        )
+    part.replace(target)
+
+
+def _to_the_end(spec: HttpSource, part: Path, have: int) -> str:
+    """Download what comes after the first ``have`` bytes; returns the SHA-256 of all."""
     try:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
@@ -96,18 +112,12 @@ def download(spec: HttpSource, target: Path) -> None:
                 say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
                 with part.open("ab" if resumed else "wb") as file:
                     save(response.iter_content(_CHUNK), file, size)
+    except requests.exceptions.InvalidURL as error:
+        raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None
     except requests.RequestException as error:
         raise TryAgain(f"{spec.url} cannot be reached or broke off ({error}); try again") from None
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != spec.sha256:
-        size = part.stat().st_size
-        part.unlink()
-        raise SourceError(
-            f"{spec.file}: what lies at {spec.url} has the SHA-256 {found} ({size:,} bytes), not the {spec.sha256} of "
-            "'sha256'. It was removed. Take the new one over only if its publisher names it"
-        )
-    part.replace(target)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refusal(response: requests.Response, spec: HttpSource) -> BreakhisError:
