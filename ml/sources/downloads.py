@@ -61,6 +61,22 @@ def started(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
+@contextmanager
+def writing(part: Path, *, on: bool) -> Iterator[IO[bytes]]:
+    """The file of a download, to be gone ``on`` with or begun.
+
+    Raises:
+        ConfigError: the disk is full or broken.
+    """
+    try:
+        with part.open("ab" if on else "wb") as file:
+            yield file
+    except OSError as error:
+        if error.errno is None:  # a network's, which requests makes a kind of OSError
+            raise
+        raise ConfigError(f"{part}: cannot be written ({error.strerror}); see to the disk, fetch again") from None
+
+
 def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
     """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
 
@@ -81,6 +97,7 @@ def download(spec: HttpSource, target: Path) -> None:
         SourceError: there is nothing at that address, or another archive than the YAML says.
         CredentialsError: the server wants a login.
         TryAgain: the server cannot be reached, is busy or broke off; what came is kept for the next try.
+        ConfigError: not enough space for it, or the disk is broken.
     """
     part = target.with_suffix(".part")
     have = started(part)
@@ -110,7 +127,8 @@ def _to_the_end(spec: HttpSource, part: Path, have: int) -> str:
                 resumed = response.status_code == requests.codes.partial_content
                 size = int(response.headers.get("Content-Length") or 0)
                 say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
-                with part.open("ab" if resumed else "wb") as file:
+                require_space([(part, size)])
+                with writing(part, on=resumed) as file:
                     save(response.iter_content(_CHUNK), file, size)
     except requests.exceptions.InvalidURL as error:
         raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None

@@ -112,7 +112,6 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
                 if other.name not in ("lock", path.name, f"{path.name}.part"):
                     other.unlink()
             if not path.exists():
-                require_space([(folder, identity["bytes"]), (store.path(""), identity["bytes"])])
                 bucket.download(path, identity)
             return _unpack(path, spec, origin, store)
 

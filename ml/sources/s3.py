@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml.errors import BreakhisError, CredentialsError, SourceError, TryAgain
 from ml.progress import say
-from ml.sources.downloads import save, started
+from ml.sources.downloads import require_space, save, started, writing
 from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 from ml.sources.spec import KEY_VARIABLES, S3Source
 from ml.store import Json
@@ -126,11 +126,12 @@ class Bucket:
         with self._explained(spec.archive):
             if have < size:
                 say(f"{spec.name}: downloading {self._name(spec.archive)}, {(size - have) / 1e6:,.0f} MB to go")
+                require_space([(part, size - have)])
                 asked = {"Range": f"bytes={have}-"} if have else {}
                 answer = self._client.get_object(
                     Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **asked
                 )
-                with part.open("ab") as file:
+                with writing(part, on=True) as file:
                     save(answer["Body"].iter_chunks(_CHUNK), file, size - have)
         part.replace(target)
 

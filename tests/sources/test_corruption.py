@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ml.errors import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_TRY_AGAIN
 from ml.store import Json, Store
 from ml.taxonomy import SUBTYPES, label_of
 from tests.made_up import name, png, tree
+from tests.sources.kaggle_server import all_names, noise_png
 
 # Four of each subtype, of two slides: one that is lost is more than a tenth.
 IMAGES = {
@@ -218,7 +220,7 @@ def zipped_with(path: str, data: bytes, mode: int = 0o644) -> bytes:
     with zipfile.ZipFile(packed, "a") as archive:
         entry = zipfile.ZipInfo(path)
         entry.external_attr = mode << 16
-        with contextlib.suppress(UserWarning):
+        with warnings.catch_warnings(action="ignore"):  # of a name that is there already
             archive.writestr(entry, data)
     return packed.getvalue()
 
@@ -593,6 +595,29 @@ def assert_quarantined(source: Source, result: Json, case: Case) -> None:
         assert f"<td>{path}</td><td>{reason}</td>" in page
     if case.status == EXIT_REFUSED:
         assert re.search(rf"did not pass: [^<]*{case.says} failed", (docs / "index.html").read_text())
+
+
+def test_a_source_that_claims_to_be_all_of_breakhis(site: Site, tmp_path: Path) -> None:
+    """With as many names as BreakHis has; the pictures are specks."""
+    source = Source(tmp_path, "folder", site.url, site.status)
+    source.yaml.parent.mkdir(parents=True)
+    tree(source.images, {str(one): noise_png(f"{one.slide}-{one.magnification}-{one.seq}", 8) for one in all_names()})
+    declared = {"name": source.name, "kind": "directory", "path": str(source.images), "inventory": True}
+    source.yaml.write_text(yaml.safe_dump(declared))
+    code, result, err = source.ingest()
+    assert (code, result["images"], result["quarantined"]) == (0, 7909 - 246, {"slide_with_two_subtypes": 246}), err
+    before = source.published()
+
+    source.put(name("A", "14-22549AB", 40, 999), png(1))
+    for path in source.images.glob("SOB_M_PC-14-*"):
+        path.unlink()
+    code, result, err = source.ingest()
+    assert code == EXIT_REFUSED, err
+    assert {check["name"] for check in result["failed"]} == {"inventory", "images_lost"}
+    [found] = [check["observed"] for check in result["failed"] if check["name"] == "inventory"]
+    assert "A at 40X: expected 114, found 115 (slide 14-22549AB: 30 of 29)" in found
+    assert re.search(r"PC at 400X: expected 138, found \d+ ", found)
+    assert source.published() == before
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Archives at a web address, from a server of this process."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +104,23 @@ def test_an_archive_that_is_replaced_in_between_is_downloaded_anew(
     site.data, site.cut_at = DATA, None
     assert fetch(source(), store, settings)["files"] == 164
     assert [bool(asked) for asked in site.ranges] == [False, True, False]
+
+
+def test_a_disk_without_room_is_noticed_before(
+    source: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000_000))
+    with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
+        fetch(source(), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+
+
+def test_a_disk_that_is_full_is_named(source: Any, store: Store, settings: Settings) -> None:
+    part = settings.cache / "http" / hashlib.sha256(DATA).hexdigest() / "archive.part"
+    part.parent.mkdir(parents=True)
+    part.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"archive\.part: cannot be written \(No space left on device\); see to the"):
+        fetch(source(), store, settings)
 
 
 def test_a_server_without_ranges(source: Any, site: Site, store: Store, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -299,6 +301,26 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(
     assert 900_000 < begins[1] <= 1_000_000
     assert begins[1] + 1_400_000 < begins[2] <= begins[1] + 1_500_000
     assert left_in(settings) == []
+
+
+def test_a_disk_without_room(
+    source: Any, bucket: Any, way: Way, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put_object(Key="all.zip", Body=big_zip("one", 3))
+    spec = source(archive="all.zip", endpoint=way.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000_000))
+        with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
+            fetch(spec, store, settings)
+    assert way.gets == []
+    way.cut = [1_000_000]
+    with pytest.raises(TryAgain):
+        fetch(spec, store, settings)
+    [part] = settings.cache.rglob("*.part")
+    part.unlink()
+    part.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"\.part: cannot be written \(No space left on device\); see to the disk"):
+        fetch(spec, store, settings)
 
 
 def test_two_states_of_an_archive_are_never_put_together(
