@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test e2e images secrets lint
+.PHONY: help run demo up down status doctor test e2e bench images secrets lint
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test: .venv/.dev ## Set up and run the tests (ARGS="…" goes to pytest)
 
 e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Docker engine
 	@tests/e2e/run.sh $(ARGS)
+
+bench: .venv/.dev ## Measure speed and memory on this machine (ARGS="--images 640" for a quick look)
+	@.venv/bin/python -m tests.benchmarks $(ARGS)
 
 images: ## Build the images of docker-compose.yaml
 	@docker/build.sh

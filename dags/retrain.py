@@ -111,7 +111,7 @@ def documentation(training_set: TrainingSet) -> str:
         "File": training_set.file,
         "Sources": ", ".join(training_set.sources),
         "Models": ", ".join(training_set.models.values()),
-        "Split ledger": training_set.ledger,
+        "Split ledger": f"{training_set.ledger}: {training_set.split.method}, by {training_set.split.group}",
         "Promotion policy": training_set.policy,
         "Recipe": training_set.preset,
         "Runs": f"with new data{f', and {training_set.schedule}' if training_set.schedule else ''}",

@@ -110,6 +110,10 @@ def _gates(evidence: Json, policy: Policy) -> list[Json]:
         kind = evidence["weights"]["kind"]
         reason = f"backbone weights are {kind}; the policy asks for pretrained ones" if kind == "random" else ""
         gates.append(_gate("pretrained weights", passed=kind != "random", reason=reason))
+    # Evidence from before a split could be by slide does not say so: it was by case.
+    group = evidence.get("split_group", "case")
+    reason = f"the split is by {group}; only a split by case can lead to promotion" if group != "case" else ""
+    gates.append(_gate("split by case", passed=group == "case", reason=reason))
     absent = evidence["absent_classes"]
     if policy.absent_classes == "block":
         reason = f"no test image of {', '.join(absent)}" if absent else ""
@@ -170,7 +174,10 @@ def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dic
     sides = ((side, evidence["sides"][side]) for side in SIDES)  # a stored object comes back in alphabetical order
     lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in sides]
     sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
-    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {evidence['split']}, by case.", ""]
+    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
+    if "split_method" in evidence:
+        split += f" with the method {evidence['split_method']}"
+    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
     if evidence["absent_classes"]:
         lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
     lines += ["### Test metrics", "", "| metric | candidate | champion | change |", "|---|---|---|---|"]

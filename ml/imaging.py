@@ -61,7 +61,7 @@ def decode(data: bytes, *, strict: bool = False) -> Pixels:
             if strict and min(image.size) < MIN_SIDE:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
             image.load()
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ImageError("undecodable", _one_line(error)) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -118,7 +118,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         raw: the raw version's id; default: the source's latest.
 
     Returns:
-        ``{source, manifest, images, duplicates, quarantined: {reason: n}}``.
+        ``{source, manifest, images, duplicates, quarantined: {reason: n}, decoded}``; ``decoded`` counts the files that
+        had not been looked at before.
 
     Raises:
         SourceError: the source was never fetched, or holds no usable image at all.
@@ -142,7 +143,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     inputs = {"raw": raw, **declared, "version": VERSION}
     known = store.memo("manifest", inputs)
     if known and store.exists(known["manifest"]):
-        return known
+        return {**known, "decoded": 0}
 
     import pandas as pd
 
@@ -152,7 +153,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     lost: list[Row] = []
     if spec.table:
         files, describe, lost = _by_table(spec, files, store)
-    pictures = _look({f.sha256 for f in files}, store, workers)
+    pictures, decoded = _look({f.sha256 for f in files}, store, workers)
     rows, quarantine, duplicates = classify(files, pictures, spec, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
@@ -178,7 +179,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     manifest = store.create("manifest", [spec.name, declared, rows, quarantine], meta, fill)
     result = {"manifest": manifest, **result}
     store.set_memo("manifest", inputs, result)
-    return result
+    return {**result, "decoded": decoded}
 
 
 def by_file_name(path: str) -> Facts:
@@ -353,13 +354,13 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
     return pd.read_parquet(store.file(manifest, "manifest.parquet"))
 
 
-def _look(hashes: set[str], store: Store, workers: int) -> dict[str, _Picture]:
-    """What each file holds. A file is decoded once, whichever sources and versions have it."""
+def _look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, _Picture], int]:
+    """What each file holds, and how many had to be decoded: each is once, whichever sources and versions have it."""
     seen = _PictureCache(store)
     found = {sha256: picture for sha256, picture in seen.read().items() if sha256 in hashes}
     missing = sorted(hashes - found.keys())
     if not missing:
-        return found
+        return found, 0
     jobs = ((store.root, sha256) for sha256 in missing)
     fresh: dict[str, _Picture] = {}
     for sha256, picture in track(in_processes(_decode_one, jobs, workers), total=len(missing), what="reading images"):
@@ -370,7 +371,7 @@ def _look(hashes: set[str], store: Store, workers: int) -> dict[str, _Picture]:
             fresh = {}
     if fresh:
         seen.write(fresh)
-    return found | fresh
+    return found | fresh, len(missing)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "validations": {name: store.meta(source)["validation"] for name, source in sources.items()},
         "split": tags["breakhis.split"],
         "ledger": tags["breakhis.ledger"],
+        # A split from before there was a choice does not say; its evidence must come out as it was recorded.
+        **({"split_method": split["method"], "split_group": split["group"]} if "group" in split else {}),
         "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
         "preset": tags["breakhis.preset"],
         "seed": int(tags["breakhis.seed"]),

@@ -208,6 +208,8 @@ def _log_inputs(
             "breakhis.dataset": dataset,
             "breakhis.split": split,
             "breakhis.ledger": split_meta["ledger"],
+            "breakhis.split_method": split_meta["method"],
+            "breakhis.split_group": split_meta.get("group", "case"),  # without it: from before there was a choice
             "breakhis.preset": preset.name,
             "breakhis.seed": str(seed),
             "breakhis.weights": weights.id,

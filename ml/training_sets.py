@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -13,11 +13,32 @@ from ml.presets import PresetName
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.store import Json, Store
-from ml.taxonomy import TASKS, Task
+from ml.taxonomy import TASKS, Task, parse_name
 from ml.yamlfile import NAME_PATTERN, Declared, Schedule, find, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Method = Literal["allocator", "sgkf"]
+Group = Literal["case", "slide"]
+
+TIES = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
+"""Columns of a dataset's ties.parquet: copies of images that were left out, and whose image was kept in their place."""
+
+
+class SplitSpec(Declared):
+    """How a new ledger is split. A ledger keeps the method and the group it was begun with."""
+
+    method: Method = Field(
+        "allocator",
+        description="allocator: a search that keeps every class in train and in test wherever that can be; sgkf: two "
+        "stages of scikit-learn's StratifiedGroupKFold, the baseline's protocol, which may leave classes out.",
+    )
+    group: Group = Field(
+        "case",
+        description="What lies on one side as a whole: the case (patient), or the slide, to compare with published "
+        "work; slides of one patient may then lie on two sides, and the model cannot be promoted.",
+    )
 
 
 class TrainingSet(Declared):
@@ -27,6 +48,7 @@ class TrainingSet(Declared):
     description: str = Field("", description="For the people who watch the DAG.")
     sources: tuple[str, ...] = Field(min_length=1, description="Names of sources, or paths of YAML files beside this.")
     ledger: str = Field(pattern=NAME_PATTERN, description="The split ledger: which side each case is on, for ever.")
+    split: SplitSpec = Field(SplitSpec(), description="How the ledger is split; fixed with its first entry.")
     policy: str = Field(description="Name of the promotion policy, or the path of a YAML file beside this one.")
     preset: PresetName = Field(description="The recipe, unless the form of the DAG says otherwise.")
     schedule: Schedule | None = Field("@monthly", description="When retrain runs by itself; null: by hand.")
@@ -87,11 +109,13 @@ def training_set_of(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
 def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
     """Make a dataset of the published versions of the set's sources (the ``assemble`` stage).
 
-    The same pixels published by two sources are one image (the first source's); sources that contradict each other
-    about an image are an error, since nobody here can say which of them is right.
+    The same pixels published by two sources are one image (the first source's). Within a cohort so is the same BreakHis
+    file name, whose larger picture stays (the first source's of equals). What was left out ties the patients and slides
+    under which a picture was published; see :func:`read_ties`. Sources that contradict each other about an image or a
+    slide are an error, since nobody here can say which of them is right.
 
     Returns:
-        ``{dataset, set, images, cases, sources, preset}``.
+        ``{dataset, set, images, cases, duplicates, ties, sources, ledger, seed, split, preset}``.
 
     Raises:
         DataError: a source has no published version, or two sources contradict each other.
@@ -109,35 +133,104 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
         versions[source.name] = ref["version"]
-        frames.append(pd.read_parquet(store.file(ref["manifest"], "manifest.parquet")))
-    rows = pd.concat(frames, ignore_index=True)
-    labels = rows.groupby("pixel_sha256")["subtype"].nunique()
-    if (labels > 1).any():
-        bad = rows[rows["pixel_sha256"].isin(labels[labels > 1].index)]
-        raise DataError(
-            f"{training_set.file}: sources contradict each other about {int((labels > 1).sum())} image(s), e.g. "
-            + "; ".join(f"{r.source}: {r.path} is {r.subtype}" for r in bad.head(2).itertuples())
-        )
-    rows = rows.drop_duplicates("pixel_sha256").sort_values("pixel_sha256", ignore_index=True)
+        frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
+        if "cohort" not in frame:
+            raise DataError(
+                f"{training_set.file}: the version of source {source.name!r} was published before cohorts were told; "
+                f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
+            )
+        frames.append(frame)
+    published = pd.concat(frames, ignore_index=True)
+    _refuse_contradictions(published, training_set.file)
+    rows, ties = _one_image_each(published)
     payload = {
         "set": training_set.name,
         "sources": versions,
         "ledger": training_set.ledger,
         "seed": training_set.seed,
+        "split": training_set.split.model_dump(),
         "images": rows[["pixel_sha256", "sha256", "patient", "subtype"]].to_numpy().tolist(),
+        "ties": ties.to_numpy().tolist(),
     }
     result: Json = {
         "set": training_set.name,
         "images": len(rows),
         "cases": int(rows["patient"].nunique()),
+        "duplicates": len(published) - len(rows),
+        "ties": len(ties),
         "sources": versions,
         "ledger": training_set.ledger,
         "seed": training_set.seed,
+        "split": training_set.split.model_dump(),
     }
-    dataset = store.create(
-        "dataset", payload, result, lambda folder: rows.to_parquet(folder / "dataset.parquet", index=False)
-    )
+
+    def fill(folder: Path) -> None:
+        rows.to_parquet(folder / "dataset.parquet", index=False)
+        ties.to_parquet(folder / "ties.parquet", index=False)
+
+    dataset = store.create("dataset", payload, result, fill)
     return {"dataset": dataset, **result, "preset": training_set.preset}
+
+
+def _refuse_contradictions(rows: "pd.DataFrame", file: Path) -> None:
+    """Raise if two sources do not tell the same of an image, or of a slide of their cohort."""
+    rows = rows.assign(name=_names(rows))
+    for keys, told, what in (
+        (["pixel_sha256"], "subtype", "image(s)"),
+        (["cohort", "name"], "subtype", "image(s)"),
+        (["cohort", "slide"], "subtype", "slide(s)"),
+        (["cohort", "slide"], "patient", "slide(s)"),
+    ):
+        groups = rows.groupby(keys)
+        # Within a source it is for the manifest to judge.
+        bad = rows[(groups[told].transform("nunique") > 1) & (groups["source"].transform("nunique") > 1)]
+        if not bad.empty:
+            _, about = next(iter(bad.groupby(keys)))
+            raise DataError(
+                f"{file}: sources contradict each other about {bad.groupby(keys).ngroups} {what}, e.g. "
+                + "; ".join(
+                    f"{row['source']}: {row['path']} is {'' if told == 'subtype' else 'of patient '}{row[told]}"
+                    for row in about.drop_duplicates(told).to_dict("records")[:2]
+                )
+                + "; mend one of them, or leave it out of the training set"
+            )
+
+
+def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIES`)."""
+    import pandas as pd
+
+    rows = published.assign(order=range(len(published)), area=published["width"] * published["height"])
+    larger_first = rows.sort_values(["area", "order"], ascending=[False, True])
+    # Within a source a name may stand twice, if a table tells of it.
+    renamed = _copies(larger_first.assign(name=_names(rows)).dropna(subset="name"), ["cohort", "name"])
+    renamed = renamed[renamed["source"] != renamed["kept_source"]]
+    gone = pd.concat([renamed, _copies(rows.drop(renamed.index), ["pixel_sha256"])])
+    tells = pd.concat([gone[key] != gone[f"kept_{key}"] for key in ("pixel_sha256", "patient", "slide")], axis=1)
+    ties = gone.loc[tells.any(axis=1), list(TIES)].sort_values(list(TIES), ignore_index=True)
+    return published.drop(gone.index).sort_values("pixel_sha256", ignore_index=True), ties
+
+
+def _copies(rows: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
+    """All rows but the first of each group, with the first's ``kept_order``, ``kept_source`` and so on beside them."""
+    columns = ["order", "source", "pixel_sha256", "patient", "slide"]
+    first = rows.groupby(keys, sort=False)[columns].transform("first").add_prefix("kept_")
+    return rows.join(first)[rows["order"] != first["kept_order"]]
+
+
+def _names(rows: "pd.DataFrame") -> "pd.Series[str]":
+    """The BreakHis file name of each row, which tells subtype, slide, magnification and number; null of other files."""
+    return rows["path"].map(_name)
+
+
+def _name(path: str) -> str | None:
+    """The BreakHis file name at the end of a path, which tells subtype, slide, magnification and number."""
+    name = path.rpartition("/")[2]
+    try:
+        parse_name(name)
+    except ValueError:
+        return None
+    return name
 
 
 def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
@@ -150,3 +243,22 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
 
     store.meta(dataset)
     return pd.read_parquet(store.file(dataset, "dataset.parquet"))
+
+
+def read_ties(dataset: str, store: Store) -> "pd.DataFrame":
+    """The copies of a dataset's images that were left out, if they tell more than the image that was kept.
+
+    A row a copy: the hash of its pixels, whose it is said to be, where it was published, and whose image was kept. So
+    its patient and the kept one have the same picture, and may be one person.
+
+    Returns:
+        columns :data:`TIES`; no rows for a dataset that was made before ties were told.
+
+    Raises:
+        StoreError: no such dataset.
+    """
+    import pandas as pd
+
+    if not store.meta(dataset).get("ties"):
+        return pd.DataFrame(columns=list(TIES), dtype="str")
+    return pd.read_parquet(store.file(dataset, "ties.parquet"))

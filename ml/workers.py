@@ -1,9 +1,11 @@
 """Work spread over processes, in order, with only so much of it done ahead."""
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
@@ -12,6 +14,9 @@ from ml.errors import TryAgain
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BYTES = 32 * 2**20
 
 _CHUNK = 8
 """Jobs handed over at once: fewer messages between the processes."""
@@ -34,7 +39,7 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
         return
     left = iter(jobs)
     # Spawned, not forked: the caller may hold TensorFlow or threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_keep_memory)
     waiting: deque[Future[list[R]]] = deque()
     try:
         while True:
@@ -49,6 +54,18 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _keep_memory() -> None:
+    """Have this process keep the memory of a picture for the next one.
+
+    glibc gives large blocks back to the kernel, which clears them before it hands them out again: a fifth of the time
+    that decoding takes. Other C libraries have no such call.
+    """
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _work_off(function: Callable[[J], R], chunk: list[J]) -> list[R]:

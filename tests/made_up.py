@@ -10,6 +10,7 @@ from PIL import Image
 from ml.manifest import MANIFEST_TYPES
 from ml.store import Store, digest
 from ml.taxonomy import SUBTYPES, ImageName, label_of
+from ml.training_sets import TIES
 
 
 def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:
@@ -51,8 +52,20 @@ def rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
     return pd.DataFrame(made, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
 
 
-def dataset(store: Store, frame: pd.DataFrame, *, ledger: str = "made", set_name: str = "made") -> str:
-    """A dataset object as ``assemble`` makes it, of manifest rows."""
+def dataset(
+    store: Store,
+    frame: pd.DataFrame,
+    *,
+    ledger: str = "made",
+    set_name: str = "made",
+    method: str = "allocator",
+    group: str = "case",
+    ties: pd.DataFrame | None = None,
+    seed: int = 0,
+) -> str:
+    """A dataset object as ``assemble`` makes it, of manifest rows and of :func:`tie` rows."""
+    if ties is None:
+        ties = pd.DataFrame(columns=list(TIES), dtype="str")
     frame = frame.sort_values("pixel_sha256", ignore_index=True)
     validation = store.create("validation", [set_name], {"passed": True})
     version = store.create("version", [len(frame), set_name], {"source": "made", "validation": validation})
@@ -62,10 +75,23 @@ def dataset(store: Store, frame: pd.DataFrame, *, ledger: str = "made", set_name
         "cases": int(frame["patient"].nunique()),
         "sources": {"made": version},
         "ledger": ledger,
-        "seed": 0,
+        "seed": seed,
+        "split": {"method": method, "group": group},
+        "ties": len(ties),
     }
-    payload = [meta, frame["pixel_sha256"].tolist()]
-    return store.create("dataset", payload, meta, lambda d: frame.to_parquet(d / "dataset.parquet", index=False))
+
+    def fill(folder: Path) -> None:
+        frame.to_parquet(folder / "dataset.parquet", index=False)
+        ties.to_parquet(folder / "ties.parquet", index=False)
+
+    payload = [meta, frame[["pixel_sha256", "patient", "slide"]].to_numpy().tolist(), ties.to_numpy().tolist()]
+    return store.create("dataset", payload, meta, fill)
+
+
+def tie(pixel_sha256: str, left_out: str, kept: str) -> pd.DataFrame:
+    """A copy of a picture that was published under the case ``left_out`` and kept under ``kept``."""
+    row = [pixel_sha256, left_out, left_out, "other", "copy.png", kept, kept]
+    return pd.DataFrame([row], columns=list(TIES), dtype="str")
 
 
 def every_class(cases_per_class: int = 3, images: int = 4) -> dict[str, tuple[str, int]]:

@@ -42,6 +42,7 @@ def test_all_gates_pass():
         "ROC AUC",
         "macro-F1",
         "pretrained weights",
+        "split by case",
         "every class in the test side",
     ]
     assert verdict["gates"][0]["distance"] == pytest.approx(0.05)
@@ -51,7 +52,21 @@ def test_a_failing_gate_says_by_how_much():
     verdict = judge_evidence(evidence(), policy(roc_auc=0.999))
     assert not verdict["passed"]
     assert "ROC AUC 0.9000 is 0.0990 short of 0.999" in verdict["summary"]
-    assert "blocked by 1 of 4 gates" in verdict["summary"]
+    assert "blocked by 1 of 5 gates" in verdict["summary"]
+
+
+@pytest.mark.parametrize(("group", "passed"), [("case", True), ("slide", False)])
+def test_only_a_split_by_case_can_lead_to_promotion(group, passed):
+    verdict = judge_evidence(evidence(split_method="sgkf", split_group=group), policy())
+    assert verdict["passed"] is passed
+    assert ("the split is by slide; only a split by case can lead to promotion" in verdict["summary"]) is not passed
+    body = review_body(evidence(split_method="sgkf", split_group=group), verdict, None, {})
+    assert f"split-0, by {group} with the method sgkf." in body
+
+
+def test_evidence_of_old_was_by_case():
+    assert judge_evidence(evidence(), policy())["passed"]
+    assert "split-0, by case." in review_body(evidence(), judge_evidence(evidence(), policy()), None, {})
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.99"])

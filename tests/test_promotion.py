@@ -13,6 +13,7 @@ from ml.errors import ConfigError, DataError, Refused, RegistryError
 from ml.promotion import promote_version
 from ml.registry import champion_of, judge, register_run
 from ml.settings import Settings
+from ml.splits import split_dataset
 from ml.store import Store
 from ml.tracking import connect
 from tests import made_up
@@ -53,8 +54,6 @@ def world(tmp_path, fresh_database):
         airflow_user="service",
     )
     dataset = made_up.dataset(store, made_up.rows(made_up.every_class()))
-    from ml.splits import split_dataset
-
     split = split_dataset(dataset, store)["split"]
     client = connect(settings)
     experiment = client.create_experiment("made", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -154,6 +153,27 @@ def test_gate_passes_and_records_its_verdict(world):
     tags = world.client.get_model_version("made-binary", "1").tags
     assert tags["breakhis.gates"] == "passed"
     assert json.dumps(verdict)
+
+
+def test_a_model_of_a_split_by_slide_is_a_protocol_run(world):
+    frame = made_up.rows(made_up.every_class())
+    by_slide = made_up.dataset(world.store, frame, ledger="slides", method="sgkf", group="slide")
+    split = split_dataset(by_slide, world.store)["split"]
+    registered = register_run(world.run(**{"breakhis.split": split}), world.store, world.settings)
+    evidence = world.store.meta(registered["evidence"])
+    assert (evidence["split_method"], evidence["split_group"]) == ("sgkf", "slide")
+    verdict = judge("made-binary", "1", world.store, world.settings)
+    assert not verdict["passed"]
+    assert "only a split by case can lead to promotion" in verdict["summary"]
+
+
+def test_evidence_of_a_split_of_old_comes_out_as_it_was_recorded(world):
+    """A split from before there was a choice of method and group tells none, and was by case."""
+    sides = {side: {"images": 3, "cases": 1} for side in ("train", "validation", "test")}
+    old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": {}, **sides})
+    registered = register_run(world.run(**{"breakhis.split": old}), world.store, world.settings)
+    assert not {"split_method", "split_group"} & world.store.meta(registered["evidence"]).keys()
+    assert judge("made-binary", "1", world.store, world.settings)["passed"]
 
 
 def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(world):

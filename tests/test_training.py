@@ -26,13 +26,14 @@ from ml.presets import load_preset, preset_names
 from ml.registry import register_run
 from ml.settings import Settings
 from ml.sources import fetch, load_source
-from ml.splits import split_dataset
+from ml.splits import Ledger, read_ledger, read_split, split_dataset
 from ml.store import Json, Store
 from ml.taxonomy import LABELS, SUBTYPES
 from ml.tracking import connect
 from ml.training import _batches, _class_weights, train
 from ml.training_sets import assemble, load_training_set, read_dataset
 from ml.versions import publish_manifest
+from tests import made_up
 
 pytestmark = pytest.mark.integration
 
@@ -196,6 +197,42 @@ def test_the_evaluation_and_the_predictions_agree(world, runs):
     table = pd.read_parquet(folder / "test_predictions.parquet")
     stated = json.loads((folder / "metrics.json").read_text())["metrics"]["roc_auc"]
     assert roc_auc_score(table["label"] == "malignant", table["p_malignant"]) == pytest.approx(stated)
+
+
+def test_quarantined_rows_take_no_part(world):
+    """A case that is tied to train and to test is on neither, and the training goes on without it."""
+    rows = read_dataset(world.dataset, world.store)
+    sides = read_split(world.split, world.store).sides
+    learnt = rows[(rows["subtype"] == "DC") & (rows["patient"].map(sides) == "train")]
+    lost = learnt["patient"].iloc[0]
+    known = {case: side for case, side in sides.items() if case != lost}
+    ledger = Ledger("torn").append(known, {}, world.dataset, 0)
+    world.store.put_json("ledgers/torn.json", ledger.to_json())
+    pixels = rows[rows["patient"] == lost]["pixel_sha256"].iloc[0]
+    ties = [made_up.tie(pixels, next(c for c in known if known[c] == side), lost) for side in ("train", "test")]
+    dataset = made_up.dataset(world.store, rows, ledger="torn", set_name="small", ties=pd.concat(ties))
+    split = split_dataset(dataset, world.store)
+    images = int((rows["patient"] == lost).sum())
+    assert split["quarantined"] == {"opposite_sides": images}
+    run = train(
+        "binary",
+        dataset=dataset,
+        split=split["split"],
+        preset=world.preset,
+        seed=0,
+        store=world.store,
+        settings=world.settings,
+    )
+    data = connect(world.settings).get_run(run["run_id"]).data
+    logged = [int(data.params[f"{side}_images"]) for side in ("train", "validation", "test")]
+    assert sum(logged) == len(rows) - images
+    assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
+    prepared = training_module._prepare(
+        "binary", dataset, split["split"], world.preset, world.store, world.settings, None
+    )
+    used = np.concatenate(list(prepared.on.values()))
+    assert sorted(used) == np.flatnonzero(prepared.rows["patient"] != lost).tolist()
+    assert lost not in read_ledger("torn", world.store)[0].sides
 
 
 def test_a_class_that_cannot_be_learnt_is_named(world):

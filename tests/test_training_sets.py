@@ -1,9 +1,17 @@
+import pandas as pd
 import pytest
 
 from ml.errors import ConfigError, DataError
 from ml.settings import PROJECT, Settings
 from ml.store import Store
-from ml.training_sets import assemble, load_training_set, read_dataset, training_set_files, training_set_of
+from ml.training_sets import (
+    assemble,
+    load_training_set,
+    read_dataset,
+    read_ties,
+    training_set_files,
+    training_set_of,
+)
 from tests import made_up
 
 
@@ -21,7 +29,7 @@ def conf(tmp_path):
 
 def publish(store, source, frame):
     manifest = store.create(
-        "manifest", [source, len(frame)], {}, lambda d: frame.to_parquet(d / "manifest.parquet", index=False)
+        "manifest", [source, frame.to_json()], {}, lambda d: frame.to_parquet(d / "manifest.parquet", index=False)
     )
     version = store.create("version", [source], {"validation": "validation-0"})
     store.put_json(f"refs/sources/{source}.json", {"version": version, "manifest": manifest})
@@ -40,7 +48,7 @@ def test_the_same_pixels_of_two_sources_are_one_image(world):
     publish(store, "one", frame)
     publish(store, "two", frame.iloc[2:].assign(source="two"))
     made = assemble(both, store, settings)
-    assert (made["images"], made["cases"]) == (5, 2)
+    assert (made["images"], made["cases"], made["duplicates"], made["ties"]) == (5, 2, 3, 0)
     assert set(made["sources"]) == {"one", "two"}
     rows = read_dataset(made["dataset"], store)
     assert set(rows["source"]) == {"made"}
@@ -52,9 +60,125 @@ def test_sources_that_contradict_each_other(world):
     store, settings, both = world
     frame = made_up.rows({"14-1": ("F", 2)})
     publish(store, "one", frame)
-    publish(store, "two", frame.assign(subtype="A"))
+    publish(store, "two", frame.assign(subtype="A", source="two"))
     with pytest.raises(DataError, match=r"contradict each other about 2 image\(s\)"):
         assemble(both, store, settings)
+
+
+def test_a_picture_under_two_patients_ties_them(world):
+    store, settings, both = world
+    frame = made_up.rows({"14-1": ("F", 2), "14-2": ("F", 2)})
+    publish(store, "one", frame.head(3))
+    again = frame.assign(source="two", cohort="two", patient="two:7", slide="two:7A", path="7.png").iloc[[0, 3]]
+    publish(store, "two", again)
+    made = assemble(both, store, settings)
+    assert (made["images"], made["duplicates"], made["ties"]) == (4, 1, 1)
+    assert read_ties(made["dataset"], store).to_dict("records") == [
+        {
+            "pixel_sha256": frame["pixel_sha256"][0],
+            "patient": "two:7",
+            "slide": "two:7A",
+            "source": "two",
+            "path": "7.png",
+            "kept_patient": "14-1",
+            "kept_slide": "14-1",
+        }
+    ]
+    assert read_ties(made_up.dataset(store, frame), store).empty
+
+
+def resized(frame, source, **changes):
+    """The same images as another source has them: other bytes and pixels."""
+    return frame.assign(
+        source=source, sha256=frame["sha256"] + "r", pixel_sha256=frame["pixel_sha256"] + "r", **changes
+    )
+
+
+def test_the_same_name_in_two_sources_of_a_cohort_is_one_image_the_larger(world):
+    store, settings, both = world
+    frame = made_up.rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
+    small = resized(frame, "one", width=224, height=224)
+    small.loc[4, ["width", "height"]] = [700, 460]  # of equals the first source's
+    publish(store, "one", small)
+    publish(store, "two", frame.assign(source="two").tail(4))
+    made = assemble(both, store, settings)
+    assert (made["images"], made["cases"], made["duplicates"], made["ties"]) == (5, 2, 4, 4)
+    rows = read_dataset(made["dataset"], store).set_index("path")
+    assert rows.loc[frame["path"], "source"].tolist() == ["one", "two", "two", "two", "one"]
+    ties = read_ties(made["dataset"], store)
+    assert set(ties["pixel_sha256"]) == {*small["pixel_sha256"][1:4], frame["pixel_sha256"][4]}
+    assert (ties["patient"] == ties["kept_patient"]).all()
+    assert assemble(both, store, settings) == made
+
+
+@pytest.mark.parametrize("change", [{"cohort": "other"}, {"path": "other.png"}])
+def test_other_cohorts_and_other_file_names_are_other_images(world, change):
+    store, settings, both = world
+    frame = made_up.rows({"14-1": ("F", 3)}).assign(source="one")
+    publish(store, "one", frame)
+    publish(store, "two", resized(frame, "two", **change))
+    assert assemble(both, store, settings)["images"] == 6
+
+
+def test_a_chain_of_copies_ties_all_of_them(world):
+    """A name leads from a small picture to a large one, whose pixels were published under another patient before."""
+    store, settings, both = world
+    large = made_up.rows({"14-1": ("F", 1)}).assign(source="two")
+    small = resized(large, "one", width=224, height=224)
+    other = large.assign(source="one", cohort="other", patient="other:1", slide="other:1", path="x.png")
+    publish(store, "one", pd.concat([small, other], ignore_index=True))
+    publish(store, "two", large)
+    made = assemble(both, store, settings)
+    assert (made["images"], made["duplicates"]) == (1, 2)
+    ties = read_ties(made["dataset"], store)
+    tied = set(zip(ties["pixel_sha256"], ties["patient"], ties["kept_patient"], strict=True))
+    assert tied == {
+        (small["pixel_sha256"][0], "14-1", "14-1"),
+        (large["pixel_sha256"][0], "14-1", "other:1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"subtype": "DC", "path": "b.png"}, r"about 1 slide\(s\), e.g. one: .*-001.png is F; two: b.png is DC"),
+        (
+            {"patient": "14-9"},
+            r"about 1 slide\(s\), e.g. one: .*-001.png is of patient 14-1; two: .* is of patient 14-9",
+        ),
+        ({"subtype": "DC", "slide": "14-9"}, r"about 1 image\(s\), e.g. one: .*-001.png is F; two: .*-001.png is DC"),
+    ],
+)
+def test_a_slide_or_a_name_that_two_sources_of_a_cohort_tell_differently(world, change, said):
+    store, settings, both = world
+    frame = made_up.rows({"14-1": ("F", 1)}).assign(source="one")
+    publish(store, "one", frame)
+    publish(store, "two", resized(frame, "two", **change))
+    with pytest.raises(DataError, match=said):
+        assemble(both, store, settings)
+    publish(store, "two", resized(frame, "two", cohort="other", **change))
+    assert assemble(both, store, settings)["images"] == 2
+
+
+def test_a_version_without_cohorts_is_to_be_ingested_again(world):
+    store, settings, both = world
+    publish(store, "one", made_up.rows({"14-1": ("F", 1)}).drop(columns="cohort"))
+    with pytest.raises(DataError, match="breakhis ingest one"):
+        assemble(both, store, settings)
+
+
+def test_method_and_group_come_with_the_dataset(world, conf):
+    store, settings, both = world
+    frame = made_up.rows({"14-1": ("F", 1)})
+    publish(store, "one", frame)
+    publish(store, "two", frame)
+    made = assemble(both, store, settings)
+    assert store.meta(made["dataset"])["split"] == {"method": "allocator", "group": "case"}
+    file = conf / "training_sets" / "both.yaml"
+    file.write_text(file.read_text() + "split: {method: sgkf, group: slide}\n")
+    other = assemble(load_training_set("both", conf), store, settings)
+    assert other["dataset"] != made["dataset"]
+    assert store.meta(other["dataset"])["split"] == {"method": "sgkf", "group": "slide"}
 
 
 def test_a_source_without_a_version(world):
@@ -97,6 +221,8 @@ def test_a_set_is_called_as_its_file(conf):
         ("name: Bad Name", "'name'"),
         ("schedule: sometimes", "'schedule'"),
         ("colour: pink", "unknown key 'colour'"),
+        ("split: {group: person}", "'split.group'"),
+        ("split: {folds: 5}", "unknown key 'split.folds'"),
     ],
 )
 def test_bad_training_sets_name_file_and_key(conf, change, message):

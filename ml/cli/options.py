@@ -23,10 +23,14 @@ class Outcome(Refused):
         self.result = result
 
 
-def stage(function: Callable[..., Json]) -> click.Command:
+def stage(function: Callable[..., Json], show: Callable[[Json, dict[str, Any]], None] | None = None) -> click.Command:
     """Make a click command of a function ``(store, settings, …) -> result``; its docstring becomes the help.
 
     Adds ``--json`` and ``--result``; prints the result; a raised :class:`Outcome` is printed before it is raised on.
+
+    Args:
+        function: the stage.
+        show: prints the result for people; it is given the command's own options, too. Default: a line a key.
     """
 
     @json_option
@@ -44,19 +48,24 @@ def stage(function: Callable[..., Json]) -> click.Command:
         except Outcome as refusal:
             deliver(timed(refusal.result), as_json, result_uri)
             raise
-        deliver(timed(result), as_json, result_uri)
+        deliver(timed(result), as_json, result_uri, (lambda shown: show(shown, arguments)) if show else None)
 
     # A stage is called what its function is called.
     return click.command(name=function.__name__.replace("_", "-"))(run)
 
 
-def deliver(result: Json, as_json: bool, result_uri: str | None) -> None:
-    """Print a result, as JSON or as lines for people, and write it to ``result_uri`` if one is given."""
+def deliver(result: Json, as_json: bool, result_uri: str | None, show: "Callable[[Json], None] | None" = None) -> None:
+    """Print a result, as JSON or for people by ``show``, and write it to ``result_uri`` if one is given."""
     if result_uri:
         write_result(result_uri, result)
     if as_json:
         click.echo(json.dumps(result, sort_keys=True))
-        return
+    else:
+        (show or show_lines)(result)
+
+
+def show_lines(result: Json) -> None:
+    """Print a result for people, a line a key."""
     width = max(len(key) for key in result)
     for key, value in result.items():
         if key != "review":

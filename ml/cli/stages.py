@@ -1,15 +1,17 @@
 """The stages as commands. Each is a thin call; what it does is said where it is done."""
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml.cli.options import Outcome, stage
+from ml.cli.options import Outcome, show_lines, stage
 from ml.presets import load_preset, preset_names
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.store import Json, Store
+from ml.taxonomy import SIDES, SUBTYPES
 from ml.training_sets import assemble as assemble_set
 from ml.training_sets import load_training_set
 
@@ -94,10 +96,45 @@ def assemble(store: Store, settings: Settings, training_set: str) -> Json:
     return assemble_set(load_training_set(training_set, settings.conf), store, settings)
 
 
-@stage
+def _show_split(result: Json, arguments: dict[str, Any]) -> None:
+    if not arguments["report"]:
+        show_lines(result)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table("class", title=escape(f"{result['split']}: {result['method']}, by {result['group']}"))
+    for side in (*SIDES, "all"):
+        grid.add_column(f"{side}\nimages / slides / cases", justify="right")
+    whats = ("images", "slides", "cases")
+    for subtype in SUBTYPES:
+        counts = [[result[side][f"{what}_by_subtype"][subtype] for what in whats] for side in SIDES]
+        grid.add_row(subtype, *_cells(counts))
+    grid.add_section()
+    grid.add_row("all", *_cells([[result[side][what] for what in whats] for side in SIDES]))
+    console = Console(width=max(Console().width, 120))
+    console.print(grid)
+    if result["group"] == "slide":
+        console.print("A case whose slides lie on several sides counts once on each.")
+    for subtype, why in result["not_estimable_because"].items():
+        console.print(escape(f"not estimable: {subtype}, no case in test: {why}"))
+    for reason, images in result["quarantined"].items():
+        console.print(escape(f"quarantined: {images} image(s): {reason}"))
+    console.print(escape(f"ledger {result['ledger']} {result['ledger_hash']}"))
+
+
+def _cells(counts: list[list[int]]) -> list[str]:
+    """Of each side and of all, as people read them."""
+    return [" / ".join(str(n) for n in numbers) for numbers in (*counts, [sum(n) for n in zip(*counts, strict=True)])]
+
+
+@partial(stage, show=_show_split)
 @click.argument("dataset")
-def split(store: Store, settings: Settings, dataset: str) -> Json:
+@click.option("--report", is_flag=True, help="Show images, slides and cases of each class on each side as a table.")
+def split(store: Store, settings: Settings, dataset: str, report: bool) -> Json:
     """Put every case of DATASET on its side of the ledger: train, validation or test."""
+    # --report is for showing; the result is the same.
     from ml.splits import split_dataset
 
     return split_dataset(dataset, store)

@@ -7,7 +7,9 @@ import pytest
 
 from ml import cli
 from ml.store import Store
-from tests.made_up import name, png, tree
+from ml.taxonomy import SIDES
+from tests.made_up import dataset as made_dataset
+from tests.made_up import every_class, name, png, rows, tree
 
 
 @pytest.fixture
@@ -137,6 +139,39 @@ def test_unknown_ids(breakhis):
         code, _, err = breakhis(*arguments)
         assert code == 3
         assert "no such" in last_error(err)
+
+
+def test_split_and_its_report(breakhis, tmp_path):
+    store = Store((tmp_path / "home" / "store").as_uri())
+    cases = {case: told for case, told in every_class().items() if told[0] != "A"} | {"14-8": ("A", 3)}
+    frame = rows(cases)
+    dataset = made_dataset(store, frame)
+    code, out, err = breakhis("split", dataset, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["method"], told["group"], told["ledger"]) == ("allocator", "case", "made")
+    assert told["not_estimable_because"] == {"A": "A has 1 case"}
+    code, plain, _ = breakhis("split", dataset)
+    assert code == 0
+    assert 'not_estimable          ["A"]' in plain
+    code, shown, _ = breakhis("split", dataset, "--report")
+    assert code == 0
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    table = {cells[0]: cells[1:] for cells in lines}
+    assert table["A"] == ["3 / 1 / 1", "0 / 0 / 0", "0 / 0 / 0", "3 / 1 / 1"]
+    total = [" / ".join(str(told[side][what]) for what in ("images", "slides", "cases")) for side in SIDES]
+    assert table["all"] == [*total, "87 / 22 / 22"]
+    assert "not estimable: A, no case in test: A has 1 case" in shown
+    assert json.loads(breakhis("split", dataset, "--report", "--json")[1])["split"] == told["split"]
+
+
+def test_a_ledger_is_not_split_another_way(breakhis, tmp_path):
+    store = Store((tmp_path / "home" / "store").as_uri())
+    frame = rows(every_class())
+    assert breakhis("split", made_dataset(store, frame))[0] == 0
+    code, _, err = breakhis("split", made_dataset(store, frame, group="slide"))
+    assert code == 3
+    assert "name another ledger" in last_error(err)
 
 
 def test_usage_errors_exit_2(breakhis):
