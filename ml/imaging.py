@@ -23,8 +23,11 @@ SIZE = 224
 MAX_PIXELS = 100_000_000
 """Pictures larger than this are refused before they are decoded (a decompression bomb, or a whole slide)."""
 
+MIN_SIDE = 8
+"""Pixels; what has fewer is no picture of tissue, whatever it was resized from."""
 
-def decode(data: bytes, *, colour: bool = False) -> Pixels:
+
+def decode(data: bytes, *, strict: bool = False) -> Pixels:
     """The picture in an image file, as RGB.
 
     Greyscale, palette and transparent pictures are converted; 16-bit and floating-point ones are refused, since how to
@@ -32,14 +35,15 @@ def decode(data: bytes, *, colour: bool = False) -> Pixels:
 
     Args:
         data: the file's bytes.
-        colour: refuse greyscale pictures, too: what is learnt from is stained tissue, and its stain is half of what
-            it tells.
+        strict: refuse what no camera on a microscope makes, too: greyscale (what is learnt from is stained tissue, and
+            its stain is half of what it tells), the colours of a printing press, and a side below ``MIN_SIDE`` pixels.
 
     Returns:
         uint8 array (height, width, 3).
 
     Raises:
-        ImageError: ``undecodable`` (no picture), ``truncated``, ``mode`` (pixel format) or ``size`` (too large).
+        ImageError: ``undecodable`` (no picture), ``truncated``, ``mode`` (pixel format) or ``size`` (too large, or
+            too small).
     """
     try:
         with warnings.catch_warnings():
@@ -50,8 +54,12 @@ def decode(data: bytes, *, colour: bool = False) -> Pixels:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
             if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
                 raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
-            if colour and image.mode in {"1", "L", "LA"}:
+            if strict and image.mode in {"1", "L", "LA"}:
                 raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
+            if strict and image.mode == "CMYK":
+                raise ImageError("mode", "pixel format CMYK, made for print; its colours are not those of the stain")
+            if strict and min(image.size) < MIN_SIDE:
+                raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
             image.load()
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:

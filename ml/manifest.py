@@ -448,7 +448,7 @@ class PictureCache:
 def _decode_one(job: tuple[str, str]) -> tuple[str, _Picture]:
     root, sha256 = job
     try:
-        pixels = decode(Store(root).blob(sha256), colour=True)
+        pixels = decode(Store(root).blob(sha256), strict=True)
     except ImageError as error:
         return sha256, _Picture(reason=error.reason, detail=error.detail)
     height, width, _ = pixels.shape

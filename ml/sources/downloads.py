@@ -56,6 +56,27 @@ def require_space(needs: list[tuple[Any, int]]) -> None:
             )
 
 
+def started(part: Path) -> int:
+    """How many bytes of a download an earlier try, which broke off, has left."""
+    return part.stat().st_size if part.exists() else 0
+
+
+@contextmanager
+def writing(part: Path, *, on: bool) -> Iterator[IO[bytes]]:
+    """The file of a download, to be gone ``on`` with or begun.
+
+    Raises:
+        ConfigError: the disk is full or broken.
+    """
+    try:
+        with part.open("ab" if on else "wb") as file:
+            yield file
+    except OSError as error:
+        if error.errno is None:  # a network's, which requests makes a kind of OSError
+            raise
+        raise ConfigError(f"{part}: cannot be written ({error.strerror}); see to the disk, fetch again") from None
+
+
 def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
     """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
 
@@ -76,9 +97,26 @@ def download(spec: HttpSource, target: Path) -> None:
         SourceError: there is nothing at that address, or another archive than the YAML says.
         CredentialsError: the server wants a login.
         TryAgain: the server cannot be reached, is busy or broke off; what came is kept for the next try.
+        ConfigError: not enough space for it, or the disk is broken.
     """
     part = target.with_suffix(".part")
-    have = part.stat().st_size if part.exists() else 0
+    have = started(part)
+    found = _to_the_end(spec, part, have)
+    if found != spec.sha256 and have:  # an archive was replaced in between, and this is some of each
+        part.unlink()
+        found = _to_the_end(spec, part, 0)
+    if found != spec.sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise SourceError(
+            f"{spec.file}: what lies at {spec.url} has the SHA-256 {found} ({size:,} bytes), not the {spec.sha256} of "
+            "'sha256'. It was removed. Take the new one over only if its publisher names it"
+        )
+    part.replace(target)
+
+
+def _to_the_end(spec: HttpSource, part: Path, have: int) -> str:
+    """Download what comes after the first ``have`` bytes; returns the SHA-256 of all."""
     try:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
@@ -89,20 +127,15 @@ def download(spec: HttpSource, target: Path) -> None:
                 resumed = response.status_code == requests.codes.partial_content
                 size = int(response.headers.get("Content-Length") or 0)
                 say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
-                with part.open("ab" if resumed else "wb") as file:
+                require_space([(part, size)])
+                with writing(part, on=resumed) as file:
                     save(response.iter_content(_CHUNK), file, size)
+    except requests.exceptions.InvalidURL as error:
+        raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None
     except requests.RequestException as error:
         raise TryAgain(f"{spec.url} cannot be reached or broke off ({error}); try again") from None
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != spec.sha256:
-        size = part.stat().st_size
-        part.unlink()
-        raise SourceError(
-            f"{spec.file}: what lies at {spec.url} has the SHA-256 {found} ({size:,} bytes), not the {spec.sha256} of "
-            "'sha256'. It was removed. Take the new one over only if its publisher names it"
-        )
-    part.replace(target)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refusal(response: requests.Response, spec: HttpSource) -> BreakhisError:

@@ -8,10 +8,11 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -26,6 +27,9 @@ from ml.sources.downloads import download, require_space, reserved
 from ml.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
 from ml.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 from ml.store import Json, Store, digest
+
+if TYPE_CHECKING:
+    from ml.sources.s3 import Bucket
 
 _THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
 _NAMES_SHOWN = 20
@@ -95,18 +99,44 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     bucket = Bucket(spec, _taken(spec))
     identity = bucket.look() if spec.archive else bucket.list()
     origin = {name: value for name, value in identity.items() if name != "objects"}
+    place = {"bucket": spec.bucket, "endpoint": spec.endpoint}
 
     def make() -> str:
         if not spec.archive:
-            return _keep(spec, bucket, store, origin)
-        folder = settings.cache / "s3" / digest(origin)
+            with _remembered(bucket, place | {"prefix": spec.prefix}, store) as rows:
+                return _keep(spec, bucket, store, origin, rows)
+        folder = settings.cache / "s3" / digest(place | {"archive": spec.archive})
         with reserved(folder, f"s3://{spec.bucket}/{spec.archive}"):
-            path = folder / "archive"
-            require_space([(folder, identity["bytes"]), (store.path(""), identity["bytes"])])
-            bucket.download(path, identity)
+            path = folder / digest(identity)
+            for other in folder.iterdir():  # of a state that this archive is no longer in
+                if other.name not in ("lock", path.name, f"{path.name}.part"):
+                    other.unlink()
+            if not path.exists():
+                bucket.download(path, identity)
             return _unpack(path, spec, origin, store)
 
     return _unless_known(spec, identity, store, make)
+
+
+@contextmanager
+def _remembered(bucket: "Bucket", place: Json, store: Store) -> Iterator[dict[str, _Row]]:
+    """The objects of a bucket that were fetched before and have kept their ETag and size, by name.
+
+    What is added to them within the block is remembered for the next fetch, also when this one breaks off.
+    """
+    before = store.memo("s3_objects", place) or {}
+    rows = {
+        name: _Row(name, before[one.key][2], one.size)
+        for name, one in bucket.objects.items()
+        if before.get(one.key, [])[:2] == [one.etag, one.size]
+    }
+    try:
+        yield rows
+    finally:
+        known = {
+            one.key: [one.etag, one.size, rows[name].sha256] for name, one in bucket.objects.items() if name in rows
+        }
+        store.set_memo("s3_objects", place, known)
 
 
 def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
@@ -172,17 +202,17 @@ def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
         return str(known["raw"])
     drawn = pictures(spec.images, spec.seed, settings.worker_count)
     items = ((path, partial(bytes, data)) for path, data in drawn)
-    raw = _keep_rows(spec, _blobs(items, store, total=spec.images, what="drawing"), [], store, inputs)
+    raw = _keep_rows(spec, _blobs(items, store, None, total=spec.images, what="drawing"), [], store, inputs)
     store.set_memo("draw", inputs, {"raw": raw})
     return raw
 
 
-def _keep(spec: SourceSpec, files: Files, store: Store, origin: Json) -> str:
+def _keep(spec: SourceSpec, files: Files, store: Store, origin: Json, known: dict[str, _Row] | None = None) -> str:
     if not files.images:
         where = next(value for name in ("path", "dataset", "url", "archive", "bucket") if (value := origin.get(name)))
         other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
         raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
-    rows = _blobs(files.items(), store, total=len(files.images), what=f"fetching {spec.name}")
+    rows = _blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
     return _keep_rows(spec, rows, files.skipped, store, origin)
 
 
@@ -215,13 +245,19 @@ def _point_to(raw: str, spec: SourceSpec, store: Store) -> None:
         store.compare_and_set(ref, {"raw": raw, "fetched": datetime.now(UTC).isoformat(timespec="seconds")}, tag)
 
 
-def _blobs(items: Iterable[Item], store: Store, *, total: int, what: str) -> list[_Row]:
-    """Put every file into the store, several at a time; the rows sorted by path."""
+def _blobs(items: Iterable[Item], store: Store, known: dict[str, _Row] | None, *, total: int, what: str) -> list[_Row]:
+    """Put every file into the store, several at a time; the rows sorted by path.
+
+    Those in ``known`` are not read again; the others are added to it, one by one.
+    """
+    known = {} if known is None else known
 
     def put(item: Item) -> _Row:
         path, read = item
-        data = read()
-        return _Row(path, store.put_blob(data), len(data))
+        if path not in known or not store.path(store.blob_key(known[path].sha256)).exists():
+            data = read()
+            known[path] = _Row(path, store.put_blob(data), len(data))
+        return known[path]
 
     return sorted(track(_in_threads(put, items), total=total, what=what))
 

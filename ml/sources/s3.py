@@ -5,17 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ml.errors import CredentialsError, SourceError, TryAgain
-from ml.sources.downloads import save
+from ml.errors import BreakhisError, CredentialsError, SourceError, TryAgain
+from ml.progress import say
+from ml.sources.downloads import require_space, save, started, writing
 from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 from ml.sources.spec import KEY_VARIABLES, S3Source
 from ml.store import Json
 
 _CHUNK = 1 << 16
-_REFUSED = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
+_REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 _MISSING = frozenset({"NoSuchBucket", "NoSuchKey", "404"})
+_ELSEWHERE = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_BUSY = frozenset({"SlowDown", "RequestTimeout"})
+
+
+class Object(NamedTuple):
+    """One object as the listing has it."""
+
+    key: str
+    etag: str
+    size: int
 
 
 class Bucket:
@@ -23,8 +34,8 @@ class Bucket:
 
     Raises:
         CredentialsError: no key, or one that may not read this.
-        SourceError: there is no such bucket or object.
-        TryAgain: the server cannot be reached or has a fault of its own.
+        SourceError: there is no such bucket or object, or no S3 server at that address.
+        TryAgain: the server cannot be reached or has a fault of its own, or an object was replaced meanwhile.
     """
 
     def __init__(self, spec: S3Source, taken: Taken = is_image) -> None:
@@ -32,7 +43,8 @@ class Bucket:
         self._taken = taken
         self.images: list[str] = []
         self.skipped: list[str] = []
-        self._objects: dict[str, list[Any]] = {}  # name -> key, ETag, size
+        self.objects: dict[str, Object] = {}
+        """By name, which is the key below the prefix. Filled by :meth:`list`, as are the other two."""
 
     @cached_property
     def _client(self) -> Any:
@@ -40,6 +52,10 @@ class Bucket:
         from botocore.config import Config
 
         key, secret = (os.environ.get(name) for name in KEY_VARIABLES)
+        if any(character.isspace() for character in (key or "") + (secret or "")):
+            raise CredentialsError(
+                f"{self._spec.file}: the key for {self._name('')} has a blank or a line break in it; copy it again"
+            )
         # Addresses with the bucket in their path: few servers other than AWS have a name for each bucket.
         path_style = {"addressing_style": "path"} if self._spec.endpoint else {}
         return boto3.client(
@@ -56,6 +72,8 @@ class Bucket:
         spec = self._spec
         with self._explained(spec.prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=spec.bucket, Prefix=spec.prefix):
+                if "Name" not in page:
+                    raise self._no_s3()
                 for entry in page.get("Contents", []):
                     name = entry["Key"].removeprefix(spec.prefix).lstrip("/")
                     if entry["Key"].endswith("/"):  # what some clients make for a folder
@@ -67,72 +85,113 @@ class Bucket:
                         raise SourceError(
                             f"{self._name(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
                         )
-                    if name in self._objects:
-                        twins = f"{self._objects[name][0]!r} and {entry['Key']!r}"
+                    if name in self.objects:
+                        twins = f"{self.objects[name].key!r} and {entry['Key']!r}"
                         raise SourceError(f"{self._name('')}: {twins} differ in slashes alone; rename one of them")
-                    self._objects[name] = [entry["Key"], entry["ETag"], entry["Size"]]
-        self.images = sorted(self._objects)
+                    self.objects[name] = Object(entry["Key"], entry["ETag"], entry["Size"])
+        self.images = sorted(self.objects)
         self.skipped.sort()
         return {
             "bucket": spec.bucket,
             "prefix": spec.prefix,
             "endpoint": spec.endpoint,
-            "objects": sorted(self._objects.values()),
+            "objects": sorted(self.objects.values()),
         }
 
     def items(self) -> Iterator[Item]:
         """See :meth:`ml.sources.files.Files.items`."""
-        return ((name, partial(self._read, self._objects[name][0])) for name in self.images)
+        return ((name, partial(self._read, self.objects[name])) for name in self.images)
 
     def look(self) -> Json:
         """What tells the archive from another one under the same key."""
         with self._explained(self._spec.archive):
             head = self._client.head_object(Bucket=self._spec.bucket, Key=self._spec.archive)
+        if "ETag" not in head:
+            raise self._no_s3()
         return {
             **{"bucket": self._spec.bucket, "archive": self._spec.archive, "endpoint": self._spec.endpoint},
             **{"mark": head["ETag"], "bytes": head["ContentLength"]},
         }
 
     def download(self, target: Path, identity: Json) -> None:
-        """Fetch the archive whole; an error leaves nothing at ``target``."""
-        key, scratch = self._spec.archive, target.with_suffix(".part")
-        try:
-            with self._explained(key), scratch.open("wb") as file:
-                # Of the state that was looked at, or not at all.
-                body = self._client.get_object(Bucket=self._spec.bucket, Key=key, IfMatch=identity["mark"])["Body"]
-                save(body.iter_chunks(_CHUNK), file, identity["bytes"])
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        """Fetch the archive whole, going on where an earlier try broke off.
 
-    def _read(self, key: str) -> bytes:
-        with self._explained(key):
-            data: bytes = self._client.get_object(Bucket=self._spec.bucket, Key=key)["Body"].read()
+        Args:
+            target: where to; what comes before the end lies beside it, as ``.part``.
+            identity: what :meth:`look` found. Each request asks for this state of the archive or none, so that parts
+                of two states cannot meet in one file; another state needs another ``target``.
+        """
+        spec, part, size = self._spec, target.with_suffix(".part"), identity["bytes"]
+        have = started(part)
+        with self._explained(spec.archive):
+            if have < size:
+                say(f"{spec.name}: downloading {self._name(spec.archive)}, {(size - have) / 1e6:,.0f} MB to go")
+                require_space([(part, size - have)])
+                asked = {"Range": f"bytes={have}-"} if have else {}
+                answer = self._client.get_object(
+                    Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **asked
+                )
+                with writing(part, on=True) as file:
+                    save(answer["Body"].iter_chunks(_CHUNK), file, size - have)
+        part.replace(target)
+
+    def _read(self, one: Object) -> bytes:
+        with self._explained(one.key):
+            answer = self._client.get_object(Bucket=self._spec.bucket, Key=one.key, IfMatch=one.etag)
+            data: bytes = answer["Body"].read()
         return data
 
     def _name(self, key: str) -> str:
         return f"s3://{self._spec.bucket}/{key}"
 
+    @property
+    def _where(self) -> str:
+        return f"{self._spec.file}: {self._spec.endpoint or 'AWS'}"
+
+    def _no_s3(self) -> SourceError:
+        return SourceError(f"{self._where} does not answer as an S3 server; correct 'endpoint'")
+
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
         """Turn boto3's exceptions into ours."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            CredentialRetrievalError,
+            NoCredentialsError,
+            PartialCredentialsError,
+            ProfileNotFound,
+        )
+        from botocore.parsers import ResponseParserError
 
         spec = self._spec
-        where = f"{spec.file}: {spec.endpoint or 'AWS'}"
         try:
             yield
-        except (NoCredentialsError, PartialCredentialsError):
+        except ClientError as error:
+            raise self._refusal(error, key) from None
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
             how = f"the Airflow connection {spec.connection!r}" if spec.connection else "AWS_ACCESS_KEY_ID and so on"
             raise CredentialsError(
-                f"{spec.file}: no key for {self._name(key)}; set {' and '.join(KEY_VARIABLES)}, or {how}"
+                f"{spec.file}: no key for {self._name(key)} ({error}); set {' and '.join(KEY_VARIABLES)}, or {how}"
             ) from None
-        except ClientError as error:
-            code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if code in _REFUSED or status in (401, 403):
-                raise CredentialsError(f"{where} does not let this key read {self._name(key)} ({code})") from None
-            if code in _MISSING:
-                raise SourceError(f"{where} has no {self._name(key)} ({code})") from None
-            raise TryAgain(f"{where} answered {code} for {self._name(key)}; try again") from None
+        except (ResponseParserError, RecursionError):  # botocore follows a redirect without a region in circles
+            raise self._no_s3() from None
         except BotoCoreError as error:
-            raise TryAgain(f"{where} cannot be reached or broke off ({error}); try again") from None
+            raise TryAgain(f"{self._where} cannot be reached or broke off ({error}); try again") from None
+
+    def _refusal(self, error: Any, key: str) -> BreakhisError:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        name, where = self._name(key), self._where
+        if code in _REFUSED or status in (401, 403):
+            return CredentialsError(f"{where} does not let this key read {name} ({code})")
+        if code in _MISSING:
+            return SourceError(f"{where} has no {name} ({code})")
+        if status == 412:
+            return TryAgain(f"{where}: {name} was replaced while it was being fetched; try again")
+        if status == 429 or status >= 500 or code in _BUSY:
+            # What is no S3 at all and answers with a page is to botocore a fault of the server; the code is a number.
+            doubt = "; if that goes on, see whether 'endpoint' is an S3 server" if code.isdigit() else ""
+            return TryAgain(f"{where} answers {code} for {name}; try again later{doubt}")
+        if code in _ELSEWHERE:
+            return SourceError(f"{where}: {name} is not in region {self._spec.region!r} ({code}); correct 'region'")
+        return SourceError(f"{where} answers {code} for {name}: {error.response['Error'].get('Message', '')}")

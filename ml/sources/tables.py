@@ -74,7 +74,9 @@ def _read(spec: SourceSpec, table: Table, data: bytes) -> "pd.DataFrame":
         if table.file.endswith(".parquet"):
             frame = pd.read_parquet(io.BytesIO(data))
         else:
-            frame = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            # The names as a row like any other: as a header pandas would rename one that is there twice.
+            cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            frame = cells[1:].set_axis(cells.iloc[0], axis=1)
     except (ValueError, OSError, UnicodeDecodeError) as error:  # what pandas and pyarrow raise are kinds of these
         raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
     columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import secrets
@@ -32,6 +33,8 @@ from PIL import Image
 
 from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, inventory, label_of
 
+SITE = Path(__file__).resolve().with_name("site")
+"""On PYTHONPATH it makes the package of that process use STANDIN_KAGGLE_URL."""
 TOKEN = "KGAT_0123456789abcdef-not-a-real-token"
 USER, KEY = "pathologist", "fedcba9876543210-not-a-real-key"
 MIRROR = "waseemalastal/breakhis-breast-cancer-histopathological-dataset"
@@ -58,6 +61,8 @@ class KaggleServer:
 
     refuse: int | None = None
     """The API answers every request with this status."""
+    refusals: list[int] = field(default_factory=list)
+    """The API answers the n-th request with this status."""
     storage_refuses: int | None = None
     cut: list[int] = field(default_factory=list)
     """The storage breaks the n-th download off after so many bytes."""
@@ -99,7 +104,7 @@ def environment(server: KaggleServer, home: Path) -> dict[str, str]:
     return {
         "HOME": str(home),
         "NO_PROXY": "localhost,127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).resolve().with_name("site")),
+        "PYTHONPATH": os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "STANDIN_KAGGLE_URL": server.url,
     }
 
@@ -122,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._note(body)
         state = self.server_state
-        if state.refuse:
-            self._json(state.refuse, {"code": state.refuse, "message": f"refused with {state.refuse}"})
+        if refused := state.refusals.pop(0) if state.refusals else state.refuse:
+            self._json(refused, {"code": refused, "message": f"refused with {refused}"})
         elif self.path == "/v1/security.OAuthService/IntrospectToken":
             self._json(200, {"active": True, "username": USER} if body["token"] == TOKEN else {"active": False})
         elif not self._authorized():

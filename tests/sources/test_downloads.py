@@ -1,10 +1,12 @@
 """Archives at a web address, from a server of this process."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ class Site:
     url: str = ""
     status: int = 200
     cut_at: int | None = None
+    data: bytes = DATA
+    ignores_ranges: bool = False
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -40,11 +44,14 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             if made.status != 200:
                 self.send_error(made.status)
                 return
-            begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(DATA) - begin))
+            begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not made.ignores_ranges else 0
+            if begin and begin >= len(made.data):
+                self.send_error(416)
+                return
+            self.send_response(206 if begin else 200)
+            self.send_header("Content-Length", str(len(made.data) - begin))
             self.end_headers()
-            self.wfile.write(DATA[begin : made.cut_at])
+            self.wfile.write(made.data[begin : made.cut_at])
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -84,6 +91,58 @@ def test_a_broken_download_goes_on_where_it_was(
     [_, asked] = site.ranges
     assert asked
     assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) <= 5000
+
+
+@pytest.mark.parametrize("before", [b"older and shorter", DATA[::-1], DATA + b"and longer"])
+def test_an_archive_that_is_replaced_in_between_is_downloaded_anew(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr(downloads, "_CHUNK", 10)
+    site.data, site.cut_at = before, len(before) - 1
+    with pytest.raises(TryAgain, match="broke off"):
+        fetch(source(), store, settings)
+    site.data, site.cut_at = DATA, None
+    assert fetch(source(), store, settings)["files"] == 164
+    assert [bool(asked) for asked in site.ranges] == [False, True, False]
+
+
+def test_a_disk_without_room_is_noticed_before(
+    source: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000_000))
+    with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
+        fetch(source(), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+
+
+def test_a_disk_that_is_full_is_named(source: Any, store: Store, settings: Settings) -> None:
+    part = settings.cache / "http" / hashlib.sha256(DATA).hexdigest() / "archive.part"
+    part.parent.mkdir(parents=True)
+    part.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"archive\.part: cannot be written \(No space left on device\); see to the"):
+        fetch(source(), store, settings)
+
+
+def test_a_server_without_ranges(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    site.ignores_ranges, site.cut_at = True, 100_000
+    with pytest.raises(TryAgain, match="broke off"):
+        fetch(source(), store, settings)
+    site.cut_at = None
+    assert fetch(source(), store, settings)["files"] == 164
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("http://127.0.0.1:9/all.zip", TryAgain, "cannot be reached or broke off"),
+        ("http://*nowhere/all.zip", SourceError, r"mine\.yaml: .* is no address .*; correct 'url'"),
+    ],
+)
+def test_nobody_there(
+    source: Any, store: Store, settings: Settings, url: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fetch(source(url=url), store, settings)
 
 
 def test_another_archive_than_was_named_is_removed(source: Any, store: Store, settings: Settings) -> None:

@@ -83,11 +83,64 @@ def test_wrong_credentials_are_one_line_too(breakhis: Breakhis) -> None:
     assert "wrong-secret" not in done.stderr
 
 
-def test_a_fault_at_kaggle_says_that_trying_again_may_help(breakhis: Breakhis, server: KaggleServer) -> None:
-    server.refuse = 503
-    done = breakhis("fetch", "breakhis", KAGGLE_USERNAME=USER, KAGGLE_KEY=KEY)
+@pytest.mark.parametrize(
+    ("status", "exit_status", "message"),
+    [
+        (401, EXIT_BAD_INPUT, "Kaggle does not accept the credentials in KAGGLE_USERNAME and KAGGLE_KEY"),
+        (403, EXIT_BAD_INPUT, f"{MIRROR}: Kaggle does not let the account of KAGGLE_USERNAME and KAGGLE_KEY download"),
+        (404, EXIT_BAD_INPUT, f"{PROJECT}/dags/sources/breakhis.yaml: Kaggle has no data set or version"),
+        (429, EXIT_TRY_AGAIN, "Kaggle has had too many requests; try again in 7 s"),
+        (500, EXIT_TRY_AGAIN, "Kaggle has a fault of its own (status 500); try again later"),
+    ],
+)
+def test_the_exit_status_says_whether_trying_again_may_help(
+    breakhis: Breakhis, server: KaggleServer, status: int, exit_status: int, message: str
+) -> None:
+    server.refuse, server.retry_after = status, "7"
+    done = breakhis("ingest", "breakhis", KAGGLE_USERNAME=USER, KAGGLE_KEY=KEY)
+    assert (done.returncode, done.stdout) == (exit_status, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+
+
+def test_no_network_may_get_better(breakhis: Breakhis) -> None:
+    done = breakhis("ingest", "breakhis", KAGGLE_API_TOKEN=TOKEN, STANDIN_KAGGLE_URL="http://localhost:9")
     assert done.returncode == EXIT_TRY_AGAIN
-    assert done.stderr.splitlines()[-1] == "error: Kaggle has a fault of its own (status 503); try again later"
+    assert "Kaggle cannot be reached or broke off" in done.stderr.splitlines()[-1]
+
+
+def test_an_ingest_that_broke_off_in_the_middle_goes_on(
+    breakhis: Breakhis, server: KaggleServer, tmp_path: Path
+) -> None:
+    conf = tmp_path / "conf" / "sources"
+    conf.mkdir(parents=True)
+    (conf / "mirror.yaml").write_text(f"name: mirror\nkind: kaggle\ndataset: {MIRROR}\n")
+    given = {"KAGGLE_API_TOKEN": TOKEN, "BREAKHIS_CONF": str(tmp_path / "conf")}
+    server.archives[MIRROR] = [mirror_zip(some_names(), side=80)]
+    server.cut = [2**20 + 100, *[0] * 5]  # the package itself tries five times more
+    broken = breakhis("ingest", "mirror", **given)
+    assert broken.returncode == EXIT_TRY_AGAIN
+    assert "broke off" in broken.stderr.splitlines()[-1]
+    assert "Signature" not in broken.stderr
+    server.calls.clear()
+    done = breakhis("ingest", "mirror", "--json", **given)
+    assert done.returncode == 0, done.stderr
+    assert [call.range for call in server.downloads()] == [None, f"bytes={2**20}-"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["files"], result["images"], result["passed"]) == (164, 80, True)
+
+
+@pytest.mark.parametrize("data", [b"<html>Please log in</html>", mirror_zip(some_names())[:-1000]])
+def test_a_wrong_zip_is_one_line_and_leaves_nothing(
+    breakhis: Breakhis, server: KaggleServer, tmp_path: Path, data: bytes
+) -> None:
+    server.archives[MIRROR] = [data]
+    done = breakhis("ingest", "breakhis", KAGGLE_API_TOKEN=TOKEN)
+    assert (done.returncode, done.stdout) == (EXIT_BAD_INPUT, "")
+    assert "not a whole zip" in done.stderr.splitlines()[-1]
+    assert "the download was removed, so fetching again downloads it anew" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "home").rglob("*.zip*"))
+    assert not (tmp_path / "home" / "store" / "objects").exists()
 
 
 @pytest.mark.integration
