@@ -162,12 +162,10 @@ def _rewrite_objects(patient: str, cohort: str, store: Store) -> int:
         if store.meta(manifest).get("cohort", cohort) == cohort:
             count += _drop(manifest, "manifest.parquet", of_the_patient, store)
             _blank(manifest, patient, store)
+            _untie(manifest, patient, store)
     for dataset in store.keys("objects/dataset"):
         count += _drop(dataset, "dataset.parquet", of_the_patient, store)
-        if store.meta(dataset).get("ties"):
-            _drop(
-                dataset, "ties.parquet", lambda rows: (rows[["patient", "kept_patient"]] == patient).any(axis=1), store
-            )
+        _untie(dataset, patient, store)
     for split in store.keys("objects/split"):
         if store.meta(split).get("quarantined"):
             count += _drop(split, "quarantine.parquet", lambda rows: rows["patient"] == patient, store)
@@ -194,6 +192,11 @@ def _blank(manifest: str, patient: str, store: Store) -> None:
     if here.any():
         rows.loc[here, "sha256"] = ""
         _replace(manifest, "quarantine.parquet", rows, store)
+
+
+def _untie(oid: str, patient: str, store: Store) -> None:
+    if store.meta(oid).get("ties"):
+        _drop(oid, "ties.parquet", lambda rows: (rows[["patient", "kept_patient"]] == patient).any(axis=1), store)
 
 
 def _replace(oid: str, name: str, rows: "pd.DataFrame", store: Store) -> None:

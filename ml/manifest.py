@@ -57,6 +57,10 @@ QUARANTINE_TYPES = {
 """Columns of quarantine.parquet; what the file name does not tell is null."""
 
 
+TIES = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
+"""Columns of ties.parquet, of a manifest and of a dataset: copies of images that were left out, and whose image was
+kept in their place."""
+
 _PART = 1024  # pictures that are noted at a time: what a kill loses
 
 
@@ -159,7 +163,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
     pictures, decoded = _look({f.sha256 for f in files if f.sha256}, store, workers)
-    rows, quarantine, duplicates = classify(files, pictures, spec, describe)
+    rows, quarantine, ties, duplicates = classify(files, pictures, spec, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
         first = (
@@ -173,15 +177,23 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "duplicates": duplicates,
         "quarantined": _reasons(quarantine),
     }
-    meta = {**result, **declared, "layout": spec.layout, "file": spec.file.name, "content": digest(rows)}
+    meta = {
+        **result,
+        **declared,
+        "ties": len(ties),
+        "layout": spec.layout,
+        "file": spec.file.name,
+        "content": digest(rows),
+    }
     manifest_frame = pd.DataFrame(rows, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
     quarantine_frame = pd.DataFrame(quarantine, columns=list(QUARANTINE_TYPES)).astype(QUARANTINE_TYPES)
 
     def fill(folder: Path) -> None:
         manifest_frame.to_parquet(folder / "manifest.parquet", index=False)
         quarantine_frame.to_parquet(folder / "quarantine.parquet", index=False)
+        pd.DataFrame(ties, columns=list(TIES), dtype="str").to_parquet(folder / "ties.parquet", index=False)
 
-    manifest = store.create("manifest", [spec.name, declared, rows, quarantine], meta, fill)
+    manifest = store.create("manifest", [spec.name, declared, rows, quarantine, ties], meta, fill)
     result = {"manifest": manifest, **result}
     store.set_memo("manifest", inputs, result)
     return {**result, "decoded": decoded}
@@ -262,7 +274,7 @@ def _by_table(spec: SourceSpec, files: list[_File], store: Store) -> tuple[list[
 
 def classify(
     files: list[_File], pictures: dict[str, _Picture], spec: SourceSpec, describe: Describe = by_file_name
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
     In this order: a file that nothing usable is known of; one of an erased patient; a name whose letter contradicts its
@@ -272,7 +284,8 @@ def classify(
     (the first stays).
 
     Returns:
-        manifest rows, quarantine rows, and how many files were one more copy of an image that is in the manifest.
+        manifest rows, quarantine rows, what the copies that were left out tie together (see :data:`TIES`), and how many
+        files were one more copy of an image that is in the manifest.
     """
     quarantine: list[dict[str, Any]] = []
     by_name: dict[str, list[_Named]] = defaultdict(list)
@@ -285,7 +298,7 @@ def classify(
     by_pixels: dict[str, list[_Named]] = defaultdict(list)
     for one in _of_one_subtype(named, spec, quarantine):
         by_pixels[one.picture.pixel_sha256].append(one)
-    rows = []
+    rows, ties = [], []
     for same in by_pixels.values():
         if len({one.name.subtype for one in same}) > 1:
             paths = ", ".join(one.file.path for one in same)
@@ -294,9 +307,24 @@ def classify(
         else:
             rows.append(_row(same[0], spec))
             duplicates += len(same) - 1
+            ties += [tie for other in same[1:] if (tie := _tie(other, same[0], spec))]
     rows.sort(key=lambda row: str(row["path"]))
     quarantine.sort(key=lambda row: str(row["path"]))
-    return rows, quarantine, duplicates
+    return rows, quarantine, ties, duplicates
+
+
+def _tie(copy: _Named, kept: _Named, spec: SourceSpec) -> dict[str, str] | None:
+    if (copy.name.patient, copy.name.slide) == (kept.name.patient, kept.name.slide):
+        return None
+    return {
+        "pixel_sha256": copy.picture.pixel_sha256,
+        "patient": copy.name.patient,
+        "slide": copy.name.slide,
+        "source": spec.name,
+        "path": copy.file.path,
+        "kept_patient": kept.name.patient,
+        "kept_slide": kept.name.slide,
+    }
 
 
 def _usable(
@@ -389,6 +417,25 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
 
     store.meta(manifest)
     return pd.read_parquet(store.file(manifest, "manifest.parquet"))
+
+
+def read_ties(oid: str, store: Store) -> "pd.DataFrame":
+    """The copies of a manifest's or a dataset's images that were left out, if they tell more than what was kept.
+
+    A row a copy: the hash of its pixels, whose it is said to be, where it was published, and whose image was kept. So
+    its patient and the kept one have the same picture, and may be one person.
+
+    Returns:
+        columns :data:`TIES`; no rows for what was made before ties were told.
+
+    Raises:
+        StoreError: no such object.
+    """
+    import pandas as pd
+
+    if not store.meta(oid).get("ties"):
+        return pd.DataFrame(columns=list(TIES), dtype="str")
+    return pd.read_parquet(store.file(oid, "ties.parquet"))
 
 
 def _look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, _Picture], int]:

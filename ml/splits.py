@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import Conflict, DataError, StoreError
+from ml.manifest import read_ties
 from ml.store import Json, Store, digest
 from ml.taxonomy import SIDES, SUBTYPES
-from ml.training_sets import Group, Method, read_dataset, read_ties
+from ml.training_sets import Group, Method, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PrivateAttr
 
 from ml.errors import ConfigError, DataError
+from ml.manifest import TIES, read_ties
 from ml.presets import PresetName
 from ml.settings import Settings
 from ml.sources import load_source
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 Method = Literal["allocator", "sgkf"]
 Group = Literal["case", "slide"]
-
-TIES = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
-"""Columns of a dataset's ties.parquet: copies of images that were left out, and whose image was kept in their place."""
 
 
 class SplitSpec(Declared):
@@ -111,8 +109,8 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
 
     The same pixels published by two sources are one image (the first source's). Within a cohort so is the same BreakHis
     file name, whose larger picture stays (the first source's of equals). What was left out ties the patients and slides
-    under which a picture was published; see :func:`read_ties`. Sources that contradict each other about an image or a
-    slide are an error, since nobody here can say which of them is right.
+    under which a picture was published, as what each manifest left out does. Sources that contradict each other about
+    an image or a slide are an error, since nobody here can say which of them is right.
 
     Returns:
         ``{dataset, set, images, cases, duplicates, ties, sources, ledger, seed, split, preset}``.
@@ -124,6 +122,7 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
 
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
+    known: list[pd.DataFrame] = []
     for reference in training_set.sources:
         source = load_source(reference, settings.conf, relative_to=training_set.file.parent)
         ref, _ = store.read(f"refs/sources/{source.name}.json")
@@ -140,9 +139,11 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
         frames.append(frame)
+        known.append(read_ties(ref["manifest"], store))
     published = pd.concat(frames, ignore_index=True)
     _refuse_contradictions(published, training_set.file)
     rows, ties = _one_image_each(published)
+    ties = pd.concat([ties, *known]).sort_values(list(TIES), ignore_index=True)
     payload = {
         "set": training_set.name,
         "sources": versions,
@@ -243,22 +244,3 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
 
     store.meta(dataset)
     return pd.read_parquet(store.file(dataset, "dataset.parquet"))
-
-
-def read_ties(dataset: str, store: Store) -> "pd.DataFrame":
-    """The copies of a dataset's images that were left out, if they tell more than the image that was kept.
-
-    A row a copy: the hash of its pixels, whose it is said to be, where it was published, and whose image was kept. So
-    its patient and the kept one have the same picture, and may be one person.
-
-    Returns:
-        columns :data:`TIES`; no rows for a dataset that was made before ties were told.
-
-    Raises:
-        StoreError: no such dataset.
-    """
-    import pandas as pd
-
-    if not store.meta(dataset).get("ties"):
-        return pd.DataFrame(columns=list(TIES), dtype="str")
-    return pd.read_parquet(store.file(dataset, "ties.parquet"))

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ml.manifest import MANIFEST_TYPES
+from ml.manifest import MANIFEST_TYPES, TIES
 from ml.store import Store, digest
 from ml.taxonomy import SUBTYPES, ImageName, label_of
-from ml.training_sets import TIES
 
 
 def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:

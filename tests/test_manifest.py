@@ -11,7 +11,16 @@ from PIL import Image
 
 from ml.errors import SourceError, StoreError
 from ml.imaging import decode, pixel_hash
-from ml.manifest import MANIFEST_TYPES, _File, _Picture, classify, make_manifest, perceptual_hash, read_manifest
+from ml.manifest import (
+    MANIFEST_TYPES,
+    _File,
+    _Picture,
+    classify,
+    make_manifest,
+    perceptual_hash,
+    read_manifest,
+    read_ties,
+)
 from ml.settings import Settings
 from ml.sources import fetch, load_source
 from ml.sources.demands import NearDuplicates
@@ -127,6 +136,16 @@ def test_a_slide_under_two_subtypes_where_the_source_trusts_one(tmp_path, store)
     assert quarantine["detail"].tolist() == ["made.yaml trusts LC for slide 14-4, and this says DC"]
 
 
+def test_the_same_pixels_under_two_patients_tie_them(tmp_path, store):
+    files = {name("F", "14-1A"): png(1), name("F", "14-2"): png(1), name("F", "14-1A", 40, 2): png(1)}
+    result, rows, _ = ingest(source_of(tmp_path, files), store, tmp_path)
+    assert (rows["patient"].tolist(), result["duplicates"]) == (["14-1"], 2)
+    ties = read_ties(result["manifest"], store)
+    assert ties[["patient", "slide", "kept_patient", "kept_slide"]].to_numpy().tolist() == [
+        ["14-2", "14-2", "14-1", "14-1A"]
+    ]
+
+
 def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
     def apart(one, other):
         return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
@@ -173,7 +192,7 @@ names = st.builds(
 def test_no_file_disappears(found):
     files = [_File(f"{folder}/{base}", digest(n)) for folder, base, n in found]
     pictures = {digest(n): _Picture(digest([n]), "", 7, 4) if n else _Picture(reason="undecodable") for n in range(10)}
-    rows, quarantine, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
+    rows, quarantine, _, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
     assert len(rows) + len(quarantine) + duplicates == len(files)
     assert len({row["pixel_sha256"] for row in rows}) == len(rows)
     assert all(len({r["subtype"] for r in rows if r["slide"] == row["slide"]}) == 1 for row in rows)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ml import splits
 from ml.errors import Conflict, DataError, StoreError
+from ml.manifest import TIES
 from ml.splits import (
     QUARANTINED,
     Ledger,
@@ -24,7 +25,6 @@ from ml.splits import (
 )
 from ml.store import Store, digest
 from ml.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
-from ml.training_sets import TIES
 from tests import made_up
 
 

@@ -2,13 +2,13 @@ import pandas as pd
 import pytest
 
 from ml.errors import ConfigError, DataError
+from ml.manifest import read_ties
 from ml.settings import PROJECT, Settings
 from ml.store import Store
 from ml.training_sets import (
     assemble,
     load_training_set,
     read_dataset,
-    read_ties,
     training_set_files,
     training_set_of,
 )
