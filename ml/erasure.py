@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ml.errors import DataError, RegistryError
 from ml.features import FeatureCache
-from ml.manifest import PictureCache, erased_patients, list_of_erased
+from ml.manifest import erased_patients, list_of_erased
+from ml.pictures import PictureCache
 from ml.pixels import PixelCache
 from ml.progress import say
 from ml.settings import Settings
@@ -68,8 +69,8 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
     datasets, slides = _put_on_list(patient, cohort, why, found, store)
     trainings = _trainings(patient, datasets, slides, store, settings)
     ledgers = erase_from_ledgers(patient, slides, store, why)
-    PictureCache(store).forget(found.files)
-    PixelCache(store).forget(found.pictures)
+    PictureCache.forget(found.files, store)
+    PixelCache.forget(found.pictures, store)
     FeatureCache.forget(found.pictures, store)
     for sha256 in sorted(found.files):
         store.remove(store.blob_key(sha256))

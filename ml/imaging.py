@@ -8,6 +8,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ MIN_SIDE = 8
 """Pixels; what has fewer is no picture of tissue, whatever it was resized from."""
 
 
-def decode(data: bytes, *, strict: bool = False) -> Pixels:
+def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
     """The picture in an image file, as RGB.
 
     Greyscale, palette and transparent pictures are converted; 16-bit and floating-point ones are refused, since how to
     scale them to 8 bits is not for us to guess.
 
     Args:
-        data: the file's bytes.
+        data: the file's bytes, or the open file, which is read as it is decoded.
         strict: refuse what no camera on a microscope makes, too: greyscale (what is learnt from is stained tissue, and
             its stain is half of what it tells), the colours of a printing press, and a side below ``MIN_SIDE`` pixels.
 
@@ -48,7 +49,7 @@ def decode(data: bytes, *, strict: bool = False) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")

@@ -2,18 +2,15 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml.errors import ImageError, SourceError, StoreError
-from ml.imaging import Pixels, decode, pixel_hash
-from ml.progress import track
+from ml.errors import SourceError, StoreError
+from ml.pictures import Picture, look
 from ml.sources import SourceSpec
 from ml.sources.tables import Row, read_table
 from ml.store import Json, Store, digest
 from ml.taxonomy import label_of, parse_name
-from ml.workers import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,24 +58,10 @@ TIES = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "k
 """Columns of ties.parquet, of a manifest and of a dataset: copies of images that were left out, and whose image was
 kept in their place."""
 
-_PART = 1024  # pictures that are noted at a time: what a kill loses
-
 
 class _File(NamedTuple):
     path: str
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """What decoding a file found: the picture's hashes and size, or why there is none."""
-
-    pixel_sha256: str = ""
-    perceptual_hash: str = ""
-    width: int = 0
-    height: int = 0
-    reason: str = ""
-    detail: str = ""
 
 
 class Facts(NamedTuple):
@@ -109,7 +92,7 @@ Describe = Callable[[str], Facts]
 class _Named(NamedTuple):
     file: _File
     name: Facts
-    picture: _Picture
+    picture: Picture
 
 
 def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None = None) -> Json:
@@ -162,7 +145,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     files = _without_erased(files, describe, erased, store)
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
-    pictures, decoded = _look({f.sha256 for f in files if f.sha256}, store, workers)
+    pictures, decoded = look({f.sha256 for f in files if f.sha256}, store, workers)
     rows, quarantine, ties, duplicates = classify(files, pictures, spec, describe)
     quarantine += [_quarantined(_File(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost]
     if not rows:
@@ -273,7 +256,7 @@ def _by_table(spec: SourceSpec, files: list[_File], store: Store) -> tuple[list[
 
 
 def classify(
-    files: list[_File], pictures: dict[str, _Picture], spec: SourceSpec, describe: Describe = by_file_name
+    files: list[_File], pictures: dict[str, Picture], spec: SourceSpec, describe: Describe = by_file_name
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
@@ -329,7 +312,7 @@ def _tie(copy: _Named, kept: _Named, spec: SourceSpec) -> dict[str, str] | None:
 
 def _usable(
     files: list[_File],
-    pictures: dict[str, _Picture],
+    pictures: dict[str, Picture],
     spec: SourceSpec,
     describe: Describe,
     quarantine: list[dict[str, Any]],
@@ -436,86 +419,6 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
     if not store.meta(oid).get("ties"):
         return pd.DataFrame(columns=list(TIES), dtype="str")
     return pd.read_parquet(store.file(oid, "ties.parquet"))
-
-
-def _look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, _Picture], int]:
-    """What each file holds, and how many had to be decoded: each is once, whichever sources and versions have it."""
-    seen = PictureCache(store)
-    found = {sha256: picture for sha256, picture in seen.read().items() if sha256 in hashes}
-    missing = sorted(hashes - found.keys())
-    if not missing:
-        return found, 0
-    jobs = ((store.root, sha256) for sha256 in missing)
-    fresh: dict[str, _Picture] = {}
-    for sha256, picture in track(in_processes(_decode_one, jobs, workers), total=len(missing), what="reading images"):
-        fresh[sha256] = picture
-        if len(fresh) == _PART:
-            seen.write(fresh)
-            found |= fresh
-            fresh = {}
-    if fresh:
-        seen.write(fresh)
-    return found | fresh, len(missing)
-
-
-@dataclass(frozen=True)
-class PictureCache:
-    """What decoding found, by the file's hash, in parts under objects/caches/pictures-…/, each written whole."""
-
-    store: Store
-
-    @property
-    def prefix(self) -> str:
-        """Another decoder or another perceptual hash is another cache."""
-        return f"objects/caches/pictures-{VERSION}"
-
-    def read(self) -> dict[str, _Picture]:
-        """All that is known."""
-        found: dict[str, _Picture] = {}
-        for name in self.store.keys(self.prefix):
-            part, _ = self.store.read(f"{self.prefix}/{name}")
-            found |= {sha256: _Picture(*values) for sha256, *values in part}
-        return found
-
-    def forget(self, hashes: Collection[str]) -> None:
-        """Take these files out."""
-        for name in self.store.keys(self.prefix):
-            part, _ = self.store.read(f"{self.prefix}/{name}")
-            left = {sha256: _Picture(*values) for sha256, *values in part if sha256 not in hashes}
-            if len(left) < len(part):
-                self.write(left)
-                self.store.remove(f"{self.prefix}/{name}")
-
-    def write(self, pictures: dict[str, _Picture]) -> None:
-        """Add one part."""
-        part = [[sha256, *astuple(picture)] for sha256, picture in pictures.items()]
-        self.store.put_json(f"{self.prefix}/{digest(part)[:16]}.json", part)
-
-
-def _decode_one(job: tuple[str, str]) -> tuple[str, _Picture]:
-    root, sha256 = job
-    try:
-        pixels = decode(Store(root).blob(sha256), strict=True)
-    except ImageError as error:
-        return sha256, _Picture(reason=error.reason, detail=error.detail)
-    height, width, _ = pixels.shape
-    return sha256, _Picture(pixel_hash(pixels), perceptual_hash(pixels), width, height)
-
-
-def perceptual_hash(pixels: Pixels) -> str:
-    """A hash that stays nearly the same when a picture is resized or saved with loss: 64 bits as 16 hex digits.
-
-    Two hashes are as far apart as the number of bits in which they differ. It is taken of the green channel, where both
-    stains absorb, by ImageHash's ``phash``: the signs of the 8 x 8 lowest frequencies of the cosine transform (C.
-    Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
-
-    Args:
-        pixels: uint8 (height, width, 3).
-    """
-    import imagehash
-    from PIL import Image
-
-    return str(imagehash.phash(Image.fromarray(pixels[:, :, 1]).reduce(4)))
 
 
 def _reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:

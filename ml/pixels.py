@@ -64,7 +64,7 @@ class PixelCache:
         shown = track(in_processes(_load_resized, jobs, workers), total=len(todo), what="decoding")
         for start in range(0, len(todo), _PART):
             hashes = [pixel_sha256 for _, pixel_sha256 in todo[start : start + _PART]]
-            self._write(hashes, np.stack([next(shown) for _ in hashes]))
+            _write_part(self.prefix, hashes, np.stack([next(shown) for _ in hashes]), self.store)
         for _ in shown:  # let the progress say its last line
             pass
         return len(todo)
@@ -81,34 +81,40 @@ class PixelCache:
             batch = wanted[start : start + size]
             yield batch, np.stack([self._part(known[h][0])[known[h][1]] for h in batch])
 
-    def forget(self, hashes: Collection[str]) -> None:
-        """Take these pictures out."""
-        for name in [name for name in self.store.keys(self.prefix) if name.endswith(".json")]:
-            part, _ = self.store.read(f"{self.prefix}/{name}")
-            left = [row for row, h in enumerate(part) if h not in hashes]
-            if len(left) == len(part):
-                continue
-            stem = name.removesuffix(".json")
-            if left:
-                self._write([part[row] for row in left], self._part(stem)[left])
-            self.store.remove(f"{self.prefix}/{name}")
-            self.store.remove(f"{self.prefix}/{stem}.npy")
+    @staticmethod
+    def forget(hashes: Collection[str], store: Store) -> None:
+        """Take these pictures out of every cache, of whatever view."""
+        for cache in [name for name in store.keys("objects/caches") if name.startswith("pixels-")]:
+            folder = f"objects/caches/{cache}"
+            for name in [name for name in store.keys(folder) if name.endswith(".json")]:
+                part, _ = store.read(f"{folder}/{name}")
+                left = [row for row, h in enumerate(part) if h not in hashes]
+                if len(left) == len(part):
+                    continue
+                arrays = f"{folder}/{name.removesuffix('.json')}.npy"
+                if left:
+                    pixels = np.load(store.local(arrays), mmap_mode="r")
+                    _write_part(folder, [part[row] for row in left], pixels[left], store)
+                store.remove(f"{folder}/{name}")
+                store.remove(arrays)
 
     def _part(self, name: str) -> Pixels:
         array: Pixels = np.load(self.store.local(f"{self.prefix}/{name}.npy"), mmap_mode="r")
         return array
 
-    def _write(self, hashes: list[str], pixels: Pixels) -> None:
-        name = digest(hashes)[:16]
-        with self.store.staging() as folder:
-            np.save(folder / "part.npy", pixels)
-            self.store.put_file(f"{self.prefix}/{name}.npy", folder / "part.npy")
-        self.store.put_json(f"{self.prefix}/{name}.json", hashes)
+
+def _write_part(folder: str, hashes: list[str], pixels: Pixels, store: Store) -> None:
+    name = digest(hashes)[:16]
+    with store.staging() as scratch:
+        np.save(scratch / "part.npy", pixels)
+        store.put_file(f"{folder}/{name}.npy", scratch / "part.npy")
+    store.put_json(f"{folder}/{name}.json", hashes)
 
 
 def _load_resized(job: tuple[str, str, str]) -> Pixels:
     root, sha256, expected = job
-    pixels = decode(Store(root).blob(sha256))
+    with Store(root).open_blob(sha256) as file:
+        pixels = decode(file)
     if pixel_hash(pixels) != expected:
         raise StoreError(f"file {sha256} in {root} does not hold the picture its manifest recorded; run manifest again")
     return resize(pixels)

@@ -12,6 +12,7 @@ sees half of anything: files appear by rename on disk and by a single PUT in S3,
 """
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from filelock import FileLock
@@ -150,6 +151,20 @@ class Store:
             if not isinstance(path, Path):  # not by way of a copy on disk, which would be kept
                 return _get(path)
             return path.read_bytes()
+        except FileNotFoundError:
+            raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        """The open file with this hash: of a large one on disk only what is being read is in memory.
+
+        Raises:
+            StoreError: no such file.
+        """
+        path = self.path(self.blob_key(sha256))
+        if not isinstance(path, Path):
+            return io.BytesIO(self.blob(sha256))
+        try:
+            return path.open("rb")
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
 

@@ -14,7 +14,8 @@ import pytest
 from ml.erasure import erase_patient
 from ml.errors import DataError, RegistryError
 from ml.features import FEATURES, FeatureCache
-from ml.manifest import PictureCache, make_manifest, read_manifest
+from ml.manifest import make_manifest, read_manifest
+from ml.pictures import PictureCache
 from ml.pixels import PixelCache
 from ml.settings import Settings
 from ml.sources import fetch, load_source
@@ -152,7 +153,7 @@ def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> Non
 
 def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(PixelCache, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(PixelCache, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             erase(world)
     again = erase(world)

@@ -1,30 +1,24 @@
-import io
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from ml.errors import SourceError, StoreError
 from ml.imaging import decode, pixel_hash
 from ml.manifest import (
     MANIFEST_TYPES,
     _File,
-    _Picture,
     classify,
     make_manifest,
-    perceptual_hash,
     read_manifest,
     read_ties,
 )
+from ml.pictures import Picture
 from ml.settings import Settings
 from ml.sources import fetch, load_source
-from ml.sources.demands import NearDuplicates
-from ml.sources.demo import pictures
 from ml.sources.spec import DirectorySource
 from ml.store import Store, digest
 from ml.taxonomy import DUPLICATED_SLIDE
@@ -106,14 +100,19 @@ def test_columns_and_types(tmp_path, store):
 def test_unchanged_files_give_the_same_manifest_without_decoding(tmp_path, store, monkeypatch):
     spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
     first, _, _ = ingest(spec, store, tmp_path)
-    monkeypatch.setattr("ml.manifest._look", None)
+    monkeypatch.setattr("ml.manifest.look", None)
     assert first["decoded"] == 1
     assert ingest(spec, store, tmp_path)[0] == {**first, "decoded": 0}
 
 
 def test_new_files_cost_only_their_own_decoding(tmp_path, store, monkeypatch):
     decoded = []
-    monkeypatch.setattr("ml.manifest.decode", lambda data, **more: decoded.append(data) or decode(data, **more))
+
+    def noted(file, **more):
+        decoded.append(file.read())
+        return decode(decoded[-1], **more)
+
+    monkeypatch.setattr("ml.pictures.decode", noted)
     files = {name("F", "14-1", 40, n): png(n) for n in range(1, 4)} | {name("F", "14-1", 40, 9): b"no picture"}
     ingest(source_of(tmp_path, files), store, tmp_path)
     assert len(decoded) == 4
@@ -144,20 +143,6 @@ def test_the_same_pixels_under_two_patients_tie_them(tmp_path, store):
     assert ties[["patient", "slide", "kept_patient", "kept_slide"]].to_numpy().tolist() == [
         ["14-2", "14-2", "14-1", "14-1A"]
     ]
-
-
-def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
-    def apart(one, other):
-        return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
-
-    drawn = [decode(data) for _, data in pictures(82, 1, 1)][:12]
-    for pixels in drawn:
-        image = Image.fromarray(pixels)
-        lossy = io.BytesIO()
-        image.save(lossy, "JPEG", quality=70)
-        assert apart(pixels, np.asarray(image.resize((224, 224)))) <= NearDuplicates().distance
-        assert apart(pixels, decode(lossy.getvalue())) <= NearDuplicates().distance
-    assert min(apart(a, b) for i, a in enumerate(drawn) for b in drawn[:i]) > NearDuplicates().distance
 
 
 def test_a_source_without_a_usable_image_says_why_and_leaves_no_manifest(tmp_path, store):
@@ -191,7 +176,7 @@ names = st.builds(
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), names, st.integers(0, 9)), unique_by=lambda f: f[:2]))
 def test_no_file_disappears(found):
     files = [_File(f"{folder}/{base}", digest(n)) for folder, base, n in found]
-    pictures = {digest(n): _Picture(digest([n]), "", 7, 4) if n else _Picture(reason="undecodable") for n in range(10)}
+    pictures = {digest(n): Picture(digest([n]), "", 7, 4) if n else Picture(reason="undecodable") for n in range(10)}
     rows, quarantine, _, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
     assert len(rows) + len(quarantine) + duplicates == len(files)
     assert len({row["pixel_sha256"] for row in rows}) == len(rows)

@@ -1,0 +1,37 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from ml.imaging import decode
+from ml.pictures import PictureCache, look, perceptual_hash
+from ml.sources.demands import NearDuplicates
+from ml.sources.demo import pictures
+from ml.store import Store
+from tests.made_up import png
+
+
+def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
+    def apart(one, other):
+        return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
+
+    drawn = [decode(data) for _, data in pictures(82, 1, 1)][:12]
+    for pixels in drawn:
+        image = Image.fromarray(pixels)
+        lossy = io.BytesIO()
+        image.save(lossy, "JPEG", quality=70)
+        assert apart(pixels, np.asarray(image.resize((224, 224)))) <= NearDuplicates().distance
+        assert apart(pixels, decode(lossy.getvalue())) <= NearDuplicates().distance
+    assert min(apart(a, b) for i, a in enumerate(drawn) for b in drawn[:i]) > NearDuplicates().distance
+
+
+def test_each_file_is_decoded_once_and_can_be_forgotten(any_store: Store) -> None:
+    files = [any_store.put_blob(data) for data in (png(1), png(2), b"no picture")]
+    found, decoded = look(set(files), any_store, 1)
+    assert decoded == 3
+    assert (found[files[0]].width, found[files[0]].height, found[files[2]].reason) == (70, 46, "undecodable")
+    assert look({*files, any_store.put_blob(png(3))}, any_store, 1)[1] == 1
+    PictureCache.forget({files[0]}, any_store)
+    assert files[0] not in PictureCache(any_store).read()
+    again, decoded = look(set(files), any_store, 1)
+    assert (again, decoded) == (found, 1)
