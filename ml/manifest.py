@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import SourceError, StoreError
 from ml.pictures import Picture, look
+from ml.progress import say
 from ml.sources import SourceSpec
 from ml.sources.tables import Row, read_table
 from ml.store import Json, Store, digest
-from ml.taxonomy import label_of, parse_name
+from ml.taxonomy import contradiction, label_of, parse_name, tree_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 3
+VERSION = 4
 """Raised when the same raw files would give another manifest, so that remembered ones are not taken."""
 
 MANIFEST_TYPES = {
@@ -105,8 +106,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         raw: the raw version's id; default: the source's latest.
 
     Returns:
-        ``{source, manifest, images, duplicates, quarantined: {reason: n}, decoded}``; ``decoded`` counts the files that
-        had not been looked at before.
+        ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is the one
+        of BreakHis' trees that was recognised; ``decoded`` counts the files that had not been looked at before.
 
     Raises:
         SourceError: the source was never fetched, or holds no usable image at all.
@@ -159,7 +160,9 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "images": len(rows),
         "duplicates": duplicates,
         "quarantined": _reasons(quarantine),
+        "tree": "as its table says" if spec.table else tree_of([file.path for file in files]),
     }
+    say(f"{spec.name}: {len(rows):,} images in {result['tree']}, {len(quarantine):,} files in quarantine")
     meta = {
         **result,
         **declared,
@@ -260,11 +263,11 @@ def classify(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
-    In this order: a file that nothing usable is known of; one of an erased patient; a name whose letter contradicts its
-    subtype; a picture that does not decode; the same name again (the larger picture stays, then the first path); an
-    image whose slide the source trusts under another subtype; a slide under two subtypes (all its images, since nobody
-    can say which label is right); the same pixels under names of another subtype (all of them); the same pixels again
-    (the first stays).
+    In this order: a file that nothing usable is known of; one of an erased patient; a folder that contradicts the name;
+    a name whose letter contradicts its subtype; a picture that does not decode; the same name again (the larger picture
+    stays, then the first path); an image whose slide the source trusts under another subtype; a slide under two
+    subtypes (all its images, since nobody can say which label is right); the same pixels under names of another subtype
+    (all of them); the same pixels again (the first stays).
 
     Returns:
         manifest rows, quarantine rows, what the copies that were left out tie together (see :data:`TIES`), and how many
@@ -328,7 +331,9 @@ def _usable(
             quarantine.append(_quarantined(file, name, spec.name, "erased", "the patient was erased on request"))
             continue
         picture = pictures[file.sha256]
-        if name.label != label_of(name.subtype):
+        if not spec.table and (against := contradiction(file.path)):
+            quarantine.append(_quarantined(file, name, spec.name, "folder", against))
+        elif name.label != label_of(name.subtype):
             detail = f"the name says {name.label}, but {name.subtype} is {label_of(name.subtype)}"
             quarantine.append(_quarantined(file, name, spec.name, "label", detail))
         elif picture.reason:

@@ -6,6 +6,7 @@ Classification", IEEE Transactions on Biomedical Engineering 63(7), 2016. The da
 
 import csv
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -139,3 +140,50 @@ def inventory() -> tuple[InventoryRow, ...]:
             for row in csv.DictReader(file)
             for magnification in MAGNIFICATIONS
         )
+
+
+_TREES = {
+    "waseemalastal mirror": re.compile(r"(?:^|/)classificacao_(?:binaria|multiclasse)/(?:40|100|200|400)X/"),
+    "ambarish mirror": re.compile(r"(?:^|/)BreaKHis_v1/BreaKHis_v1/histology_slides/"),
+    "original tree": re.compile(r"(?:^|/)(?:benign|malignant)/SOB/[a-z_]+/SOB_[BM]_[A-Z]+_[^/]+/(?:40|100|200|400)X/"),
+}
+
+
+def tree_of(paths: Collection[str]) -> str:
+    """Which of the trees that BreakHis comes in most of these files lie in, or ``folders of its own``."""
+    for name, pattern in _TREES.items():
+        if sum(pattern.search(path) is not None for path in paths) * 2 > len(paths):
+            return name
+    return "folders of its own"
+
+
+def contradiction(path: str) -> str | None:
+    """What the folders of a file say against its BreakHis name, or None.
+
+    Folders that are called like a label, a subtype, a slide of the original tree or a magnification count, the
+    innermost of each kind.
+
+    Raises:
+        ValueError: the name is outside the grammar.
+    """
+    *folders, base = path.split("/")
+    name = parse_name(base)
+    innermost: dict[str, tuple[str, object, object]] = {}
+    for folder in folders:
+        if folder.lower() in LABELS:
+            innermost["label"] = (folder, folder.lower(), name.label)
+        elif subtype := _SUBTYPE_FOLDERS.get(folder.lower()):
+            innermost["subtype"] = (folder, subtype, name.subtype)
+        elif slide := _SLIDE_FOLDER.fullmatch(folder):
+            innermost["slide"] = (folder, f"{slide[1]} {slide[2]}", f"{name.subtype} {name.slide}")
+        elif magnification := _MAGNIFICATION_FOLDERS.get(folder.upper()):
+            innermost["magnification"] = (folder, magnification, name.magnification)
+    for kind, (folder, says, expected) in innermost.items():
+        if says != expected:
+            return f"the folder {folder} contradicts the name, whose {kind} is {expected}"
+    return None
+
+
+_SUBTYPE_FOLDERS = {name: subtype for subtype, name in SUBTYPE_NAMES.items()}
+_MAGNIFICATION_FOLDERS = {f"{magnification}X": magnification for magnification in MAGNIFICATIONS}
+_SLIDE_FOLDER = re.compile(r"SOB_[BM]_(A|F|PT|TA|DC|LC|MC|PC)_([0-9]{2}-[0-9]+[A-Z]*)")

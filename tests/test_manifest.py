@@ -62,6 +62,7 @@ def test_everything_that_can_be_wrong_with_a_file_is_told(tmp_path, store):
             f"f/{name('PC', '14-5', 100)}": png(7)[:900],
             "f/holiday.png": png(8),
             "f/SOB_M_F-14-9-40-001.png": png(9),  # F is benign
+            f"benign/{name('DC', '14-6')}": png(10),  # in the wrong folder
         },
     )
     result, rows, quarantine = ingest(spec, store, tmp_path)
@@ -70,6 +71,7 @@ def test_everything_that_can_be_wrong_with_a_file_is_told(tmp_path, store):
     assert result["duplicates"] == 2
     assert result["quarantined"] == {
         "conflicting_labels": 2,
+        "folder": 1,
         "label": 1,
         "name": 1,
         "slide_with_two_subtypes": 2,

@@ -16,9 +16,11 @@ from ml.taxonomy import (
     ImageName,
     case_of,
     classes,
+    contradiction,
     inventory,
     label_of,
     parse_name,
+    tree_of,
 )
 
 # Published counts, images at 40/100/200/400X (Spanhol et al. 2016; benign at 40X as the names say).
@@ -161,3 +163,37 @@ def test_real_names_are_in_the_grammar_and_in_the_inventory() -> None:
         assert str(name) == file.name
         assert name.label == label_of(name.subtype)
         assert (name.subtype, name.slide, name.magnification) in cells
+
+
+@pytest.mark.parametrize(
+    ("folders", "against"),
+    [
+        ("malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/40X", None),
+        ("BreaKHis_v1/classificacao_binaria/40X/malignant", None),
+        ("somewhere", None),
+        ("benign/malignant", None),
+        ("malignant/benign", "the folder benign contradicts the name, whose label is malignant"),
+        ("Adenosis", "the folder Adenosis contradicts the name, whose subtype is DC"),
+        ("SOB_M_DC_14-2524/40X", "the folder SOB_M_DC_14-2524 contradicts the name, whose slide is DC 14-2523"),
+        ("SOB_M_LC_14-2523", "the folder SOB_M_LC_14-2523 contradicts the name, whose slide is DC 14-2523"),
+        ("100X", "the folder 100X contradicts the name, whose magnification is 40"),
+    ],
+)
+def test_what_the_folders_say_against_a_name(folders: str, against: str | None) -> None:
+    assert contradiction(f"{folders}/SOB_M_DC-14-2523-40-001.png") == against
+
+
+@pytest.mark.parametrize(
+    ("folders", "tree"),
+    [
+        ("BreaKHis_v1/histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/40X", "original tree"),
+        (
+            "BreaKHis_v1/BreaKHis_v1/histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/40X",
+            "ambarish mirror",
+        ),
+        ("d/dataset_cancer_v1/classificacao_binaria/40X/malignant", "waseemalastal mirror"),
+        ("my/pictures", "folders of its own"),
+    ],
+)
+def test_the_trees_that_breakhis_comes_in(folders: str, tree: str) -> None:
+    assert tree_of([f"{folders}/SOB_M_DC-14-2523-40-001.png"] * 2 + ["x.png"]) == tree

@@ -177,6 +177,8 @@ class Bucket:
         except (ResponseParserError, RecursionError):  # botocore follows a redirect without a region in circles
             raise self._no_s3() from None
         except BotoCoreError as error:
+            if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught deep down in a circle
+                raise self._no_s3() from None
             raise TryAgain(f"{self._where} cannot be reached or broke off ({error}); try again") from None
 
     def _refusal(self, error: Any, key: str) -> BreakhisError:

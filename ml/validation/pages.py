@@ -99,6 +99,7 @@ def finish_docs(
         "Source": manifest["source"],
         "Manifest": manifest["id"],
         "Raw version": manifest["raw"],
+        "Laid out as": manifest["tree"],
         "Images": f"{manifest['images']:,}",
         "Further copies of the same images": f"{manifest['duplicates']:,}",
         "In quarantine": f"{len(quarantine):,}" + (f" ({reasons})" if reasons else ""),

@@ -76,6 +76,7 @@ def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: S
     assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
     assert len(rows) + len(quarantine) == LARGEST
     assert made["duplicates"] == copies - LARGEST
+    assert made["tree"] == {original: "original tree"}.get(layout, f"{layout.__name__} mirror")
     found = pd.concat([rows, quarantine], ignore_index=True).groupby(["subtype", "slide", "magnification"]).size()
     assert found.to_dict() == {(row.subtype, row.slide, row.magnification): row.images for row in inventory()}
     result = validate(made["manifest"], store)

@@ -57,6 +57,7 @@ def keep(store: Store) -> Keep:
             "quarantined": {str(reason): int(n) for reason, n in table["reason"].value_counts().items()},
             "inventory": inventory,
             "layout": "breakhis",
+            "tree": "original tree",
             "trust": {},
             "validation": demands,
             "file": "made-up.yaml",
