@@ -115,8 +115,13 @@ def way(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that hangs up in the middle is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     made.url = f"http://127.0.0.1:{server.server_port}"
