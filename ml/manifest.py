@@ -179,7 +179,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         quarantine_frame.to_parquet(folder / "quarantine.parquet", index=False)
         pd.DataFrame(ties, columns=list(TIES), dtype="str").to_parquet(folder / "ties.parquet", index=False)
 
-    manifest = store.create("manifest", [spec.name, declared, rows, quarantine, ties], meta, fill)
+    manifest = store.create("manifest", [VERSION, spec.name, declared, rows, quarantine, ties], meta, fill)
     result = {"manifest": manifest, **result}
     store.set_memo("manifest", inputs, result)
     return {**result, "decoded": decoded}

@@ -34,7 +34,7 @@ def publish_manifest(manifest: str, store: Store) -> Json:
     told: Json = {"source": source, "images": len(rows), "quarantined": meta["quarantined"]}
     told["validation"] = validation["validation"]
     # By its rows: a YAML that demands more or less of the same images makes no new version of them.
-    if current and store.meta(current["manifest"])["content"] == meta["content"]:
+    if current and store.meta(current["manifest"]).get("content") == meta["content"]:
         unchanged = {"added": 0, "removed": 0, "relabelled": 0}
         return {**told, "version": str(current["version"]), "changed": False, "diff": unchanged}
     diff = difference(read_manifest(current["manifest"], store) if current else None, rows)

@@ -35,12 +35,14 @@ def validate(manifest_id: str, store: Store) -> Json:
         source's YAML demands otherwise than usual; ``docs`` is the URI of the Data Docs.
 
     Raises:
-        StoreError: there is no such manifest.
+        StoreError: there is no such manifest, or it was made by an earlier release.
         ConfigError: an expectation that the source's YAML adds does not exist or does not take its arguments.
     """
     meta = store.meta(manifest_id)
     if not manifest_id.startswith("manifest-"):
         raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
+    if "content" not in meta:
+        raise StoreError(f"{manifest_id} was made by an earlier release; run: breakhis manifest {meta['source']}")
     demands = Demands.model_validate(meta["validation"])
     suite = checks(bool(meta["inventory"]), meta["layout"], demands)
     version = suite_version(suite)

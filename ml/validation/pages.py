@@ -44,8 +44,8 @@ li, td table td, .show-scrollbars code, td:nth-child(3) .show-scrollbars { overf
 code { font-family: ui-monospace, monospace; font-size: 13px; } td > code, td > .verdict { white-space: nowrap; }
 ul { margin: 4px 0; padding-left: 20px; }
 table.files { table-layout: fixed; } table.files td { overflow-wrap: anywhere; }
-table.files th:nth-child(1) { width: 34%; } table.files th:nth-child(2) { width: 12%; }
-table.files th:nth-child(3) { width: 26%; } table.files th { overflow-wrap: anywhere; white-space: normal; }
+table.files th { width: 9%; } table.files th:nth-child(1) { width: 30%; } table.files th:nth-child(7) { width: 10%; }
+table.files th:nth-child(2) { width: 15%; } table.files th:nth-child(3) { width: 18%; }
 .verdict { display: inline-block; padding: 2px 10px; border-radius: 4px; color: #fff; font-weight: 600; }
 .held { background: #1b7f3b; } .warned { background: #a86400; } .failed, .errored { background: #b3261e; }
 .badge { background: #eef2f6; border-radius: 3px; padding: 0 5px; } .text-danger { color: #b3261e; }

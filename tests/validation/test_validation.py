@@ -193,6 +193,26 @@ def test_an_unknown_manifest_is_an_error(oid: str, store: Store) -> None:
         validate(oid, store)
 
 
+def earlier(frame: pd.DataFrame, store: Store) -> str:
+    """A manifest as it was made before cohorts, trust and demands were told."""
+    return store.create(
+        "manifest", 1, {"source": "made-up"}, lambda folder: frame.to_parquet(folder / "manifest.parquet")
+    )
+
+
+def test_a_manifest_of_an_earlier_release_is_an_error(small: pd.DataFrame, store: Store) -> None:
+    old = earlier(small, store)
+    with pytest.raises(StoreError, match="made by an earlier release; run: breakhis manifest made-up"):
+        validate(old, store)
+
+
+def test_what_an_earlier_release_published_is_replaced(small: pd.DataFrame, keep: Keep, store: Store) -> None:
+    old = earlier(small, store)
+    store.put_json("refs/sources/made-up.json", {"manifest": old, "version": "version-1", "validation": "validation-1"})
+    again = publish_manifest(keep(small), store)
+    assert (again["changed"], again["diff"]) == (True, {"added": 0, "removed": 0, "relabelled": 0})
+
+
 def test_an_object_of_another_kind_is_an_error(store: Store) -> None:
     raw = store.create("raw", [], {"source": "made-up"})
     with pytest.raises(StoreError, match="is no manifest"):
