@@ -364,6 +364,7 @@ CASES = {
     "another image format": added(NEW.replace(".png", ".jpg"), jpeg(), "name"),
     "names that differ in case alone": added(PATHS[0].replace("SOB", "sob"), png(1), "name"),
     "a letter that contradicts its subtype": added("more/SOB_M_F-14-9001-40-001.png", png(1), "label"),
+    "a folder that contradicts the name": added(f"benign/{Path(NEW).name}", png(1), "folder"),
     # --- a folder -------------------------------------------------------------------------------------------------
     "a slide under two subtypes": Case(
         "folder",
