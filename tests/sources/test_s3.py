@@ -7,6 +7,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,7 +123,7 @@ def way(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
             """A client that hangs up in the middle is no news."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     made.url = f"http://127.0.0.1:{server.server_port}"
     yield made
@@ -205,8 +206,12 @@ def test_a_broken_archive_leaves_nothing(source: Any, bucket: Any, store: Store,
 def test_more_objects_than_a_page_of_the_listing_holds(
     source: Any, bucket: Any, way: Way, store: Store, settings: Settings, capsys: Any
 ) -> None:
-    for number in range(1_010):
+
+    def put(number: int) -> None:
         bucket.put_object(Key=f"many/{number % 7}/{number:04}.png", Body=b"%d" % (number % 50))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(1_010)))
     spec = source(prefix="many/", endpoint=way.url)
     first = fetch(spec, store, settings)
     assert (first["files"], way.listings) == (1_010, 2)
