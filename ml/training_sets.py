@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PrivateAttr
 
 from ml.errors import ConfigError, DataError
-from ml.manifest import TIES, read_ties
 from ml.presets import PresetName
 from ml.settings import Settings
 from ml.sources import load_source
@@ -120,6 +119,8 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
     """
     import pandas as pd
 
+    from ml.manifest import TIES, read_ties  # with Pillow, which DAG files need not wait for
+
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
     known: list[pd.DataFrame] = []
@@ -200,6 +201,8 @@ def _refuse_contradictions(rows: "pd.DataFrame", file: Path) -> None:
 def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIES`)."""
     import pandas as pd
+
+    from ml.manifest import TIES
 
     rows = published.assign(order=range(len(published)), area=published["width"] * published["height"])
     larger_first = rows.sort_values(["area", "order"], ascending=[False, True])
