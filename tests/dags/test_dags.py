@@ -10,7 +10,19 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from tests.dags.conftest import DAGS
 
-HEAVY = {"tensorflow", "keras", "mlflow", "great_expectations", "kaggle", "openvino", "sklearn", "matplotlib", "pandas"}
+HEAVY = {
+    "PIL",
+    "numpy",
+    "tensorflow",
+    "keras",
+    "mlflow",
+    "great_expectations",
+    "kaggle",
+    "openvino",
+    "sklearn",
+    "matplotlib",
+    "pandas",
+}
 
 
 def test_every_file_is_read_and_every_dag_documented(monkeypatch):
