@@ -63,8 +63,9 @@ lint: .venv/.dev ## Check style and types
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-# Servers and waiting take half of the tests' time. A file's tests stay together, and the longest come early.
-SPREAD := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# Servers and waiting take half of the tests' time, so there is one process more than cores, up to four. A file's tests
+# stay together, and the longest come early.
+SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loadfile --no-loadscope-reorder
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
