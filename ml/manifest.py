@@ -169,7 +169,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "ties": len(ties),
         "layout": spec.layout,
         "file": spec.file.name,
-        "content": digest(rows),
+        "content": digest([rows, ties]),
     }
     manifest_frame = pd.DataFrame(rows, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
     quarantine_frame = pd.DataFrame(quarantine, columns=list(QUARANTINE_TYPES)).astype(QUARANTINE_TYPES)

@@ -147,6 +147,13 @@ def test_the_same_pixels_under_two_patients_tie_them(tmp_path, store):
     ]
 
 
+def test_a_new_tie_alone_is_a_change_of_the_content(tmp_path, store):
+    before, rows, _ = ingest(source_of(tmp_path, {name("F", "14-1A"): png(1)}), store, tmp_path)
+    after, again, _ = ingest(source_of(tmp_path, {name("F", "14-2"): png(1)}), store, tmp_path)
+    assert again.equals(rows)
+    assert store.meta(after["manifest"])["content"] != store.meta(before["manifest"])["content"]
+
+
 def test_a_source_without_a_usable_image_says_why_and_leaves_no_manifest(tmp_path, store):
     spec = source_of(tmp_path, {"holiday.png": png(1), "notes.png": b"text"})
     with pytest.raises(SourceError, match=r"none of its 2 image file\(s\) can be used: {'name': 2}"):
