@@ -169,9 +169,9 @@ class FeatureCache:
     @staticmethod
     def forget(hashes: Collection[str], store: Store) -> None:
         """Take these pictures' features out of every cache, whatever made them."""
-        for cache in [name for name in store.keys("objects/caches") if name.startswith("features-")]:
-            for name in store.keys(f"objects/caches/{cache}"):
-                key = f"objects/caches/{cache}/{name}"
+        for folder in store.caches("features"):
+            for name in store.keys(folder):
+                key = f"{folder}/{name}"
                 with np.load(store.local(key)) as part:
                     known = part["hashes"].tolist()
                     left = [row for row, h in enumerate(known) if h not in hashes]
@@ -179,7 +179,7 @@ class FeatureCache:
                         continue
                     kept, features = [known[row] for row in left], part["features"][left]
                 if left:
-                    _write_part(f"objects/caches/{cache}", kept, features, store)
+                    _write_part(folder, kept, features, store)
                 store.remove(key)
 
     def _parts(self) -> Iterator[tuple[list[str], Any]]:

@@ -70,8 +70,7 @@ class PictureCache:
     @staticmethod
     def forget(hashes: Collection[str], store: Store) -> None:
         """Take these files out of every cache, of whatever version."""
-        for cache in [name for name in store.keys("objects/caches") if name.startswith("pictures-")]:
-            folder = f"objects/caches/{cache}"
+        for folder in store.caches("pictures"):
             for name in store.keys(folder):
                 part, _ = store.read(f"{folder}/{name}")
                 left = [row for row in part if row[0] not in hashes]

@@ -84,8 +84,7 @@ class PixelCache:
     @staticmethod
     def forget(hashes: Collection[str], store: Store) -> None:
         """Take these pictures out of every cache, of whatever view."""
-        for cache in [name for name in store.keys("objects/caches") if name.startswith("pixels-")]:
-            folder = f"objects/caches/{cache}"
+        for folder in store.caches("pixels"):
             for name in [name for name in store.keys(folder) if name.endswith(".json")]:
                 part, _ = store.read(f"{folder}/{name}")
                 left = [row for row, h in enumerate(part) if h not in hashes]

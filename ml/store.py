@@ -304,6 +304,10 @@ class Store:
         """Take away what lies there, if anything does. For what moves; objects stay."""
         self.path(key).unlink(missing_ok=True)
 
+    def caches(self, kind: str) -> list[str]:
+        """The folders of every cache of a kind, such as ``pixels``, whatever made it."""
+        return [f"objects/caches/{name}" for name in self.keys("objects/caches") if name.startswith(f"{kind}-")]
+
     def keys(self, prefix: str) -> list[str]:
         """The names directly below a prefix, sorted; hidden names are left out."""
         path = self.path(prefix)
