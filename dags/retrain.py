@@ -60,7 +60,7 @@ def retrain(file: Path) -> DAG:
                 type="string",
                 enum=preset_names(),
                 title="Recipe",
-                description="paper: the published notebooks' recipe. demo: small and quick, for trying the workflow.",
+                description="default: ours. paper: the published notebooks' recipe. demo: small and quick, for trying.",
             ),
             "seed": Param(
                 training_set.seed,
@@ -78,10 +78,13 @@ def retrain(file: Path) -> DAG:
         split = stage("split", dataset)
         weights = stage("weights", "--preset", "{{ params.preset }}")
         recipe = ("--preset", "{{ params.preset }}", "--weights", weights.value("weights"))
-        shards = [(dataset, *recipe, "--shard", f"{n}/{SETTINGS.shards}") for n in range(1, SETTINGS.shards + 1)]
+        shards = [
+            (dataset, *recipe, "--split", split.value("split"), "--shard", f"{n}/{SETTINGS.shards}")
+            for n in range(1, SETTINGS.shards + 1)
+        ]
         features = mapped_stage("features", shards, pool="gpu")
-        assemble >> [split, features]
-        weights >> features
+        assemble >> split
+        [split, weights] >> features
         for task, model in training_set.models.items():
             train = stage(
                 "train",
@@ -101,7 +104,7 @@ def retrain(file: Path) -> DAG:
                 # The same run registered twice is the same version, and that has been handed over already.
                 skip_when_already_exists=True,
             )
-            [split, features] >> train >> register >> promote
+            features >> train >> register >> promote
     return dag
 
 

@@ -11,7 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ def wait_for_others(store: Store, job: str) -> None:
         if not _lives(state):
             return
         if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
-            run = f"MLflow run {state['run_id']}, after epoch {state['epoch']}" if state["run_id"] else "not begun"
+            run = f"MLflow run {state['run_id']}{_reached(state)}" if state["run_id"] else "not begun"
             say(f"this is being trained by another process already ({run}); waiting for its end")
             said = time.monotonic()
         time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -60,9 +60,31 @@ def sweep(store: Store) -> None:
         folder = f"{_FOLDER}/{job}"
         state, _ = store.read(f"{folder}/state.json")
         if state and time.time() - max(state["beat"], state["touched"]) > _SECONDS_UNTIL_GIVEN_UP:
-            say(f"removing {store.uri(folder)}, a training given up after epoch {state['epoch']}")
+            say(f"removing {store.uri(folder)}, a training given up{_reached(state)}")
             for name in store.keys(folder):
                 store.remove(f"{folder}/{name}")
+
+
+def _reached(state: Json) -> str:
+    # By get: what an older version of this package left is still to be swept away.
+    told = [f"{n} parts finished"] if (n := len(state.get("finished", {}))) else []
+    if current := state.get("current"):
+        told.append(f"{current['part']} after epoch {current['epoch']}")
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _copy(history: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in history.items()}
+
+
+class Reached(NamedTuple):
+    """What was kept of one part of a training, such as a fold."""
+
+    epoch: int
+    """Epochs done."""
+    history: dict[str, list[float]]
+    """Metrics of these epochs."""
+    arrays: Arrays
 
 
 class Checkpoint:
@@ -88,7 +110,7 @@ class Checkpoint:
                 f"this is being trained already, in MLflow run {left['run_id'] or '(not begun)'}; if that process is "
                 f"dead, it counts as such in a minute"
             )
-        fresh: Json = {"run_id": None, "epoch": 0, "history": {}, "arrays": None}
+        fresh: Json = {"run_id": None, "current": None, "finished": {}}
         self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex, "touched": time.time()}
         self._state["beat"] = self._state["touched"]
         store.compare_and_set(self._key, self._state, tag)
@@ -99,25 +121,32 @@ class Checkpoint:
         found: str | None = self._state["run_id"]
         return found
 
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return int(self._state["epoch"])
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """Metrics of the epochs done."""
-        return {name: list(values) for name, values in self._state["history"].items()}
-
-    def arrays(self) -> Arrays:
-        """What was saved after the last of these epochs; [] if none was.
+    def finished(self, part: str) -> "Reached | None":
+        """What a part of the training came to, or None if it was not brought to its end.
 
         Raises:
             StoreError: it was removed or damaged.
         """
-        key = self._state["arrays"]
-        if not key:
-            return []
+        found = self._state["finished"].get(part)
+        return Reached(found["epoch"], found["history"], self._load(found["arrays"])) if found else None
+
+    def unfinished(self, part: str) -> "Reached":
+        """What was saved last of a part: nothing, if another part was at work or none.
+
+        Raises:
+            StoreError: it was removed or damaged.
+        """
+        found = self._state["current"]
+        if not found or found["part"] != part:
+            return Reached(0, {}, [])
+        return Reached(found["epoch"], _copy(found["history"]), self._load(found["arrays"]))
+
+    @property
+    def reached(self) -> str:
+        """Where the training is, in words; empty before anything was kept."""
+        return _reached(self._state)
+
+    def _load(self, key: str) -> Arrays:
         try:
             with np.load(io.BytesIO(self._store.path(key).read_bytes())) as kept:
                 return [kept[name] for name in sorted(kept.files)]
@@ -141,24 +170,38 @@ class Checkpoint:
         """Whether it is time to save: not after each epoch, which may take milliseconds."""
         return time.monotonic() - self._saved >= _SECONDS_BETWEEN_SAVES
 
-    def save(self, epoch: int, history: dict[str, list[float]], arrays: Arrays) -> None:
-        """Keep what was reached after ``epoch`` epochs. Killed at any point, this leaves the one before or this one.
+    def save(self, part: str, epoch: int, history: dict[str, list[float]], arrays: Arrays) -> None:
+        """Keep what a part reached after ``epoch`` epochs. Killed at any point, this leaves the one before or this one.
 
         Raises:
             Conflict: another process took the training over.
         """
-        key, before = f"{self._folder}/{epoch}-{self._state['owner']}.npz", self._state["arrays"]
+        self._keep(part, epoch, history, arrays, last=False)
+
+    def finish(self, part: str, history: dict[str, list[float]], arrays: Arrays) -> None:
+        """Keep what a part came to; it will not be done again.
+
+        Raises:
+            Conflict: another process took the training over.
+        """
+        self._keep(part, max(map(len, history.values()), default=0), history, arrays, last=True)
+
+    def _keep(self, part: str, epoch: int, history: dict[str, list[float]], arrays: Arrays, *, last: bool) -> None:
+        key = f"{self._folder}/{uuid.uuid4().hex}.npz"
+        before = self._state["current"]
         with self._store.staging() as folder:
             file = folder / "arrays.npz"
             np.savez(file, **{f"{i:04d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
             self._store.put_file(key, file)
         with self._lock:
             # A copy: signs of life write it too, while the caller is at the next epoch.
-            kept = {name: list(values) for name, values in history.items()}
-            self._state |= {"epoch": epoch, "history": kept, "arrays": key, "touched": time.time()}
+            kept = {"part": part, "epoch": epoch, "history": _copy(history), "arrays": key}
+            if last:
+                self._state["finished"][part] = kept
+            self._state |= {"current": None if last else kept, "touched": time.time()}
             self._write(time.time())
-        if before and before != key:
-            self._store.remove(before)
+        if before:
+            self._store.remove(before["arrays"])
         self._saved = time.monotonic()
 
     @contextmanager

@@ -1,10 +1,11 @@
 """What this machine computes on, and TensorFlow's start. Light: it travels with every logged model."""
 
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ml.errors import DeviceError, NoGpuError
@@ -13,6 +14,35 @@ from ml.errors import DeviceError, NoGpuError
 def has_gpu_driver() -> bool:
     """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
     return Path("/dev/nvidiactl").exists()
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU; without a driver, told without importing it."""
+    if not has_gpu_driver():
+        return False
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def describe() -> str:
+    """What this machine computes on, for the record: GPUs by name, or the processor, and the number of cores."""
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")) for gpu in gpus]
+    return ", ".join([*(names or [processor()]), f"{len(os.sched_getaffinity(0))} cores"])
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def require_gpu() -> None:

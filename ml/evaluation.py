@@ -1,22 +1,120 @@
-"""What a model is worth on the test side: metrics, and the pictures people look at first.
+"""What a model is worth on one side: metrics, image- and patient-level, with intervals, whole and in slices.
 
-Metric names are the field's, and are the names that policies use. Every metric is computed by scikit-learn.
+Metric names are the field's, and are the names that policies use. Every metric is a function of the images' weights:
+all one for the value itself, and for an interval the weights that a draw of patients gives. So there is one way to
+compute it, and a thousand draws take seconds.
 """
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.decision import Rule
 from ml.errors import DataError
 from ml.store import Json
 from ml.taxonomy import Task, classes
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Truth = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
+Weights = NDArray[np.float64]
+Values = dict[str, NDArray[np.float64]]
+
+_LEVEL = (2.5, 97.5)
+_BINS = 10
+_CHUNK_BYTES = 64 * 2**20
+_OF_SLICES = {
+    "binary": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"),
+    "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
+}
+_OF_PATIENTS = {
+    "binary": ("accuracy", "balanced_accuracy", "recall", "specificity", "macro_f1", "roc_auc", "pr_auc"),
+    "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
+}
+SLICES = ("magnification", "source")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model said of the images of one side.
+
+    Attributes:
+        task: whose classes.
+        rows: (n) rows of a dataset, with patient, magnification, source and so on.
+        truth: (n,) class numbers.
+        probabilities: (n,) of malignant, or (n, 8).
+        rule: the rule by which labels are taken; out of fold, one a row, the same in a patient's rows.
+    """
+
+    task: Task
+    rows: "pd.DataFrame"
+    truth: Truth
+    probabilities: Probabilities
+    rule: Rule | Sequence[Rule]
+
+    @cached_property
+    def called(self) -> Truth:
+        """(n,) class numbers of the labels."""
+        return self._call(self.probabilities, np.arange(len(self.truth)))
+
+    def _call(self, probabilities: Probabilities, rows: NDArray[np.int64]) -> Truth:
+        """Labels of probabilities, each by the rule of a row."""
+        if isinstance(self.rule, Rule):
+            return self.rule.call(probabilities)
+        called = np.empty(len(probabilities), np.int64)
+        mine = [self.rule[row] for row in rows.tolist()]
+        for rule in set(mine):
+            of = np.array([one == rule for one in mine])
+            called[of] = rule.call(probabilities[of])
+        return called
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules, each once."""
+        return [self.rule] if isinstance(self.rule, Rule) else list(dict.fromkeys(self.rule))
+
+    @cached_property
+    def patients(self) -> "Patients":
+        """The same, a unit for each patient and class."""
+        names = self.rows["patient"].to_numpy(dtype=str)
+        keys = np.array([f"{name}\n{k}" for name, k in zip(names, self.truth, strict=True)])
+        _, first, unit = np.unique(keys, return_index=True, return_inverse=True)
+        images = np.bincount(unit).astype(float)
+        wide = self.probabilities if self.probabilities.ndim == 2 else self.probabilities[:, None]
+        sums = np.zeros((len(first), wide.shape[1]))
+        np.add.at(sums, unit, wide)
+        means = sums / images[:, None]
+        means = means if self.probabilities.ndim == 2 else means[:, 0]
+        right = np.bincount(unit, self.called == self.truth) / images
+        return Patients(names[first], self.truth[first], means, self._call(means, first), images, right, first)
+
+    def only(self, rows: NDArray[np.bool_]) -> "Scores":
+        """A part of them."""
+        rule = self.rule if isinstance(self.rule, Rule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
+        return Scores(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Units of a patient and a class: a patient may have slides of two classes."""
+
+    names: NDArray[np.str_]
+    truth: Truth
+    probabilities: Probabilities
+    """Means over the unit's images."""
+    called: Truth
+    images: NDArray[np.float64]
+    right: NDArray[np.float64]
+    """Share of the unit's images that got the right label."""
+    first: NDArray[np.int64]
+    """A row of each unit."""
 
 
 @dataclass(frozen=True)
@@ -24,27 +122,44 @@ class Evaluation:
     """The result of scoring one side once.
 
     Attributes:
-        metrics: by name; finite floats. A metric that cannot be computed is missing, never NaN.
-        confusion: int (classes, classes); rows are true, columns predicted classes.
-        report: precision, recall, f1 and support by class name.
+        metrics: by name; finite floats. A metric that cannot be computed is missing, never NaN. Names that begin with
+            ``patient_`` are of patients, all others of images.
+        intervals: 95% interval of each metric that has one.
+        draws: of the bootstrap.
+        confusion: int (classes, classes) of images; rows are true, columns predicted classes.
+        report: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean probability
+            leads to the right label), ``intervals`` of recall and f1, and a ``note`` where there are none.
         absent: classes without a single image on this side; macro figures are means over the others.
+        slices: by column and value: images, cases, metrics and intervals.
+        patients: a record for each patient and class, the worst first.
+        rules: how labels were taken; several where each fold had its own.
     """
 
     task: Task
     metrics: dict[str, float]
     confusion: NDArray[np.int64]
-    report: dict[str, dict[str, float]]
+    report: dict[str, Json]
     absent: tuple[str, ...]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    draws: int = 0
+    slices: dict[str, dict[str, Json]] = field(default_factory=dict)
+    patients: list[Json] = field(default_factory=list)
+    rules: tuple[Rule, ...] = ()
 
     def to_json(self) -> Json:
         """Everything, for the run's artifacts and the evidence."""
         return {
             "task": self.task,
             "metrics": self.metrics,
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "draws": self.draws,
             "classes": list(classes(self.task)),
             "confusion": self.confusion.tolist(),
             "per_class": self.report,
             "absent_classes": list(self.absent),
+            "slices": self.slices,
+            "patients": self.patients,
+            "rules": [rule.to_json() for rule in self.rules],
         }
 
 
@@ -85,156 +200,274 @@ def youden_threshold(truth: Truth, malignant: Probabilities) -> float:
     return float((best + below.max()) / 2) if len(below) else float(best)
 
 
-def evaluate(task: Task, truth: Truth, probabilities: Probabilities, threshold: float | None) -> Evaluation:
-    """Score predictions.
+def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
+    """Score one side.
 
     Args:
-        task: binary or subtype.
-        truth: (n,) class indices.
-        probabilities: (n,) of malignant, or (n, 8).
-        threshold: for the binary task; malignant at or above it.
+        scores: what the model said.
+        draws: of the patient bootstrap; 0: no intervals.
+        seed: of the draws.
     """
+    names, truth = classes(scores.task), scores.truth
+    metrics, intervals = _with_intervals(scores, draws, seed)
+    if scores.task == "binary" and isinstance(scores.rule, Rule) and scores.rule.threshold is not None:
+        metrics["threshold"] = scores.rule.threshold
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (truth, scores.called), 1)
+    slices: dict[str, dict[str, Json]] = {}
+    for column in SLICES:
+        values = scores.rows[column].astype(str).to_numpy()
+        order = sorted(set(values), key=lambda value: (len(value), value))
+        slices[column] = {value: _slice(scores.only(values == value), draws, seed) for value in order}
+    return Evaluation(
+        scores.task,
+        metrics,
+        confusion,
+        _report(scores, confusion, draws, seed),
+        tuple(name for k, name in enumerate(names) if not (truth == k).any()),
+        intervals,
+        draws,
+        slices,
+        _worst_first(scores),
+        tuple(scores.rules),
+    )
+
+
+def bootstrap_weights(scores: Scores, draws: int, seed: int) -> Iterator[Weights]:
+    """How often each image comes in each draw of patients, some draws at a time: (draws, n).
+
+    Patients are drawn, not images: those of one patient look alike. They are drawn within the strata of patients who
+    have the same classes, so that no draw loses a class; a patient who is alone in a stratum is always there.
+    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993.
+    """
+    rng = np.random.default_rng(seed)
+    strata, image_of, names = _strata(scores)
+    size = max(1, _CHUNK_BYTES // (8 * max(1, len(scores.truth))))
+    for start in range(0, draws, size):
+        counts = np.zeros((min(size, draws - start), len(names)))
+        for members in strata:
+            p = np.full(len(members), 1 / len(members))
+            counts[:, members] = rng.multinomial(len(members), p, size=len(counts))
+        yield counts[:, image_of]
+
+
+def can_vary(scores: Scores) -> bool:
+    """Whether a draw of patients can be any other than the patients themselves."""
+    return any(len(members) > 1 for members in _strata(scores)[0])
+
+
+def metrics_of(scores: Scores, weights: Weights) -> Values:
+    """Every metric under each row of weights.
+
+    Args:
+        scores: of n images.
+        weights: (draws, n), the same for all images of a patient.
+
+    Returns:
+        name -> (draws,); NaN where it cannot be computed. Classes without weight do not count in means over classes.
+    """
+    found = _metrics(scores.task, scores.truth, scores.probabilities, scores.called, weights)
+    units = scores.patients
+    of_units = weights[:, units.first]
+    mine = _metrics(scores.task, units.truth, units.probabilities, units.called, of_units)
+    found |= {f"patient_{name}": mine[name] for name in _OF_PATIENTS[scores.task]}
+    # F. A. Spanhol et al., IEEE TBME 63(7), 2016: the mean over patients of the share of images rightly classified.
+    found["patient_recognition_rate"] = _ratio(of_units @ units.right, of_units.sum(axis=1))
+    return found
+
+
+def _with_intervals(scores: Scores, draws: int, seed: int) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    point = metrics_of(scores, np.ones((1, len(scores.truth))))
+    metrics = {name: float(value[0]) for name, value in point.items() if np.isfinite(value[0])}
+    if not draws or not can_vary(scores):
+        return metrics, {}
+    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
+    for weights in bootstrap_weights(scores, draws, seed):
+        values = metrics_of(scores, weights)
+        for name, parts in drawn.items():
+            parts.append(values[name])
+    return metrics, {name: ends for name, parts in drawn.items() if (ends := _ends(np.concatenate(parts)))}
+
+
+def _ends(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    low, high = np.percentile(finite, _LEVEL)
+    return float(low), float(high)
+
+
+def _strata(scores: Scores) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
+    """Patients by what classes they have, (patient of each image), and their names."""
+    names, image_of = np.unique(scores.rows["patient"].to_numpy(dtype=str), return_inverse=True)
+    has = np.zeros((len(names), len(classes(scores.task))), dtype=np.int64)
+    has[image_of, scores.truth] = 1
+    _, stratum = np.unique(has, axis=0, return_inverse=True)
+    stratum = stratum.reshape(-1)
+    return [np.flatnonzero(stratum == k) for k in range(stratum.max() + 1)] if len(names) else [], image_of, names
+
+
+def _metrics(task: Task, truth: Truth, probabilities: Probabilities, called: Truth, weights: Weights) -> Values:
+    n = len(classes(task))
+    cells = np.zeros((len(truth), n * n))
+    cells[np.arange(len(truth)), truth * n + called] = 1
+    confusion = (weights @ cells).reshape(-1, n, n)
+    right = np.einsum("dkk->dk", confusion)
+    support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    total, present = support.sum(axis=1), support > 0
+    recall, f1 = _ratio(right, support), _ratio(2 * right, support + predicted)
+    # A class that is there and never called has a precision of 0, by scikit-learn's convention, too.
+    precision = np.where(predicted > 0, _ratio(right, predicted), 0.0)
+    wide = probabilities if task == "subtype" else np.stack([1 - probabilities, probabilities], axis=1)
+    sure, hit = wide[np.arange(len(called)), wide.argmax(axis=1)], wide.argmax(axis=1) == truth
+    squared = ((wide - np.eye(n)[truth]) ** 2).sum(axis=1)
+    accuracy = _ratio(right.sum(axis=1), total)
+    found = {
+        "accuracy": accuracy,
+        "balanced_accuracy": _mean_over(present, recall),
+        "micro_f1": accuracy,  # the same where each image has one label
+        "macro_f1": _mean_over(present, f1),
+        "weighted_f1": _ratio((np.nan_to_num(f1) * support).sum(axis=1), total),
+        "mcc": _mcc(right.sum(axis=1), support, predicted, total),
+    }
     if task == "binary":
-        assert threshold is not None
-        return _binary(truth, probabilities, threshold)
-    return _subtype(truth, probabilities)
-
-
-def _binary(truth: Truth, malignant: Probabilities, threshold: float) -> Evaluation:
-    from sklearn import metrics as sk
-
-    called = (malignant >= threshold).astype(np.int64)
-    scores = {
-        "accuracy": sk.accuracy_score(truth, called),
-        "precision": sk.precision_score(truth, called, zero_division=0),
-        "recall": sk.recall_score(truth, called, zero_division=0),
-        "f1": sk.f1_score(truth, called, zero_division=0),
-        "threshold": threshold,
-    }
-    absent, present = _absent("binary", truth)
-    if not absent:
-        scores["roc_auc"] = sk.roc_auc_score(truth, malignant)
-        scores["pr_auc"] = sk.average_precision_score(truth, malignant)
-        scores["specificity"] = sk.recall_score(truth, called, pos_label=0)
-    scores["macro_f1"] = sk.f1_score(truth, called, labels=present, average="macro", zero_division=0)
-    return _evaluation("binary", truth, called, scores, absent)
-
-
-def _subtype(truth: Truth, probabilities: Probabilities) -> Evaluation:
-    from sklearn import metrics as sk
-
-    called = probabilities.argmax(axis=1)
-    absent, present = _absent("subtype", truth)
-    macro: dict[str, Any] = {"labels": present, "average": "macro", "zero_division": 0}
-    scores = {
-        "accuracy": sk.accuracy_score(truth, called),
-        "precision": sk.precision_score(truth, called, **macro),
-        "recall": sk.recall_score(truth, called, **macro),
-        "micro_f1": sk.f1_score(truth, called, labels=range(8), average="micro", zero_division=0),
-        "macro_f1": sk.f1_score(truth, called, **macro),
-    }
-    if len(present) > 1:
-        # One against the rest, class by class: scikit-learn's own multi-class form refuses a side that lacks a class.
-        scores["roc_auc_ovr"] = np.mean([sk.roc_auc_score(truth == k, probabilities[:, k]) for k in present])
-    return _evaluation("subtype", truth, called, scores, absent)
-
-
-def _absent(task: Task, truth: Truth) -> tuple[tuple[str, ...], list[int]]:
-    names = classes(task)
-    present = sorted({int(k) for k in truth})
-    return tuple(name for k, name in enumerate(names) if k not in present), present
-
-
-def _evaluation(task: Task, truth: Truth, called: Truth, scores: dict[str, Any], absent: tuple[str, ...]) -> Evaluation:
-    from sklearn import metrics as sk
-
-    names = classes(task)
-    labels = list(range(len(names)))
-    report = sk.classification_report(
-        truth, called, labels=labels, target_names=names, output_dict=True, zero_division=0
-    )
-    per_class = {
-        name: {
-            "precision": float(report[name]["precision"]),
-            "recall": float(report[name]["recall"]),
-            "f1": float(report[name]["f1-score"]),
-            "support": float(report[name]["support"]),
+        both = present.all(axis=1)
+        found |= {
+            "precision": precision[:, 1],
+            "recall": np.where(present[:, 1], recall[:, 1], 0.0),
+            "specificity": np.where(present[:, 0], recall[:, 0], np.nan),
+            "f1": np.nan_to_num(f1[:, 1]),
+            "roc_auc": np.where(both, roc_auc(truth == 1, probabilities, weights), np.nan),
+            "pr_auc": np.where(both, average_precision(truth == 1, probabilities, weights), np.nan),
+            "brier": _ratio(weights @ squared, 2 * total),  # of the one probability, as scikit-learn has it
+            "ece": _calibration_error(probabilities, truth == 1, weights),
         }
-        for name in names
+        return found
+    several = present.sum(axis=1) > 1
+    areas = np.stack([roc_auc(truth == k, wide[:, k], weights) for k in range(n)], axis=1)
+    precisions = np.stack([average_precision(truth == k, wide[:, k], weights) for k in range(n)], axis=1)
+    return found | {
+        "precision": _mean_over(present, precision),
+        "recall": _mean_over(present, recall),
+        "roc_auc_ovr": np.where(several, _mean_over(present, areas), np.nan),
+        "pr_auc_ovr": np.where(several, _mean_over(present, precisions), np.nan),
+        "brier": _ratio(weights @ squared, total),
+        "ece": _calibration_error(sure, hit, weights),
     }
-    finite = {name: float(value) for name, value in scores.items() if math.isfinite(value)}
-    return Evaluation(task, finite, sk.confusion_matrix(truth, called, labels=labels), per_class, absent)
 
 
-def plot_confusion(evaluation: Evaluation, path: Path) -> None:
-    """The confusion matrix as a picture: counts, shaded by the share of the true class."""
-    from matplotlib.figure import Figure
-
-    names = classes(evaluation.task)
-    counts = evaluation.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.55 * len(names)
-    figure = Figure(figsize=(side + 0.6, side), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(counts.shape):
-        colour = "white" if shares[row, column] > 0.55 else "#333333"
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=10)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title("Confusion matrix, test images")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    figure.savefig(path)
+def roc_auc(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+    """Area under the ROC curve under each row of weights, ties counting half: (draws,); NaN without both classes."""
+    _, group = np.unique(score, return_inverse=True)
+    starts = _starts(group)
+    order = np.argsort(group, kind="stable")
+    w = weights[:, order]
+    p = np.add.reduceat(w * positive[order], starts, axis=1)
+    q = np.add.reduceat(w * ~positive[order], starts, axis=1)
+    below = np.cumsum(q, axis=1) - q
+    return _ratio((p * (below + q / 2)).sum(axis=1), p.sum(axis=1) * q.sum(axis=1))
 
 
-def plot_roc(evaluation: Evaluation, truth: Truth, probabilities: Probabilities, path: Path) -> None:
-    """ROC curves as a picture: malignant against benign, or each subtype against the rest."""
-    from matplotlib.figure import Figure
-    from sklearn.metrics import auc, roc_curve
-
-    names = classes(evaluation.task)
-    figure = Figure(figsize=(6.4, 5.6), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], linestyle=":", color="#888888", label="chance")
-    curves = (
-        [("malignant", truth == 1, probabilities)]
-        if evaluation.task == "binary"
-        else [(name, truth == k, probabilities[:, k]) for k, name in enumerate(names)]
-    )
-    for name, positive, score in curves:
-        if 0 < positive.sum() < len(positive):
-            x, y, _ = roc_curve(positive, score)
-            axes.plot(x, y, label=f"{name}: AUC {auc(x, y):.3f}, {int(positive.sum())} images")
-    if evaluation.task == "binary" and not evaluation.absent:
-        negative, positive_row = evaluation.confusion
-        axes.plot(
-            negative[1] / negative.sum(),
-            positive_row[1] / positive_row.sum(),
-            "o",
-            color="#b00020",
-            label=f"at threshold {evaluation.metrics['threshold']:.3f}",
-        )
-    axes.set_xlabel("false positive rate (1 - specificity)")
-    axes.set_ylabel("true positive rate (sensitivity)")
-    axes.set_title("ROC, test images")
-    axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path)
+def average_precision(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+    """Average precision under each row of weights, as scikit-learn's: (draws,); NaN without a positive."""
+    _, group = np.unique(-score, return_inverse=True)
+    starts = _starts(group)
+    order = np.argsort(group, kind="stable")
+    w = weights[:, order]
+    p = np.add.reduceat(w * positive[order], starts, axis=1)
+    everything = np.cumsum(np.add.reduceat(w, starts, axis=1), axis=1)
+    precision = np.nan_to_num(_ratio(np.cumsum(p, axis=1), everything))
+    return _ratio((precision * p).sum(axis=1), p.sum(axis=1))
 
 
-def plot_history(history: dict[str, list[float]], path: Path) -> None:
-    """Loss by epoch on the training and validation side."""
-    from matplotlib.figure import Figure
+def _starts(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.searchsorted(np.sort(group), np.arange(group.max() + 1))
 
-    figure = Figure(figsize=(6.4, 4), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("loss", "training"), ("val_loss", "validation")):
-        if name in history:
-            axes.plot(range(1, len(history[name]) + 1), history[name], label=label)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("cross-entropy")
-    axes.set_title("Training curve")
-    axes.legend()
-    figure.savefig(path)
+
+def _calibration_error(p: NDArray[np.float64], happened: NDArray[np.bool_], weights: Weights) -> NDArray[np.float64]:
+    """Expected calibration error in ten bins of equal width (C. Guo et al., arXiv:1706.04599): (draws,)."""
+    bins = np.eye(_BINS)[np.minimum((p * _BINS).astype(int), _BINS - 1)]
+    gap = np.abs(weights @ (bins * (p - happened)[:, None])).sum(axis=1)
+    return _ratio(gap, weights.sum(axis=1))
+
+
+def _mcc(
+    right: NDArray[np.float64], support: Weights, predicted: Weights, total: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Matthews correlation of any number of classes (J. Gorodkin, Comput Biol Chem 28, 2004); 0 where undefined."""
+    across = right * total - (support * predicted).sum(axis=1)
+    spread = (total**2 - (support**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
+    return np.where(spread > 0, across / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+
+
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(b > 0, a / np.where(b > 0, b, 1), np.nan)
+
+
+def _mean_over(present: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over the classes that are there."""
+    return _ratio(np.where(present, values, 0.0).sum(axis=1), present.sum(axis=1).astype(float))
+
+
+def _slice(scores: Scores, draws: int, seed: int) -> Json:
+    metrics, intervals = _with_intervals(scores, draws, seed)
+    shown = _OF_SLICES[scores.task]
+    return {
+        "images": len(scores.truth),
+        "cases": int(scores.rows["patient"].nunique()),
+        "metrics": {name: metrics[name] for name in shown if name in metrics},
+        "intervals": {name: list(intervals[name]) for name in shown if name in intervals},
+    }
+
+
+def _report(scores: Scores, confusion: NDArray[np.int64], draws: int, seed: int) -> dict[str, Json]:
+    units, report = scores.patients, {}
+    precision = np.nan_to_num(_ratio(np.diag(confusion).astype(float), confusion.sum(axis=0)))
+    for k, name in enumerate(classes(scores.task)):
+        support, right = int(confusion[k].sum()), int(confusion[k, k])
+        mine = units.truth == k
+        cases = int(mine.sum())
+        report[name] = {
+            "precision": float(precision[k]),
+            "recall": right / support if support else 0.0,
+            "f1": float(2 * right / max(1, support + confusion[:, k].sum())),
+            "support": float(support),
+            "cases": cases,
+            "recognised": int((units.called[mine] == k).sum()),
+            "intervals": {},
+            "note": "",
+        }
+        if cases < 2:
+            report[name]["note"] = "one case: no interval" if cases else "no case on this side"
+        elif draws:
+            report[name]["intervals"] = _class_intervals(scores, k, draws, seed)
+    return report
+
+
+def _class_intervals(scores: Scores, k: int, draws: int, seed: int) -> dict[str, list[float]]:
+    of, called = (scores.truth == k).astype(float), (scores.called == k).astype(float)
+    recalls, f1s = [], []
+    for weights in bootstrap_weights(scores, draws, seed):
+        right, support, predicted = weights @ (of * called), weights @ of, weights @ called
+        recalls.append(_ratio(right, support))
+        f1s.append(_ratio(2 * right, support + predicted))
+    found = {"recall": _ends(np.concatenate(recalls)), "f1": _ends(np.concatenate(f1s))}
+    return {name: list(ends) for name, ends in found.items() if ends}
+
+
+def _worst_first(scores: Scores) -> list[Json]:
+    units, names = scores.patients, classes(scores.task)
+    own = units.probabilities
+    own = np.stack([1 - own, own], axis=1) if scores.task == "binary" else own
+    own = own[np.arange(len(own)), units.truth]
+    return [
+        {
+            "patient": str(units.names[row]),
+            "class": names[units.truth[row]],
+            "images": int(units.images[row]),
+            "right": float(units.right[row]),
+            "probability": float(own[row]),
+            "label": names[units.called[row]],
+        }
+        for row in np.lexsort((own, units.right))
+    ]

@@ -6,11 +6,14 @@ costs only its own images.
 """
 
 import uuid
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +21,20 @@ from numpy.typing import NDArray
 from ml.devices import has_gpu_driver, name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, Weights, known_weights, load_backbone, resolve_weights
-from ml.pixels import VIEW, PixelCache
+from ml.models import FEATURES, known_weights, load_backbone, resolve_weights
+from ml.pixels import PixelCache
 from ml.progress import say, track
 from ml.settings import Settings
 from ml.store import Json, Store, digest
 from ml.training_sets import read_dataset
+from ml.views import IDENTITY, Plan, View
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ml.presets import Preset
 
+T = TypeVar("T")
 Features = NDArray[np.float32]
 
 _PART = 512  # images a cache part: 2.6 MB of features
@@ -132,11 +139,12 @@ class FeatureCache:
     store: Store
     weights: str
     backend: str
+    view: View = IDENTITY
 
     @cached_property
     def prefix(self) -> str:
         """Where the parts lie."""
-        key = {"weights": self.weights, "view": VIEW, "backend": self.backend, "precision": "float32"}
+        key = {"weights": self.weights, "view": self.view.key, "backend": self.backend, "precision": "float32"}
         return f"objects/caches/features-{digest(key)[:12]}"
 
     def read(self, hashes: list[str]) -> Features:
@@ -218,6 +226,7 @@ def extract(
     *,
     weights_id: str | None = None,
     shard: Shard | None = None,
+    plan: Plan | None = None,
 ) -> Json:
     """Compute what is not cached yet of a dataset's pixels and features (the ``features`` stage).
 
@@ -228,10 +237,11 @@ def extract(
         settings: weights, backend, workers.
         weights_id: weights in the store, rather than those that the settings name.
         shard: look at this part of the dataset alone.
+        plan: views, and rows that are seen in them; default: all, as they are.
 
     Returns:
-        ``{images, extracted, cached, decoded, weights, weights_kind, backend, shard}``, the first four in images of
-        the shard.
+        ``{images, views, extracted, cached, decoded, weights, weights_kind, backend, shard}``: ``images`` and
+        ``decoded`` in images of the shard, ``extracted`` and ``cached`` in feature vectors, one an image and view.
 
     Raises:
         WeightsError: the backbone's weights cannot be had.
@@ -241,60 +251,56 @@ def extract(
     if settings.gpu_required:
         require_gpu()
     rows = read_dataset(dataset, store)
-    if shard:
-        rows = rows[rows["pixel_sha256"].map(shard.takes)]
+    taken = rows["pixel_sha256"].map(shard.takes).to_numpy(dtype=bool) if shard else np.ones(len(rows), dtype=bool)
     if weights_id:
         weights = known_weights(weights_id, store)
     else:
         weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
-    cache = FeatureCache(store, weights.id, choose_backend(settings))
-    known = cache.known()
-    missing = rows[~rows["pixel_sha256"].isin(known)]
-    decoded = 0
-    if not missing.empty:
-        pixels = PixelCache(store)
-        decoded = pixels.fill(missing, settings.worker_count)
-        batch = (OpenVINO if cache.backend == "openvino" else TensorFlow).batch
+    backend = choose_backend(settings)
+    wanted, missing = 0, list[tuple[FeatureCache, "pd.DataFrame"]]()
+    for view, seen in plan or [(IDENTITY, np.ones(len(rows), dtype=bool))]:
+        cache = FeatureCache(store, weights.id, backend, view)
+        mine = rows[seen & taken]
+        wanted += len(mine)
+        left = mine[~mine["pixel_sha256"].isin(cache.known())]
+        if not left.empty:
+            missing.append((cache, left))
+    decoded, extracted = 0, sum(len(left) for _, left in missing)
+    if missing:
+        batch = (OpenVINO if backend == "openvino" else TensorFlow).batch
         with name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"):
             extractor: Extractor = (
-                OpenVINO(weights.id, store, settings.cache)
-                if cache.backend == "openvino"
-                else TensorFlow(weights.id, store)
+                OpenVINO(weights.id, store, settings.cache) if backend == "openvino" else TensorFlow(weights.id, store)
             )
-            _compute(cache, extractor, pixels, missing["pixel_sha256"].tolist())
-    say(f"features: {len(missing)} computed, {len(rows) - len(missing)} cached, weights {weights.id} ({weights.kind})")
+            for cache, left in missing:
+                decoded += _compute(cache, extractor, left, settings.worker_count)
+    say(f"features: {extracted} computed, {wanted - extracted} cached, weights {weights.id} ({weights.kind})")
     return {
-        "images": len(rows),
-        "extracted": len(missing),
-        "cached": len(rows) - len(missing),
+        "images": int(taken.sum()),
+        "views": len(plan) if plan else 1,
+        "extracted": extracted,
+        "cached": wanted - extracted,
         "decoded": decoded,
         "weights": weights.id,
         "weights_kind": weights.kind,
-        "backend": cache.backend,
+        "backend": backend,
         "shard": str(shard) if shard else None,
     }
 
 
-def read_features(
-    dataset: str, preset: "Preset", store: Store, settings: Settings, *, weights_id: str | None = None
-) -> tuple[Features, Weights]:
-    """The features of a dataset's rows, in their order, and the weights they were made with; computes what is missing.
+def _compute(cache: FeatureCache, extractor: Extractor, rows: "pd.DataFrame", workers: int) -> int:
+    """Compute and cache the features of these rows in a cache's view; returns how many pictures had to be decoded.
 
-    Returns:
-        float32 (images, 1280), and the weights.
+    Pictures are decoded, read or changed ahead, while the backbone is at the batch before.
     """
-    made = extract(dataset, preset, store, settings, weights_id=weights_id)
-    hashes = read_dataset(dataset, store)["pixel_sha256"].tolist()
-    weights = Weights(made["weights"], made["weights_kind"])
-    return FeatureCache(store, weights.id, made["backend"]).read(hashes), weights
-
-
-def _compute(cache: FeatureCache, extractor: Extractor, pixels: PixelCache, hashes: list[str]) -> None:
-    batches = pixels.batches(hashes, extractor.batch)
-    total = -(-len(hashes) // extractor.batch)
+    pixels, size = PixelCache(cache.store), extractor.batch
+    there = rows["pixel_sha256"].isin(pixels.index())
+    known, new = rows.loc[there, "pixel_sha256"].unique(), rows[~there]
+    batches = chain(pixels.made(new, workers, size), pixels.batches(known, size))
+    shown = track(_ahead(_seen(batches, cache.view)), total=-(-len(rows) // size), what=f"features, batches of {size}")
     done: list[str] = []
     vectors: list[Features] = []
-    for batch, pictures in track(batches, total=total, what=f"extracting features, batches of {extractor.batch}"):
+    for batch, pictures in shown:
         done += batch
         vectors.append(extractor(pictures))
         if len(done) >= _PART:
@@ -302,3 +308,18 @@ def _compute(cache: FeatureCache, extractor: Extractor, pixels: PixelCache, hash
             done, vectors = [], []
     if done:
         cache.write(done, np.concatenate(vectors))
+    return new["pixel_sha256"].nunique()
+
+
+def _seen(batches: Iterable[tuple[list[str], Pixels]], view: View) -> Iterator[tuple[list[str], Pixels]]:
+    for hashes, pictures in batches:
+        yield hashes, np.stack([view.apply(picture, h) for picture, h in zip(pictures, hashes, strict=True)])
+
+
+def _ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made in a thread while the caller is at those before."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[T | None]] = deque(thread.submit(next, items, None) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, items, None))
+            yield item

@@ -21,8 +21,32 @@ REQUIRED_FLOORS: dict[Task, tuple[str, str]] = {
 }
 """A policy without a floor for each of these blocks."""
 
-BinaryMetric = Literal["accuracy", "roc_auc", "pr_auc", "precision", "recall", "specificity", "f1", "macro_f1"]
-SubtypeMetric = Literal["accuracy", "precision", "recall", "micro_f1", "macro_f1", "roc_auc_ovr"]
+BinaryMetric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "roc_auc",
+    "pr_auc",
+    "precision",
+    "recall",
+    "specificity",
+    "f1",
+    "micro_f1",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+]
+SubtypeMetric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "micro_f1",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+    "roc_auc_ovr",
+    "pr_auc_ovr",
+]
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -36,7 +60,23 @@ METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "roc_auc_ovr": "ROC AUC, one against the rest",
     "threshold": "threshold",
+    "balanced_accuracy": "balanced accuracy",
+    "weighted_f1": "weighted F1",
+    "mcc": "Matthews correlation",
+    "brier": "Brier score (0 is best)",
+    "ece": "calibration error, ECE (0 is best)",
+    "pr_auc_ovr": "PR AUC, one against the rest",
+    "patient_accuracy": "accuracy",
+    "patient_balanced_accuracy": "balanced accuracy",
+    "patient_recall": "recall (sensitivity)",
+    "patient_specificity": "specificity",
+    "patient_macro_f1": "macro-F1",
+    "patient_roc_auc": "ROC AUC",
+    "patient_pr_auc": "PR AUC",
+    "patient_roc_auc_ovr": "ROC AUC, one against the rest",
+    "patient_recognition_rate": "recognition rate: mean share of a patient's images that are right",
 }
+"""What people call a metric; those of patients stand in tables of their own."""
 
 
 class Policy(Declared):
@@ -180,17 +220,24 @@ def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dic
     lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
     if evidence["absent_classes"]:
         lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
-    lines += ["### Test metrics", "", "| metric | candidate | champion | change |", "|---|---|---|---|"]
-    for metric, value in evidence["metrics"].items():
-        before = f"{old[metric]:.4f}" if metric in old else ""
-        change = f"{value - old[metric]:+.4f}" if metric in old else ""
-        lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {before} | {change} |")
+    of_patients = {metric: metric.startswith("patient_") for metric in evidence["metrics"]}
+    for title, which in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
+        shown = [metric for metric, patient in of_patients.items() if patient == which]
+        if not shown:  # evidence from before patients were measured
+            continue
+        lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
+        for metric in shown:
+            value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
+            interval = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+            before = f"{old[metric]:.4f}" if metric in old else ""
+            change = f"{value - old[metric]:+.4f}" if metric in old else ""
+            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
+        lines.append("")
     lines += [
-        "",
-        "| class | recall | precision | F1 | test images |",
-        "|---|---|---|---|---|",
+        "| class | cases recognised | recall | precision | F1 | test images |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
+            f"| {name} | {_cases(c)} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
             for name, c in ((name, evidence["per_class"][name]) for name in classes(evidence["task"]))
         ),
         "",
@@ -202,3 +249,7 @@ def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dic
         "evidence.",
     ]
     return "\n".join(lines)
+
+
+def _cases(of_class: Json) -> str:
+    return f"{of_class['recognised']} of {of_class['cases']}" if "cases" in of_class else ""

@@ -89,10 +89,10 @@ def read_image(path: Path) -> Pixels:
     """The picture in a local file, as RGB uint8 (height, width, 3).
 
     Raises:
-        ImageError: names the file and what is wrong with it.
+        ImageError: names the file and what is wrong with it. What training would not take is refused, too.
     """
     try:
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), strict=True)
     except OSError as error:
         raise ImageError("unreadable", f"{path}: {error.strerror}") from None
     except ImageError as error:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 FEATURES = 1280
 """Length of the backbone's feature vector."""
+
+_STANDARDIZE, _LOGITS = "standardize", "logits"  # names of layers of the head
 
 IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5"
 """Where Keras has the ImageNet weights from."""
@@ -146,41 +149,58 @@ def load_backbone(weights: str, store: Store) -> "keras.Model":
     return backbone
 
 
-def build_head(task: Task, *, dropout: float, features: NDArray[np.float32] | None) -> "keras.Model":
-    """The head on pooled features: Dense(512, relu) -> Dropout -> Dense(1, sigmoid) or Dense(8, softmax).
+def build_head(task: Task, *, hidden_units: int = 512, dropout: float, standardize: bool) -> "keras.Model":
+    """The head on pooled features: Dense(hidden_units, relu) -> Dropout -> Dense(1) or Dense(8).
 
     Args:
         task: which output to build.
-        dropout: share of the 512 units that are dropped in training.
-        features: float32 (n, 1280); if given, inputs are standardised by their mean and variance (of the training
-            side, and of nothing else). The published recipe does not.
+        hidden_units: width of the hidden layer.
+        dropout: share of the hidden units that are dropped in training.
+        standardize: whether inputs are standardised first, by what :func:`set_statistics` is given. The published
+            recipe does not.
 
     Returns:
-        float32 (n, 1280) -> probabilities, (n, 1) of malignant or (n, 8).
+        float32 (n, 1280) -> logits, (n, 1) of malignant or (n, 8).
     """
     import keras
 
     inputs = keras.Input((FEATURES,), name="features")
     x: Any = inputs
-    if features is not None:
-        # The variance of a feature that hardly varies would blow up what little noise it has.
-        variance = np.maximum(features.var(axis=0), 1e-6)
-        x = keras.layers.Normalization(mean=features.mean(axis=0), variance=variance, name="standardize")(x)
-    x = keras.layers.Dense(512, activation="relu", name="hidden")(x)
+    if standardize:
+        # Frozen, it is nothing but (x - mean) / sqrt(variance), both of which can be set anew without a new graph.
+        layer = keras.layers.BatchNormalization(center=False, scale=False, epsilon=0.0, name=_STANDARDIZE)
+        layer.trainable = False
+        x = layer(x)
+    x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
     x = keras.layers.Dropout(dropout, name="dropout")(x)
-    if task == "binary":
-        outputs = keras.layers.Dense(1, activation="sigmoid", name="malignant")(x)
-    else:
-        outputs = keras.layers.Dense(len(classes(task)), activation="softmax", name="subtype")(x)
+    outputs = keras.layers.Dense(1 if task == "binary" else len(classes(task)), name=_LOGITS)(x)
     return keras.Model(inputs, outputs, name=f"{task}_head")
 
 
-def join(backbone: "keras.Model", head: "keras.Model") -> "keras.Model":
-    """Backbone and head as one network: pixels (n, 224, 224, 3) in [0, 255] -> probabilities."""
+def set_statistics(head: "keras.Model", mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+    """Have a head standardise by these, (1280,) each: of what is learnt from, and of nothing else."""
+    # The variance of a feature that hardly varies would blow up what little noise it has.
+    head.get_layer(_STANDARDIZE).set_weights([mean, np.maximum(variance, 1e-6)])
+
+
+def join(
+    backbone: "keras.Model", head: "keras.Model", *, bias: Sequence[float] = (0.0,), temperature: float = 1.0
+) -> "keras.Model":
+    """Backbone and head as one network: pixels (n, 224, 224, 3) in [0, 255] -> probabilities, (n, 1) or (n, 8).
+
+    Calibration is built in: the logits are (z + bias) / temperature.
+    """
     import keras
 
+    calibrated = keras.models.clone_model(head)
+    calibrated.set_weights(head.get_weights())
+    last = calibrated.get_layer(_LOGITS)
+    kernel, own = last.get_weights()
+    last.set_weights([kernel / temperature, (own + np.asarray(bias)) / temperature])
     pixels = keras.Input((SIZE, SIZE, 3), name="pixels")
-    return keras.Model(pixels, head(backbone(pixels)), name=head.name.replace("head", "classifier"))
+    activation = keras.layers.Activation("sigmoid" if own.size == 1 else "softmax", dtype="float32", name="probability")
+    outputs = activation(calibrated(backbone(pixels)))
+    return keras.Model(pixels, outputs, name=head.name.replace("head", "classifier"))
 
 
 class _CannotDownload(WeightsError):

@@ -1,7 +1,8 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,11 @@ from ml.errors import StoreError
 from ml.imaging import SIZE, Pixels, decode, pixel_hash, resize
 from ml.progress import track
 from ml.store import Store, digest
+from ml.views import IDENTITY
 from ml.workers import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
-
-VIEW = {"view": "identity", "size": SIZE, "resize": "pillow-bicubic", "version": 1}
-"""What is done to a picture before the network sees it; part of every cache's name."""
 
 _PART = 512  # pictures a cache part and so in memory at once: 77 MB
 
@@ -34,7 +33,7 @@ class PixelCache:
     @property
     def prefix(self) -> str:
         """Where the parts lie; another view or decoder is another cache."""
-        return f"objects/caches/pixels-{digest(VIEW)[:12]}"
+        return f"objects/caches/pixels-{digest(IDENTITY.key)[:12]}"
 
     def index(self) -> dict[str, tuple[str, int]]:
         """Pixel hash -> (part, row)."""
@@ -46,30 +45,51 @@ class PixelCache:
         return found
 
     def fill(self, rows: "pd.DataFrame", workers: int) -> int:
-        """Decode and resize what is not cached yet; returns how many pictures that were.
+        """Decode and resize what is not cached yet; returns how many pictures that were. See :meth:`made`."""
+        return sum(len(hashes) for hashes, _ in self.made(rows, workers, _PART))
+
+    def made(self, rows: "pd.DataFrame", workers: int, size: int) -> Iterator[tuple[list[str], Pixels]]:
+        """Decode, resize and cache what is not cached yet, and hand it over as it is made.
+
+        Other processes decode ahead while the caller is at a batch. A part is written as soon as it is full; left
+        before its end, this loses no more than one.
 
         Args:
             rows: columns ``sha256`` (of the file) and ``pixel_sha256``.
             workers: processes that decode.
+            size: pictures a batch.
+
+        Yields:
+            the hashes of the batch, and uint8 (n, 224, 224, 3).
 
         Raises:
             StoreError: a file's picture is not the one the manifest recorded.
         """
         known = self.index()
-        missing = rows[~rows["pixel_sha256"].isin(known)]
-        if missing.empty:
-            return 0
+        missing = rows[~rows["pixel_sha256"].isin(known)].drop_duplicates("pixel_sha256")
         todo = list(zip(missing["sha256"], missing["pixel_sha256"], strict=True))
         jobs = ((self.store.root, sha256, pixel_sha256) for sha256, pixel_sha256 in todo)
-        shown = track(in_processes(_load_resized, jobs, workers), total=len(todo), what="decoding")
-        for start in range(0, len(todo), _PART):
-            hashes = [pixel_sha256 for _, pixel_sha256 in todo[start : start + _PART]]
-            _write_part(self.prefix, hashes, np.stack([next(shown) for _ in hashes]), self.store)
+        shown = (
+            track(in_processes(_load_resized, jobs, workers), total=len(todo), what="decoding") if todo else iter(())
+        )
+        hashes = [pixel_sha256 for _, pixel_sha256 in todo]
+        part: list[str] = []
+        pictures = np.empty((min(_PART, len(todo)), SIZE, SIZE, 3), np.uint8)
+        for begin in range(0, len(todo), size):
+            batch = hashes[begin : begin + size]
+            made = np.stack([next(shown) for _ in batch])
+            if len(part) + len(batch) > _PART:
+                _write_part(self.prefix, part, pictures[: len(part)], self.store)
+                part = []
+            pictures[len(part) : len(part) + len(batch)] = made
+            part += batch
+            yield batch, made
+        if part:
+            _write_part(self.prefix, part, pictures[: len(part)], self.store)
         for _ in shown:  # let the progress say its last line
             pass
-        return len(todo)
 
-    def batches(self, hashes: list[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
+    def batches(self, hashes: Iterable[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
         """The cached pictures of these hashes, ``size`` at a time, in the order they lie on disk.
 
         Yields:
@@ -80,6 +100,26 @@ class PixelCache:
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
             yield batch, np.stack([self._part(known[h][0])[known[h][1]] for h in batch])
+
+    def read(self, hashes: Sequence[str]) -> Pixels:
+        """The cached pictures of these hashes, in this order: uint8 (n, 224, 224, 3).
+
+        Raises:
+            StoreError: one is not cached.
+        """
+        if not self._places.keys() >= set(hashes):
+            self.__dict__.pop("_places", None)  # what was cached since
+        try:
+            places = [self._places[h] for h in hashes]
+        except KeyError as error:
+            raise StoreError(f"the picture {error.args[0]} is not in {self.prefix}; run: features") from None
+        return (
+            np.stack([self._part(part)[row] for part, row in places]) if places else np.empty((0, SIZE, SIZE, 3), "u1")
+        )
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, int]]:
+        return self.index()
 
     @staticmethod
     def forget(hashes: Collection[str], store: Store) -> None:

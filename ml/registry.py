@@ -104,6 +104,8 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
+        # Evidence from before there were any must come out as it was recorded.
+        **{name: evaluation[name] for name in ("intervals", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "model_files": _hash_files(Path(folder)),

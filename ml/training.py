@@ -1,4 +1,8 @@
-"""Training: a head on cached features, logged to MLflow as one run with metrics, pictures and a model."""
+"""Training: the protocol of a recipe, carried out, and logged to MLflow as one run with metrics, pictures and a model.
+
+Where the recipe chooses out of fold: cross-validation in train and validation, the choice, one more network that learns
+from both, and the test side, once. Where it chooses on validation: one network that learns from train.
+"""
 
 import hashlib
 import json
@@ -8,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,48 +20,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ml
+from ml import crossvalidation
 from ml.checkpoints import Checkpoint, sweep, wait_for_others
-from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
+from ml.crossvalidation import Choice, Fold, Predicted
+from ml.decision import Rule
+from ml.devices import describe, name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError, StoreError
-from ml.evaluation import (
-    Evaluation,
-    check_both_classes,
-    evaluate,
-    plot_confusion,
-    plot_history,
-    plot_roc,
-    youden_threshold,
-)
-from ml.features import Features, read_features
-from ml.imaging import SIZE
-from ml.models import Weights, build_head, join, load_backbone
+from ml.evaluation import Evaluation, Scores, check_both_classes, evaluate
+from ml.features import FeatureCache, Features, extract
+from ml.fitting import Examples, Fitter, History, learnt_shares
+from ml.models import FEATURES, Weights, join, load_backbone
+from ml.packaging import log_classifier
 from ml.pixels import PixelCache
-from ml.presets import Preset
-from ml.progress import say
+from ml.presets import Preset, Recipe
+from ml.progress import say, track
+from ml.report import write_evaluation
 from ml.settings import Settings
-from ml.splits import read_split, sides_of
+from ml.splits import COLUMNS, read_split, sides_of
 from ml.store import Json, Store, digest
 from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
 from ml.training_sets import read_dataset
+from ml.views import views_of
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
-    import tensorflow as tf
     from mlflow.tracking import MlflowClient
+
+Indices = NDArray[np.int64]
+
+_OUT_OF_FOLD, _VALIDATION = "out_of_fold", "validation"
+_PREFIXES = {"test": "test", _OUT_OF_FOLD: "oof", _VALIDATION: "validation"}
+"""Of the metrics of each evaluation."""
 
 
 class Prepared(NamedTuple):
     """What a training starts from."""
 
     rows: "pd.DataFrame"
-    truth: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    """(images,) the case or slide of each, as the split has it."""
+    truth: Indices
     """(images,) class numbers."""
-    on: dict[str, NDArray[np.int64]]
+    on: dict[str, Indices]
     """Side -> rows on it."""
     features: Features
+    """float32 (views, images, 1280), kept on disk."""
+    views: Indices
+    """(images,) how many views there are of each."""
     weights: Weights
+    job: str
+    """Names all that the result depends on."""
+
+
+class Learnt(NamedTuple):
+    """What a training came to, before the test side was looked at."""
+
+    head: "keras.Model"
+    backbone: "keras.Model"
+    """With the weights that belong to the head: fine-tuned, if that was done."""
+    choice: Choice
+    held_out: str
+    """``out_of_fold`` or ``validation``: what the next ones are of."""
+    rows: Indices
+    probabilities: NDArray[np.float64]
+    rules: list[Rule]
+    """One a row: out of fold, each fold has the rule that was chosen without it."""
+    history: History
+    test: NDArray[np.float32]
+    """Logits of the test side."""
 
 
 def train(
@@ -81,35 +114,35 @@ def train(
         had to be trained.
 
     Raises:
-        DataError: a class is missing on the training side, or validation cannot give a threshold.
+        DataError: a class is missing among what is learnt from, or nothing can be chosen.
         NoGpuError: the settings ask for a GPU and there is none.
         DeviceError: memory does not suffice.
         TryAgain: another process has begun the same training at the same moment.
     """
     if settings.gpu_required:
         require_gpu()
-    data = _prepare(task, dataset, split, preset, store, settings, weights_id)
+    with _prepared(task, dataset, split, preset, seed, store, settings, weights_id) as data:
+        quiet_tensorflow()
+        import tensorflow as tf
 
-    quiet_tensorflow()
-    import tensorflow as tf
-
-    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
-    tf.config.experimental.enable_op_determinism()
-    name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-    job = _job(task, dataset, split, preset, seed, data)
-    wait_for_others(store, job)
-    if finished := _finished(job, experiment, settings):
-        return {**finished, "task": task, "set": experiment, "reused": True}
-    sweep(store)
-    checkpoint = Checkpoint(store, job)
-    with checkpoint.alive():
-        with _mlflow_run(checkpoint, name, experiment, preset.epochs, settings) as run_id:
-            _log_inputs(job, task, dataset, split, preset, seed, store, data.weights)
-            advice = f"the head trains on {preset.batch_size} images a step; lower batch_size in the preset"
-            with name_exhaustion(advice):
-                head, history = _fit(task, preset, seed, data, checkpoint)
-            metrics = _evaluate_and_log(task, head, history, data, run_id, store)
-        checkpoint.forget()
+        # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
+        tf.config.experimental.enable_op_determinism()
+        name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
+        wait_for_others(store, data.job)
+        if finished := _finished(data.job, experiment, settings):
+            return {**finished, "task": task, "set": experiment, "reused": True}
+        sweep(store)
+        checkpoint = Checkpoint(store, data.job)
+        with checkpoint.alive():
+            with _mlflow_run(checkpoint, name, experiment, settings) as run_id:
+                facts = _log_inputs(task, dataset, split, preset, seed, store, data)
+                recipe = preset.recipe(task)
+                advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
+                advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"
+                with name_exhaustion(advice):
+                    learnt = _learn(task, recipe, seed, data, checkpoint, store)
+                metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
+            checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
 
 
@@ -133,34 +166,144 @@ def _of_test(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("test_")}
 
 
-def _job(task: Task, dataset: str, split: str, preset: Preset, seed: int, data: Prepared) -> str:
-    """A name for all that a training's result depends on: 64 hex."""
-    # The features themselves stand for backend, device and view: those computed anew may differ in their last bits.
-    features = hashlib.sha256(np.ascontiguousarray(data.features).data).hexdigest()
-    return digest([task, dataset, split, preset.model_dump(exclude={"description"}), seed, data.weights.id, features])
-
-
-def _prepare(
-    task: Task, dataset: str, split: str, preset: Preset, store: Store, settings: Settings, weights_id: str | None
-) -> Prepared:
-    rows = read_dataset(dataset, store)
-    sides = sides_of(rows, read_split(split, store))
+@contextmanager
+def _prepared(
+    task: Task,
+    dataset: str,
+    split: str,
+    preset: Preset,
+    seed: int,
+    store: Store,
+    settings: Settings,
+    weights_id: str | None,
+) -> Iterator[Prepared]:
+    """What a training starts from. Features lie in a scratch file, which costs no memory, within the block."""
+    recipe, rows = preset.recipe(task), read_dataset(dataset, store)
+    dealt = read_split(split, store)
+    sides = sides_of(rows, dealt)
     truth = _truth(task, rows)
     on = {side: np.flatnonzero(sides == side) for side in SIDES}
     for side, indices in on.items():
         if not len(indices):
             raise DataError(f"{dataset} under {split}: no image on the {side} side; the set needs more cases")
-    if task == "binary":
+    learnt = _learnt_from(recipe, on)
+    if task == "binary" and recipe.selection.using == _VALIDATION:
         check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
-    missing = [name for k, name in enumerate(classes(task)) if not (truth[on["train"]] == k).any()]
+    missing = [name for k, name in enumerate(classes(task)) if not (truth[learnt] == k).any()]
     if missing:
         raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
-    features, weights = read_features(dataset, preset, store, settings, weights_id=weights_id)
-    return Prepared(rows, truth, on, features, weights)
+    plan = views_of(recipe.views, rows, sides)
+    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=plan)
+    weights = Weights(made["weights"], made["weights_kind"])
+    hashes = rows["pixel_sha256"].to_numpy(dtype=str)
+    views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        file = Path(scratch) / "features.npy"
+        features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURES))
+        for number, (view, wanted) in enumerate(plan):
+            vectors = FeatureCache(store, weights.id, made["backend"], view).read(hashes[wanted].tolist())
+            content.update(np.ascontiguousarray(vectors).data)
+            features[number, wanted] = vectors
+            views += wanted
+        features.flush()
+        # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
+        job = digest([task, dataset, split, recipe.model_dump(), preset.bootstrap_draws, seed, weights.id])
+        job = digest([job, content.hexdigest()])
+        groups = rows[COLUMNS[dealt.group]].to_numpy(dtype=str)
+        yield Prepared(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, job)
+
+
+def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
+    """Rows that the model learns from in the end."""
+    if recipe.selection.using == _VALIDATION:
+        return on["train"]
+    return np.sort(np.concatenate([on["train"], on["validation"]]))
+
+
+def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
+    """Choose and learn, and predict the test side with the outcome."""
+    pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
+    examples = Examples(
+        task,
+        recipe,
+        data.truth,
+        data.features,
+        data.views,
+        lambda rows: pixels.read([names[row] for row in rows]),
+        names,
+    )
+    fitter = Fitter(examples, lambda: load_backbone(data.weights.id, store))
+    learnt, nobody = _learnt_from(recipe, data.on), np.empty(0, np.int64)
+    if recipe.selection.using == _VALIDATION:
+        rows = data.on["validation"]
+        final = fitter.fit("the model", learnt, rows, seed, checkpoint)
+        choice = crossvalidation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
+        probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
+        everything = Predicted(rows, final.logits, np.ones(len(rows), dtype=bool))
+        curve, name = crossvalidation.loss_by_epoch(data.truth, everything), "validation_loss"
+    else:
+        rows = learnt
+        choice, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
+        final = fitter.fit("the model", learnt, nobody, seed, checkpoint, epochs=choice.epochs)
+        name = "out_of_fold_loss"
+    if fitter.fine_tunes:
+        name = f"fine_tuning_{name}"
+    logits = fitter.predict(final, data.on["test"])
+    return Learnt(
+        fitter.head(final),
+        fitter.backbone(final),
+        choice,
+        recipe.selection.using,
+        rows,
+        probabilities,
+        rules,
+        {**final.history, name: curve},
+        logits,
+    )
+
+
+def _cross_validate(
+    task: Task, recipe: Recipe, seed: int, data: Prepared, fitter: Fitter, checkpoint: Checkpoint
+) -> tuple[Choice, NDArray[np.float64], list[Rule], list[float]]:
+    """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
+    mine = _learnt_from(recipe, data.on)
+    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
+    dealt = crossvalidation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
+    truth, todo = data.truth[mine], crossvalidation.trainings(selection.folds, selection.repeats)
+    predictions: dict[Fold, Predicted] = {}
+    for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
+        folds = dealt[fold.repeat]
+        learnt, predicted = fold.learnt(folds), fold.predicted(folds)
+        # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
+        fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
+        predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
+    bias, log_shares = _shares(task, recipe, truth)
+    first = 0 if fitter.fine_tunes else 1
+    pooled = crossvalidation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
+    choice = crossvalidation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
+    probabilities, choices = crossvalidation.nested(
+        task, recipe, truth, dealt[0], predictions, bias, log_shares, first=first
+    )
+    curve = crossvalidation.loss_by_epoch(truth, pooled)
+    return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
+
+
+def _shares(task: Task, recipe: Recipe, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
+    shares = np.bincount(truth, minlength=len(classes(task))) / len(truth)
+    seen = learnt_shares(truth, recipe)
+    shift = np.log(shares) - np.log([seen[k] for k in range(len(shares))])
+    # One logit stands for the difference of two.
+    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), np.log(shares)
+
+
+def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
+    index = {name: k for k, name in enumerate(classes(task))}
+    return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
 
 
 @contextmanager
-def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, epochs: int, settings: Settings) -> Iterator[str]:
+def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, settings: Settings) -> Iterator[str]:
     """The MLflow run of a training: the one that it was left in, or a new one if that was deleted."""
     client = connect(settings)
     import mlflow
@@ -173,7 +316,7 @@ def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, epochs: int,
             checkpoint.begin(run_id)
         for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
             client.delete_logged_model(model.model_id)  # whole or not; the run is to have exactly one
-        resumed = f"resuming after epoch {checkpoint.epoch} of {epochs} in " if left or checkpoint.epoch else ""
+        resumed = f"resuming{checkpoint.reached} in " if left or checkpoint.reached else ""
         say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
         yield run_id
 
@@ -194,62 +337,142 @@ def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") ->
     return run_id if there else None
 
 
-def _log_inputs(
-    job: str, task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, weights: Weights
-) -> None:
+def _log_inputs(task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, data: Prepared) -> Json:
+    """Tag the run with what it is made of, and log the recipe and the data; returns the same as facts."""
     import mlflow
 
-    split_meta = store.meta(split)
-    mlflow.set_tags(
-        {
-            "breakhis.job": job,
-            "breakhis.set": store.meta(dataset)["set"],
-            "breakhis.task": task,
-            "breakhis.dataset": dataset,
-            "breakhis.split": split,
-            "breakhis.ledger": split_meta["ledger"],
-            "breakhis.split_method": split_meta["method"],
-            "breakhis.split_group": split_meta.get("group", "case"),  # without it: from before there was a choice
-            "breakhis.preset": preset.name,
-            "breakhis.seed": str(seed),
-            "breakhis.weights": weights.id,
-            "breakhis.weights_kind": weights.kind,
-        }
-    )
+    split_meta, weights, recipe = store.meta(split), data.weights, preset.recipe(task)
+    tags = {
+        "job": data.job,
+        "set": store.meta(dataset)["set"],
+        "task": task,
+        "dataset": dataset,
+        "split": split,
+        "ledger": split_meta["ledger"],
+        "split_method": split_meta["method"],
+        "split_group": split_meta.get("group", "case"),  # without it: from before there was a choice
+        "preset": preset.name,
+        "seed": str(seed),
+        "weights": weights.id,
+        "weights_kind": weights.kind,
+        "weights_sha256": store.meta(weights.id)["sha256"],
+        **_code(),
+        "hardware": describe(),
+    }
+    mlflow.set_tags({f"breakhis.{name}": value for name, value in tags.items()})
     if not weights.pretrained:
         mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
-    mlflow.log_params({**preset.model_dump(exclude={"description"}), "seed": seed, "weights": weights.kind})
-    mlflow.log_params({f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")})
+    # A tuple comes back from MLflow as another string than a list, and a changed parameter is an error.
+    resolved = json.loads(recipe.model_dump_json())
+    flat = {"bootstrap_draws": preset.bootstrap_draws, "seed": seed, "weights": weights.kind, **_flat(resolved)}
+    counts = {f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")}
+    mlflow.log_params({**flat, **counts})
+    mlflow.log_dict(preset.model_dump(mode="json"), "preset.json")
+    for side in SIDES:
+        _log_data(data.rows.iloc[data.on[side]], dataset, side, store)
+    sources = {name: store.meta(version) for name, version in store.meta(dataset)["sources"].items()}
+    return {
+        **tags,
+        "recipe": resolved,
+        "description": preset.description,
+        "sources": {name: {"version": store.meta(dataset)["sources"][name], **meta} for name, meta in sources.items()},
+        "sides": {side: {what: split_meta[side][what] for what in ("images", "cases")} for side in SIDES},
+    }
+
+
+def _flat(values: Json, prefix: str = "") -> Json:
+    flat: Json = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _log_data(rows: "pd.DataFrame", dataset: str, side: str, store: Store) -> None:
+    """Show a side as an input of the run."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+
+    shown = rows[["path", "pixel_sha256", "patient", "slide", "subtype", "label", "magnification", "source"]]
+    # A source that cannot be loaded by MLflow: the pictures lie in the store, by the hashes in this table.
+    source = CodeDatasetSource({"store": store.uri(f"{store.object_key(dataset)}/dataset.parquet")})
+    with warnings.catch_warnings():
+        # MLflow warns of pandas' coming changes in its own code, and that whole numbers cannot be missing.
+        warnings.simplefilter("ignore")
+        data = mlflow.data.from_pandas(shown, source=source, name=f"{dataset}, {side}", targets="subtype")
+        mlflow.log_input(data, context={"train": "training", "test": "testing"}.get(side, side))
+
+
+def _code() -> dict[str, str]:
+    """Which code this is: its version, the hash of its files, and that of the locked dependencies where they lie."""
+    package = Path(ml.__file__).parent
+    hasher = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        hasher.update(file.relative_to(package).as_posix().encode())
+        hasher.update(file.read_bytes())
+    told = {"version": metadata.version("breakhis"), "code_sha256": hasher.hexdigest()}
+    lock = package.parent / "uv.lock"
+    if lock.is_file():
+        told["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    return {**told, "python": platform.python_version()}
 
 
 def _evaluate_and_log(
-    task: Task,
-    head: "keras.Model",
-    history: dict[str, list[float]],
-    data: Prepared,
-    run_id: str,
-    store: Store,
+    task: Task, preset: Preset, learnt: Learnt, data: Prepared, run_id: str, facts: Json, store: Store
 ) -> dict[str, float]:
-    """Score validation and test, and log all there is to know; returns the metrics of the test side."""
+    """Score the test side once, and log all there is to know; returns its metrics."""
     import mlflow
 
-    rows, truth, on = data.rows, data.truth, data.on
-    scores = {side: _predict(head, data.features[on[side]]) for side in ("validation", "test")}
-    threshold = youden_threshold(truth[on["validation"]], scores["validation"]) if task == "binary" else None
-    evaluations = {side: evaluate(task, truth[on[side]], scores[side], threshold) for side in scores}
-    metrics = {f"{side}_{name}": value for side, e in evaluations.items() for name, value in e.metrics.items()}
+    choice, on_test = learnt.choice, data.on["test"]
+    scores = {
+        "test": Scores(
+            task, data.rows.iloc[on_test], data.truth[on_test], choice.probabilities(learnt.test), choice.rule
+        ),
+        learnt.held_out: Scores(
+            task, data.rows.iloc[learnt.rows], data.truth[learnt.rows], learnt.probabilities, learnt.rules
+        ),
+    }
+    evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
+    chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
+    facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}
+    network = join(learnt.backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
+    pixels = PixelCache(store)
+    _check_network(network, data.rows.iloc[on_test], scores["test"].probabilities, pixels)
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        folder = Path(scratch)
-        _draw(folder / "evaluation", evaluations["test"], truth[on["test"]], scores["test"], history)
-        _save_predictions(folder / "evaluation", rows.iloc[on["test"]], task, scores["test"])
-        mlflow.log_artifacts(str(folder))
-        network = join(load_backbone(data.weights.id, store), head)
-        _check_network(network, rows.iloc[on["test"]], scores["test"], store)
-        _log_model(network, task, threshold, run_id)
-    _log_metrics(run_id, metrics, history)
+        folder = Path(scratch) / "evaluation"
+        folder.mkdir()
+        held_out = learnt.held_out
+        write_evaluation(
+            folder,
+            (scores["test"], evaluations["test"]),
+            (scores[held_out], evaluations[held_out]),
+            learnt.history,
+            facts,
+            pixels.read,
+            (learnt.backbone, learnt.head),
+        )
+        for name, one in scores.items():
+            _save_predictions(folder / f"{name}_predictions.parquet", one)
+        mlflow.log_artifacts(scratch)
+    example = store.blob(data.rows.iloc[on_test[0]]["sha256"])
+    log_classifier(network, task, choice.rule, run_id, example, {"preset": preset.name, **chosen})
+    metrics = {
+        f"{_PREFIXES[name]}_{metric}": value for name, e in evaluations.items() for metric, value in _with_ends(e)
+    }
+    metrics |= {f"chosen_{name}": float(chosen[name]) for name in ("epochs", "tau", "temperature")}  # type: ignore[arg-type]
+    _log_metrics(run_id, metrics, learnt.history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
     return _of_test(metrics)
+
+
+def _with_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """Each metric, and the ends of its interval beside it."""
+    for name, value in evaluation.metrics.items():
+        yield name, value
+        if name in evaluation.intervals:
+            low, high = evaluation.intervals[name]
+            yield f"{name}_low", low
+            yield f"{name}_high", high
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:
@@ -271,175 +494,25 @@ def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list
     mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
 
 
-def _truth(task: Task, rows: "pd.DataFrame") -> NDArray[np.int64]:
-    index = {name: k for k, name in enumerate(classes(task))}
-    return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
-
-
-def _fit(
-    task: Task, preset: Preset, seed: int, data: Prepared, checkpoint: Checkpoint
-) -> tuple["keras.Model", dict[str, list[float]]]:
-    """Train the head, from where the checkpoint is.
-
-    Order and dropout of an epoch are made of the seed and its number alone: so it does not matter in how many processes
-    the epochs were done.
-
-    Returns:
-        the head, and the curves: name -> a value an epoch.
-    """
-    import keras
-
-    keras.utils.set_random_seed(seed)
-    train, validation = data.on["train"], data.on["validation"]
-    head = _new_head(task, preset, data.features[train])
-    variables = [*head.weights, *head.optimizer.variables]
-    if kept := checkpoint.arrays():
-        for variable, array in zip(variables, kept, strict=True):
-            variable.assign(array)
-    history = checkpoint.history
-    drops = [layer.seed_generator.state for layer in head.layers if isinstance(layer, keras.layers.Dropout)]
-
-    def begin(epoch: int, _: object) -> None:
-        # Spread out: from [seed, epoch] Keras would count on by one a step, through the masks of the next epoch.
-        for k, state in enumerate(drops):
-            state.assign(np.random.SeedSequence([seed, epoch, k]).generate_state(2))
-
-    def end(epoch: int, logs: dict[str, float]) -> None:
-        done = epoch + 1
-        for name, value in logs.items():
-            history.setdefault(name, []).append(float(value))
-        if done % max(1, preset.epochs // 5) == 0:
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
-            say(f"epoch {done} of {preset.epochs}: {shown}")
-        if done == preset.epochs or checkpoint.due():
-            checkpoint.save(done, history, [np.asarray(variable) for variable in variables])
-
-    left = range(checkpoint.epoch, preset.epochs)
-    if left:
-        head.fit(
-            _batches(data.features[train], data.truth[train], preset.batch_size, seed, left),
-            validation_data=(data.features[validation], data.truth[validation]),
-            validation_batch_size=preset.batch_size,
-            initial_epoch=left.start,
-            epochs=left.stop,
-            steps_per_epoch=-(-len(train) // preset.batch_size),
-            class_weight=_class_weights(data.truth[train]) if preset.class_weights == "sqrt" else None,
-            shuffle=False,  # the pipeline does
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)],
-            verbose=0,
-        )
-    return head, history
-
-
-def _new_head(task: Task, preset: Preset, features: Features) -> "keras.Model":
-    """The head, compiled, with an optimizer that has its variables already. ``features``: of the training side."""
-    import keras
-
-    head = build_head(task, dropout=preset.dropout, features=features if preset.standardize else None)
-    head.compile(
-        optimizer=keras.optimizers.Adam(preset.learning_rate),
-        loss="binary_crossentropy" if task == "binary" else "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    head.optimizer.build(head.trainable_variables)
-    return head
-
-
-def _batches(features: Features, truth: NDArray[np.int64], size: int, seed: int, epochs: range) -> "tf.data.Dataset":
-    """The batches of all these epochs, one epoch after the other, each in an order of its own.
-
-    One pipeline rather than one an epoch, whose making takes longer than a small head's epoch.
-    """
-    import tensorflow as tf
-
-    orders = np.stack([np.random.default_rng([seed, epoch]).permutation(len(features)) for epoch in epochs])
-    with tf.device("CPU:0"):
-        x, y = tf.constant(features), tf.constant(truth)
-        rows = tf.data.Dataset.from_tensor_slices(orders)
-        batches = rows.flat_map(lambda order: tf.data.Dataset.from_tensor_slices(order).batch(size))
-        return batches.map(lambda batch: (tf.gather(x, batch), tf.gather(y, batch))).prefetch(2)
-
-
-def _class_weights(truth: NDArray[np.int64]) -> dict[int, float]:
-    """1/sqrt of each class's share, scaled so that the mean weight of an image is 1."""
-    labels, counts = np.unique(truth, return_counts=True)
-    raw = 1 / np.sqrt(counts)
-    scale = len(truth) / (raw * counts).sum()
-    return {int(k): float(w * scale) for k, w in zip(labels, raw, strict=True)}
-
-
-def _predict(head: "keras.Model", features: Features) -> NDArray[np.float64]:
-    """Probabilities, float64: (n,) of malignant or (n, 8)."""
-    output = np.asarray(head(features, training=False), dtype=np.float64)
-    return output[:, 0] if output.shape[1] == 1 else output
-
-
-def _draw(
-    folder: Path,
-    evaluation: Evaluation,
-    truth: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    history: dict[str, list[float]],
-) -> None:
-    folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
-    plot_confusion(evaluation, folder / "confusion_matrix.png")
-    plot_roc(evaluation, truth, probabilities, folder / "roc.png")
-    plot_history(history, folder / "training_curve.png")
-
-
-def _save_predictions(folder: Path, rows: "pd.DataFrame", task: Task, probabilities: NDArray[np.float64]) -> None:
-    table = rows[["pixel_sha256", "patient", "slide", "subtype", "label", "magnification"]].copy()
-    if task == "binary":
-        table["p_malignant"] = probabilities
+def _save_predictions(file: Path, scores: Scores) -> None:
+    table = scores.rows[["pixel_sha256", "patient", "slide", "subtype", "label", "magnification", "source"]].copy()
+    if scores.task == "binary":
+        table["p_malignant"] = scores.probabilities
     else:
-        for k, name in enumerate(classes(task)):
-            table[f"p_{name}"] = probabilities[:, k]
-    table.to_parquet(folder / "test_predictions.parquet", index=False)
+        for k, name in enumerate(classes(scores.task)):
+            table[f"p_{name}"] = scores.probabilities[:, k]
+    table["called"] = [classes(scores.task)[k] for k in scores.called]
+    table.to_parquet(file, index=False)
 
 
-def _check_network(network: "keras.Model", rows: "pd.DataFrame", scores: NDArray[np.float64], store: Store) -> None:
+def _check_network(
+    network: "keras.Model", rows: "pd.DataFrame", scores: NDArray[np.float64], pixels: PixelCache
+) -> None:
     """Make sure that the network to be logged says of pictures what was scored on cached features."""
     few = rows.iloc[:8]
-    pixels = PixelCache(store)
-    pixels.fill(few, workers=1)
-    order = {h: i for i, h in enumerate(few["pixel_sha256"])}
-    ((hashes, pictures),) = pixels.batches(list(order), size=len(few))
+    pictures = pixels.read(few["pixel_sha256"].tolist())
     output = np.asarray(network(pictures.astype(np.float32), training=False), dtype=np.float64)
-    expected = scores[[order[h] for h in hashes]].reshape(output.shape)
+    expected = scores[: len(few)].reshape(output.shape)
     if not np.allclose(output, expected, atol=1e-3):
         worst = float(np.abs(output - expected).max())
         raise StoreError(f"the whole network differs by {worst:.4f} from its head on cached features; clear the caches")
-
-
-def _log_model(network: "keras.Model", task: Task, threshold: float | None, run_id: str) -> None:
-    from importlib import metadata
-
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
-
-    names = classes(task)
-    outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{name}") for name in names)]
-    outputs += [ColSpec("double", "threshold")] if threshold is not None else []
-    # Inputs are left open: a schema of MLflow's would admit paths, bytes or arrays, but not all of them.
-    signature = ModelSignature(outputs=Schema([*outputs, ColSpec("string", "run_id")]))
-    facts = {"task": task, "classes": names, "threshold": threshold, "run_id": run_id, "size": SIZE}
-    needs = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():
-        # Type hints cannot say "any image"; and an example would be run through a freshly loaded model, at the price of
-        # loading it.
-        warnings.filterwarnings("ignore", message=".*(Add type hints|An input example was not provided)")
-        folder = Path(scratch)
-        network.save(folder / "network.keras")
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(ml.__file__).with_name("serving.py")),
-            artifacts={"network": str(folder / "network.keras"), "facts": str(folder / "facts.json")},
-            signature=signature,
-            code_paths=[str(Path(ml.__file__).parent)],
-            # Named, not inferred: inference loads the model in another process for a quarter of a minute.
-            pip_requirements=[f"{name}=={metadata.version(name)}" for name in needs],
-            metadata={"python": platform.python_version(), "breakhis": metadata.version("breakhis")},
-        )

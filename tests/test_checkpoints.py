@@ -20,17 +20,40 @@ def store(any_store: Store) -> Store:
 
 def test_what_was_saved_is_taken_over(store: Store) -> None:
     first = Checkpoint(store, "job")
-    assert (first.run_id, first.epoch, first.history, first.arrays()) == (None, 0, {}, [])
+    assert (first.run_id, first.reached, first.unfinished("head"), first.finished("head")) == (
+        None,
+        "",
+        (0, {}, []),
+        None,
+    )
     with first.alive():
         first.begin("run-1")
-        first.save(1, {"loss": [0.5]}, [np.zeros(2)])
-        first.save(2, {"loss": [0.5, 0.4]}, ARRAYS)
+        first.save("head", 1, {"loss": [0.5]}, [np.zeros(2)])
+        first.save("head", 2, {"loss": [0.5, 0.4]}, ARRAYS)
     second = Checkpoint(store, "job")
-    assert (second.run_id, second.epoch, second.history) == ("run-1", 2, {"loss": [0.5, 0.4]})
-    for kept, array in zip(second.arrays(), ARRAYS, strict=True):
+    epoch, history, arrays = second.unfinished("head")
+    assert (second.run_id, epoch, history) == ("run-1", 2, {"loss": [0.5, 0.4]})
+    for kept, array in zip(arrays, ARRAYS, strict=True):
         assert kept.dtype == array.dtype
         assert np.array_equal(kept, array)
     assert len(store.keys("jobs/training/job")) == 2  # the state, and the arrays of one epoch
+
+
+def test_a_finished_part_is_kept_beside_the_next(store: Store) -> None:
+    first = Checkpoint(store, "job")
+    with first.alive():
+        first.save("fold 1", 1, {"loss": [0.5]}, [np.zeros(2)])
+        first.finish("fold 1", {"loss": [0.5, 0.4]}, ARRAYS)
+        first.save("fold 2", 1, {"loss": [0.7]}, [np.ones(2)])
+    second = Checkpoint(store, "job")
+    assert second.reached == " (1 parts finished, fold 2 after epoch 1)"
+    done = second.finished("fold 1")
+    assert done is not None
+    assert (done.epoch, done.history) == (2, {"loss": [0.5, 0.4]})
+    assert np.array_equal(done.arrays[0], ARRAYS[0])
+    assert second.unfinished("fold 1") == (0, {}, [])
+    assert second.unfinished("fold 2").history == {"loss": [0.7]}
+    assert len(store.keys("jobs/training/job")) == 3  # the state and what it names
 
 
 def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Store, monkeypatch) -> None:
@@ -41,22 +64,23 @@ def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Stor
         raise Killed
 
     first = Checkpoint(store, "job")
-    first.save(1, {"loss": [0.5]}, ARRAYS)
+    first.save("head", 1, {"loss": [0.5]}, ARRAYS)
     monkeypatch.setattr(first, "_write", killed)
     with pytest.raises(Killed):
-        first.save(2, {"loss": [0.5, 0.4]}, [np.zeros(2)])
+        first.save("head", 2, {"loss": [0.5, 0.4]}, [np.zeros(2)])
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
     second = Checkpoint(store, "job")
-    assert (second.epoch, second.history) == (1, {"loss": [0.5]})
-    assert np.array_equal(second.arrays()[0], ARRAYS[0])
+    epoch, history, arrays = second.unfinished("head")
+    assert (epoch, history) == (1, {"loss": [0.5]})
+    assert np.array_equal(arrays[0], ARRAYS[0])
 
 
 def test_a_sign_of_life_tells_of_no_epoch_that_was_not_saved(store: Store) -> None:
     first, history = Checkpoint(store, "job"), {"loss": [0.5]}
     with first.alive():
-        first.save(1, history, ARRAYS)
+        first.save("head", 1, history, ARRAYS)
         history["loss"].append(0.4)
-    assert Checkpoint(store, "job").history == {"loss": [0.5]}
+    assert Checkpoint(store, "job").unfinished("head").history == {"loss": [0.5]}
 
 
 def test_signs_of_life_go_on_after_the_store_was_away(store: Store, monkeypatch, capsys) -> None:
@@ -87,14 +111,14 @@ def test_two_do_not_train_the_same(store: Store) -> None:
 
 def test_the_dead_are_replaced_and_find_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Checkpoint(store, "job")
-    first.save(1, {}, ARRAYS)
+    first.save("head", 1, {}, ARRAYS)
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
     second = Checkpoint(store, "job")
-    for late in (lambda: first.save(2, {}, ARRAYS), lambda: first.begin("run-1"), first.forget):
+    for late in (lambda: first.save("head", 2, {}, ARRAYS), lambda: first.begin("run-1"), first.forget):
         with pytest.raises(Conflict, match="has taken this training over"):
             late()
-    second.save(5, {}, ARRAYS)
-    assert Checkpoint(store, "job").epoch == 5
+    second.save("head", 5, {}, ARRAYS)
+    assert Checkpoint(store, "job").unfinished("head").epoch == 5
 
 
 def test_of_two_that_take_over_at_once_one_is_sent_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,26 +146,26 @@ def test_a_write_whose_answer_was_lost_is_known_as_ours(store: Store, monkeypatc
 
     with checkpoint.alive():
         monkeypatch.setattr(store, "compare_and_set", written_but_unheard)
-        checkpoint.save(1, {}, ARRAYS)
-    assert Checkpoint(store, "job").epoch == 1
+        checkpoint.save("head", 1, {}, ARRAYS)
+    assert Checkpoint(store, "job").unfinished("head").epoch == 1
 
 
 def test_an_error_leaves_it_to_the_next_at_once(store: Store) -> None:
     checkpoint = Checkpoint(store, "job")
     with pytest.raises(ValueError, match="broken"), checkpoint.alive():  # noqa: PT012
-        checkpoint.save(3, {}, ARRAYS)
+        checkpoint.save("head", 3, {}, ARRAYS)
         raise ValueError("broken")
-    assert Checkpoint(store, "job").epoch == 3
+    assert Checkpoint(store, "job").unfinished("head").epoch == 3
 
 
 def test_what_is_done_is_forgotten(store: Store) -> None:
     checkpoint = Checkpoint(store, "job")
     store.put_json("jobs/training/job/2-left-behind.npz", None)
     with checkpoint.alive():
-        checkpoint.save(3, {}, ARRAYS)
+        checkpoint.save("head", 3, {}, ARRAYS)
         checkpoint.forget()
     assert store.keys("jobs/training/job") == []
-    assert Checkpoint(store, "job").epoch == 0
+    assert Checkpoint(store, "job").unfinished("head").epoch == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
@@ -149,26 +173,26 @@ def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
     with Checkpoint(store, "job").alive():
         pass
     checkpoint = Checkpoint(store, "job")
-    checkpoint.save(3, {}, ARRAYS)
-    (name,) = (name for name in store.keys("jobs/training/job") if name.startswith("3-"))
+    checkpoint.save("head", 3, {}, ARRAYS)
+    (name,) = (name for name in store.keys("jobs/training/job") if name.endswith(".npz"))
     if content is None:
         store.remove(f"jobs/training/job/{name}")
     else:
         store.path(f"jobs/training/job/{name}").write_bytes(content)
     with pytest.raises(StoreError, match=rf"{name} cannot be read .*remove .*jobs/training/job to train"):
-        checkpoint.arrays()
+        checkpoint.unfinished("head")
 
 
 def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypatch, capsys) -> None:
     left, living = Checkpoint(store, "left"), Checkpoint(store, "living")
-    left.save(3, {}, ARRAYS)
+    left.save("head", 3, {}, ARRAYS)
     sweep(store)
     assert store.keys("jobs/training") == ["left", "living"]
     # By a clock that has gone on for 40 days, and the other's sign of life of then.
     now = time.time() + 40 * 24 * 3600
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
-    living.save(1, {}, ARRAYS)
+    living.save("head", 1, {}, ARRAYS)
     sweep(store)
-    assert "left, a training given up after epoch 3" in capsys.readouterr().err
+    assert "left, a training given up (head after epoch 3)" in capsys.readouterr().err
     assert store.keys("jobs/training/left") == []
     assert len(store.keys("jobs/training/living")) == 2

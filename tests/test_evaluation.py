@@ -1,38 +1,85 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from scipy.special import expit, softmax
+from sklearn import metrics as sk
 
+from ml.decision import Rule
 from ml.errors import DataError
-from ml.evaluation import evaluate, plot_confusion, plot_history, plot_roc, youden_threshold
+from ml.evaluation import (
+    Scores,
+    average_precision,
+    bootstrap_weights,
+    evaluate,
+    metrics_of,
+    roc_auc,
+    youden_threshold,
+)
+
+
+def scores(task, truth, p, rule=None, patients=None):
+    truth = np.asarray(truth)
+    n = len(truth)
+    rows = pd.DataFrame(
+        {
+            "patient": [str(k) for k in range(n)] if patients is None else patients,
+            "magnification": [40, 100] * (n // 2) + [40] * (n % 2),
+            "source": "made",
+        }
+    )
+    return Scores(task, rows, truth, np.asarray(p, float), rule or Rule(threshold=0.5 if task == "binary" else None))
 
 
 def test_binary_by_hand():
     # 2 of 3 malignant and 1 of 2 benign called malignant at 0.5.
-    truth = np.array([1, 1, 1, 0, 0])
-    p = np.array([0.9, 0.8, 0.2, 0.6, 0.1])
-    result = evaluate("binary", truth, p, 0.5)
+    result = evaluate(scores("binary", [1, 1, 1, 0, 0], [0.9, 0.8, 0.2, 0.6, 0.1]), draws=0)
     m = result.metrics
-    assert m["accuracy"] == pytest.approx(3 / 5)
+    assert m["accuracy"] == m["micro_f1"] == pytest.approx(3 / 5)
     assert m["precision"] == pytest.approx(2 / 3)
     assert m["recall"] == pytest.approx(2 / 3)
     assert m["specificity"] == pytest.approx(1 / 2)
+    assert m["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert m["f1"] == pytest.approx(2 / 3)
     assert m["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert m["roc_auc"] == pytest.approx(5 / 6)  # of 6 pairs, only (0.2, 0.6) is the wrong way round
+    assert m["brier"] == pytest.approx((0.01 + 0.04 + 0.64 + 0.36 + 0.01) / 5)
+    assert m["ece"] == pytest.approx((0.1 + 0.2 + 0.8 + 0.6 + 0.1) / 5)  # a bin each
     assert m["threshold"] == 0.5
     assert result.confusion.tolist() == [[1, 1], [1, 2]]
     assert result.report["malignant"]["support"] == 3
+    assert result.intervals == {}
+
+
+def test_patients_by_hand():
+    """Patient a is right in 2 of 3 and by its mean; b in none; c has both classes and is a unit for each."""
+    truth, p = [1, 1, 1, 0, 0, 0, 1], [0.9, 0.9, 0.3, 0.7, 0.6, 0.2, 0.6]
+    result = evaluate(scores("binary", truth, p, patients=list("aaabbcc")), draws=0)
+    assert result.metrics["patient_recognition_rate"] == pytest.approx((2 / 3 + 0 + 1 + 1) / 4)
+    assert result.metrics["patient_accuracy"] == pytest.approx(3 / 4)
+    assert result.metrics["patient_roc_auc"] == pytest.approx(3 / 4)  # of 4 pairs, b above c's malignant images
+    assert (result.report["malignant"]["recognised"], result.report["malignant"]["cases"]) == (2, 2)
+    assert (result.report["benign"]["recognised"], result.report["benign"]["cases"]) == (1, 2)
+    assert result.patients[0] == {
+        "patient": "b",
+        "class": "benign",
+        "images": 2,
+        "right": 0.0,
+        "probability": pytest.approx(0.35),
+        "label": "malignant",
+    }
 
 
 def test_a_side_with_one_class_has_no_auc_and_says_which_is_absent():
-    result = evaluate("binary", np.array([1, 1]), np.array([0.9, 0.2]), 0.5)
+    result = evaluate(scores("binary", [1, 1], [0.9, 0.2]), draws=20)
     assert "roc_auc" not in result.metrics
+    assert "specificity" not in result.metrics
     assert result.absent == ("benign",)
     assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.report["benign"]["note"] == "no case on this side"
 
 
 def test_subtype_macro_figures_are_means_over_the_classes_present():
@@ -40,22 +87,82 @@ def test_subtype_macro_figures_are_means_over_the_classes_present():
     p = np.full((5, 8), 0.01)
     p[[0, 2, 3], [0, 4, 4]] = 0.9
     p[1, 4] = p[4, 7] = 0.9  # one A called DC, one DC called PC
-    result = evaluate("subtype", truth, p, None)
+    result = evaluate(scores("subtype", truth, p), draws=0)
     assert result.absent == ("F", "PT", "TA", "LC", "MC", "PC")
     assert result.metrics["accuracy"] == pytest.approx(3 / 5)
-    assert result.metrics["micro_f1"] == pytest.approx(3 / 5)
     assert result.metrics["macro_f1"] == pytest.approx(np.mean([2 / 3, 2 / 3]))
-    assert result.metrics["macro_f1"] > f1_score(truth, p.argmax(1), labels=range(8), average="macro", zero_division=0)
-    assert 0 <= result.metrics["roc_auc_ovr"] <= 1
+    assert result.metrics["macro_f1"] > sk.f1_score(
+        truth, p.argmax(1), labels=range(8), average="macro", zero_division=0
+    )
     assert result.report["A"]["recall"] == pytest.approx(1 / 2)
 
 
 def test_perfect_and_useless_subtype_scores():
     truth = np.arange(8).repeat(3)
-    perfect = evaluate("subtype", truth, np.eye(8)[truth], None).metrics
-    assert (perfect["macro_f1"], perfect["roc_auc_ovr"]) == (1, 1)
-    useless = evaluate("subtype", truth, np.full((24, 8), 1 / 8), None).metrics
+    perfect = evaluate(scores("subtype", truth, np.eye(8)[truth]), draws=0).metrics
+    assert (perfect["macro_f1"], perfect["roc_auc_ovr"], perfect["mcc"], perfect["brier"], perfect["ece"]) == (
+        1,
+        1,
+        1,
+        0,
+        0,
+    )
+    useless = evaluate(scores("subtype", truth, np.full((24, 8), 1 / 8)), draws=0).metrics
     assert useless["roc_auc_ovr"] == pytest.approx(0.5)
+
+
+images = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(images)
+def test_areas_are_scikit_learns_of_repeated_images(drawn):
+    truth, score, times = (np.array(column) for column in zip(*drawn, strict=True))
+    many, repeated = truth.repeat(times), (score / 6).repeat(times)
+    auc, ap = (f(truth == 1, score / 6, times[None].astype(float))[0] for f in (roc_auc, average_precision))
+    if len(set(many)) == 2:
+        assert auc == pytest.approx(sk.roc_auc_score(many, repeated))
+        assert ap == pytest.approx(sk.average_precision_score(many, repeated))
+    else:
+        assert math.isnan(auc)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=30).filter(
+        lambda drawn: any(times for *_, times in drawn)
+    )
+)
+def test_metrics_are_scikit_learns_of_repeated_images(drawn):
+    truth, called, times = (np.array(column) for column in zip(*drawn, strict=True))
+    p = softmax(2 * np.eye(8)[called] + np.random.default_rng(0).normal(0, 0.1, (len(called), 8)), axis=1)
+    found = metrics_of(scores("subtype", truth, p), times[None].astype(float))
+    t, c, q = truth.repeat(times), called.repeat(times), p.repeat(times, axis=0)
+    present = sorted(set(t))
+    macro = {"labels": present, "average": "macro", "zero_division": 0}
+    expected = {
+        "accuracy": sk.accuracy_score(t, c),
+        "micro_f1": sk.f1_score(t, c, average="micro", labels=range(8), zero_division=0),
+        "macro_f1": sk.f1_score(t, c, **macro),
+        "weighted_f1": sk.f1_score(t, c, average="weighted", zero_division=0),
+        "precision": sk.precision_score(t, c, **macro),
+        "recall": sk.recall_score(t, c, **macro),
+        "balanced_accuracy": sk.recall_score(t, c, **macro),
+        "mcc": sk.matthews_corrcoef(t, c),
+        "brier": ((q - np.eye(8)[t]) ** 2).sum(axis=1).mean(),
+    }
+    if len(present) > 1:
+        expected["roc_auc_ovr"] = np.mean([sk.roc_auc_score(t == k, q[:, k]) for k in present])
+        expected["pr_auc_ovr"] = np.mean([sk.average_precision_score(t == k, q[:, k]) for k in present])
+    assert {name: found[name][0] for name in expected} == pytest.approx(expected)
+
+
+def test_binary_brier_and_mcc_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    truth, p = rng.integers(0, 2, 200), rng.random(200)
+    found = evaluate(scores("binary", truth, p), draws=0).metrics
+    assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, p))
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(truth, p >= 0.5))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=40))
@@ -75,11 +182,78 @@ def test_no_threshold_beats_youdens(pairs):
     assert j(best) == pytest.approx(max(j(t) for t in [*p, 2.0]))
 
 
-def test_pictures_are_drawn_even_if_classes_are_absent(tmp_path):
-    truth = np.array([0, 0, 4, 4])
-    p = np.eye(8)[[0, 4, 4, 4]]
-    result = evaluate("subtype", truth, p, None)
-    plot_confusion(result, tmp_path / "confusion.png")
-    plot_roc(result, truth, p, tmp_path / "roc.png")
-    plot_history({"loss": [1.0, 0.5], "val_loss": [1.0, 0.9]}, tmp_path / "curve.png")
-    assert all((tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG") for n in ("confusion", "roc", "curve"))
+def clustered(rng, patients=40, each=10, effect=1.0):
+    """Images of patients who differ: (truth, probability, patient of each image)."""
+    of = np.repeat(np.arange(patients), each)
+    truth = (np.arange(patients) % 2)[of]
+    z = (2 * truth - 1) * 0.8 + rng.normal(0, effect, patients)[of] + rng.normal(0, 1, len(of))
+    return truth, expit(z), [f"p{k}" for k in of]
+
+
+def test_intervals_cover_what_they_should():
+    """Of 200 sets of 40 patients; the true values are those of a very large one."""
+    names = ("accuracy", "roc_auc", "brier")
+    truth, p, patients = clustered(np.random.default_rng(1), 20_000)
+    true = {
+        name: float(value[0]) for name, value in metrics_of(scores("binary", truth, p), np.ones((1, len(p)))).items()
+    }
+    covered = dict.fromkeys(names, 0)
+    for seed in range(200):
+        truth, p, patients = clustered(np.random.default_rng([2, seed]))
+        found = evaluate(scores("binary", truth, p, patients=patients), draws=200).intervals
+        for name in names:
+            covered[name] += found[name][0] <= true[name][0] <= found[name][1]
+    # 95% less what so few patients cost a percentile interval, give or take the noise of 200 sets.
+    assert all(0.87 <= n / 200 <= 0.99 for n in covered.values()), covered
+
+
+def test_images_of_a_patient_come_together_and_strata_stay():
+    truth, p, patients = clustered(np.random.default_rng(0), 12, 3)
+    made = scores("binary", truth, p, patients=patients)
+    weights = np.concatenate(list(bootstrap_weights(made, 300, 0)))
+    assert weights.shape == (300, 36)
+    assert (weights.reshape(300, 12, 3) == weights.reshape(300, 12, 3)[:, :, :1]).all()
+    assert (weights[:, truth == 1].sum(axis=1) == 18).all()
+    assert np.allclose(weights.mean(axis=0), 1, atol=0.3)
+    assert np.array_equal(weights, np.concatenate(list(bootstrap_weights(made, 300, 0))))
+
+
+def test_a_class_with_one_case_has_no_interval_and_says_so():
+    truth = np.array([0] * 4 + [4] * 8)
+    p = np.eye(8)[truth] * 0.5 + 0.05
+    result = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 4 + ["c"] * 4), draws=50)
+    assert result.report["A"]["note"] == "one case: no interval"
+    assert result.report["A"]["intervals"] == {}
+    assert result.report["DC"]["intervals"]["recall"] == [1, 1]
+    alone = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 8), draws=50)
+    assert alone.intervals == {}  # no draw could be another
+
+
+def test_shuffled_labels_have_an_auc_of_a_half():
+    rng = np.random.default_rng(5)
+    _, p, patients = clustered(rng, 60)
+    shuffled = rng.permutation(60)[np.repeat(np.arange(60), 10)] % 2
+    low, high = evaluate(scores("binary", shuffled, p, patients=patients), draws=500).intervals["roc_auc"]
+    assert low < 0.5 < high
+
+
+def test_slices_have_their_own_metrics():
+    truth, p, patients = clustered(np.random.default_rng(0))
+    result = evaluate(scores("binary", truth, p, patients=patients), draws=50)
+    assert list(result.slices["magnification"]) == ["40", "100"]
+    slice_ = result.slices["magnification"]["40"]
+    even = np.arange(len(truth)) % 2 == 0
+    assert slice_["images"] == even.sum()
+    assert slice_["metrics"]["roc_auc"] == pytest.approx(sk.roc_auc_score(truth[even], p[even]))
+    assert slice_["intervals"]["roc_auc"][0] < slice_["metrics"]["roc_auc"] < slice_["intervals"]["roc_auc"][1]
+
+
+def test_a_rule_for_each_row():
+    rules = [Rule(threshold=0.2), Rule(threshold=0.2), Rule(threshold=0.9)]
+    made = scores("binary", [1, 1, 1], [0.5, 0.1, 0.5], rules, patients=["a", "a", "b"])
+    assert made.called.tolist() == [1, 0, 0]
+    assert made.patients.called.tolist() == [1, 0]
+    result = evaluate(made, draws=0)
+    assert result.rules == (Rule(threshold=0.2), Rule(threshold=0.9))
+    assert "threshold" not in result.metrics
+    assert made.only(np.array([True, False, True])).called.tolist() == [1, 0]

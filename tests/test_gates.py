@@ -138,7 +138,7 @@ def test_the_review_says_what_would_replace_what():
     champion = evidence(version=2, metrics={"roc_auc": 0.95})
     body = review_body(candidate, verdict, champion, {"MLflow": "http://localhost/x"})
     assert "in place of version 2" in body
-    assert "| ROC AUC | 0.9000 | 0.9500 | -0.0500 |" in body
+    assert "| ROC AUC | 0.9000 |  | 0.9500 | -0.0500 |" in body
     assert "Random backbone weights" in body
     assert "FAILED" in body
     assert "no test image:** PT" in body

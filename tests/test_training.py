@@ -4,7 +4,6 @@ import base64
 import json
 import threading
 import time
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +17,11 @@ from ml import features as features_module
 from ml import training as training_module
 from ml.checkpoints import Checkpoint
 from ml.errors import DataError, DeviceError, NoGpuError, StoreError
-from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, choose_backend, extract, read_features
+from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, choose_backend, extract
 from ml.imaging import decode
 from ml.manifest import make_manifest
 from ml.models import fetch_weights
-from ml.presets import load_preset, preset_names
+from ml.presets import Preset, load_preset, preset_names
 from ml.registry import register_run
 from ml.settings import Settings
 from ml.sources import fetch, load_source
@@ -30,12 +29,19 @@ from ml.splits import Ledger, read_ledger, read_split, split_dataset
 from ml.store import Json, Store
 from ml.taxonomy import LABELS, SUBTYPES
 from ml.tracking import connect
-from ml.training import _batches, _class_weights, train
+from ml.training import _code, train
 from ml.training_sets import assemble, load_training_set, read_dataset
 from ml.versions import publish_manifest
 from tests import made_up
 
 pytestmark = pytest.mark.integration
+
+
+def quick(epochs: int, **sections: dict[str, object]) -> Preset:
+    """The demo preset with so many epochs, few draws, and other changes to both recipes."""
+    changes = {"training": {"epochs": epochs}, **sections}
+    preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
+    return preset.changed("binary", **changes).changed("subtype", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def world(tmp_path_factory):
     dataset = assemble(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())
-    preset = load_preset("demo").model_copy(update={"epochs": 2})
+    preset = quick(2)
     made = extract(dataset, preset, store, settings)
     return SimpleNamespace(
         root=root, store=store, settings=settings, dataset=dataset, split=split, preset=preset, made=made
@@ -89,6 +95,16 @@ def runs(world):
         )
         for task in ("binary", "subtype")
     }
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Pictures and page take longer than these trainings; those of the fixtures above have them."""
+
+    def metrics_alone(folder, test, *_):
+        (folder / "metrics.json").write_text(json.dumps(test[1].to_json()))
+
+    monkeypatch.setattr(training_module, "write_evaluation", metrics_alone)
 
 
 def test_everything_is_extracted_once(world, monkeypatch):
@@ -121,8 +137,8 @@ def test_openvino_and_tensorflow_agree(world):
     a = OpenVINO(weights, world.store, world.settings.cache)(pixels)
     b = TensorFlow(weights, world.store)(pixels)
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
-    cached, _ = read_features(world.dataset, world.preset, world.store, world.settings)
-    assert np.allclose(cached[:4], a, rtol=1e-3, atol=1e-4)
+    cached = FeatureCache(world.store, weights, "openvino").read(rows["pixel_sha256"].tolist()[:4])
+    assert np.allclose(cached, a, rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_says_what_it_was_made_of(world, runs):
@@ -135,8 +151,16 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert tags["breakhis.split"] == world.split
         assert tags["breakhis.weights_kind"] == "random"
         assert "Random backbone weights" in tags["mlflow.note.content"]
-        assert run.data.params["epochs"] == "2"
-        assert len(client.get_metric_history(result["run_id"], "loss")) == 2
+        assert run.data.params["training.epochs"] == "2"
+        assert run.data.params["selection.folds"] == "3"
+        assert len(client.get_metric_history(result["run_id"], "out_of_fold_loss")) == 2
+        assert len(client.get_metric_history(result["run_id"], "loss")) == run.data.metrics["chosen_epochs"]
+        assert {"oof_macro_f1", "oof_macro_f1_low", "test_macro_f1_high"} <= run.data.metrics.keys()
+        assert tags["breakhis.code_sha256"] == _code()["code_sha256"]
+        assert len(tags["breakhis.lock_sha256"]) == 64
+        assert {i.dataset.name for i in run.inputs.dataset_inputs} == {
+            f"{world.dataset}, {side}" for side in ("train", "validation", "test")
+        }
         assert result["metrics"] == {k: v for k, v in run.data.metrics.items() if k.startswith("test_")}
         expected = {"test_roc_auc", "test_threshold"} if task == "binary" else {"test_roc_auc_ovr", "test_micro_f1"}
         assert expected | {"test_macro_f1", "test_accuracy"} <= result["metrics"].keys()
@@ -166,25 +190,23 @@ def test_the_logged_model_takes_images_as_they_come(world, runs, tmp_path):
     path.write_bytes(data)
     pixels = decode(data)
     expected = model.predict([str(path)])
-    assert list(expected.columns) == ["label", *(f"p_{name}" for name in LABELS), "threshold", "run_id"]
+    extra = ["threshold", "model_version", "run_id"]
+    assert list(expected.columns) == ["label", *(f"p_{name}" for name in LABELS), *extra]
     p = expected["p_malignant"][0]
     assert expected["label"][0] == LABELS[int(p >= expected["threshold"][0])]
     assert expected["p_benign"][0] + p == pytest.approx(1)
     encoded = base64.b64encode(data).decode()
-    for given in (str(path), data, [data], encoded, pixels, pixels[None], pd.DataFrame({"image": [str(path)]})):
+    for given in (str(path), data, [data], encoded, *(pd.DataFrame({"image": [i]}) for i in (str(path), data, pixels))):
         assert model.predict(given)["p_malignant"][0] == pytest.approx(p, abs=1e-6)
     small = np.random.default_rng(0).integers(0, 256, (31, 17, 3), dtype=np.uint8)
-    assert len(model.predict([small, pixels])) == 2
-    assert model.predict([]).empty
-    for bad, message in (("/no/such.png", "no such file"), (b"text", "image 1"), (np.zeros((4, 4, 3)), "float64")):
-        with pytest.raises(Exception, match=message):
-            model.predict([bad])
+    assert len(model.predict(pd.DataFrame({"image": [small, pixels]}))) == 2
+    assert model.predict(pd.DataFrame({"image": []})).empty
 
 
 def test_the_subtype_model_gives_eight_probabilities(world, runs):
     mlflow.set_tracking_uri(world.settings.mlflow_uri)
     model = mlflow.pyfunc.load_model(f"runs:/{runs['subtype']['run_id']}/model")
-    (row,) = model.predict([np.full((224, 224, 3), 200, np.uint8)]).to_dict("records")
+    (row,) = model.predict(pd.DataFrame({"image": [np.full((224, 224, 3), 200, np.uint8)]})).to_dict("records")
     assert sum(row[f"p_{name}"] for name in SUBTYPES) == pytest.approx(1, abs=1e-5)
     assert row["label"] == max(SUBTYPES, key=lambda name: row[f"p_{name}"])
     assert row["run_id"] == runs["subtype"]["run_id"]
@@ -227,11 +249,11 @@ def test_quarantined_rows_take_no_part(world):
     logged = [int(data.params[f"{side}_images"]) for side in ("train", "validation", "test")]
     assert sum(logged) == len(rows) - images
     assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
-    prepared = training_module._prepare(
-        "binary", dataset, split["split"], world.preset, world.store, world.settings, None
-    )
-    used = np.concatenate(list(prepared.on.values()))
-    assert sorted(used) == np.flatnonzero(prepared.rows["patient"] != lost).tolist()
+    with training_module._prepared(
+        "binary", dataset, split["split"], world.preset, 0, world.store, world.settings, None
+    ) as prepared:
+        used = np.concatenate(list(prepared.on.values()))
+        assert sorted(used) == np.flatnonzero(prepared.rows["patient"] != lost).tolist()
     assert lost not in read_ledger("torn", world.store)[0].sides
 
 
@@ -254,16 +276,12 @@ def test_a_class_that_cannot_be_learnt_is_named(world):
         )
 
 
-def test_class_weights_by_hand():
-    # 1/sqrt of 4 and 1 images: 0.5 and 1, scaled so that the mean over the five images is 1.
-    assert _class_weights(np.array([0, 0, 0, 0, 1])) == pytest.approx({0: 5 / 6, 1: 5 / 3})
-
-
 def test_shipped_presets():
-    assert preset_names() == ["demo", "paper"]
+    assert preset_names() == ["default", "demo", "paper"]
     paper = load_preset("paper")
     assert not paper.random_weights_allowed
-    assert (paper.standardize, paper.class_weights) == (False, "none")
+    assert (paper.binary.head.standardize, paper.binary.selection.using) == (False, "validation")
+    assert paper.subtype.views.augmentation is None
 
 
 def again(world, **changes):
@@ -278,7 +296,7 @@ def predictions(run):
 
 def curves(world, run):
     client = connect(world.settings)
-    names = ("loss", "val_loss", "accuracy", "val_accuracy")
+    names = ("loss", "out_of_fold_loss")
     return {n: sorted((m.step, m.value) for m in client.get_metric_history(run["run_id"], n)) for n in names}
 
 
@@ -293,7 +311,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def whole(world):
     """A training of four epochs that nobody disturbs."""
-    return again(world, preset=world.preset.model_copy(update={"epochs": 4}))
+    return again(world, preset=quick(4))
 
 
 @pytest.fixture
@@ -302,32 +320,32 @@ def anew(monkeypatch):
     monkeypatch.setattr(training_module, "_finished", lambda *_: None)
 
 
-@pytest.fixture
-def killed(world, whole, anew, monkeypatch):
-    """The same training, killed after its second epoch; its MLflow run."""
+@pytest.fixture(params=["fold 2 of repeat 1", "the model"])
+def killed(world, whole, anew, monkeypatch, request):
+    """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
     save, saved = Checkpoint.save, []
 
-    def save_and_die(self, epoch, history, arrays):
-        save(self, epoch, history, arrays)
-        saved.append(self.run_id)
-        if epoch == 2:
+    def save_and_die(self, part, epoch, history, arrays):
+        save(self, part, epoch, history, arrays)
+        if (part, epoch) == (request.param, 2):
+            saved.append(self.run_id)
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
-            again(world, preset=world.preset.model_copy(update={"epochs": 4}))
-    assert len(saved) == 2
-    return saved[0]
+            again(world, preset=quick(4))
+    (run,) = saved
+    return run
 
 
 def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
     client = connect(world.settings)
     assert client.get_run(killed).info.status == "FAILED"
     client.update_run(killed, status="RUNNING")  # as SIGKILL would have left it
-    resumed = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
-    assert f"resuming after epoch 2 of 4 in MLflow run {killed}" in capsys.readouterr().err
+    resumed = again(world, preset=quick(4))
+    assert f"after epoch 2) in MLflow run {killed}" in capsys.readouterr().err
     assert resumed["run_id"] == killed != whole["run_id"]
     assert resumed["metrics"] == whole["metrics"]
     assert predictions(resumed).equals(predictions(whole))
@@ -338,8 +356,8 @@ def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, who
 
 def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
     connect(world.settings).delete_run(killed)
-    resumed = again(world, preset=world.preset.model_copy(update={"epochs": 4}))
-    assert f"resuming after epoch 2 of 4 in MLflow run {resumed['run_id']}" in capsys.readouterr().err
+    resumed = again(world, preset=quick(4))
+    assert f"after epoch 2) in MLflow run {resumed['run_id']}" in capsys.readouterr().err
     assert resumed["run_id"] != killed
     assert resumed["metrics"] == whole["metrics"]
 
@@ -355,7 +373,7 @@ def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(wor
             done(*arguments)
         raise Killed
 
-    preset = world.preset.model_copy(update={"epochs": 4})
+    preset = quick(4)
     with monkeypatch.context() as patch:
         patch.setattr(owner, last, log_and_die)
         with pytest.raises(Killed):
@@ -374,7 +392,7 @@ def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(wor
 
 
 def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):
-    fit = training_module._fit
+    fit = training_module._learn
     answers: dict[str, Json] = {}
     other = threading.Thread(target=lambda: answers.update(second=again(world, seed=9)))
 
@@ -386,7 +404,7 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
                 time.sleep(0.05)
         return fit(*arguments)
 
-    monkeypatch.setattr(training_module, "_fit", meanwhile)
+    monkeypatch.setattr(training_module, "_learn", meanwhile)
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
     first = again(world, seed=9)
     other.join(60)
@@ -404,7 +422,7 @@ def test_identical_inputs_return_the_finished_run(world, capsys):
     assert f"nothing to train: these very inputs were trained to the end in MLflow run {first['run_id']}" in (
         capsys.readouterr().err
     )
-    other = again(world, seed=22, preset=world.preset.model_copy(update={"epochs": 3}))
+    other = again(world, seed=22, preset=quick(3))
     assert (other["reused"], other["run_id"] == first["run_id"]) == (False, False)
 
 
@@ -416,26 +434,12 @@ def test_a_finished_run_that_was_deleted_is_trained_again_to_the_same_result(wor
     assert (second["reused"], second["metrics"]) == (False, first["metrics"])
 
 
-def test_an_epoch_has_its_own_order_wherever_one_begins():
-    features, truth = np.arange(10, dtype=np.float32)[:, None], np.arange(10)
-
-    def batches(epochs):
-        return [y.numpy().tolist() for _, y in _batches(features, truth, 4, 0, epochs)]
-
-    from_start, resumed = batches(range(4)), batches(range(2, 4))
-    assert [len(batch) for batch in from_start] == [4, 4, 2] * 4
-    assert resumed == from_start[6:]
-    orders = [[*chain(*from_start[k : k + 3])] for k in (0, 3, 6, 9)]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    assert len(set(map(tuple, orders))) == 4
-
-
 def test_shards_share_the_images_out_and_leave_none(world, monkeypatch):
     images = set(read_dataset(world.dataset, world.store)["pixel_sha256"])
     parts = [{h for h in images if Shard(n, 3).takes(h)} for n in (1, 2, 3)]
     assert set.union(*parts) == images
     assert sum(map(len, parts)) == len(images)
-    monkeypatch.setattr(features_module, "VIEW", {"view": "for this test"})  # and so a cache of its own, still empty
+    monkeypatch.setattr(FeatureCache, "prefix", "objects/caches/features-of-this-test")  # of its own, still empty
     for number, part in enumerate(parts, start=1):
         made = extract(world.dataset, world.preset, world.store, world.settings, shard=Shard(number, 3))
         assert (made["images"], made["extracted"], made["cached"]) == (len(part), len(part), 0)
@@ -479,10 +483,10 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(training_module, "_fit", full)
-    with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images a step; lower batch_size"):
+    monkeypatch.setattr(training_module, "_learn", full)
+    with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         again(world, seed=8)
     monkeypatch.setattr(features_module, "_compute", full)
-    monkeypatch.setattr(features_module, "VIEW", {"view": "nothing is cached"})
+    monkeypatch.setattr(FeatureCache, "prefix", "objects/caches/features-nothing-cached")
     with pytest.raises(DeviceError, match=r"out of .*memory: the backbone takes \d+ images at a time"):
         extract(world.dataset, world.preset, world.store, world.settings)

@@ -154,16 +154,29 @@ def weights(store: Store, settings: Settings, preset: str | None) -> Json:
 @click.argument("dataset")
 @preset_option
 @weights_option
+@click.option("--split", metavar="ID", help="Views but the first only of what its train and validation sides hold.")
 @click.option(
     "--shard", type=_ShardType(), help="Only the I-th of N parts, so that N workers share the images of a dataset."
 )
 def features(
-    store: Store, settings: Settings, dataset: str, preset: str, weights_id: str | None, shard: "Shard | None"
+    store: Store,
+    settings: Settings,
+    dataset: str,
+    preset: str,
+    weights_id: str | None,
+    split: str | None,
+    shard: "Shard | None",
 ) -> Json:
-    """Compute pixels and backbone features of DATASET's images that are not cached yet."""
+    """Compute pixels and backbone features of DATASET's images, in each view of PRESET, that are not cached yet."""
     from ml.features import extract
+    from ml.splits import read_split, sides_of
+    from ml.training_sets import read_dataset
+    from ml.views import views_of_all
 
-    return extract(dataset, load_preset(preset), store, settings, weights_id=weights_id, shard=shard)
+    recipe, rows = load_preset(preset), read_dataset(dataset, store)
+    sides = sides_of(rows, read_split(split, store)) if split else None
+    plan = views_of_all([recipe.binary.views, recipe.subtype.views], rows, sides)
+    return extract(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
 
 
 @stage

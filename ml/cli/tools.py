@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -56,21 +57,47 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
 @click.option(
     "--model", required=True, metavar="URI", help="Such as models:/breakhis-binary@champion or runs:/ID/model."
 )
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
+)
 @json_option
-def predict(images: tuple[Path, ...], model: str, as_json: bool) -> None:
+def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: bool) -> None:
     """Classify IMAGES (files, or folders of them) and print a row an image.
 
-    An image that cannot be read gets a row with its error; the others are classified all the same, and the exit status
-    is 3.
+    An image that cannot be read, or that no model of stained tissue can say anything about (greyscale, 16 bits, made
+    for print, smaller than 8 pixels), gets a row with its error; the others are classified all the same, and the exit
+    status is 3.
     """
+    if output and output.suffix not in {".csv", ".parquet"}:
+        raise BreakhisError(f"--output {output}: expected a name that ends in .csv or .parquet")
     rows = list(_predict(list(_files(images)), model))
+    if output:
+        _write_table(rows, output)
     if as_json:
         click.echo(json.dumps({"model": model, "predictions": rows}, sort_keys=True))
-    else:
+    elif not output:
         _print_table(rows)
     bad = [row for row in rows if "error" in row]
     if bad:
         raise BreakhisError(f"{len(bad)} of {len(rows)} images cannot be classified; first: {bad[0]['error']}")
+
+
+def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
+    """Write the rows, whole or not at all."""
+    import pandas as pd
+
+    scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        table = pd.DataFrame(rows)
+        if output.suffix == ".csv":
+            table.to_csv(scratch, index=False)
+        else:
+            table.to_parquet(scratch, index=False)
+        scratch.replace(output)
+    except OSError as error:
+        raise BreakhisError(f"--output {output}: cannot be written: {error.strerror}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _files(images: tuple[Path, ...]) -> Iterator[Path]:
@@ -92,6 +119,7 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     connect(settings())
     quiet_tensorflow()
     import mlflow
+    import pandas as pd
 
     try:
         classifier = mlflow.pyfunc.load_model(model)
@@ -106,7 +134,7 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
             except ImageError as error:
                 rows[file] = {"image": str(file), "error": str(error)}
         if good:
-            predicted = classifier.predict([pixels for _, pixels in good]).to_dict("records")
+            predicted = classifier.predict(pd.DataFrame({"image": [pixels for _, pixels in good]})).to_dict("records")
             rows |= {file: {"image": str(file), **row} for (file, _), row in zip(good, predicted, strict=True)}
         yield from (rows[file] for file in batch)
 
@@ -115,7 +143,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "run_id"))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in {"run_id", "model_version"}))
     table = Table(*columns)
     for row in rows:
         values = (row.get(column, "") for column in columns)

@@ -1,28 +1,130 @@
-"""Presets: the training recipes, one readable YAML each."""
+"""Presets: the training recipes, one readable YAML each, with a section for each of the two models."""
 
 from importlib.resources import as_file, files
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, model_validator
 
 from ml.errors import ConfigError
+from ml.taxonomy import Task
+from ml.views import Augmentation
 from ml.yamlfile import Declared, read_yaml
 
-PresetName = Literal["paper", "demo"]
+PresetName = Literal["paper", "default", "demo"]
+
+
+class Views(Declared):
+    """How many ways each training picture is seen. View 0 is the picture as it is; it alone is scored."""
+
+    count: int = Field(ge=1, le=64, description="Views of each training picture; an epoch takes one of them at random.")
+    rare_count: int = Field(ge=1, le=64, description="Views of pictures of rare subtypes.")
+    rare_below_cases: int = Field(ge=0, description="A subtype with fewer cases to train on is rare.")
+    augmentation: Augmentation | None = Field(description="What the views but the first are made by; null with one.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Views":
+        if self.augmentation is None and max(self.count, self.rare_count) > 1:
+            raise ValueError("more than one view needs an augmentation")
+        return self
+
+
+class Head(Declared):
+    """The head on pooled features: Dense(hidden_units, relu) -> Dropout -> Dense."""
+
+    hidden_units: int = Field(gt=0, description="Units of the hidden layer.")
+    dropout: float = Field(ge=0, lt=1, description="Share of the hidden units dropped in training.")
+    standardize: bool = Field(description="Whether features are standardised by mean and variance of what is learnt.")
+
+
+class Training(Declared):
+    """How a head is trained on cached features."""
+
+    epochs: int = Field(gt=0, le=1000, description="Passes over the training pictures; at most, where they are chosen.")
+    batch_size: int = Field(gt=0, description="Images a step.")
+    learning_rate: float = Field(gt=0, lt=1, description="Adam's, constant.")
+    weight_decay: float = Field(ge=0, lt=1, description="Decoupled weight decay (AdamW); 0: plain Adam.")
+
+
+class Imbalance(Declared):
+    """What is done about classes with few pictures."""
+
+    sampling: Literal["none", "sqrt"] = Field(description="sqrt: a class comes as often as the root of its share.")
+    class_weights: Literal["none", "sqrt", "balanced"] = Field(
+        description="Weight of a class in the loss: none, 1/sqrt of its share, or 1/its share."
+    )
+    focal_gamma: float = Field(ge=0, le=10, description="Focal loss' exponent (arXiv:1708.02002); 0: cross-entropy.")
+    label_smoothing: float = Field(ge=0, lt=1, description="Share of the target spread over all classes.")
+    logit_adjustment: tuple[FiniteFloat, ...] = Field(
+        min_length=1,
+        description="Strengths tau to choose from out of fold (arXiv:2007.07314): the label is the class with the "
+        "highest log(p) - tau log(share). [0] is the highest probability. The subtype model only.",
+    )
+
+
+class Selection(Declared):
+    """What the epochs, the calibration and the decision rule are chosen on, before the test side is scored."""
+
+    using: Literal["validation", "out_of_fold"] = Field(
+        description="validation: the validation side, and the training side alone is learnt from. out_of_fold: pooled "
+        "predictions of grouped cross-validation in train and validation, which are then both learnt from."
+    )
+    folds: int = Field(ge=0, le=20, description="Folds of the cross-validation; 0: none.")
+    repeats: int = Field(ge=0, le=20, description="How often it is repeated with other folds; 0: none.")
+    choose_epochs: bool = Field(description="Whether the number of epochs is chosen (by log-loss).")
+    calibrate: bool = Field(
+        description="Whether probabilities are corrected for sampling and weights, and by a temperature."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Selection":
+        if (self.using == "out_of_fold") != (self.folds > 0) or (self.folds > 0) != (self.repeats > 0):
+            raise ValueError("using: out_of_fold needs folds and repeats; using: validation has 0 of both")
+        if self.folds in {1, 2}:
+            raise ValueError("folds: at least 3, so that what is chosen can be nested")
+        return self
+
+
+class FineTuning(Declared):
+    """Training of the backbone's upper blocks after the head, with BatchNorm frozen."""
+
+    when: Literal["never", "gpu", "always"] = Field(description="gpu: where TensorFlow sees one.")
+    blocks: int = Field(ge=1, le=7, description="Blocks of EfficientNet unfrozen, from the top.")
+    epochs: int = Field(gt=0, le=100, description="Passes; at most, where they are chosen (none may be chosen).")
+    batch_size: int = Field(gt=0, description="Images a step.")
+    learning_rate: float = Field(gt=0, lt=0.1, description="Adam's, constant.")
+    mixed_precision: bool = Field(description="Whether a GPU computes in float16 with float32 weights.")
+
+
+class Recipe(Declared):
+    """The recipe of one model."""
+
+    views: Views
+    head: Head
+    training: Training
+    imbalance: Imbalance
+    selection: Selection
+    fine_tuning: FineTuning
 
 
 class Preset(Declared):
-    """One recipe. Every field has to be given, so that a file says everything there is to know."""
+    """One preset. Every field has to be given, so that a file says everything there is to know."""
 
     name: PresetName
     description: str
-    epochs: int = Field(gt=0, le=1000, description="Passes over the training side.")
-    batch_size: int = Field(gt=0, description="Images a step.")
-    learning_rate: float = Field(gt=0, lt=1, description="Adam's, constant.")
-    dropout: float = Field(ge=0, lt=1, description="Share of the hidden units dropped in training.")
-    standardize: bool = Field(description="Whether features are standardised by the training side's mean and variance.")
-    class_weights: Literal["none", "sqrt"] = Field(description="sqrt: a class weighs 1/sqrt of its share.")
     random_weights_allowed: bool = Field(description="Whether to go on where ImageNet weights cannot be downloaded.")
+    bootstrap_draws: int = Field(ge=0, le=100_000, description="Draws of the patient bootstrap for 95% intervals.")
+    binary: Recipe
+    subtype: Recipe
+
+    def recipe(self, task: Task) -> Recipe:
+        """The recipe of one task's model."""
+        return self.binary if task == "binary" else self.subtype
+
+    def changed(self, task: Task, **sections: dict[str, Any]) -> "Preset":
+        """A copy in which fields of sections of one task's recipe are others, e.g. ``training={"epochs": 2}``."""
+        mine = self.recipe(task)
+        other = {name: getattr(mine, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update={task: mine.model_copy(update=other)})
 
 
 def load_preset(name: str) -> Preset:

@@ -16,6 +16,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from ml.devices import processor
 from ml.settings import settings
 from tests.benchmarks import ingestion
 from tests.benchmarks.measure import Figure
@@ -36,7 +37,7 @@ def main(names: tuple[str, ...], images: int, file: Path) -> None:
         found += BENCHMARKS[name](replica)
     _print(found)
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
@@ -55,13 +56,6 @@ def _print(figures: list[Figure]) -> None:
         ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
         table.add_row(one.what, one.measured, one.compared, ratio, f"{one.wanted} {verdict}".strip())
     Console(width=max(Console().width, 140)).print(table)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax, logit
+
+from ml.crossvalidation import (
+    Fold,
+    Predicted,
+    assign_folds,
+    choose,
+    loss_by_epoch,
+    nested,
+    plain_choice,
+    pool,
+    to_probabilities,
+    trainings,
+)
+from ml.errors import DataError
+from ml.presets import load_preset
+
+RECIPE = load_preset("default").subtype
+BINARY = load_preset("default").binary
+
+
+def images(cases_of: dict[str, int], each: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Subtypes and cases of made-up images: ``{subtype: cases}``."""
+    pairs = [(name, f"{name}{c}") for name, n in cases_of.items() for c in range(n) for _ in range(each)]
+    subtypes, cases = zip(*pairs, strict=True)
+    return np.array(subtypes), np.array(cases)
+
+
+def recipe(base=RECIPE, **changes):
+    other = {section: getattr(base, section).model_copy(update=values) for section, values in changes.items()}
+    return base.model_copy(update=other)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.dictionaries(st.sampled_from(["A", "F", "PT", "DC", "LC"]), st.integers(1, 9), min_size=2, max_size=5).filter(
+        lambda cases: sum(cases.values()) >= 5
+    ),
+    st.integers(3, 5),
+)
+def test_folds_keep_cases_whole_and_no_class_in_one_fold(cases_of, folds):
+    subtypes, cases = images(cases_of)
+    dealt = assign_folds(subtypes, cases, folds, 2)
+    assert dealt.shape == (2, len(cases))
+    assert np.array_equal(dealt, assign_folds(subtypes, cases, folds, 2))
+    for one in dealt:
+        assert set(one) <= set(range(folds))
+        assert all(len(set(one[cases == case])) == 1 for case in set(cases))
+        assert all(len(set(one[subtypes == s])) > 1 for s, n in cases_of.items() if n > 1)
+
+
+def test_repeats_have_other_folds():
+    subtypes, cases = images({"A": 2, "F": 7, "DC": 20, "LC": 4})
+    first, second, third = assign_folds(subtypes, cases, 5, 3)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
+
+
+def test_too_few_cases_for_the_folds():
+    with pytest.raises(DataError, match="2 cases to learn from cannot be dealt to 3 folds"):
+        assign_folds(*images({"A": 1, "F": 1}), 3, 1)
+
+
+def test_each_fold_is_left_out_alone_and_in_pairs():
+    folds = np.array([0, 1, 2, 3, 0])
+    todo = trainings(4, 2)
+    assert len(todo) == 2 * 4 + 6
+    assert len({fold.name for fold in todo}) == len(todo)
+    assert {fold.left_out for fold in todo if len(fold.left_out) == 2} == set(combinations(range(4), 2))
+    pair = next(fold for fold in todo if fold.left_out == (0, 2))
+    assert (pair.learnt(folds).tolist(), pair.predicted(folds).tolist()) == ([1, 3], [0, 2, 4])
+
+
+def planted(n: int = 4000, seed: int = 0):
+    """Truth, and the calibrated logits it was drawn from: (n,), (n, 8)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, 8)) + np.array([-2, -1, -2, -1, 2, -1, -1, -1])
+    p = to_probabilities(logits)
+    truth = np.array([rng.choice(8, p=row) for row in p])
+    return truth, logits
+
+
+def predicted(logits, learnt=None):
+    rows = np.arange(logits.shape[1])
+    return Predicted(rows, logits.astype(np.float32), np.ones(len(rows), bool) if learnt is None else learnt)
+
+
+def shares(truth):
+    return np.log(np.bincount(truth, minlength=8) / len(truth))
+
+
+def test_a_planted_temperature_and_epoch_are_found():
+    truth, logits = planted()
+    noise = np.random.default_rng(1).normal(0, 3, logits.shape)
+    epochs = np.stack([logits + noise, 2.5 * logits, logits + 2 * noise])
+    choice = choose("subtype", RECIPE, truth, predicted(epochs), np.zeros(8), shares(truth))
+    assert choice.epochs == 2
+    assert choice.temperature == pytest.approx(2.5, rel=0.1)
+    assert np.allclose(choice.probabilities(epochs[1]), to_probabilities(logits), atol=0.05)
+
+
+def test_what_is_not_to_be_chosen_stays():
+    truth, logits = planted(500)
+    epochs = np.stack([logits, 3 * logits])
+    plain = recipe(selection={"choose_epochs": False, "calibrate": False}, imbalance={"logit_adjustment": (0.0,)})
+    choice = choose("subtype", plain, truth, predicted(epochs), np.ones(8), shares(truth))
+    assert (choice.epochs, choice.temperature, choice.bias, choice.tau) == (2, 1.0, (0.0,) * 8, 0.0)
+    assert choice.rule.offsets is None
+
+
+def test_the_effect_of_sampling_on_logits_is_taken_back():
+    truth, logits = planted()
+    shift = np.array([1.0, 0.5, 1, 0.5, -1, 0.5, 0.5, 0.5])
+    choice = choose("subtype", RECIPE, truth, predicted((logits + shift)[None]), -shift, shares(truth))
+    assert choice.temperature == pytest.approx(1, rel=0.1)
+    assert np.allclose(choice.probabilities(logits + shift), to_probabilities(logits), atol=0.05)
+
+
+def test_logit_adjustment_is_chosen_where_it_helps_the_rare():
+    truth, logits = planted()
+    choice = choose("subtype", RECIPE, truth, predicted(logits[None]), np.zeros(8), shares(truth))
+    assert choice.tau > 0
+    assert np.allclose(choice.rule.offsets, -choice.tau * shares(truth))
+
+
+def test_the_threshold_is_youdens_of_what_is_calibrated():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 3000)
+    logits = (rng.normal(0, 1, 3000) + 2 * truth - 1)[:, None]  # best at 0
+    choice = choose("binary", BINARY, truth, predicted(logits[None]), np.zeros(1), np.zeros(2))
+    assert logit(choice.rule.threshold) * choice.temperature == pytest.approx(0, abs=0.3)
+
+
+def test_a_class_that_was_not_learnt_takes_no_part():
+    truth, logits = planted(1000)
+    gone = truth == 0
+    spoilt = logits.copy()
+    spoilt[gone] = np.eye(8)[4] * 50  # sure of another class, as a model that never saw this one
+    learnt = ~gone
+    choice = choose("subtype", RECIPE, truth, predicted(spoilt[None], learnt), np.zeros(8), shares(truth))
+    without = choose(
+        "subtype",
+        RECIPE,
+        truth,
+        Predicted(np.flatnonzero(learnt), spoilt[None][:, learnt].astype("f4"), learnt[learnt]),
+        np.zeros(8),
+        shares(truth),
+    )
+    assert choice == without
+
+
+def test_nothing_can_be_chosen_from_one_class():
+    truth, logits = planted(50)
+    with pytest.raises(DataError, match="fewer than two classes have two cases"):
+        choose("subtype", RECIPE, np.zeros(50, int), predicted(logits[None]), np.zeros(8), shares(truth))
+
+
+def test_nested_choices_know_nothing_of_their_own_fold():
+    """Of fold 0 everything is changed; what was chosen for it stays, and so for no other."""
+    truth, logits = planted(600)
+    folds = np.arange(600) % 3
+
+    def predictions(truth, logits):
+        made: dict[Fold, Predicted] = {}
+        for fold in trainings(3, 1):
+            rows = fold.predicted(folds)
+            made[fold] = Predicted(rows, logits[None, rows].astype("f4"), np.ones(len(rows), bool))
+        return made
+
+    _, before = nested("subtype", RECIPE, truth, folds, predictions(truth, logits), np.zeros(8), shares(truth))
+    other_truth, other_logits = truth.copy(), logits.copy()
+    other_truth[folds == 0] = 7 - truth[folds == 0]
+    other_logits[folds == 0] *= 5
+    probabilities, after = nested(
+        "subtype", RECIPE, other_truth, folds, predictions(other_truth, other_logits), np.zeros(8), shares(truth)
+    )
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert after[2] != before[2]
+    assert np.allclose(probabilities[folds == 0], after[0].probabilities(other_logits[folds == 0]), atol=1e-5)
+
+
+def test_a_threshold_chosen_on_validation():
+    truth, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.6, 0.9])
+    paper = load_preset("paper").binary
+    choice = plain_choice("binary", paper, truth, logit(p)[:, None].astype("f4"))
+    assert choice.rule.threshold == pytest.approx(0.5)
+    assert (choice.epochs, choice.temperature) == (20, 1.0)
+
+
+def test_pooling_and_the_loss_by_epoch():
+    truth = np.array([0, 1, 2])
+    logits = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("f4")
+    both = pool([Predicted(np.array([2]), logits[:, 2:], np.array([True])), predicted(logits[:, :2])])
+    assert both.rows.tolist() == [2, 0, 1]
+    expected = [-log_softmax(one.astype(float), axis=1)[range(3), truth].mean() for one in logits]
+    assert loss_by_epoch(truth, both) == pytest.approx(expected)

@@ -1,0 +1,93 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml.fitting import Examples, _chosen, _statistics, class_weights, learnt_shares, order
+from ml.presets import load_preset
+
+DEMO = load_preset("demo").subtype
+
+
+def recipe(**changes):
+    other = {section: getattr(DEMO, section).model_copy(update=values) for section, values in changes.items()}
+    return DEMO.model_copy(update=other)
+
+
+def test_class_weights_by_hand():
+    # 1/sqrt of 4 and 1 images: 0.5 and 1, scaled so that the mean over the five images is 1.
+    truth = np.array([0, 0, 0, 0, 1])
+    assert class_weights(truth, "sqrt") == pytest.approx({0: 5 / 6, 1: 5 / 3})
+    assert class_weights(truth, "balanced") == pytest.approx({0: 5 / 8, 1: 5 / 2})
+    assert class_weights(truth, "none") == {0: 1, 1: 1}
+
+
+def test_shares_as_sampling_and_weights_show_them():
+    truth = np.array([0] * 16 + [1] * 4)
+    assert learnt_shares(truth, recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})) == pytest.approx(
+        {0: 2 / 3, 1: 1 / 3}
+    )
+    assert learnt_shares(truth, recipe(imbalance={"class_weights": "balanced"})) == pytest.approx({0: 0.5, 1: 0.5})
+    assert learnt_shares(truth, recipe(imbalance={"class_weights": "none"})) == pytest.approx({0: 0.8, 1: 0.2})
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.sampled_from(["none", "sqrt"]), st.integers(0, 5))
+def test_an_epoch_has_as_many_images_as_there_are(drawn, sampling, epoch):
+    truth = np.array(drawn)
+    taken = order(truth, sampling, 0, epoch)
+    assert len(taken) == len(truth)
+    assert np.array_equal(taken, order(truth, sampling, 0, epoch))
+    if sampling == "none":
+        assert sorted(taken) == list(range(len(truth)))
+        return
+    for label in set(drawn):
+        times = np.bincount(taken, minlength=len(truth))[truth == label]
+        assert times.max() - times.min() <= 1
+    roots = np.sqrt(np.bincount(truth, minlength=4))
+    wanted = roots / roots.sum() * len(truth)
+    assert np.abs(np.bincount(truth[taken], minlength=4) - wanted).max() <= 1
+
+
+def examples(n: int = 10, views: int = 1) -> Examples:
+    return Examples(
+        "subtype",
+        DEMO,
+        np.arange(n) % 8,
+        np.zeros((views, n, 1280), "f4"),
+        np.full(n, views),
+        lambda rows: np.zeros((len(rows), 224, 224, 3), "u1"),
+        [str(k) for k in range(n)],
+    )
+
+
+def test_an_epoch_has_its_own_order_wherever_one_begins():
+    def batches(epochs):
+        return [rows.tolist() for _, rows, *_ in _chosen(examples(), np.arange(10), 0, epochs, 4)]
+
+    from_start, resumed = batches(range(4)), batches(range(2, 4))
+    assert [len(batch) for batch in from_start] == [4, 4, 2] * 4
+    assert resumed == from_start[6:]
+    orders = [[*chain(*from_start[k : k + 3])] for k in (0, 3, 6, 9)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_an_epoch_takes_one_view_of_each_and_all_in_time():
+    taken = [numbers for _, _, numbers, *_ in _chosen(examples(views=4), np.arange(10), 0, range(20), 10)]
+    assert set(np.concatenate(taken)) == {0, 1, 2, 3}
+
+
+def test_targets_and_weights_of_a_batch():
+    ((_, rows, _, targets, weights),) = _chosen(examples(8), np.arange(8), 0, range(1), 8)
+    assert (targets.argmax(axis=1) == rows).all()
+    assert weights == pytest.approx(np.ones(8))
+
+
+def test_statistics_are_numpys():
+    features = np.random.default_rng(0).normal(50, 2, (1, 3000, 1280)).astype("f4")
+    rows = np.arange(0, 3000, 2)
+    mean, variance = _statistics(features, rows)
+    assert np.allclose(mean, features[0, rows].mean(axis=0), rtol=1e-4)
+    assert np.allclose(variance, features[0, rows].var(axis=0), rtol=1e-3)
