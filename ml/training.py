@@ -163,7 +163,9 @@ def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
 
 
 def _of_test(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith("test_")}
+    """The metrics of the test side; MLflow has the ends of their intervals beside them."""
+    ends = ("_low", "_high")
+    return {name: value for name, value in metrics.items() if name.startswith("test_") and not name.endswith(ends)}
 
 
 @contextmanager

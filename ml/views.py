@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ml.imaging import SIZE, Pixels
 from ml.store import Json, digest
-from ml.yamlfile import Declared
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ml.presets import Views
+    from ml.presets import Augmentation, Views
 
 _AS_IT_IS: Json = {"view": "identity", "size": SIZE, "resize": "pillow-bicubic", "version": 1}
 _VERSION = 1
@@ -37,26 +35,12 @@ _UNMIX = np.linalg.inv(_STAINS)
 _DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)  # one added: black is no infinite density
 
 
-class Augmentation(Declared):
-    """What is varied from view to view."""
-
-    flips: bool = Field(description="Mirrored left-right and up-down, each in half of the views.")
-    rotations: bool = Field(description="Turned by 0, 90, 180 or 270 degrees.")
-    hed: float = Field(
-        ge=0,
-        lt=1,
-        description="Each stain's density times U(1-hed, 1+hed), and 0.2 U(-hed, hed) more, as by other laboratories.",
-    )
-    brightness: float = Field(ge=0, lt=1, description="U(-brightness, brightness) of the full range is added.")
-    contrast: float = Field(ge=0, lt=1, description="Distances from the mean times U(1-contrast, 1+contrast).")
-
-
 @dataclass(frozen=True)
 class View:
     """One way of seeing pictures; by default as they are."""
 
     number: int = 0
-    augmentation: Augmentation | None = None
+    augmentation: "Augmentation | None" = None
 
     @cached_property
     def key(self) -> Json:

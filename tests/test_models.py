@@ -9,8 +9,18 @@ from filelock import Timeout
 from keras.src.legacy.saving import legacy_h5_format
 
 from ml import models
+from ml.crossvalidation import to_probabilities
 from ml.errors import StoreError, WeightsError
-from ml.models import FEATURES, build_head, fetch_weights, join, known_weights, load_backbone, resolve_weights
+from ml.models import (
+    FEATURES,
+    build_head,
+    fetch_weights,
+    join,
+    known_weights,
+    load_backbone,
+    resolve_weights,
+    set_statistics,
+)
 from ml.store import Store
 
 
@@ -200,27 +210,33 @@ def test_unknown_weights(store):
         load_backbone("weights-0123456789ab", store)
 
 
-@pytest.mark.parametrize(("task", "outputs", "last"), [("binary", 1, "sigmoid"), ("subtype", 8, "softmax")])
-def test_the_head_is_as_the_recipe_has_it(task, outputs, last):
-    head = build_head(task, dropout=0.4, features=None)
+@pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("subtype", 8)])
+def test_the_head_is_as_the_recipe_has_it(task, outputs):
+    head = build_head(task, dropout=0.4, standardize=False)
     hidden, dropout, output = head.layers[1:]
     assert (hidden.units, hidden.activation.__name__) == (512, "relu")
     assert dropout.rate == 0.4
-    assert (output.units, output.activation.__name__) == (outputs, last)
+    assert (output.units, output.activation.__name__) == (outputs, "linear")
 
 
 def test_standardized_inputs():
     rng = np.random.default_rng(0)
     features = rng.normal(3, 2, (50, FEATURES)).astype(np.float32)
-    head = build_head("binary", dropout=0, features=features)
-    standardized = head.get_layer("standardize")(features)
-    assert np.abs(np.mean(standardized, axis=0)).max() < 1e-3
-    assert np.allclose(np.std(standardized, axis=0), 1, atol=1e-2)
+    features[:, 0] = 5  # no variance to divide by
+    head = build_head("binary", dropout=0, standardize=True)
+    set_statistics(head, features.mean(axis=0), features.var(axis=0))
+    standardized = np.asarray(head.get_layer("standardize")(features, training=True))
+    assert np.abs(standardized.mean(axis=0)).max() < 1e-3
+    assert np.allclose(standardized[:, 1:].std(axis=0), 1, atol=1e-2)
+    assert head.trainable_variables[0].shape == (FEATURES, 512)
 
 
-def test_joined_network_is_head_of_backbone(store, random, pixels):
+@pytest.mark.parametrize("task", ["binary", "subtype"])
+def test_joined_network_is_calibrated_head_of_backbone(store, random, pixels, task):
     backbone = load_backbone(random.id, store)
-    head = build_head("subtype", dropout=0.5, features=None)
-    network = join(backbone, head)
-    expected = head(backbone(pixels, training=False), training=False)
-    assert np.allclose(network(pixels, training=False), expected, atol=1e-5)
+    head = build_head(task, dropout=0.5, standardize=True)
+    bias = np.linspace(-1, 1, 8) if task == "subtype" else np.array([0.7])
+    network = join(backbone, head, bias=bias, temperature=1.7)
+    logits = np.asarray(head(backbone(pixels, training=False), training=False), dtype=np.float64)
+    expected = to_probabilities((logits + bias) / 1.7)
+    assert np.allclose(np.asarray(network(pixels, training=False)).reshape(expected.shape), expected, atol=1e-5)

@@ -7,10 +7,23 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from ml.errors import ConfigError
 from ml.taxonomy import Task
-from ml.views import Augmentation
 from ml.yamlfile import Declared, read_yaml
 
 PresetName = Literal["paper", "default", "demo"]
+
+
+class Augmentation(Declared):
+    """What is varied from view to view."""
+
+    flips: bool = Field(description="Mirrored left-right and up-down, each in half of the views.")
+    rotations: bool = Field(description="Turned by 0, 90, 180 or 270 degrees.")
+    hed: float = Field(
+        ge=0,
+        lt=1,
+        description="Each stain's density times U(1-hed, 1+hed), and 0.2 U(-hed, hed) more, as by other laboratories.",
+    )
+    brightness: float = Field(ge=0, lt=1, description="U(-brightness, brightness) of the full range is added.")
+    contrast: float = Field(ge=0, lt=1, description="Distances from the mean times U(1-contrast, 1+contrast).")
 
 
 class Views(Declared):

@@ -14,8 +14,8 @@ def dag(conf, read):
 def test_both_models_train_on_one_split_and_end_as_candidates(dag):
     downstream = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert downstream == {
-        "assemble": {"split", "features"},
-        "split": {"train_binary", "train_subtype"},
+        "assemble": {"split"},
+        "split": {"features"},
         "weights": {"features"},
         "features": {"train_binary", "train_subtype"},
         "train_binary": {"register_binary"},
@@ -51,7 +51,7 @@ def test_ids_go_from_task_to_task(dag):
     assert dag.get_task("split").arguments == [dataset]
     assert dag.get_task("weights").arguments == preset
     [shard] = dag.get_task("features").expand_input.value["arguments"]
-    assert shard == [dataset, *recipe, "--shard", "1/1"]
+    assert shard == [dataset, *recipe, "--split", split, "--shard", "1/1"]
     train = ["subtype", "--dataset", dataset, "--split", split, *recipe, "--seed", "{{ params.seed }}"]
     assert dag.get_task("train_subtype").arguments == train
     assert dag.get_task("register_subtype").arguments == ["{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"]

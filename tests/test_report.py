@@ -1,0 +1,146 @@
+"""The report of a training that was not done: made-up scores, drawn pictures, a small network of the same build."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from ml.decision import Rule
+from ml.evaluation import Scores, evaluate
+from ml.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.models import build_head
+from ml.report import SECTIONS, write_evaluation
+
+FACTS = {
+    "set": "made",
+    "preset": "demo",
+    "description": "<script>alert(1)</script>",
+    "seed": "0",
+    "run_id": "r",
+    "weights_kind": "random",
+    "dataset": "dataset-1",
+    "split_group": "case",
+    "sources": {"drawn": {"version": "version-1"}},
+    "sides": {side: {"images": 3, "cases": 2} for side in ("train", "validation", "test")},
+    "recipe": {"views": {"count": 1}},
+    "held_out": "out_of_fold",
+}
+
+
+def backbone() -> keras.Model:
+    """Two convolutions in place of a hundred."""
+    keras.utils.set_random_seed(1)
+    x = inputs = keras.Input((224, 224, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(8, 32, strides=32, name="conv")(x)
+    x = keras.layers.Activation("relu", name="top_activation")(x)
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, pooled, name="efficientnetb0")
+
+
+def head(outputs: int) -> keras.Model:
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, keras.layers.Dense(outputs)(inputs))
+
+
+def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2 if task == "binary" else 8, n)
+    if absent is not None:
+        truth[truth == absent] = (absent + 1) % (2 if task == "binary" else 8)
+    rows = pd.DataFrame(
+        {
+            "patient": [f"<b>{t}-{k % 3}" for k, t in enumerate(truth)],
+            "magnification": rng.choice([40, 100], n),
+            "source": "drawn & more",
+            "pixel_sha256": [f"h{k}" for k in range(n)],
+        }
+    )
+    if task == "binary":
+        p = np.clip(truth * 0.4 + rng.random(n) * 0.6, 0, 1)
+        return Scores("binary", rows, truth, p, Rule(threshold=0.5))
+    return Scores("subtype", rows, truth, rng.dirichlet(np.ones(8), n), Rule())
+
+
+def pictures(hashes: list[str]) -> np.ndarray:
+    return np.random.default_rng(len(hashes)).integers(0, 256, (len(hashes), 224, 224, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("task", "absent", "draws"), [("binary", None, 20), ("subtype", None, 20), ("subtype", 2, 0), ("binary", 0, 20)]
+)
+def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
+    scores = made(task, absent=absent)
+    evaluation = evaluate(scores, draws=draws)
+    chosen = {"epochs": 2, "tau": 0.5, "temperature": 1.2, **scores.rule.to_json()}
+    write_evaluation(
+        tmp_path,
+        (scores, evaluation),
+        (scores, evaluation),
+        {"loss": [1.0, 0.5], "out_of_fold_loss": [1.1, 0.9]},
+        {**FACTS, "task": task, "chosen": chosen},
+        pictures,
+        (backbone(), head(1 if task == "binary" else 8)),
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == len(SECTIONS)
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert len(re.findall(r"<img ", page)) == len(re.findall(r'<img alt="[^"]+', page))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "Not for clinical use" in page
+    assert "Random backbone weights" in page
+    assert ("Not measured, since no test image shows it" in page) == (absent is not None)
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == evaluation.metrics
+    assert {f"{section.name}.png" for section in SECTIONS} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_map_lights_where_the_evidence_is():
+    """A network that speaks for malignant by how red a place is; one quarter of the picture is."""
+    network, outputs = backbone(), head(1)
+    kernel, bias = (np.zeros_like(w) for w in network.get_layer("conv").get_weights())
+    kernel[:, :, 0, 0] = 1 / 32**2
+    network.get_layer("conv").set_weights([kernel, bias])
+    outputs.layers[-1].set_weights([np.eye(8)[:, :1], np.zeros(1)])
+    pixels = np.zeros((1, 224, 224, 3), np.uint8)
+    pixels[0, :112, 112:, 0] = 255
+    (heat,) = grad_cam(network, outputs, pixels, np.array([1]))
+    assert heat.max() == pytest.approx(1)
+    assert heat[:96, 128:].mean() > 0.8
+    assert heat[128:].max() < 0.1
+    assert grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
+
+
+def test_the_control_has_other_weights_and_scales_pixels_alike():
+    network = backbone()
+    control = randomized(network)
+    assert not np.allclose(control.get_layer("conv").get_weights()[0], network.get_layer("conv").get_weights()[0])
+    shown, both = pictures(["a", "b"]), np.array([0, 1])
+    outputs = head(8)
+    maps = grad_cam(network, outputs, shown, both)
+    assert agreement(maps, maps) == pytest.approx(np.ones(2))
+    assert np.isnan(agreement(maps, np.zeros_like(maps))).all()
+
+
+def test_cases_to_look_at_are_of_different_patients():
+    scores = made("binary", 200)
+    chosen = choose_cases(scores)
+    right = scores.called == scores.truth
+    assert [len(rows) for rows in chosen.values()] == [3, 3, 3]
+    assert right[chosen["correct"]].all()
+    assert not right[chosen["wrong"]].any()
+    for rows in chosen.values():
+        assert len(set(scores.rows["patient"].iloc[rows])) == 3
+    nearest = np.abs(scores.probabilities - 0.5).min()
+    assert np.abs(scores.probabilities[chosen["borderline"]] - 0.5).min() == nearest
+
+
+def test_a_head_of_the_real_width_is_looked_through_as_well():
+    inputs = keras.Input((224, 224, 3))
+    x = keras.layers.Activation("relu", name="top_activation")(keras.layers.Conv2D(1280, 32, strides=32)(inputs))
+    wide = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    maps = grad_cam(wide, build_head("subtype", dropout=0.5, standardize=False), pictures(["a"]), np.array([3]))
+    assert maps.shape == (1, 224, 224)
