@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ml.decision import Rule
 from ml.errors import DataError
 from ml.store import Json
-from ml.taxonomy import Task, classes
+from ml.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,8 +236,9 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
 def bootstrap_weights(scores: Scores, draws: int, seed: int) -> Iterator[Weights]:
     """How often each image comes in each draw of patients, some draws at a time: (draws, n).
 
-    Patients are drawn, not images: those of one patient look alike. They are drawn within the strata of patients who
-    have the same classes, so that no draw loses a class; a patient who is alone in a stratum is always there.
+    Patients are drawn, not images: those of one patient look alike. They are drawn within the strata of benign,
+    malignant and both, so that no draw loses either. Not within subtypes, of which most have a single test case: these
+    would always be there, and the intervals would tell of a certainty that nobody has.
     B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
     rng = np.random.default_rng(seed)
@@ -298,10 +299,13 @@ def _ends(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def _strata(scores: Scores) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
-    """Patients by what classes they have, (patient of each image), and their names."""
+    """Patients by whether they have benign or malignant images, (patient of each image), and their names."""
     names, image_of = np.unique(scores.rows["patient"].to_numpy(dtype=str), return_inverse=True)
-    has = np.zeros((len(names), len(classes(scores.task))), dtype=np.int64)
-    has[image_of, scores.truth] = 1
+    malignant = scores.truth
+    if scores.task == "subtype":
+        malignant = np.array([LABELS.index(label_of(name)) for name in SUBTYPES])[scores.truth]
+    has = np.zeros((len(names), len(LABELS)), dtype=np.int64)
+    has[image_of, malignant] = 1
     _, stratum = np.unique(has, axis=0, return_inverse=True)
     stratum = stratum.reshape(-1)
     return [np.flatnonzero(stratum == k) for k in range(stratum.max() + 1)] if len(names) else [], image_of, names

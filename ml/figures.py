@@ -225,7 +225,10 @@ def plot_worst_patients(evaluation: Evaluation, path: Path, most: int = 20) -> N
     axes.barh(rows, [one["right"] for one in worst], color=_BLUE)
     axes.set_yticks(rows, [f"{one['patient']}: {one['class']}, called {one['label']}" for one in worst], fontsize=8)
     for row, one in zip(rows, worst, strict=True):
-        axes.text(min(one["right"] + 0.01, 0.9), row, f"{one['right']:.0%} of {one['images']}", va="center", fontsize=8)
+        inside = one["right"] > 0.8
+        at, align, colour = one["right"] + (-0.01 if inside else 0.01), "right" if inside else "left", "white"
+        told = f"{one['right']:.0%} of {one['images']}"
+        axes.text(at, row, told, va="center", ha=align, color=colour if inside else "black", fontsize=8)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("share of the patient's images that got the right label")
     axes.set_title(f"Patients with the most errors, of {len(evaluation.patients)}", fontsize=11)

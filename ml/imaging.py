@@ -63,7 +63,9 @@ def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
             image.load()
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow has a limit of its own, which it looks at first
+        raise ImageError("size", f"too many pixels; at most {MAX_PIXELS:,} are read") from None
+    except UnidentifiedImageError as error:
         raise ImageError("undecodable", _one_line(error)) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         # Pillow says "image file is truncated" or "broken PNG file"; a cut stream may also end in a struct error.

@@ -45,7 +45,11 @@ SECTIONS = (
     Section("precision_recall", "Precision and recall", "The dotted line is the share of the class."),
     Section("reliability", "Calibration", "On the dotted line a probability comes true as often as it says."),
     Section("confusion_matrix", "Confusion", "Of patients: by the mean probability of a patient's images."),
-    Section("per_class", "By class", "Recall: share of the class that was found. F1: its balance with precision."),
+    Section(
+        "per_class",
+        "Found and right, by class",
+        "Recall: share of the class that was found. F1: its balance with precision.",
+    ),
     Section("slices", "By magnification and source", "A model should not lean on one of them."),
     Section("worst_patients", "Patients with the most errors", "Where to look first."),
     Section("errors", "The surest errors", "Images of the wrong label that the model was surest of."),

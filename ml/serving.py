@@ -15,6 +15,7 @@ from typing import Any
 import mlflow.pyfunc  # noqa: TID253  # this file is loaded by MLflow itself, and by nothing else at start-up
 import numpy as np
 import pandas as pd
+import yaml
 
 from ml.decision import Rule
 from ml.devices import quiet_tensorflow
@@ -88,8 +89,8 @@ def _registered(artifact: Path) -> str:
     for folder in artifact.parents[:3]:
         note = folder / "registered_model_meta"
         if note.is_file():
-            told = dict(line.split(": ", 1) for line in note.read_text(encoding="utf-8").splitlines() if ": " in line)
-            return f"{told.get('model_name', '')}/{told.get('model_version', '')}".replace("'", "")
+            told = yaml.safe_load(note.read_text(encoding="utf-8")) or {}
+            return f"{told['model_name']}/{told['model_version']}" if told.get("model_name") else ""
     return ""
 
 

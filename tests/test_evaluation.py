@@ -202,7 +202,7 @@ def test_intervals_cover_what_they_should():
         truth, p, patients = clustered(np.random.default_rng([2, seed]))
         found = evaluate(scores("binary", truth, p, patients=patients), draws=200).intervals
         for name in names:
-            covered[name] += found[name][0] <= true[name][0] <= found[name][1]
+            covered[name] += found[name][0] <= true[name] <= found[name][1]
     # 95% less what so few patients cost a percentile interval, give or take the noise of 200 sets.
     assert all(0.87 <= n / 200 <= 0.99 for n in covered.values()), covered
 

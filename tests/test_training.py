@@ -366,6 +366,35 @@ def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed,
     assert resumed["metrics"] == whole["metrics"]
 
 
+def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
+    """On validation alone, since a fold takes as long as the model."""
+    preset = quick(
+        1,
+        selection={"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False},
+        fine_tuning={"when": "always", "epochs": 2, "learning_rate": 0.001},
+    )
+    undisturbed = again(world, preset=preset)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
+    save = Checkpoint.save
+
+    def save_and_die(self, part, *arguments):
+        save(self, part, *arguments)
+        assert part == "the model, fine-tuning"
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=preset)
+    resumed = again(world, preset=preset)
+    assert resumed["run_id"] != undisturbed["run_id"]
+    assert resumed["metrics"] == pytest.approx(undisturbed["metrics"])
+    logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
+    assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
+    untuned = again(world, preset=quick(1, selection=preset.subtype.selection.model_dump()))
+    assert not predictions(untuned).equals(predictions(resumed))
+
+
 @pytest.mark.parametrize("last", ["_log_metrics", "forget"])
 def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, anew, monkeypatch, last):
     owner = Checkpoint if last == "forget" else training_module

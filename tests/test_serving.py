@@ -1,0 +1,181 @@
+"""A model as others get it: loaded by MLflow, and served by ``mlflow models serve``. Its network is a tiny one."""
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+from PIL import Image
+
+from ml.decision import Rule
+from ml.packaging import log_classifier
+from ml.settings import Settings
+from ml.tracking import connect
+from tests.made_up import png
+
+pytestmark = pytest.mark.integration
+
+
+def network(outputs: int) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((224, 224, 3))
+    x = keras.layers.Rescaling(1 / 255)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, keras.layers.Dense(outputs, activation="sigmoid" if outputs == 1 else "softmax")(x))
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The binary and the subtype model: task -> address."""
+    root = tmp_path_factory.mktemp("serving")
+    settings = Settings(mlflow_uri=f"sqlite:///{root / 'mlflow.db'}")
+    connect(settings).create_experiment("made", artifact_location=(root / "artifacts").as_uri())
+    mlflow.set_experiment("made")
+    found = {}
+    offsets = (0.0,) * 7 + (100.0,)
+    for task, outputs, rule in (("binary", 1, Rule(threshold=0.3)), ("subtype", 8, Rule(offsets=offsets))):
+        with mlflow.start_run() as run:
+            info = log_classifier(network(outputs), task, rule, run.info.run_id, png(), {"preset": "demo"})
+            found[task] = info.model_uri
+    version = mlflow.register_model(found["binary"], "made-binary")
+    return {**found, "registered": f"models:/made-binary/{version.version}", "settings": settings}
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_every_form_of_a_picture_says_the_same(logged, tmp_path):
+    model = mlflow.pyfunc.load_model(logged["binary"])
+    path, data = tmp_path / "picture.png", png()
+    path.write_bytes(data)
+    pixels = np.asarray(Image.open(path))
+    forms = [str(path), data, base64.b64encode(data).decode(), [data], [str(path)]]
+    forms += [pd.DataFrame({"image": [form]}) for form in (str(path), data, pixels)]
+    found = [model.predict(form) for form in forms]
+    assert len({round(frame["p_malignant"][0], 9) for frame in found}) == 1
+    (frame,) = found[:1]
+    assert list(frame) == ["label", "p_benign", "p_malignant", "threshold", "model_version", "run_id"]
+    assert frame["label"][0] == ("malignant" if frame["p_malignant"][0] >= 0.3 else "benign")
+    assert frame["model_version"][0] == ""
+    assert model.metadata.signature.inputs is not None
+    assert model.input_example is not None
+
+
+def test_a_registered_version_says_which_it_is(logged):
+    frame = mlflow.pyfunc.load_model(logged["registered"]).predict([png()])
+    assert frame["model_version"][0] == "made-binary/1"
+
+
+def test_a_subtype_is_called_by_the_locked_rule(logged):
+    frame = mlflow.pyfunc.load_model(logged["subtype"]).predict([png()])
+    assert frame["label"][0] == "PC"  # by an offset that outdoes every probability
+    assert frame.filter(like="p_").sum(axis=1)[0] == pytest.approx(1)
+
+
+GREY, COLOUR = Image.new("L", (50, 50), 128), Image.new("RGB", (50, 50), (200, 100, 150))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(COLOUR.resize((1, 1))), "image 2: 1x1 pixels"),
+        (encoded(Image.fromarray(np.zeros((50, 50), np.uint16))), "image 2: pixel format I;16"),
+        (encoded(GREY), "image 2: greyscale"),
+        (encoded(COLOUR.convert("CMYK"), "JPEG"), "image 2: pixel format CMYK"),
+        (encoded(Image.new("1", (20_000, 20_000))), "image 2: too many pixels; at most 100,000,000"),
+        (png()[:-200], "image 2: "),
+        (b"text", "image 2: not an image file"),
+        (np.zeros((50, 50, 3)), "image 2: array of float64"),
+        (np.zeros((4, 50, 3), np.uint8), "image 2: 50x4 pixels"),
+        (7, "image 2 is a int"),
+    ],
+)
+def test_pictures_that_say_nothing_are_refused_by_position(logged, data, message):
+    model = mlflow.pyfunc.load_model(logged["binary"])
+    with pytest.raises(Exception, match=message):
+        model.predict(pd.DataFrame({"image": [png(), data]}))
+
+
+def test_pictures_with_transparency_are_taken(logged):
+    model = mlflow.pyfunc.load_model(logged["binary"])
+    a, b = model.predict(pd.DataFrame({"image": [encoded(COLOUR), encoded(COLOUR.convert("RGBA"))]}))["p_malignant"]
+    assert a == b
+
+
+def test_paths_can_be_switched_off(logged, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png())
+    model = mlflow.pyfunc.load_model(logged["binary"], model_config={"allow_paths": False})
+    assert len(model.predict([png()])) == 1
+    with pytest.raises(Exception, match="paths are not read here"):
+        model.predict([str(path)])
+
+
+@pytest.fixture(scope="module")
+def server(logged, tmp_path_factory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("server")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": logged["settings"].mlflow_uri, "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", logged["binary"], "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    if requests.get(f"{url}/ping", timeout=2).ok:
+                        break
+                except requests.ConnectionError:
+                    time.sleep(0.3)
+            else:
+                pytest.fail((folder / "log").read_text())
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def ask(server: str, *images: str) -> requests.Response:
+    table = {"columns": ["image"], "data": [[image] for image in images]}
+    return requests.post(f"{server}/invocations", json={"dataframe_split": table}, timeout=60)
+
+
+def test_a_served_model_says_what_a_loaded_one_says(logged, server):
+    images = [base64.b64encode(png(seed)).decode() for seed in (0, 1)]
+    answer = ask(server, *images)
+    assert answer.ok, answer.text
+    expected = mlflow.pyfunc.load_model(logged["binary"]).predict(images)
+    for served, row in zip(answer.json()["predictions"], expected.to_dict("records"), strict=True):
+        assert served["p_malignant"] == pytest.approx(row["p_malignant"], abs=1e-6)
+        assert (served["label"], served["run_id"]) == (row["label"], row["run_id"])
+
+
+def test_a_served_model_reads_no_files(server, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png())
+    answer = ask(server, str(path))
+    assert answer.status_code == 400
+    assert "paths are not read here" in answer.text
+    assert ask(server, str(Path("/etc/hostname"))).status_code == 400
+
+
+def test_a_served_model_refuses_what_is_no_picture(server):
+    answer = ask(server, base64.b64encode(encoded(GREY)).decode())
+    assert answer.status_code == 400
+    assert "greyscale" in answer.text
