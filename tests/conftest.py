@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from ml.store import Store
 
+_LONGEST = {"test_training.py", "test_resuming.py", "test_product.py"}
+
 PROJECT = Path(__file__).parents[1]
 
 _home = tempfile.mkdtemp(prefix="breakhis-airflow-")
@@ -39,6 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    # The longest first, so that no process is left alone with one in the end.
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -15,70 +14,21 @@ import pytest
 from ml import checkpoints
 from ml import features as features_module
 from ml import training as training_module
-from ml.checkpoints import Checkpoint
 from ml.errors import DataError, DeviceError, NoGpuError, StoreError
 from ml.features import FeatureCache, OpenVINO, Shard, TensorFlow, choose_backend, extract
 from ml.imaging import decode
-from ml.manifest import make_manifest
 from ml.models import fetch_weights
-from ml.presets import Preset, load_preset, preset_names
-from ml.registry import register_run
-from ml.settings import Settings
-from ml.sources import fetch, load_source
+from ml.presets import load_preset, preset_names
 from ml.splits import Ledger, read_ledger, read_split, split_dataset
 from ml.store import Json, Store
 from ml.taxonomy import LABELS, SUBTYPES
 from ml.tracking import connect
 from ml.training import _code, train
-from ml.training_sets import assemble, load_training_set, read_dataset
-from ml.versions import publish_manifest
+from ml.training_sets import read_dataset
 from tests import made_up
+from tests.small_training import again, quick, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
-
-
-def quick(epochs: int, **sections: dict[str, object]) -> Preset:
-    """The demo preset with so many epochs, few draws, and other changes to both recipes."""
-    changes = {"training": {"epochs": epochs}, **sections}
-    preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
-    return preset.changed("binary", **changes).changed("subtype", **changes)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A demo source of 82 pictures, ingested, assembled, split, with its features."""
-    root = tmp_path_factory.mktemp("training")
-    conf = root / "conf"
-    for folder in ("sources", "training_sets"):
-        (conf / folder).mkdir(parents=True)
-    (conf / "sources" / "drawn.yaml").write_text("name: drawn\nkind: demo\nimages: 82\n")
-    (conf / "training_sets" / "small.yaml").write_text(
-        "name: small\nsources: [drawn]\nledger: small\npolicy: none\npreset: demo\n"
-    )
-    store = Store((root / "store").as_uri())
-    settings = Settings(
-        home=root / "home",
-        store=store.root,
-        conf=conf,
-        weights="random",
-        backend="openvino",
-        mlflow_uri=f"sqlite:///{root / 'mlflow.db'}",
-        workers=1,
-    )
-    source = load_source("drawn", conf)
-    fetch(source, store, settings)
-    training_set = load_training_set("small", conf)
-    with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
-        assemble(training_set, store, settings)
-    publish_manifest(make_manifest(source, store, 1)["manifest"], store)
-    dataset = assemble(training_set, store, settings)["dataset"]
-    split = split_dataset(dataset, store)["split"]
-    connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())
-    preset = quick(2)
-    made = extract(dataset, preset, store, settings)
-    return SimpleNamespace(
-        root=root, store=store, settings=settings, dataset=dataset, split=split, preset=preset, made=made
-    )
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +45,6 @@ def runs(world):
         )
         for task in ("binary", "subtype")
     }
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Pictures and page take longer than these trainings; those of the fixtures above have them."""
-
-    def metrics_alone(folder, test, *_):
-        (folder / "metrics.json").write_text(json.dumps(test[1].to_json()))
-
-    monkeypatch.setattr(training_module, "write_evaluation", metrics_alone)
 
 
 def test_everything_is_extracted_once(world, monkeypatch):
@@ -286,142 +226,6 @@ def test_shipped_presets():
     assert not paper.random_weights_allowed
     assert (paper.binary.head.standardize, paper.binary.selection.using) == (False, "validation")
     assert paper.subtype.views.augmentation is None
-
-
-def again(world, **changes):
-    arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
-    return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
-
-
-def predictions(run):
-    folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
-    return pd.read_parquet(Path(folder) / "test_predictions.parquet")
-
-
-def curves(world, run):
-    client = connect(world.settings)
-    names = ("loss", "out_of_fold_loss")
-    return {n: sorted((m.step, m.value) for m in client.get_metric_history(run["run_id"], n)) for n in names}
-
-
-def jobs(world):
-    return [job for job in world.store.keys("jobs/training") if world.store.keys(f"jobs/training/{job}")]
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture(scope="module")
-def whole(world):
-    """A training of four epochs that nobody disturbs."""
-    return again(world, preset=quick(4))
-
-
-@pytest.fixture
-def anew(monkeypatch):
-    """Training again what was trained already."""
-    monkeypatch.setattr(training_module, "_finished", lambda *_: None)
-
-
-@pytest.fixture(params=["fold 2 of repeat 1", "the model"])
-def killed(world, whole, anew, monkeypatch, request):
-    """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save, saved = Checkpoint.save, []
-
-    def save_and_die(self, part, epoch, history, arrays):
-        save(self, part, epoch, history, arrays)
-        if (part, epoch) == (request.param, 2):
-            saved.append(self.run_id)
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=quick(4))
-    (run,) = saved
-    return run
-
-
-def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
-    client = connect(world.settings)
-    assert client.get_run(killed).info.status == "FAILED"
-    client.update_run(killed, status="RUNNING")  # as SIGKILL would have left it
-    resumed = again(world, preset=quick(4))
-    assert f"after epoch 2) in MLflow run {killed}" in capsys.readouterr().err
-    assert resumed["run_id"] == killed != whole["run_id"]
-    assert resumed["metrics"] == whole["metrics"]
-    assert predictions(resumed).equals(predictions(whole))
-    assert curves(world, resumed) == curves(world, whole)
-    assert client.get_run(killed).info.status == "FINISHED"
-    assert jobs(world) == []
-
-
-def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
-    connect(world.settings).delete_run(killed)
-    resumed = again(world, preset=quick(4))
-    assert f"after epoch 2) in MLflow run {resumed['run_id']}" in capsys.readouterr().err
-    assert resumed["run_id"] != killed
-    assert resumed["metrics"] == whole["metrics"]
-
-
-def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
-    """On validation alone, since a fold takes as long as the model."""
-    preset = quick(
-        1,
-        selection={"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False},
-        fine_tuning={"when": "always", "epochs": 2, "learning_rate": 0.001},
-    )
-    undisturbed = again(world, preset=preset)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save = Checkpoint.save
-
-    def save_and_die(self, part, *arguments):
-        save(self, part, *arguments)
-        assert part == "the model, fine-tuning"
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=preset)
-    resumed = again(world, preset=preset)
-    assert resumed["run_id"] != undisturbed["run_id"]
-    assert resumed["metrics"] == pytest.approx(undisturbed["metrics"])
-    logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
-    assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
-    untuned = again(world, preset=quick(1, selection=preset.subtype.selection.model_dump()))
-    assert not predictions(untuned).equals(predictions(resumed))
-
-
-@pytest.mark.parametrize("last", ["_log_metrics", "forget"])
-def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, anew, monkeypatch, last):
-    owner = Checkpoint if last == "forget" else training_module
-    done, runs = getattr(owner, last), []
-
-    def log_and_die(*arguments):
-        runs.append(arguments[0] if last == "_log_metrics" else arguments[0].run_id)
-        if last == "_log_metrics":
-            done(*arguments)
-        raise Killed
-
-    preset = quick(4)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, last, log_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=preset)
-    resumed = again(world, preset=preset)
-    assert [resumed["run_id"]] == runs
-    assert curves(world, resumed) == curves(world, whole)
-    client = connect(world.settings)
-    assert len(client.get_metric_history(resumed["run_id"], "test_macro_f1")) == 1
-    experiment = client.get_run(resumed["run_id"]).info.experiment_id
-    (model,) = client.search_logged_models([experiment], filter_string=f"source_run_id = '{resumed['run_id']}'")
-    assert str(model.status) == "READY"
-    assert "test_macro_f1" in {metric.key for metric in model.metrics}
-    registered = register_run(resumed["run_id"], world.store, world.settings)
-    assert registered["model"] == "small-subtype"
 
 
 def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):

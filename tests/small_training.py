@@ -1,0 +1,79 @@
+"""A set of 82 drawn pictures to train on in seconds, shared by the tests that do."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ml import training as training_module
+from ml.errors import DataError
+from ml.features import extract
+from ml.manifest import make_manifest
+from ml.presets import Preset, load_preset
+from ml.settings import Settings
+from ml.sources import fetch, load_source
+from ml.splits import split_dataset
+from ml.store import Store
+from ml.tracking import connect
+from ml.training import train
+from ml.training_sets import assemble, load_training_set
+from ml.versions import publish_manifest
+
+
+def quick(epochs: int, **sections: dict[str, object]) -> Preset:
+    """The demo preset with so many epochs, few draws, and other changes to both recipes."""
+    changes = {"training": {"epochs": epochs}, **sections}
+    preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
+    return preset.changed("binary", **changes).changed("subtype", **changes)
+
+
+def again(world, **changes):
+    arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
+    return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A demo source of 82 pictures, ingested, assembled, split, with its features."""
+    root = tmp_path_factory.mktemp("training")
+    conf = root / "conf"
+    for folder in ("sources", "training_sets"):
+        (conf / folder).mkdir(parents=True)
+    (conf / "sources" / "drawn.yaml").write_text("name: drawn\nkind: demo\nimages: 82\n")
+    (conf / "training_sets" / "small.yaml").write_text(
+        "name: small\nsources: [drawn]\nledger: small\npolicy: none\npreset: demo\n"
+    )
+    store = Store((root / "store").as_uri())
+    settings = Settings(
+        home=root / "home",
+        store=store.root,
+        conf=conf,
+        weights="random",
+        backend="openvino",
+        mlflow_uri=f"sqlite:///{root / 'mlflow.db'}",
+        workers=1,
+    )
+    source = load_source("drawn", conf)
+    fetch(source, store, settings)
+    training_set = load_training_set("small", conf)
+    with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
+        assemble(training_set, store, settings)
+    publish_manifest(make_manifest(source, store, 1)["manifest"], store)
+    dataset = assemble(training_set, store, settings)["dataset"]
+    split = split_dataset(dataset, store)["split"]
+    connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())
+    preset = quick(2)
+    made = extract(dataset, preset, store, settings)
+    return SimpleNamespace(
+        root=root, store=store, settings=settings, dataset=dataset, split=split, preset=preset, made=made
+    )
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Pictures and page take longer than these trainings; those of the fixtures above have them."""
+
+    def metrics_alone(folder, test, *_):
+        (folder / "metrics.json").write_text(json.dumps(test[1].to_json()))
+
+    monkeypatch.setattr(training_module, "write_evaluation", metrics_alone)

@@ -1,0 +1,147 @@
+"""Trainings that are killed go on where they were, in the same MLflow run, and come to the same result."""
+
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from ml import checkpoints
+from ml import training as training_module
+from ml.checkpoints import Checkpoint
+from ml.registry import register_run
+from ml.tracking import connect
+from tests.small_training import again, quick, without_pictures, world  # noqa: F401  # fixtures
+
+pytestmark = pytest.mark.integration
+
+
+def predictions(run):
+    folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
+    return pd.read_parquet(Path(folder) / "test_predictions.parquet")
+
+
+def curves(world, run):
+    client = connect(world.settings)
+    names = ("loss", "out_of_fold_loss")
+    return {n: sorted((m.step, m.value) for m in client.get_metric_history(run["run_id"], n)) for n in names}
+
+
+def jobs(world):
+    return [job for job in world.store.keys("jobs/training") if world.store.keys(f"jobs/training/{job}")]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """A training of four epochs that nobody disturbs."""
+    return again(world, preset=quick(4))
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Training again what was trained already."""
+    monkeypatch.setattr(training_module, "_finished", lambda *_: None)
+
+
+@pytest.fixture(params=["fold 2 of repeat 1", "the model"])
+def killed(world, whole, anew, monkeypatch, request):
+    """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
+    save, saved = Checkpoint.save, []
+
+    def save_and_die(self, part, epoch, history, arrays):
+        save(self, part, epoch, history, arrays)
+        if (part, epoch) == (request.param, 2):
+            saved.append(self.run_id)
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=quick(4))
+    (run,) = saved
+    return run
+
+
+def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
+    client = connect(world.settings)
+    assert client.get_run(killed).info.status == "FAILED"
+    client.update_run(killed, status="RUNNING")  # as SIGKILL would have left it
+    resumed = again(world, preset=quick(4))
+    assert f"after epoch 2) in MLflow run {killed}" in capsys.readouterr().err
+    assert resumed["run_id"] == killed != whole["run_id"]
+    assert resumed["metrics"] == whole["metrics"]
+    assert predictions(resumed).equals(predictions(whole))
+    assert curves(world, resumed) == curves(world, whole)
+    assert client.get_run(killed).info.status == "FINISHED"
+    assert jobs(world) == []
+
+
+def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
+    connect(world.settings).delete_run(killed)
+    resumed = again(world, preset=quick(4))
+    assert f"after epoch 2) in MLflow run {resumed['run_id']}" in capsys.readouterr().err
+    assert resumed["run_id"] != killed
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
+    """On validation alone, since a fold takes as long as the model."""
+    preset = quick(
+        1,
+        selection={"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False},
+        fine_tuning={"when": "always", "epochs": 2, "learning_rate": 0.001},
+    )
+    undisturbed = again(world, preset=preset)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
+    save = Checkpoint.save
+
+    def save_and_die(self, part, *arguments):
+        save(self, part, *arguments)
+        assert part == "the model, fine-tuning"
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=preset)
+    resumed = again(world, preset=preset)
+    assert resumed["run_id"] != undisturbed["run_id"]
+    assert resumed["metrics"] == pytest.approx(undisturbed["metrics"])
+    logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
+    assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
+    untuned = again(world, preset=quick(1, selection=preset.subtype.selection.model_dump()))
+    assert not predictions(untuned).equals(predictions(resumed))
+
+
+@pytest.mark.parametrize("last", ["_log_metrics", "forget"])
+def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, anew, monkeypatch, last):
+    owner = Checkpoint if last == "forget" else training_module
+    done, runs = getattr(owner, last), []
+
+    def log_and_die(*arguments):
+        runs.append(arguments[0] if last == "_log_metrics" else arguments[0].run_id)
+        if last == "_log_metrics":
+            done(*arguments)
+        raise Killed
+
+    preset = quick(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, last, log_and_die)
+        with pytest.raises(Killed):
+            again(world, preset=preset)
+    resumed = again(world, preset=preset)
+    assert [resumed["run_id"]] == runs
+    assert curves(world, resumed) == curves(world, whole)
+    client = connect(world.settings)
+    assert len(client.get_metric_history(resumed["run_id"], "test_macro_f1")) == 1
+    experiment = client.get_run(resumed["run_id"]).info.experiment_id
+    (model,) = client.search_logged_models([experiment], filter_string=f"source_run_id = '{resumed['run_id']}'")
+    assert str(model.status) == "READY"
+    assert "test_macro_f1" in {metric.key for metric in model.metrics}
+    registered = register_run(resumed["run_id"], world.store, world.settings)
+    assert registered["model"] == "small-subtype"
