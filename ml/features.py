@@ -2,18 +2,17 @@
 
 While the backbone is frozen its output is a constant, so both models train on the same cached vectors. A cache is keyed
 by weights, view, backend and precision; within it vectors lie by the hash of the decoded picture, so that new data
-costs only its own images.
+costs only its own images. Pictures are decoded and changed ahead of the backbone, so that neither waits for the other.
 """
 
 import uuid
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +26,19 @@ from ml.progress import say, track
 from ml.settings import Settings
 from ml.store import Json, Store, digest
 from ml.training_sets import read_dataset
-from ml.views import IDENTITY, Plan, View
+from ml.views import IDENTITY, View
+from ml.workers import ahead
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ml.presets import Preset
 
-T = TypeVar("T")
 Features = NDArray[np.float32]
 
+Plan = Sequence[tuple[View, Collection[str]]]
+"""Views besides the picture as it is, and the pixel hashes of the images that want each."""
+
 _PART = 512  # images a cache part: 2.6 MB of features
+_AHEAD = 3  # batches that wait for the backbone
 
 
 class Extractor(Protocol):
@@ -60,19 +61,24 @@ class OpenVINO:
     batch = 8
 
     def __init__(self, weights: str, store: Store, cache: Path) -> None:
-        quiet_tensorflow()
         import openvino
 
-        # The converted network is kept beside the caches of this machine: converting takes TensorFlow's import.
+        # The converted network is kept beside the caches of this machine: converting takes TensorFlow's import, and
+        # nothing else here does.
         file = cache / "openvino" / f"{weights}-{openvino.__version__.split('-')[0]}" / "backbone.xml"
         if not file.exists():
             self._convert(weights, store, file)
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._network = openvino.Core().compile_model(file, "CPU", settings)
+        self._input = np.empty((self.batch, SIZE, SIZE, 3), np.float32)
 
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
-        result: Features = np.array(self._network(pixels.astype(np.float32))[0])
+        if len(pixels) > len(self._input):
+            return np.concatenate([self(pixels[k : k + self.batch]) for k in range(0, len(pixels), self.batch)])
+        given = self._input[: len(pixels)]  # the same memory each time, which OpenVINO reads in place
+        np.copyto(given, pixels)
+        result: Features = np.array(self._network(given, share_inputs=True)[0])
         return result
 
     @staticmethod
@@ -106,7 +112,11 @@ class TensorFlow:
 
         tf.config.experimental.enable_tensor_float_32_execution(False)
         backbone = load_backbone(weights, store)
-        self._run: Any = tf.function(lambda pixels: backbone(tf.cast(pixels, tf.float32), training=False))
+        self._run: Any = tf.function(
+            lambda pixels: backbone(tf.cast(pixels, tf.float32), training=False),
+            # For any number of pictures: the last batch of a view would be traced anew.
+            input_signature=[tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)],
+        )
 
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
@@ -230,6 +240,9 @@ def extract(
 ) -> Json:
     """Compute what is not cached yet of a dataset's pixels and features (the ``features`` stage).
 
+    What is computed is kept a part at a time: whoever is killed loses one part at the most, and the next call computes
+    what is missing. Two calls at once compute the same images twice, to the same result.
+
     Args:
         dataset: its id.
         preset: says whether random weights will do.
@@ -237,49 +250,60 @@ def extract(
         settings: weights, backend, workers.
         weights_id: weights in the store, rather than those that the settings name.
         shard: look at this part of the dataset alone.
-        plan: views, and rows that are seen in them; default: all, as they are.
+        plan: views to compute as well. Every image is seen as it is, and hashes that the dataset lacks count for
+            nothing.
 
     Returns:
         ``{images, views, extracted, cached, decoded, weights, weights_kind, backend, shard}``: ``images`` and
-        ``decoded`` in images of the shard, ``extracted`` and ``cached`` in feature vectors, one an image and view.
+        ``decoded`` count images of the shard, ``extracted`` and ``cached`` vectors, of which an image has one a view.
 
     Raises:
         WeightsError: the backbone's weights cannot be had.
+        StoreError: a file cannot be decoded any more, or holds another picture than was recorded.
         NoGpuError: the settings ask for a GPU and there is none.
         DeviceError: memory does not suffice.
+        TryAgain: a worker process was killed.
     """
     if settings.gpu_required:
         require_gpu()
     rows = read_dataset(dataset, store)
-    taken = rows["pixel_sha256"].map(shard.takes).to_numpy(dtype=bool) if shard else np.ones(len(rows), dtype=bool)
+    if shard:
+        rows = rows[rows["pixel_sha256"].map(shard.takes)]
     if weights_id:
         weights = known_weights(weights_id, store)
     else:
         weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
     backend = choose_backend(settings)
-    wanted, missing = 0, list[tuple[FeatureCache, "pd.DataFrame"]]()
-    for view, seen in plan or [(IDENTITY, np.ones(len(rows), dtype=bool))]:
-        cache = FeatureCache(store, weights.id, backend, view)
-        mine = rows[seen & taken]
-        wanted += len(mine)
-        left = mine[~mine["pixel_sha256"].isin(cache.known())]
-        if not left.empty:
-            missing.append((cache, left))
-    decoded, extracted = 0, sum(len(left) for _, left in missing)
-    if missing:
+    files = dict(zip(rows["pixel_sha256"], rows["sha256"], strict=True))
+    wanted = _wanted(list(files), plan or ())
+    caches = {view: FeatureCache(store, weights.id, backend, view) for view in wanted}
+    missing: dict[View, dict[str, str]] = {}
+    for view, hashes in wanted.items():
+        known = caches[view].known()
+        missing[view] = {h: files[h] for h in hashes if h not in known}
+    vectors, extracted = sum(map(len, wanted.values())), sum(map(len, missing.values()))
+    decoded = 0
+    if extracted:
+        pixels = PixelCache(store)
+        decoded = len({h for some in missing.values() for h in some} - pixels.index().keys())
         batch = (OpenVINO if backend == "openvino" else TensorFlow).batch
-        with name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"):
+        feed = _feed(missing, pixels, batch, settings.worker_count)
+        with (
+            name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"),
+            ahead(feed, _AHEAD) as fed,  # and so decoding begins while the backbone is being loaded
+        ):
             extractor: Extractor = (
                 OpenVINO(weights.id, store, settings.cache) if backend == "openvino" else TensorFlow(weights.id, store)
             )
-            for cache, left in missing:
-                decoded += _compute(cache, extractor, left, settings.worker_count)
-    say(f"features: {extracted} computed, {wanted - extracted} cached, weights {weights.id} ({weights.kind})")
+            total = sum(-(-len(some) // batch) for some in missing.values())
+            _compute(caches, extractor, track(fed, total=total, what=f"extracting features, batches of {batch}"))
+    said = f" of {len(wanted)} views" if plan else ""
+    say(f"features{said}: {extracted} computed, {vectors - extracted} cached, weights {weights.id} ({weights.kind})")
     return {
-        "images": int(taken.sum()),
-        "views": len(plan) if plan else 1,
+        "images": len(rows),
+        "views": len(wanted),
         "extracted": extracted,
-        "cached": wanted - extracted,
+        "cached": vectors - extracted,
         "decoded": decoded,
         "weights": weights.id,
         "weights_kind": weights.kind,
@@ -288,38 +312,42 @@ def extract(
     }
 
 
-def _compute(cache: FeatureCache, extractor: Extractor, rows: "pd.DataFrame", workers: int) -> int:
-    """Compute and cache the features of these rows in a cache's view; returns how many pictures had to be decoded.
+def _wanted(hashes: list[str], plan: Plan) -> dict[View, list[str]]:
+    """Each view and its images, in the dataset's order."""
+    chosen: dict[View, set[str]] = {IDENTITY: set(hashes)}
+    for view, some in plan:
+        chosen.setdefault(view, set()).update(some)
+    return {view: [h for h in hashes if h in some] for view, some in chosen.items()}
 
-    Pictures are decoded, read or changed ahead, while the backbone is at the batch before.
+
+_Fed = tuple[View, list[str], Pixels]
+
+
+def _feed(
+    missing: Mapping[View, Mapping[str, str]], pixels: PixelCache, size: int, workers: int
+) -> Generator[_Fed, None, None]:
+    """Batches for the backbone, one view after the other: all but the first find the pixels cached.
+
+    Threads make the views: NumPy lets go of the interpreter for nearly all of it, and no array has to be passed on.
     """
-    pixels, size = PixelCache(cache.store), extractor.batch
-    there = rows["pixel_sha256"].isin(pixels.index())
-    known, new = rows.loc[there, "pixel_sha256"].unique(), rows[~there]
-    batches = chain(pixels.made(new, workers, size), pixels.batches(known, size))
-    shown = track(_ahead(_seen(batches, cache.view)), total=-(-len(rows) // size), what=f"features, batches of {size}")
-    done: list[str] = []
-    vectors: list[Features] = []
-    for batch, pictures in shown:
-        done += batch
-        vectors.append(extractor(pictures))
-        if len(done) >= _PART:
-            cache.write(done, np.concatenate(vectors))
-            done, vectors = [], []
-    if done:
-        cache.write(done, np.concatenate(vectors))
-    return new["pixel_sha256"].nunique()
+    with ThreadPoolExecutor(workers) as threads:
+        for view, files in missing.items():
+            for hashes, pictures in pixels.stream(files, size, workers):
+                if view == IDENTITY:
+                    yield view, hashes, pictures
+                else:
+                    yield view, hashes, np.stack(list(threads.map(view.apply, pictures, hashes)))
 
 
-def _seen(batches: Iterable[tuple[list[str], Pixels]], view: View) -> Iterator[tuple[list[str], Pixels]]:
-    for hashes, pictures in batches:
-        yield hashes, np.stack([view.apply(picture, h) for picture, h in zip(pictures, hashes, strict=True)])
-
-
-def _ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made in a thread while the caller is at those before."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting: deque[Future[T | None]] = deque(thread.submit(next, items, None) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, items, None))
-            yield item
+def _compute(caches: Mapping[View, FeatureCache], extractor: Extractor, batches: Iterable[_Fed]) -> None:
+    for view, group in groupby(batches, key=lambda fed: fed[0]):
+        done: list[str] = []
+        vectors: list[Features] = []
+        for _, hashes, pictures in group:
+            done += hashes
+            vectors.append(extractor(pictures))
+            if len(done) >= _PART:
+                caches[view].write(done, np.concatenate(vectors))
+                done, vectors = [], []
+        if done:
+            caches[view].write(done, np.concatenate(vectors))

@@ -1,13 +1,15 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.errors import StoreError
+from ml.errors import ImageError, StoreError
 from ml.imaging import SIZE, Pixels, decode, pixel_hash, resize
 from ml.progress import track
 from ml.store import Store, digest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PART = 512  # pictures a cache part and so in memory at once: 77 MB
+_BATCH = 64  # pictures between two looks at the progress where nothing but decoding is done
 
 
 @dataclass(frozen=True)
@@ -45,51 +48,46 @@ class PixelCache:
         return found
 
     def fill(self, rows: "pd.DataFrame", workers: int) -> int:
-        """Decode and resize what is not cached yet; returns how many pictures that were. See :meth:`made`."""
-        return sum(len(hashes) for hashes, _ in self.made(rows, workers, _PART))
-
-    def made(self, rows: "pd.DataFrame", workers: int, size: int) -> Iterator[tuple[list[str], Pixels]]:
-        """Decode, resize and cache what is not cached yet, and hand it over as it is made.
-
-        Other processes decode ahead while the caller is at a batch. A part is written as soon as it is full; left
-        before its end, this loses no more than one.
+        """Decode and resize what is not cached yet; returns how many pictures that were.
 
         Args:
             rows: columns ``sha256`` (of the file) and ``pixel_sha256``.
             workers: processes that decode.
-            size: pictures a batch.
+
+        Raises:
+            StoreError: a file cannot be decoded, or its picture is not the one the manifest recorded.
+        """
+        known = self.index()
+        files = dict(zip(rows["pixel_sha256"], rows["sha256"], strict=True))
+        missing = {h: sha256 for h, sha256 in files.items() if h not in known}
+        total = -(-len(missing) // _BATCH)
+        for _ in track(self._decoded(missing, _BATCH, workers), total=total, what=f"decoding, batches of {_BATCH}"):
+            pass
+        return len(missing)
+
+    def stream(
+        self, files: Mapping[str, str], size: int, workers: int
+    ) -> Generator[tuple[list[str], Pixels], None, None]:
+        """Pictures a batch at a time: those that are cached, then the others as they are decoded, and cached as well.
+
+        A part is written when its last picture has been passed on: whoever is killed loses one part at the most.
+
+        Args:
+            files: pixel hash -> hash of the file, of every picture that is wanted.
+            size: pictures a batch; the last of the cached ones and that of the decoded ones may be smaller.
+            workers: processes that decode, some batches ahead.
 
         Yields:
             the hashes of the batch, and uint8 (n, 224, 224, 3).
 
         Raises:
-            StoreError: a file's picture is not the one the manifest recorded.
+            StoreError: a file cannot be decoded, or its picture is not the one the manifest recorded.
         """
         known = self.index()
-        missing = rows[~rows["pixel_sha256"].isin(known)].drop_duplicates("pixel_sha256")
-        todo = list(zip(missing["sha256"], missing["pixel_sha256"], strict=True))
-        jobs = ((self.store.root, sha256, pixel_sha256) for sha256, pixel_sha256 in todo)
-        shown = (
-            track(in_processes(_load_resized, jobs, workers), total=len(todo), what="decoding") if todo else iter(())
-        )
-        hashes = [pixel_sha256 for _, pixel_sha256 in todo]
-        part: list[str] = []
-        pictures = np.empty((min(_PART, len(todo)), SIZE, SIZE, 3), np.uint8)
-        for begin in range(0, len(todo), size):
-            batch = hashes[begin : begin + size]
-            made = np.stack([next(shown) for _ in batch])
-            if len(part) + len(batch) > _PART:
-                _write_part(self.prefix, part, pictures[: len(part)], self.store)
-                part = []
-            pictures[len(part) : len(part) + len(batch)] = made
-            part += batch
-            yield batch, made
-        if part:
-            _write_part(self.prefix, part, pictures[: len(part)], self.store)
-        for _ in shown:  # let the progress say its last line
-            pass
+        yield from self.batches([h for h in files if h in known], size)
+        yield from self._decoded({h: sha256 for h, sha256 in files.items() if h not in known}, size, workers)
 
-    def batches(self, hashes: Iterable[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
+    def batches(self, hashes: list[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
         """The cached pictures of these hashes, ``size`` at a time, in the order they lie on disk.
 
         Yields:
@@ -97,9 +95,10 @@ class PixelCache:
         """
         known = self.index()
         wanted = sorted(hashes, key=lambda h: known[h])
+        part = lru_cache(maxsize=2)(self._part)  # a batch may reach into the next one
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
-            yield batch, np.stack([self._part(known[h][0])[known[h][1]] for h in batch])
+            yield batch, np.stack([part(known[h][0])[known[h][1]] for h in batch])
 
     def read(self, hashes: Sequence[str]) -> Pixels:
         """The cached pictures of these hashes, in this order: uint8 (n, 224, 224, 3).
@@ -113,9 +112,8 @@ class PixelCache:
             places = [self._places[h] for h in hashes]
         except KeyError as error:
             raise StoreError(f"the picture {error.args[0]} is not in {self.prefix}; run: features") from None
-        return (
-            np.stack([self._part(part)[row] for part, row in places]) if places else np.empty((0, SIZE, SIZE, 3), "u1")
-        )
+        pictures = [self._part(part)[row] for part, row in places]
+        return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, int]]:
@@ -137,6 +135,23 @@ class PixelCache:
                 store.remove(f"{folder}/{name}")
                 store.remove(arrays)
 
+    def _decoded(
+        self, missing: Mapping[str, str], size: int, workers: int
+    ) -> Generator[tuple[list[str], Pixels], None, None]:
+        todo = list(missing)
+        jobs = ((self.store.root, missing[h], h) for h in todo)
+        with closing(in_processes(_load_resized, jobs, workers)) as decoded:
+            for start in range(0, len(todo), _PART):
+                hashes = todo[start : start + _PART]
+                # Of its own, since batches are windows on it that may still be looked through when it is written.
+                part = np.empty((len(hashes), SIZE, SIZE, 3), np.uint8)
+                for begin in range(0, len(hashes), size):
+                    batch = hashes[begin : begin + size]
+                    for row, picture in enumerate(islice(decoded, len(batch)), begin):
+                        part[row] = picture
+                    yield batch, part[begin : begin + len(batch)]
+                _write_part(self.prefix, hashes, part, self.store)
+
     def _part(self, name: str) -> Pixels:
         array: Pixels = np.load(self.store.local(f"{self.prefix}/{name}.npy"), mmap_mode="r")
         return array
@@ -152,8 +167,13 @@ def _write_part(folder: str, hashes: list[str], pixels: Pixels, store: Store) ->
 
 def _load_resized(job: tuple[str, str, str]) -> Pixels:
     root, sha256, expected = job
-    with Store(root).open_blob(sha256) as file:
-        pixels = decode(file)
+    store = Store(root)
+    try:
+        with store.open_blob(sha256) as file:
+            pixels = decode(file)
+    except ImageError as error:  # the manifest has it, so it could be decoded once
+        where = store.uri(store.blob_key(sha256))
+        raise StoreError(f"{where} is damaged ({error}); remove it and fetch its source again") from None
     if pixel_hash(pixels) != expected:
         raise StoreError(f"file {sha256} in {root} does not hold the picture its manifest recorded; run manifest again")
     return resize(pixels)

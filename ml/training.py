@@ -195,9 +195,10 @@ def _prepared(
     if missing:
         raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
     plan = views_of(recipe.views, rows, sides)
-    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=plan)
-    weights = Weights(made["weights"], made["weights_kind"])
     hashes = rows["pixel_sha256"].to_numpy(dtype=str)
+    wanted_of = [(view, hashes[wanted].tolist()) for view, wanted in plan]
+    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
+    weights = Weights(made["weights"], made["weights_kind"])
     views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         file = Path(scratch) / "features.npy"

@@ -111,11 +111,11 @@ def _expose(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
     return exposed
 
 
-Plan = list[tuple[View, NDArray[np.bool_]]]
+Masks = list[tuple[View, NDArray[np.bool_]]]
 """Views, and which rows of a dataset (images,) are seen in them."""
 
 
-def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Plan:
+def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Masks:
     """The views that a recipe wants of a dataset's rows: of what may be learnt from; of the rest the picture as it is.
 
     Args:
@@ -127,7 +127,7 @@ def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None
     cases = rows[learnt].groupby("subtype")["patient"].nunique()
     rare = rows["subtype"].isin(set(cases.index[cases < spec.rare_below_cases])).to_numpy()
     wanted = np.where(rare, spec.rare_count, spec.count)
-    plan: Plan = [(IDENTITY, np.ones(len(rows), dtype=bool))]
+    plan: Masks = [(IDENTITY, np.ones(len(rows), dtype=bool))]
     plan += [
         (View(number, spec.augmentation), learnt & (wanted > number))
         for number in range(1, max(spec.count, spec.rare_count))
@@ -135,7 +135,7 @@ def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None
     return [(view, mask) for view, mask in plan if mask.any()]
 
 
-def views_of_all(specs: "Sequence[Views]", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Plan:
+def views_of_all(specs: "Sequence[Views]", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Masks:
     """The views that any of several recipes wants, each once."""
     masks: dict[View, NDArray[np.bool_]] = {}
     for spec in specs:

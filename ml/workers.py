@@ -1,13 +1,15 @@
-"""Work spread over processes, in order, with only so much of it done ahead."""
+"""Work spread over processes, or done ahead in a thread: in order, with only so much of it waiting."""
 
 import ctypes
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 from ml.errors import TryAgain
@@ -22,7 +24,7 @@ _CHUNK = 8
 """Jobs handed over at once: fewer messages between the processes."""
 
 
-def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Iterator[R]:
+def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Generator[R, None, None]:
     """The result of each job, in order. Only a few chunks wait to be taken, however many jobs there are.
 
     Args:
@@ -39,7 +41,7 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
         return
     left = iter(jobs)
     # Spawned, not forked: the caller may hold TensorFlow or threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_keep_memory)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     waiting: deque[Future[list[R]]] = deque()
     try:
         while True:
@@ -54,6 +56,48 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def ahead(items: Generator[R, None, None], count: int) -> Iterator[Iterator[R]]:
+    """The same items, made by a thread while something else is done: it begins at once and is ``count`` of them ahead.
+
+    Args:
+        items: closed in the end, in that thread, whether all were taken or not.
+        count: how many may wait to be taken.
+
+    Raises:
+        Exception: whatever making an item raises, when it would have been that item's turn.
+    """
+    end = object()
+    thread = ThreadPoolExecutor(1)
+    waiting = deque(thread.submit(next, items, end) for _ in range(count))
+
+    def taken() -> Iterator[R]:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item  # type: ignore[misc]
+
+    try:
+        yield taken()
+    finally:
+        for one in waiting:
+            one.cancel()
+        thread.submit(items.close)
+        thread.shutdown()
+
+
+def _begin() -> None:
+    _keep_memory()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed: by itself it would wait for work forever."""
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _keep_memory() -> None:

@@ -175,7 +175,8 @@ def features(
 
     recipe, rows = load_preset(preset), read_dataset(dataset, store)
     sides = sides_of(rows, read_split(split, store)) if split else None
-    plan = views_of_all([recipe.binary.views, recipe.subtype.views], rows, sides)
+    seen = views_of_all([recipe.binary.views, recipe.subtype.views], rows, sides)
+    plan = [(view, rows.loc[wanted, "pixel_sha256"].tolist()) for view, wanted in seen]
     return extract(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
 
 

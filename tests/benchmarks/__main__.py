@@ -18,11 +18,11 @@ from rich.table import Table
 
 from ml.devices import processor
 from ml.settings import settings
-from tests.benchmarks import ingestion
+from tests.benchmarks import extraction, ingestion
 from tests.benchmarks.measure import Figure
 from tests.benchmarks.replica import LARGEST, Replica
 
-BENCHMARKS = {"ingestion": ingestion.figures}
+BENCHMARKS = {"ingestion": ingestion.figures, "extraction": extraction.figures}
 
 
 @click.command()

@@ -4,10 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,7 +22,7 @@ _NEW = 10  # percent
 
 def figures(replica: Replica) -> list[Figure]:
     """All figures of this page, in a store of its own."""
-    with _home(replica) as (home, environment):
+    with replica.home(_WORKERS) as (home, environment):
         fetched = breakhis("fetch", "replica", environment=environment)
         bare, ours = [], []
         for _ in range(_TURNS):
@@ -73,19 +71,6 @@ def figures(replica: Replica) -> list[Figure]:
             added.result["decoded"] == len(new),
         ),
     ]
-
-
-@contextmanager
-def _home(replica: Replica) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A home folder beside the replica, so that its disk is the one that is measured."""
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=replica.folder.parent) as folder:
-        home = Path(folder)
-        (home / "sources").mkdir()
-        yaml = f"name: replica\nkind: directory\npath: {replica.folder}\n"
-        (home / "sources" / "replica.yaml").write_text(yaml)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BREAKHIS_")}
-        own = {"BREAKHIS_HOME": str(home), "BREAKHIS_CONF": str(home), "BREAKHIS_WORKERS": str(_WORKERS)}
-        yield home, {**inherited, **own}
 
 
 def _decode_loop(folder: Path) -> float:

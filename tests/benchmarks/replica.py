@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,3 +35,15 @@ class Replica(NamedTuple):
                 (scratch / path).write_bytes(data)
             scratch.rename(folder)
         return cls(folder, images)
+
+    @contextmanager
+    def home(self, workers: int, **settings: str) -> Iterator[tuple[Path, dict[str, str]]]:
+        """A home folder beside the replica, so that its disk is the one that is measured, and an environment for it."""
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=self.folder.parent) as folder:
+            home = Path(folder)
+            (home / "sources").mkdir()
+            yaml = f"name: replica\nkind: directory\npath: {self.folder}\n"
+            (home / "sources" / "replica.yaml").write_text(yaml)
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("BREAKHIS_")}
+            own = {"BREAKHIS_HOME": str(home), "BREAKHIS_CONF": str(home), "BREAKHIS_WORKERS": str(workers)}
+            yield home, {**inherited, **own, **{f"BREAKHIS_{name}": value for name, value in settings.items()}}
