@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ml.evaluation import Evaluation, Scores, bootstrap_weights, can_vary
 from ml.imaging import Pixels
+from ml.store import Json
 from ml.taxonomy import SUBTYPES, classes
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#d55e00", "#009e73", "#b00020", "#888888"  # told apart by anyone
+_COLOURS = (_BLUE, _ORANGE, _GREEN)
 _DPI = 110
 _BAND_DRAWS = 200
 _GRID = np.linspace(0, 1, 101)
@@ -275,6 +277,35 @@ def plot_grad_cam(
                 axes.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
             axes.set_title(title, fontsize=8)
             axes.axis("off")
+    _save(figure, path)
+
+
+def plot_comparison(rows: Sequence[Json], path: Path) -> None:
+    """Each preset's figures with their ends beside the notebooks', a panel for each protocol and model.
+
+    Args:
+        rows: of the table that :mod:`ml.reproduction` makes.
+        path: of the PNG.
+    """
+    parts: dict[str, list[Json]] = {}
+    for row in rows:
+        parts.setdefault(f"{row['protocol']}, {row['task']}", []).append(row)
+    figure, panels = _panels(len(parts), 5.2, wide=7.2)
+    for axes, (title, mine) in zip(panels, parts.items(), strict=True):
+        for at, one in enumerate(mine):
+            presets = one["presets"]
+            shifts = np.linspace(0.2, -0.2, len(presets)) if len(presets) > 1 else [0.0]
+            for shift, colour, (preset, of) in zip(shifts, _COLOURS, presets.items(), strict=False):
+                axes.plot(of["value"], -at + shift, "o", color=colour, label=preset if at == 0 else None)
+                if of["low"] is not None:
+                    axes.plot([of["low"], of["high"]], [-at + shift] * 2, color=colour)
+            if one["notebooks"] is not None:
+                axes.plot(one["notebooks"], -at, "D", color="black", label="notebooks" if at == 0 else None)
+        axes.set_yticks([-at for at in range(len(mine))], [one["metric"] for one in mine], fontsize=8)
+        axes.set_xlim(0, 1.02)
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_title(title, fontsize=10)
+        axes.legend(loc="lower left", fontsize=8)
     _save(figure, path)
 
 

@@ -29,6 +29,9 @@ Indices = NDArray[np.int64]
 Logits = NDArray[np.float32]
 History = dict[str, list[float]]
 
+_STEPS = 16
+"""Steps whose features are held in memory at a time."""
+
 _CHUNK = 1024
 """Rows at a time where features are only looked through."""
 
@@ -86,6 +89,7 @@ class Fitter:
         self._load_backbone = backbone
         self._head = _compiled_head(examples.task, examples.recipe)
         self._initial = [np.asarray(v) for v in self._head.optimizer.variables]
+        self._steps = _steps_of(self._head, examples.recipe.training.batch_size)
         self.fine_tunes = fine_tunes(examples.recipe.fine_tuning)
 
     def fit(
@@ -154,15 +158,20 @@ class Fitter:
             variable.assign(value)
         drops = _drops(head.layers)
 
-        def batches(left: range) -> "tf.data.Dataset":
-            return _feature_batches(examples, learnt, seed, left)
+        def learn(left: range) -> Iterator[None]:
+            size = _STEPS * examples.recipe.training.batch_size
+            for epoch in left:
+                for _, rows, numbers, targets, weights in _chosen(
+                    examples, learnt, seed, range(epoch, epoch + 1), size
+                ):
+                    self._steps(examples.features[numbers, rows], targets, weights)
+                yield
 
         def predict() -> Logits:
             features = examples.features[0, watched]
             return np.asarray(head(features, training=False)) if len(watched) else np.empty((0, examples.outputs), "f4")
 
-        loop = _Loop(name, head, drops, seed, epochs, checkpoint)
-        logits, history = loop.run(batches, _steps(learnt, examples.recipe.training.batch_size), predict)
+        logits, history = _Loop(name, head, drops, seed, epochs, checkpoint).run(learn, predict)
         kept: Arrays = [np.asarray(v) for v in head.weights]
         checkpoint.finish(name, history, [*kept, logits])
         return Fit(kept, None, logits, history)
@@ -193,14 +202,20 @@ class Fitter:
             network = _whole(backbone, head, examples, spec, mixed=mixed)
         drops = _drops([*backbone.layers, *head.layers])
 
-        def batches(left: range) -> "tf.data.Dataset":
-            return _pixel_batches(examples, learnt, seed, left, spec.batch_size)
+        step = _step_of(network)
+
+        def learn(left: range) -> Iterator[None]:
+            batches = _pixel_batches(examples, learnt, seed, left, spec.batch_size)
+            source = iter(strategy.experimental_distribute_dataset(batches))
+            for _ in left:
+                for _ in range(-(-len(learnt) // spec.batch_size)):
+                    step(next(source))
+                yield
 
         def predict() -> Logits:
             return _predict_pixels(network.predict_on_batch, examples, watched)
 
-        loop = _Loop(name, network, drops, seed, epochs, checkpoint)
-        after, history = loop.run(batches, _steps(learnt, spec.batch_size), predict)
+        after, history = _Loop(name, network, drops, seed, epochs, checkpoint).run(learn, predict)
         logits = np.concatenate([fitted.logits[-1:], after])  # none at all may be best
         kept: Arrays = [np.asarray(v) for v in head.weights]
         tuned: Arrays = [np.asarray(v, dtype=np.float32) for v in backbone.weights]
@@ -224,47 +239,66 @@ class _Loop:
         self._seed, self._epochs, self._checkpoint = seed, epochs, checkpoint
         self._variables = [*network.trainable_variables, *network.optimizer.variables]
 
-    def run(
-        self, batches: "Callable[[range], tf.data.Dataset]", steps: int, predict: Callable[[], Logits]
-    ) -> tuple[Logits, History]:
-        """What ``predict`` gave after each epoch, and the curves."""
-        import keras
+    def run(self, learn: Callable[[range], Iterator[None]], predict: Callable[[], Logits]) -> tuple[Logits, History]:
+        """What ``predict`` gave after each epoch, and the curves.
 
+        Args:
+            learn: does these epochs, one whenever it is asked for the next.
+            predict: logits of what is watched.
+        """
         reached = self._checkpoint.unfinished(self._name)
         history, logits = reached.history, list(reached.arrays[-1]) if reached.arrays else []
         for variable, value in zip(self._variables, reached.arrays, strict=False):
             variable.assign(value)
         if reached.epoch:
             say(f"{self._name}: resuming after epoch {reached.epoch} of {self._epochs}")
-
-        def begin(epoch: int, _: object) -> None:
+        left = range(reached.epoch, self._epochs)
+        turns = learn(left)
+        for epoch in left:
             # Spread out: from [seed, epoch] Keras would count on by one a step, through the masks of the next epoch.
             for k, state in enumerate(self._drops):
                 state.assign(np.random.SeedSequence([self._seed, epoch, k]).generate_state(2))
-
-        def end(epoch: int, logs: dict[str, float]) -> None:
-            for curve, value in logs.items():
+            self._network.reset_metrics()
+            next(turns)
+            for curve, value in self._network.get_metrics_result().items():
                 history.setdefault(curve, []).append(float(value))
             logits.append(predict())
             if epoch + 1 < self._epochs and self._checkpoint.due():
                 self._checkpoint.save(self._name, epoch + 1, history, self._state(logits))
-
-        left = range(reached.epoch, self._epochs)
-        if left:
-            self._network.fit(
-                batches(left),
-                initial_epoch=left.start,
-                epochs=left.stop,
-                steps_per_epoch=steps,
-                shuffle=False,  # the pipeline does
-                callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)],
-                verbose=0,
-            )
         shape = (0, *predict().shape)
         return (np.stack(logits).astype(np.float32) if logits else np.empty(shape, np.float32)), history
 
     def _state(self, logits: list[Logits]) -> Arrays:
         return [*(np.asarray(v) for v in self._variables), np.stack(logits)]
+
+
+def _steps_of(network: "keras.Model", size: int) -> Callable[..., Any]:
+    """What takes some features, targets and weights and does Keras' own training step with each ``size`` of them.
+
+    In one graph: Keras' ``fit`` returns to Python after each, and its pipelines cost more than a small head's step.
+    """
+    import tensorflow as tf
+
+    def steps(features: Any, targets: Any, weights: Any) -> Any:
+        def step(start: Any) -> Any:
+            part = slice(start, start + size)
+            network.train_step((features[part], targets[part], weights[part]))
+            return (start + size,)
+
+        return tf.while_loop(lambda start: start < tf.shape(features)[0], step, (0,), parallel_iterations=1)
+
+    signature = [tf.TensorSpec((None, *v.shape[1:]), tf.float32) for v in (*network.inputs, *network.outputs)]
+    return tf.function(steps, [*signature, tf.TensorSpec((None,), tf.float32)], autograph=False)  # type: ignore[no-any-return]
+
+
+def _step_of(network: "keras.Model") -> Callable[[Any], Any]:
+    """Keras' own training step with one batch, on all devices at once."""
+    import tensorflow as tf
+
+    def step(batch: Any) -> Any:
+        return network.distribute_strategy.run(network.train_step, args=(batch,))
+
+    return tf.function(step, autograph=False, reduce_retracing=True)  # type: ignore[no-any-return]
 
 
 def _predict_pixels(network: Callable[[Any], Any], examples: Examples, rows: Indices) -> Logits:
@@ -427,12 +461,8 @@ def _statistics(features: Features, rows: Indices) -> tuple[NDArray[np.float64],
     return mean + first, squares / len(rows) - mean**2
 
 
-def _steps(rows: Indices, size: int) -> int:
-    return -(-len(rows) // size)
-
-
 def _chosen(examples: Examples, learnt: Indices, seed: int, epochs: range, size: int) -> Iterator[tuple[Any, ...]]:
-    """Batch by batch, through all these epochs: epoch, positions, numbers of views, targets and weights."""
+    """Some at a time, through all these epochs: epoch, positions, numbers of views, targets and weights."""
     truth = examples.truth[learnt]
     weights = class_weights(truth, examples.recipe.imbalance.class_weights)
     by_class = np.array([weights.get(k, 0.0) for k in range(max(weights) + 1)], np.float32)
@@ -446,25 +476,8 @@ def _chosen(examples: Examples, learnt: Indices, seed: int, epochs: range, size:
             yield epoch, few, numbers[start : start + size], targets.astype(np.float32), by_class[labels]
 
 
-def _feature_batches(examples: Examples, learnt: Indices, seed: int, epochs: range) -> "tf.data.Dataset":
-    """All batches of all these epochs: one pipeline, whose making takes longer than a small head's epoch."""
-    import tensorflow as tf
-
-    def batches() -> Iterator[tuple[Any, ...]]:
-        size = examples.recipe.training.batch_size
-        for _, rows, numbers, targets, weights in _chosen(examples, learnt, seed, epochs, size):
-            yield examples.features[numbers, rows], targets, weights
-
-    signature = (
-        tf.TensorSpec((None, FEATURES), tf.float32),
-        tf.TensorSpec((None, examples.outputs), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-    )
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2)
-
-
 def _pixel_batches(examples: Examples, learnt: Indices, seed: int, epochs: range, size: int) -> "tf.data.Dataset":
-    """The same of uint8 pixels, each picture in a view of this epoch's own."""
+    """Batches of uint8 pixels, each picture in a view of this epoch's own."""
     import tensorflow as tf
 
     spec = examples.recipe.views

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ml.errors import Conflict, DataError, StoreError
 from ml.manifest import read_ties
 from ml.store import Json, Store, digest
-from ml.taxonomy import SIDES, SUBTYPES
+from ml.taxonomy import SIDES, SUBTYPES, label_of
 from ml.training_sets import Group, Method, read_dataset
 
 if TYPE_CHECKING:
@@ -401,8 +401,9 @@ def extend(
             free.setdefault(component[group], set()).add(group)
     if not free:
         sides = fixed
-    elif ledger.method == "sgkf" and not ledger.sides:
-        sides = fold(groups, subtypes, seed=seed, together=free.values())
+    elif ledger.method != "allocator" and not ledger.sides:
+        deal = fold if ledger.method == "sgkf" else stratify
+        sides = deal(groups, subtypes, seed=seed, together=free.values())
     else:
         counts = {group: [0] * len(SUBTYPES) for group in groups}
         for group, subtype in zip(groups, subtypes, strict=True):
@@ -513,6 +514,59 @@ def fold(groups: list[str], subtypes: list[str], *, seed: int, together: Collect
     return {group: names.get(str(unit), "train") for group, unit in zip(groups, units, strict=True)}
 
 
+def stratify(
+    groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()
+) -> dict[str, str]:
+    """Give every group a side by chance within benign and malignant: the baseline's protocol of the binary model.
+
+    It promises no subtype anything. What is added to a ledger later is put around its sides by :func:`allocate`.
+
+    Args:
+        groups: the group of each image.
+        subtypes: the class of each image.
+        seed: of the shuffling.
+        together: groups that must lie on one side.
+
+    Raises:
+        DataError: too few groups of benign or malignant for three sides.
+    """
+    from sklearn.model_selection import train_test_split
+
+    leaders = _leaders(together)
+    labels: dict[str, str] = {}
+    for group, subtype in zip(groups, subtypes, strict=True):
+        unit = leaders.get(group, group)
+        labels[unit] = max(labels.get(unit, ""), label_of(subtype))  # malignant wherever there is any
+    units = sorted(labels)
+    _, validation_share, test_share = FRACTIONS
+    try:
+        rest, test = train_test_split(
+            units, test_size=test_share, random_state=seed, stratify=[labels[unit] for unit in units]
+        )
+        _, validation = train_test_split(
+            rest,
+            test_size=validation_share / (1 - test_share),
+            random_state=seed,
+            stratify=[labels[unit] for unit in rest],
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{len(units)} group(s) cannot be dealt to three sides by benign and malignant ({error}); add data, or "
+            "take the method allocator and another ledger"
+        ) from None
+    names = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
+    return {group: names.get(leaders.get(group, group), "train") for group in groups}
+
+
+def hold_out(groups: list[str], subtypes: list[str], *, seed: int) -> set[str]:
+    """One group in six for validation, by StratifiedGroupKFold, where train and test are given.
+
+    Raises:
+        DataError: too few groups or images.
+    """
+    return _one_fold(np.array(groups), np.array(subtypes), _VALIDATION_FOLDS, seed, leave=1)
+
+
 def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, seed: int, leave: int) -> set[str]:
     """The groups in the first fold that has any and leaves at least so many others."""
     from sklearn.model_selection import StratifiedGroupKFold
@@ -528,8 +582,8 @@ def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, see
                 if chosen and len(everyone - chosen) >= leave:
                     return chosen
     raise DataError(
-        f"of {len(everyone)} group(s) no class has two images, too few for the method sgkf; add data, or take the "
-        "method allocator and another ledger"
+        f"of {len(everyone)} group(s) no class has two images, too few to be folded; add data, or take the method "
+        "allocator and another ledger"
     )
 
 
@@ -751,6 +805,6 @@ def _why(
     component = _components(_groups_by_picture(rows, ties, ledger).values())
     if len({component[group] for group in used}) == 1:
         return f"{them} are tied by pictures that they share, so they are all in {where}"
-    if ledger.method == "sgkf" and not before:
-        return f"the method sgkf put {them} in {where}"
+    if ledger.method != "allocator" and not before:
+        return f"the method {ledger.method} put {them} in {where}"
     return f"{them} are in {where}: with one in test another class would be missing in train or test"

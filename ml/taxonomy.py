@@ -39,8 +39,8 @@ IMAGE_SIZES = ((700, 460), (700, 456))
 SIDES = ("train", "validation", "test")
 """The sides of a split, in the order in which people read them."""
 
-TASKS = ("binary", "subtype")
 Task = Literal["binary", "subtype"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 DUPLICATED_SLIDE = "14-13412"
 """One set of pictures published under two labels, DC and LC; no source says which is right."""

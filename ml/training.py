@@ -1,8 +1,4 @@
-"""Training: the protocol of a recipe, carried out, and logged to MLflow as one run with metrics, pictures and a model.
-
-Where the recipe chooses out of fold: cross-validation in train and validation, the choice, one more network that learns
-from both, and the test side, once. Where it chooses on validation: one network that learns from train.
-"""
+"""Training: one model learnt and scored, and logged to MLflow as one run with metrics, pictures and the model."""
 
 import hashlib
 import json
@@ -14,82 +10,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 import ml
-from ml import crossvalidation
 from ml.checkpoints import Checkpoint, sweep, wait_for_others
-from ml.crossvalidation import Choice, Fold, Predicted
-from ml.decision import Rule
-from ml.devices import describe, name_exhaustion, quiet_tensorflow, require_gpu
-from ml.errors import DataError, StoreError
-from ml.evaluation import Evaluation, Scores, check_both_classes, evaluate
-from ml.features import FeatureCache, Features, extract
-from ml.fitting import Examples, Fitter, History, learnt_shares
-from ml.models import FEATURES, Weights, join, load_backbone
+from ml.devices import describe
+from ml.errors import StoreError
+from ml.evaluation import Evaluation, Scores, evaluate
+from ml.learning import OUT_OF_FOLD, VALIDATION, Learnt, Prepared, learn, prepared, scores_of
+from ml.models import join
 from ml.packaging import log_classifier
 from ml.pixels import PixelCache
-from ml.presets import Preset, Recipe
-from ml.progress import say, track
+from ml.presets import Preset
+from ml.progress import say
 from ml.report import write_evaluation
 from ml.settings import Settings
-from ml.splits import COLUMNS, read_split, sides_of
+from ml.splits import read_split
 from ml.store import Json, Store, digest
 from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
-from ml.training_sets import read_dataset
-from ml.views import views_of
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
     from mlflow.tracking import MlflowClient
 
-Indices = NDArray[np.int64]
-
-_OUT_OF_FOLD, _VALIDATION = "out_of_fold", "validation"
-_PREFIXES = {"test": "test", _OUT_OF_FOLD: "oof", _VALIDATION: "validation"}
+_PREFIXES = {"test": "test", OUT_OF_FOLD: "oof", VALIDATION: "validation"}
 """Of the metrics of each evaluation."""
-
-
-class Prepared(NamedTuple):
-    """What a training starts from."""
-
-    rows: "pd.DataFrame"
-    groups: NDArray[np.str_]
-    """(images,) the case or slide of each, as the split has it."""
-    truth: Indices
-    """(images,) class numbers."""
-    on: dict[str, Indices]
-    """Side -> rows on it."""
-    features: Features
-    """float32 (views, images, 1280), kept on disk."""
-    views: Indices
-    """(images,) how many views there are of each."""
-    weights: Weights
-    job: str
-    """Names all that the result depends on."""
-
-
-class Learnt(NamedTuple):
-    """What a training came to, before the test side was looked at."""
-
-    head: "keras.Model"
-    backbone: "keras.Model"
-    """With the weights that belong to the head: fine-tuned, if that was done."""
-    choice: Choice
-    held_out: str
-    """``out_of_fold`` or ``validation``: what the next ones are of."""
-    rows: Indices
-    probabilities: NDArray[np.float64]
-    rules: list[Rule]
-    """One a row: out of fold, each fold has the rule that was chosen without it."""
-    history: History
-    test: NDArray[np.float32]
-    """Logits of the test side."""
 
 
 def train(
@@ -119,28 +69,18 @@ def train(
         DeviceError: memory does not suffice.
         TryAgain: another process has begun the same training at the same moment.
     """
-    if settings.gpu_required:
-        require_gpu()
-    with _prepared(task, dataset, split, preset, seed, store, settings, weights_id) as data:
-        quiet_tensorflow()
-        import tensorflow as tf
-
-        # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
-        tf.config.experimental.enable_op_determinism()
+    with prepared(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
+        job = digest([data.inputs, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-        wait_for_others(store, data.job)
-        if finished := _finished(data.job, experiment, settings):
+        wait_for_others(store, job)
+        if finished := _finished(job, experiment, settings):
             return {**finished, "task": task, "set": experiment, "reused": True}
         sweep(store)
-        checkpoint = Checkpoint(store, data.job)
+        checkpoint = Checkpoint(store, job)
         with checkpoint.alive():
             with _mlflow_run(checkpoint, name, experiment, settings) as run_id:
-                facts = _log_inputs(task, dataset, split, preset, seed, store, data)
-                recipe = preset.recipe(task)
-                advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
-                advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"
-                with name_exhaustion(advice):
-                    learnt = _learn(task, recipe, seed, data, checkpoint, store)
+                facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
+                learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
             checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
@@ -166,143 +106,6 @@ def _of_test(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics of the test side; MLflow has the ends of their intervals beside them."""
     ends = ("_low", "_high")
     return {name: value for name, value in metrics.items() if name.startswith("test_") and not name.endswith(ends)}
-
-
-@contextmanager
-def _prepared(
-    task: Task,
-    dataset: str,
-    split: str,
-    preset: Preset,
-    seed: int,
-    store: Store,
-    settings: Settings,
-    weights_id: str | None,
-) -> Iterator[Prepared]:
-    """What a training starts from. Features lie in a scratch file, which costs no memory, within the block."""
-    recipe, rows = preset.recipe(task), read_dataset(dataset, store)
-    dealt = read_split(split, store)
-    sides = sides_of(rows, dealt)
-    truth = _truth(task, rows)
-    on = {side: np.flatnonzero(sides == side) for side in SIDES}
-    for side, indices in on.items():
-        if not len(indices):
-            raise DataError(f"{dataset} under {split}: no image on the {side} side; the set needs more cases")
-    learnt = _learnt_from(recipe, on)
-    if task == "binary" and recipe.selection.using == _VALIDATION:
-        check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
-    missing = [name for k, name in enumerate(classes(task)) if not (truth[learnt] == k).any()]
-    if missing:
-        raise DataError(f"{dataset} under {split}: no training image of {', '.join(missing)}; it cannot be learnt")
-    plan = views_of(recipe.views, rows, sides)
-    hashes = rows["pixel_sha256"].to_numpy(dtype=str)
-    wanted_of = [(view, hashes[wanted].tolist()) for view, wanted in plan]
-    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
-    weights = Weights(made["weights"], made["weights_kind"])
-    views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        file = Path(scratch) / "features.npy"
-        features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURES))
-        for number, (view, wanted) in enumerate(plan):
-            vectors = FeatureCache(store, weights.id, made["backend"], view).read(hashes[wanted].tolist())
-            content.update(np.ascontiguousarray(vectors).data)
-            features[number, wanted] = vectors
-            views += wanted
-        features.flush()
-        # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
-        job = digest([task, dataset, split, recipe.model_dump(), preset.bootstrap_draws, seed, weights.id])
-        job = digest([job, content.hexdigest()])
-        groups = rows[COLUMNS[dealt.group]].to_numpy(dtype=str)
-        yield Prepared(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, job)
-
-
-def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
-    """Rows that the model learns from in the end."""
-    if recipe.selection.using == _VALIDATION:
-        return on["train"]
-    return np.sort(np.concatenate([on["train"], on["validation"]]))
-
-
-def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
-    """Choose and learn, and predict the test side with the outcome."""
-    pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
-    examples = Examples(
-        task,
-        recipe,
-        data.truth,
-        data.features,
-        data.views,
-        lambda rows: pixels.read([names[row] for row in rows]),
-        names,
-    )
-    fitter = Fitter(examples, lambda: load_backbone(data.weights.id, store))
-    learnt, nobody = _learnt_from(recipe, data.on), np.empty(0, np.int64)
-    if recipe.selection.using == _VALIDATION:
-        rows = data.on["validation"]
-        final = fitter.fit("the model", learnt, rows, seed, checkpoint)
-        choice = crossvalidation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
-        probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
-        everything = Predicted(rows, final.logits, np.ones(len(rows), dtype=bool))
-        curve, name = crossvalidation.loss_by_epoch(data.truth, everything), "validation_loss"
-    else:
-        rows = learnt
-        choice, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
-        final = fitter.fit("the model", learnt, nobody, seed, checkpoint, epochs=choice.epochs)
-        name = "out_of_fold_loss"
-    if fitter.fine_tunes:
-        name = f"fine_tuning_{name}"
-    logits = fitter.predict(final, data.on["test"])
-    return Learnt(
-        fitter.head(final),
-        fitter.backbone(final),
-        choice,
-        recipe.selection.using,
-        rows,
-        probabilities,
-        rules,
-        {**final.history, name: curve},
-        logits,
-    )
-
-
-def _cross_validate(
-    task: Task, recipe: Recipe, seed: int, data: Prepared, fitter: Fitter, checkpoint: Checkpoint
-) -> tuple[Choice, NDArray[np.float64], list[Rule], list[float]]:
-    """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
-    mine = _learnt_from(recipe, data.on)
-    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
-    dealt = crossvalidation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
-    truth, todo = data.truth[mine], crossvalidation.trainings(selection.folds, selection.repeats)
-    predictions: dict[Fold, Predicted] = {}
-    for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
-        folds = dealt[fold.repeat]
-        learnt, predicted = fold.learnt(folds), fold.predicted(folds)
-        # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
-        fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
-        predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
-    bias, log_shares = _shares(task, recipe, truth)
-    first = 0 if fitter.fine_tunes else 1
-    pooled = crossvalidation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
-    choice = crossvalidation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
-    probabilities, choices = crossvalidation.nested(
-        task, recipe, truth, dealt[0], predictions, bias, log_shares, first=first
-    )
-    curve = crossvalidation.loss_by_epoch(truth, pooled)
-    return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
-
-
-def _shares(task: Task, recipe: Recipe, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
-    shares = np.bincount(truth, minlength=len(classes(task))) / len(truth)
-    seen = learnt_shares(truth, recipe)
-    shift = np.log(shares) - np.log([seen[k] for k in range(len(shares))])
-    # One logit stands for the difference of two.
-    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), np.log(shares)
-
-
-def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
-    index = {name: k for k, name in enumerate(classes(task))}
-    return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
 
 
 @contextmanager
@@ -340,13 +143,15 @@ def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") ->
     return run_id if there else None
 
 
-def _log_inputs(task: Task, dataset: str, split: str, preset: Preset, seed: int, store: Store, data: Prepared) -> Json:
+def _log_inputs(
+    task: Task, dataset: str, split: str, preset: Preset, seed: int, job: str, store: Store, data: Prepared
+) -> Json:
     """Tag the run with what it is made of, and log the recipe and the data; returns the same as facts."""
     import mlflow
 
     split_meta, weights, recipe = store.meta(split), data.weights, preset.recipe(task)
     tags = {
-        "job": data.job,
+        "job": job,
         "set": store.meta(dataset)["set"],
         "task": task,
         "dataset": dataset,
@@ -425,15 +230,7 @@ def _evaluate_and_log(
     """Score the test side once, and log all there is to know; returns its metrics."""
     import mlflow
 
-    choice, on_test = learnt.choice, data.on["test"]
-    scores = {
-        "test": Scores(
-            task, data.rows.iloc[on_test], data.truth[on_test], choice.probabilities(learnt.test), choice.rule
-        ),
-        learnt.held_out: Scores(
-            task, data.rows.iloc[learnt.rows], data.truth[learnt.rows], learnt.probabilities, learnt.rules
-        ),
-    }
+    choice, on_test, scores = learnt.choice, data.on["test"], scores_of(task, learnt, data)
     evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
     chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
     facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}

@@ -19,7 +19,7 @@ from ml.yamlfile import NAME_PATTERN, Declared, Schedule, find, read_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-Method = Literal["allocator", "sgkf"]
+Method = Literal["allocator", "sgkf", "stratified"]
 Group = Literal["case", "slide"]
 
 
@@ -29,7 +29,8 @@ class SplitSpec(Declared):
     method: Method = Field(
         "allocator",
         description="allocator: a search that keeps every class in train and in test wherever that can be; sgkf: two "
-        "stages of scikit-learn's StratifiedGroupKFold, the baseline's protocol, which may leave classes out.",
+        "stages of scikit-learn's StratifiedGroupKFold, the baseline's protocol of the subtype model, which may leave "
+        "classes out; stratified: by chance within benign and malignant, the baseline's protocol of the binary model.",
     )
     group: Group = Field(
         "case",
@@ -61,7 +62,7 @@ class TrainingSet(Declared):
     @property
     def models(self) -> dict[Task, str]:
         """The registered model of each task: ``NAME-binary`` and ``NAME-subtype``."""
-        return {task: f"{self.name}-{task}" for task in TASKS}  # type: ignore[misc]
+        return {task: f"{self.name}-{task}" for task in TASKS}
 
 
 def load_training_set(reference: str, conf: Path) -> TrainingSet:

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from ml import models
 from ml import training as training_module
 from ml.errors import DataError
 from ml.features import extract
+from ml.imaging import SIZE
 from ml.manifest import make_manifest
+from ml.models import FEATURES
 from ml.presets import Preset, load_preset
 from ml.settings import Settings
 from ml.sources import fetch, load_source
@@ -32,9 +35,30 @@ def again(world, **changes):
     return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
 
 
+def tiny_backbone():
+    """A network with the inputs, outputs and layer names of EfficientNetB0 that is read and run in a moment."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    pixels = x = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.AveragePooling2D(8)(x)
+    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="block7a_conv")(x)
+    x = keras.layers.BatchNormalization(name="block7a_bn")(x)
+    x = keras.layers.Conv2D(FEATURES, 1, name="top_conv")(x)
+    x = keras.layers.Activation("swish", name="top_activation")(x)
+    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A demo source of 82 pictures, ingested, assembled, split, with its features."""
+    """A demo source of 82 pictures, ingested, assembled, split, with the features of a tiny network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_random", tiny_backbone)
+        yield _world(tmp_path_factory)
+
+
+def _world(tmp_path_factory):
     root = tmp_path_factory.mktemp("training")
     conf = root / "conf"
     for folder in ("sources", "training_sets"):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import keras
@@ -131,6 +132,8 @@ def server(logged, tmp_path_factory):
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
     environment = {**os.environ, "MLFLOW_TRACKING_URI": logged["settings"].mlflow_uri, "NO_PROXY": "127.0.0.1"}
+    # MLflow calls uvicorn by its name.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", logged["binary"], "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
     with (folder / "log").open("wb") as log:
@@ -147,7 +150,8 @@ def server(logged, tmp_path_factory):
                 pytest.fail((folder / "log").read_text())
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
 
 

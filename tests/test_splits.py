@@ -451,7 +451,7 @@ def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
 
 @pytest.mark.parametrize("subtypes", [["A", "F", "DC"], ["A", "A", "DC"]])
 def test_sgkf_needs_two_images_of_a_class_at_both_stages(subtypes):
-    with pytest.raises(DataError, match="no class has two images, too few for the method sgkf"):
+    with pytest.raises(DataError, match="no class has two images, too few to be folded"):
         fold(["c0", "c1", "c2"], subtypes, seed=0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml import checkpoints
+from ml import checkpoints, learning
 from ml import features as features_module
 from ml import training as training_module
 from ml.errors import DataError, DeviceError, NoGpuError, StoreError
@@ -159,11 +159,10 @@ def test_quarantined_rows_take_no_part(world):
     logged = [int(data.params[f"{side}_images"]) for side in ("train", "validation", "test")]
     assert sum(logged) == len(rows) - images
     assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
-    with training_module._prepared(
-        "binary", dataset, split["split"], world.preset, 0, world.store, world.settings, None
-    ) as prepared:
-        used = np.concatenate(list(prepared.on.values()))
-        assert sorted(used) == np.flatnonzero(prepared.rows["patient"] != lost).tolist()
+    dealt = read_split(split["split"], world.store)
+    with learning.prepared("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
+        used = np.concatenate(list(data.on.values()))
+        assert sorted(used) == np.flatnonzero(data.rows["patient"] != lost).tolist()
     assert lost not in read_ledger("torn", world.store)[0].sides
 
 
@@ -195,7 +194,7 @@ def test_shipped_presets():
 
 
 def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):
-    fit = training_module._learn
+    fit = training_module.learn
     answers: dict[str, Json] = {}
     other = threading.Thread(target=lambda: answers.update(second=again(world, seed=9)))
 
@@ -207,7 +206,7 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
                 time.sleep(0.05)
         return fit(*arguments)
 
-    monkeypatch.setattr(training_module, "_learn", meanwhile)
+    monkeypatch.setattr(training_module, "learn", meanwhile)
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
     first = again(world, seed=9)
     other.join(60)
@@ -255,7 +254,7 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch)
 
     settings = world.settings.model_copy(update={"gpu_required": True, "backend": "auto"})
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
-    monkeypatch.setattr(training_module, "read_dataset", None)  # at once, rather than after any work
+    monkeypatch.setattr(learning, "read_dataset", None)  # at once, rather than after any work
     with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
         again(world, settings=settings)
 
@@ -265,6 +264,6 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(training_module, "_learn", full)
+    monkeypatch.setattr(learning, "_learn", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         again(world, seed=8)

@@ -236,6 +236,6 @@ def test_bad_training_sets_name_file_and_key(conf, change, message):
 
 
 def test_shipped_sets():
-    for name, preset in (("breakhis", "paper"), ("demo", "demo")):
+    for name, preset in (("breakhis", "default"), ("demo", "demo")):
         shipped = load_training_set(name, PROJECT / "dags")
         assert (shipped.preset, shipped.models["binary"]) == (preset, f"{name}-binary")

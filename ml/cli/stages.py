@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from ml.training_sets import load_training_set
 
 if TYPE_CHECKING:
     from ml.features import Shard
+    from ml.protocols import ProtocolName
 
 source_argument = click.argument("source")
 preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
@@ -195,6 +197,80 @@ def train(store: Store, settings: Settings, **arguments: Any) -> Json:
     return train_model(store=store, settings=settings, **arguments)
 
 
+def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ml.reproduction import headings, notes, table_rows
+
+    console = Console(width=max(Console().width, 120))
+    for title, lines in table_rows(result):
+        grid = Table(*headings(result), title=escape(title), title_justify="left")
+        for line in lines:
+            grid.add_row(*map(escape, line))
+        console.print(grid)
+    for note in notes(result):
+        console.print(escape(note))
+    console.print(escape(f"{result['output']}/table.md; MLflow run {result['run_id']}"))
+
+
+@partial(stage, show=_show_reproduction)
+@click.argument("training_set", metavar="SET")
+@click.option(
+    "--preset",
+    "presets",
+    type=click.Choice(preset_names()),
+    multiple=True,
+    default=("paper", "default"),
+    show_default=True,
+    help="What is compared; the last with the first.",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    type=click.Choice(["notebooks", "ledger", "spanhol"]),
+    multiple=True,
+    default=("notebooks", "ledger"),
+    show_default=True,
+    help="How patients are put on sides. spanhol has five folds and takes five times as long.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the table; what it has already is not trained again. Default: reproduction-SET.",
+)
+@weights_option
+def reproduce(
+    store: Store,
+    settings: Settings,
+    training_set: str,
+    presets: tuple[str, ...],
+    protocols: tuple["ProtocolName", ...],
+    seeds: int,
+    output: Path | None,
+    weights_id: str | None,
+) -> Json:
+    """Train recipes side by side on the published sources of SET: the notebooks' figures, theirs and ours in one table.
+
+    SET is a name in dags/training_sets or a .yaml path. Stopped, it goes on where it was when called again.
+    """
+    from ml.reproduction import reproduce as reproduce_presets
+
+    loaded = load_training_set(training_set, settings.conf)
+    return reproduce_presets(
+        loaded,
+        protocols=list(dict.fromkeys(protocols)),
+        presets=[load_preset(name) for name in dict.fromkeys(presets)],
+        seeds=seeds,
+        output=output or Path(f"reproduction-{loaded.name}"),
+        store=store,
+        settings=settings,
+        weights_id=weights_id,
+    )
+
+
 @stage
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
@@ -252,6 +328,7 @@ STAGES = [
     weights,
     features,
     train,
+    reproduce,
     register,
     gate,
     promote,

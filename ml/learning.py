@@ -1,0 +1,251 @@
+"""Learning: the protocol of a recipe carried out on one split, down to what the model says of the test side.
+
+Where the recipe chooses out of fold: cross-validation in train and validation, the choice, one more network that learns
+from both, and the test side, once. Where it chooses on validation: one network that learns from train.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml import crossvalidation
+from ml.checkpoints import Checkpoint
+from ml.crossvalidation import Choice, Fold, Predicted
+from ml.decision import Rule
+from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
+from ml.errors import DataError
+from ml.evaluation import Scores, check_both_classes
+from ml.features import FeatureCache, Features, extract
+from ml.fitting import Examples, Fitter, History, learnt_shares
+from ml.models import FEATURES, Weights, load_backbone
+from ml.pixels import PixelCache
+from ml.presets import Preset, Recipe
+from ml.progress import track
+from ml.settings import Settings
+from ml.splits import COLUMNS, Split, sides_of
+from ml.store import Store, digest
+from ml.taxonomy import SIDES, Task, classes
+from ml.training_sets import read_dataset
+from ml.views import views_of
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+Indices = NDArray[np.int64]
+
+OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
+
+
+class Prepared(NamedTuple):
+    """What a training starts from."""
+
+    rows: "pd.DataFrame"
+    groups: NDArray[np.str_]
+    """(images,) the case or slide of each, as the split has it."""
+    truth: Indices
+    """(images,) class numbers."""
+    on: dict[str, Indices]
+    """Side -> rows on it."""
+    features: Features
+    """float32 (views, images, 1280), kept on disk."""
+    views: Indices
+    """(images,) how many views there are of each."""
+    weights: Weights
+    inputs: str
+    """Names all that the result depends on, but the seed."""
+
+
+class Learnt(NamedTuple):
+    """What a training came to, before the test side was looked at."""
+
+    head: "keras.Model"
+    backbone: "keras.Model"
+    """With the weights that belong to the head: fine-tuned, if that was done."""
+    choice: Choice
+    held_out: str
+    """``out_of_fold`` or ``validation``: what the next ones are of."""
+    rows: Indices
+    probabilities: NDArray[np.float64]
+    rules: list[Rule]
+    """One a row: out of fold, each fold has the rule that was chosen without it."""
+    history: History
+    test: NDArray[np.float32]
+    """Logits of the test side."""
+
+
+@contextmanager
+def prepared(
+    task: Task,
+    dataset: str,
+    split: Split,
+    preset: Preset,
+    store: Store,
+    settings: Settings,
+    weights_id: str | None = None,
+) -> Iterator[Prepared]:
+    """What a training starts from. Features lie in a scratch file, which costs no memory, within the block.
+
+    Raises:
+        DataError: a side is empty, or a class is missing among what is learnt from.
+        NoGpuError: the settings ask for a GPU and there is none.
+    """
+    if settings.gpu_required:
+        require_gpu()
+    recipe, rows = preset.recipe(task), read_dataset(dataset, store)
+    sides = sides_of(rows, split)
+    truth = _truth(task, rows)
+    on = {side: np.flatnonzero(sides == side) for side in SIDES}
+    for side, indices in on.items():
+        if not len(indices):
+            raise DataError(f"{dataset}: no image on the {side} side; the set needs more cases")
+    learnt = _learnt_from(recipe, on)
+    if task == "binary" and recipe.selection.using == VALIDATION:
+        check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
+    missing = [name for k, name in enumerate(classes(task)) if not (truth[learnt] == k).any()]
+    if missing:
+        raise DataError(f"{dataset}: no training image of {', '.join(missing)}; it cannot be learnt")
+    plan = views_of(recipe.views, rows, sides)
+    hashes = rows["pixel_sha256"].to_numpy(dtype=str)
+    wanted_of = [(view, hashes[wanted].tolist()) for view, wanted in plan]
+    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
+    weights = Weights(made["weights"], made["weights_kind"])
+    views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        file = Path(scratch) / "features.npy"
+        features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURES))
+        for number, (view, wanted) in enumerate(plan):
+            vectors = FeatureCache(store, weights.id, made["backend"], view).read(hashes[wanted].tolist())
+            content.update(np.ascontiguousarray(vectors).data)
+            features[number, wanted] = vectors
+            views += wanted
+        features.flush()
+        # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
+        inputs = digest([task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id])
+        inputs = digest([inputs, content.hexdigest()])
+        groups = rows[COLUMNS[split.group]].to_numpy(dtype=str)
+        yield Prepared(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, inputs)
+
+
+def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
+    """Rows that the model learns from in the end."""
+    if recipe.selection.using == VALIDATION:
+        return on["train"]
+    return np.sort(np.concatenate([on["train"], on["validation"]]))
+
+
+def learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
+    """Choose and learn, and predict the test side with the outcome.
+
+    Raises:
+        DataError: nothing can be chosen.
+        DeviceError: memory does not suffice.
+    """
+    advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
+    advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"
+    with name_exhaustion(advice):
+        return _learn(task, recipe, seed, data, checkpoint, store)
+
+
+def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
+    tf.config.experimental.enable_op_determinism()
+    pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
+    examples = Examples(
+        task,
+        recipe,
+        data.truth,
+        data.features,
+        data.views,
+        lambda rows: pixels.read([names[row] for row in rows]),
+        names,
+    )
+    fitter = Fitter(examples, lambda: load_backbone(data.weights.id, store))
+    learnt, nobody = _learnt_from(recipe, data.on), np.empty(0, np.int64)
+    if recipe.selection.using == VALIDATION:
+        rows = data.on["validation"]
+        final = fitter.fit("the model", learnt, rows, seed, checkpoint)
+        choice = crossvalidation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
+        probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
+        everything = Predicted(rows, final.logits, np.ones(len(rows), dtype=bool))
+        curve, name = crossvalidation.loss_by_epoch(data.truth, everything), "validation_loss"
+    else:
+        rows = learnt
+        choice, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
+        final = fitter.fit("the model", learnt, nobody, seed, checkpoint, epochs=choice.epochs)
+        name = "out_of_fold_loss"
+    if fitter.fine_tunes:
+        name = f"fine_tuning_{name}"
+    logits = fitter.predict(final, data.on["test"])
+    return Learnt(
+        fitter.head(final),
+        fitter.backbone(final),
+        choice,
+        recipe.selection.using,
+        rows,
+        probabilities,
+        rules,
+        {**final.history, name: curve},
+        logits,
+    )
+
+
+def _cross_validate(
+    task: Task, recipe: Recipe, seed: int, data: Prepared, fitter: Fitter, checkpoint: Checkpoint
+) -> tuple[Choice, NDArray[np.float64], list[Rule], list[float]]:
+    """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
+    mine = _learnt_from(recipe, data.on)
+    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
+    dealt = crossvalidation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
+    truth, todo = data.truth[mine], crossvalidation.trainings(selection.folds, selection.repeats)
+    predictions: dict[Fold, Predicted] = {}
+    for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
+        folds = dealt[fold.repeat]
+        learnt, predicted = fold.learnt(folds), fold.predicted(folds)
+        # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
+        fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
+        predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
+    bias, log_shares = _shares(task, recipe, truth)
+    first = 0 if fitter.fine_tunes else 1
+    pooled = crossvalidation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
+    choice = crossvalidation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
+    probabilities, choices = crossvalidation.nested(
+        task, recipe, truth, dealt[0], predictions, bias, log_shares, first=first
+    )
+    curve = crossvalidation.loss_by_epoch(truth, pooled)
+    return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
+
+
+def _shares(task: Task, recipe: Recipe, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
+    shares = np.bincount(truth, minlength=len(classes(task))) / len(truth)
+    seen = learnt_shares(truth, recipe)
+    shift = np.log(shares) - np.log([seen[k] for k in range(len(shares))])
+    # One logit stands for the difference of two.
+    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), np.log(shares)
+
+
+def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
+    index = {name: k for k, name in enumerate(classes(task))}
+    return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
+
+
+def scores_of(task: Task, learnt: Learnt, data: Prepared) -> dict[str, Scores]:
+    """What was said of the test side, by the name ``test``, and of what was held out, by the name of that."""
+    choice, test, held_out = learnt.choice, data.on["test"], learnt.rows
+    probabilities = choice.probabilities(learnt.test)
+    return {
+        "test": Scores(task, data.rows.iloc[test], data.truth[test], probabilities, choice.rule),
+        learnt.held_out: Scores(
+            task, data.rows.iloc[held_out], data.truth[held_out], learnt.probabilities, learnt.rules
+        ),
+    }
