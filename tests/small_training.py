@@ -51,19 +51,25 @@ def tiny_backbone():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A demo source of 82 pictures, ingested, assembled, split, with the features of a tiny network."""
+def tiny():
+    """Within the module random weights are those of a tiny network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "_random", tiny_backbone)
-        yield _world(tmp_path_factory)
+        yield
 
 
-def _world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("training")
+@pytest.fixture(scope="module")
+def world(tiny, tmp_path_factory):
+    """A demo source of 82 pictures, ingested, assembled, split, with its features."""
+    return prepare(tmp_path_factory.mktemp("training"), "kind: demo\nimages: 82")
+
+
+def prepare(root, source):
+    """A source, by the lines of its YAML, ingested, assembled, split, with its features."""
     conf = root / "conf"
     for folder in ("sources", "training_sets"):
         (conf / folder).mkdir(parents=True)
-    (conf / "sources" / "drawn.yaml").write_text("name: drawn\nkind: demo\nimages: 82\n")
+    (conf / "sources" / "drawn.yaml").write_text(f"name: drawn\n{source}\n")
     (conf / "training_sets" / "small.yaml").write_text(
         "name: small\nsources: [drawn]\nledger: small\npolicy: none\npreset: demo\n"
     )
@@ -77,12 +83,12 @@ def _world(tmp_path_factory):
         mlflow_uri=f"sqlite:///{root / 'mlflow.db'}",
         workers=1,
     )
-    source = load_source("drawn", conf)
-    fetch(source, store, settings)
+    given = load_source("drawn", conf)
+    fetch(given, store, settings)
     training_set = load_training_set("small", conf)
     with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
         assemble(training_set, store, settings)
-    publish_manifest(make_manifest(source, store, 1)["manifest"], store)
+    publish_manifest(make_manifest(given, store, 1)["manifest"], store)
     dataset = assemble(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())

@@ -11,7 +11,7 @@ from ml import training as training_module
 from ml.checkpoints import Checkpoint
 from ml.registry import register_run
 from ml.tracking import connect
-from tests.small_training import again, quick, without_pictures, world  # noqa: F401  # fixtures
+from tests.small_training import again, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 

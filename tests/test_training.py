@@ -26,7 +26,7 @@ from ml.tracking import connect
 from ml.training import _code, train
 from ml.training_sets import read_dataset
 from tests import made_up
-from tests.small_training import again, quick, without_pictures, world  # noqa: F401  # fixtures
+from tests.small_training import again, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 

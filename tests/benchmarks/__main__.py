@@ -18,11 +18,16 @@ from rich.table import Table
 
 from ml.devices import processor
 from ml.settings import settings
-from tests.benchmarks import extraction, ingestion
+from tests.benchmarks import extraction, ingestion, training, workflow
 from tests.benchmarks.measure import Figure
 from tests.benchmarks.replica import LARGEST, Replica
 
-BENCHMARKS = {"ingestion": ingestion.figures, "extraction": extraction.figures}
+BENCHMARKS = {
+    "ingestion": ingestion.figures,
+    "extraction": extraction.figures,
+    "training": training.figures,
+    "workflow": workflow.figures,
+}
 
 
 @click.command()

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +37,13 @@ class Run(NamedTuple):
 
 def breakhis(*arguments: str, environment: Mapping[str, str]) -> Run:
     """Run a stage by itself, start-up counted, and watch its memory."""
-    command = [sys.executable, "-c", "from ml.cli import main; main()", *arguments, "--json"]
+    return watched(["-c", "from ml.cli import main; main()", *arguments, "--json"], environment)
+
+
+def watched(arguments: Sequence[str], environment: Mapping[str, str]) -> Run:
+    """Run Python with these arguments, start-up counted, and watch its memory; it prints a JSON object last."""
     begin = time.perf_counter()
+    command = [sys.executable, *arguments]
     with subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, cwd=Path.cwd()) as process:
         peak = 0
         family = psutil.Process(process.pid)
@@ -49,7 +54,7 @@ def breakhis(*arguments: str, environment: Mapping[str, str]) -> Run:
         assert process.stdout
         said = process.stdout.read().decode()
     if process.returncode:
-        raise SystemExit(f"breakhis {' '.join(arguments)} ended with status {process.returncode}")
+        raise SystemExit(f"python {' '.join(arguments)} ended with status {process.returncode}")
     return Run(seconds, peak, json.loads(said.splitlines()[-1]))
 
 

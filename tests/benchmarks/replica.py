@@ -44,6 +44,9 @@ class Replica(NamedTuple):
             (home / "sources").mkdir()
             yaml = f"name: replica\nkind: directory\npath: {self.folder}\n"
             (home / "sources" / "replica.yaml").write_text(yaml)
+            (home / "training_sets").mkdir()
+            yaml = "name: replica\nsources: [replica]\nledger: replica\npolicy: none\npreset: default\n"
+            (home / "training_sets" / "replica.yaml").write_text(yaml)
             inherited = {name: value for name, value in os.environ.items() if not name.startswith("BREAKHIS_")}
             own = {"BREAKHIS_HOME": str(home), "BREAKHIS_CONF": str(home), "BREAKHIS_WORKERS": str(workers)}
             yield home, {**inherited, **own, **{f"BREAKHIS_{name}": value for name, value in settings.items()}}

@@ -1,0 +1,205 @@
+"""Training: the published recipe on cached features against the frozen backbone in every epoch, and its memory."""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from ml.checkpoints import Checkpoint
+from ml.features import extract
+from ml.imaging import SIZE
+from ml.learning import learn, prepared
+from ml.presets import Preset, load_preset
+from ml.settings import settings
+from ml.splits import read_split, sides_of
+from ml.store import Store
+from ml.taxonomy import TASKS, Task, classes
+from ml.training_sets import read_dataset
+from ml.views import views_of_all
+from tests import made_up
+from tests.benchmarks.measure import Figure, breakhis, watched
+from tests.benchmarks.replica import LARGEST, Replica
+
+_WORKERS = 2
+_EPOCHS = 20
+_SUBSET = 320  # training pictures that an epoch with the backbone is measured on
+_FEW = 1_000
+_MIB = 2**20
+
+
+def figures(replica: Replica) -> list[Figure]:
+    """All figures of this page, with random weights, which cost what any weights do."""
+    with replica.home(_WORKERS, WEIGHTS="random", BACKEND="openvino") as (home, environment):
+        breakhis("ingest", "replica", environment=environment)
+        dataset = breakhis("assemble", "replica", environment=environment).result["dataset"]
+        split = breakhis("split", dataset, environment=environment).result
+        breakhis("weights", environment=environment)
+        module = ["-m", "tests.benchmarks.training"]
+        naive = {task: watched([*module, "naive", task, dataset], environment).result for task in TASKS}
+        learnt, held_out = split["train"]["images"], split["validation"]["images"]
+        decoding = 0.0
+        ours = {}
+        for views in (1, 4):
+            # The second finds pixels and first view of the first: they are taken away, as all is to be counted.
+            for folder in (home / "store" / "objects" / "caches").glob("*"):
+                folder.rename(home / f"gone-{views}-{folder.name}")
+            ours[views] = watched([*module, "ours", str(views), dataset, split["split"]], environment)
+            decoding = decoding or ours[views].result["decoding"]
+        again = watched([*module, "ours", "4", dataset, split["split"]], environment)
+        store = Store((home / "store").as_uri())
+        rows = read_dataset(dataset, store)
+        few = made_up.dataset(store, rows.iloc[:: max(1, len(rows) // _FEW)].iloc[:_FEW], ledger="few")
+        few_split = breakhis("split", few, environment=environment).result["split"]
+        smaller = watched([*module, "ours", "4", few, few_split], environment)
+    epochs = {task: _EPOCHS * (learnt * one["step"] + held_out * one["predict"]) for task, one in naive.items()}
+    whole = decoding + sum(epochs.values())
+    rates = ", ".join(f"{1 / one['step']:.0f}" for one in naive.values())
+    compared = (
+        f"backbone in each epoch: {whole:.0f} s; by {_SUBSET} pictures {rates} images/s learnt, "
+        f"{1 / naive['binary']['predict']:.0f} predicted, times {learnt:,} and {held_out:,}"
+    )
+    grown = (again.memory - smaller.memory) / _MIB
+    return [
+        *(
+            Figure(
+                f"paper, both models, {_EPOCHS} epochs each, {views} view(s)",
+                f"{ours[views].seconds:.1f} s: extraction {ours[views].result['extraction']:.1f}, learning "
+                f"{ours[views].result['learning']:.1f}",
+                compared,
+                whole / ours[views].seconds,
+                f"at least {wanted}",
+                whole >= wanted * ours[views].seconds,
+            )
+            for views, wanted in ((1, 35), (4, 15))
+        ),
+        Figure(
+            f"head training from cached features, {learnt + held_out:,} images",
+            f"{again.memory / _MIB:.0f} MiB anonymous",
+            f"{smaller.result['images']:,} images: {smaller.memory / _MIB:.0f} MiB",
+            again.memory / smaller.memory,
+            "below 3 GiB, 150 MiB more at the most",
+            (again.memory < 3 * 2**30 and grown < 150) if replica.images >= LARGEST else None,
+        ),
+    ]
+
+
+def _preset(views: int) -> Preset:
+    """``paper`` with as many views for both models."""
+    preset = load_preset("paper")
+    changed = preset.binary.views.model_copy(update={"count": views, "rare_count": views}).model_dump()
+    if views == 1:
+        changed["augmentation"] = None
+    changes = {"views": {**changed, "augmentation": preset.binary.views.augmentation if views > 1 else None}}
+    return preset.changed("binary", **changes).changed("subtype", **changes)
+
+
+def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
+    """Extraction and both models' learning, down to the predictions of the test side."""
+    configuration = settings()
+    store, preset = Store(configuration.store), _preset(views)
+    rows, dealt = read_dataset(dataset, store), read_split(split, store)
+    begin = time.perf_counter()
+    specs = [preset.binary.views, preset.subtype.views]
+    plan = [
+        (view, rows.loc[wanted, "pixel_sha256"].tolist())
+        for view, wanted in views_of_all(specs, rows, sides_of(rows, dealt))
+    ]
+    extract(dataset, preset, store, configuration, plan=plan)
+    extracted = time.perf_counter()
+    for task in TASKS:
+        with prepared(task, dataset, dealt, preset, store, configuration) as data:
+            checkpoint = Checkpoint(store, f"bench-{data.inputs}")
+            with checkpoint.alive():
+                learn(task, preset.recipe(task), 0, data, checkpoint, store)
+            checkpoint.forget()
+    learnt = time.perf_counter()
+    return {
+        "extraction": extracted - begin,
+        "learning": learnt - extracted,
+        "decoding": len(rows) * _decoding(rows.iloc[:_SUBSET]["sha256"].tolist(), store),
+        "images": len(rows),
+    }
+
+
+def _decoding(files: list[str], store: Store) -> float:
+    """Seconds a picture that TensorFlow takes to read, decode and resize, all cores at it."""
+    import tensorflow as tf
+
+    paths = [str(store.local(store.blob_key(sha256))) for sha256 in files]
+    begin = time.perf_counter()
+    for _ in _pictures(paths).batch(32):
+        pass
+    del tf
+    return (time.perf_counter() - begin) / len(files)
+
+
+def _pictures(paths: list[str]) -> "tf.data.Dataset":  # noqa: F821
+    import tensorflow as tf
+
+    def load(path: object) -> object:
+        return tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (SIZE, SIZE))
+
+    return tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _naive(task: Task, dataset: str) -> dict[str, float]:
+    """What one would write with Keras alone, but for the decoding, which is done before: seconds a picture."""
+    import keras
+    import tensorflow as tf
+
+    from ml.models import load_backbone, resolve_weights
+
+    store, preset = Store(settings().store), load_preset("paper")
+    rows = read_dataset(dataset, store).iloc[:_SUBSET]
+    paths = [str(store.local(store.blob_key(sha256))) for sha256 in rows["sha256"]]
+    pixels = np.concatenate([batch.numpy() for batch in _pictures(paths).batch(32)])
+    backbone = load_backbone(resolve_weights("random", store).id, store)
+    names = classes(task)
+    truth = np.array([names.index(name) for name in rows["label" if task == "binary" else "subtype"]])
+    inputs = x = keras.Input((SIZE, SIZE, 3))
+    if task == "binary":
+        for layer in (
+            keras.layers.RandomFlip(),
+            keras.layers.RandomBrightness(0.1),
+            keras.layers.RandomContrast(0.1),
+        ):
+            x = layer(x)
+    x = keras.layers.Dense(512, activation="relu")(backbone(x, training=False))
+    x = keras.layers.Dropout(0.5)(x)
+    outputs = keras.layers.Dense(1 if task == "binary" else len(names))(x)
+    network = keras.Model(inputs, outputs)
+    loss: keras.losses.Loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if task == "binary":
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    recipe = preset.recipe(task).training
+    network.compile(keras.optimizers.Adam(recipe.learning_rate), loss=loss, jit_compile=False)
+    data = tf.data.Dataset.from_tensor_slices((pixels, truth)).batch(recipe.batch_size).prefetch(tf.data.AUTOTUNE)
+    network.fit(data.take(2), verbose=0)  # traces it
+    network.predict(pixels[:32], verbose=0)
+
+    def seconds(run: object) -> float:
+        found = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            run()  # type: ignore[operator]
+            found.append((time.perf_counter() - begin) / len(pixels))
+        return min(found)
+
+    return {
+        "step": seconds(lambda: network.fit(data, verbose=0)),
+        "predict": seconds(lambda: network.predict(pixels, batch_size=32, verbose=0)),
+    }
+
+
+def _main(what: str, *arguments: str) -> None:
+    if what == "naive":
+        task, dataset = arguments
+        print(json.dumps(_naive(task, dataset)))  # type: ignore[arg-type]
+    else:
+        views, dataset, split = arguments
+        print(json.dumps(_ours(int(views), dataset, split)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""Whether the figures can be believed: from files to a logged run, on pictures of which the truth is known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml.errors import DataError
+from ml.splits import read_split
+from ml.tracking import connect
+from ml.training import train
+from ml.training_sets import read_dataset
+from tests import made_up
+from tests.small_training import prepare, quick, tiny, without_pictures  # noqa: F401  # fixtures
+
+pytestmark = pytest.mark.integration
+
+_PATIENTS, _IMAGES = 60, 4
+
+
+def deliver(folder, *, shuffled):
+    """Pictures of patients: those of malignant ones are redder. Shuffled, the labels are those of other patients."""
+    rng = np.random.default_rng(3)
+    malignant = np.arange(_PATIENTS) % 2 == 1
+    told = rng.permutation(malignant) if shuffled else malignant
+    for patient in range(_PATIENTS):
+        tint = np.array([190 if malignant[patient] else 150, 120, 160]) + rng.normal(0, 8, 3)
+        for seq in range(1, _IMAGES + 1):
+            pixels = np.clip(tint + rng.normal(0, 30, (92, 140, 3)), 0, 255).astype(np.uint8)
+            name = made_up.name("DC" if told[patient] else "A", f"14-{10_000 + patient}", 100, seq)
+            Image.fromarray(pixels).save(folder / name)
+
+
+def trained(folder, *, shuffled):
+    """The metrics of a binary model."""
+    (folder / "pictures").mkdir()
+    deliver(folder / "pictures", shuffled=shuffled)
+    made = prepare(folder, f"kind: directory\npath: {folder / 'pictures'}")
+    preset = quick(10).model_copy(update={"bootstrap_draws": 500})
+    run = train(
+        "binary",
+        dataset=made.dataset,
+        split=made.split,
+        preset=preset,
+        seed=0,
+        store=made.store,
+        settings=made.settings,
+    )
+    return connect(made.settings).get_run(run["run_id"]).data.metrics
+
+
+def test_a_planted_signal_is_found(tiny, tmp_path):  # noqa: F811
+    metrics = trained(tmp_path, shuffled=False)
+    for side in ("test", "oof"):
+        assert metrics[f"{side}_roc_auc_low"] > 0.9
+        assert metrics[f"{side}_patient_roc_auc"] > 0.95
+
+
+def test_shuffled_labels_are_not_learnt(tiny, tmp_path):  # noqa: F811
+    """The same pictures, with labels that say nothing: by the interval, an AUC of a half."""
+    metrics = trained(tmp_path, shuffled=True)
+    for side in ("test", "oof"):
+        assert metrics[f"{side}_roc_auc_low"] < 0.5 < metrics[f"{side}_roc_auc_high"]
+    assert metrics["oof_roc_auc_high"] < 0.8
+
+
+def test_a_planted_leak_is_refused(tiny, tmp_path):  # noqa: F811
+    """A picture of a test patient comes again under a training patient's name: nothing is trained on it."""
+    (tmp_path / "pictures").mkdir()
+    deliver(tmp_path / "pictures", shuffled=False)
+    made = prepare(tmp_path, f"kind: directory\npath: {tmp_path / 'pictures'}")
+    rows = read_dataset(made.dataset, made.store)
+    sides = read_split(made.split, made.store).sides
+    tested = rows[rows["patient"].map(sides) == "test"].iloc[0]
+    learnt = rows[rows["patient"].map(sides) == "train"].index[0]
+    for column in ("pixel_sha256", "sha256"):
+        rows.loc[learnt, column] = tested[column]
+    leaking = made_up.dataset(made.store, rows, ledger="small", set_name="small")
+    with pytest.raises(DataError, match=f"the same picture lies on two sides of the split: pixels {tested.pixel_sha256}"):
+        train(
+            "binary",
+            dataset=leaking,
+            split=made.split,
+            preset=made.preset,
+            seed=0,
+            store=made.store,
+            settings=made.settings,
+        )
+    experiment = connect(made.settings).get_experiment_by_name("small").experiment_id
+    assert not connect(made.settings).search_runs([experiment])
