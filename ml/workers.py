@@ -20,6 +20,8 @@ R = TypeVar("R")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 32 * 2**20
 
+_NICE = 5
+
 _CHUNK = 8
 """Jobs handed over at once: fewer messages between the processes."""
 
@@ -88,6 +90,8 @@ def ahead(items: Generator[R, None, None], count: int) -> Iterator[Iterator[R]]:
 
 
 def _begin() -> None:
+    # What takes the results is to be kept from waiting for a core: OpenVINO's threads wait for each other, spinning.
+    os.nice(_NICE)
     _keep_memory()
     Thread(target=_end_with_parent, daemon=True).start()
 
