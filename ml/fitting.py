@@ -186,17 +186,14 @@ class Fitter:
         epochs: int,
         checkpoint: Checkpoint,
     ) -> Fit:
-        import tensorflow as tf
-
         examples, spec = self._examples, self._examples.recipe.fine_tuning
         parts = len(fitted.head)
         if done := checkpoint.finished(name):
             heads, backbones = done.arrays[:parts], done.arrays[parts:-1]
             return Fit(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
-        gpus = tf.config.list_physical_devices("GPU")
-        strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+        strategy = _strategy()
         with strategy.scope():
-            mixed = spec.mixed_precision and bool(gpus)
+            mixed = spec.mixed_precision and has_gpu()
             backbone = unfrozen(self._load_backbone(), spec, mixed=mixed)
             head = self.head(fitted)
             network = _whole(backbone, head, examples, spec, mixed=mixed)
@@ -205,7 +202,7 @@ class Fitter:
         step = _step_of(network)
 
         def learn(left: range) -> Iterator[None]:
-            batches = _pixel_batches(examples, learnt, seed, left, spec.batch_size)
+            batches = _pixel_batches(examples, learnt, seed, left, spec.batch_size, strategy.num_replicas_in_sync)
             source = iter(strategy.experimental_distribute_dataset(batches))
             for _ in left:
                 for _ in range(-(-len(learnt) // spec.batch_size)):
@@ -213,7 +210,7 @@ class Fitter:
                 yield
 
         def predict() -> Logits:
-            return _predict_pixels(network.predict_on_batch, examples, watched)
+            return _predict_pixels(lambda x: network(x, training=False), examples, watched)
 
         after, history = _Loop(name, network, drops, seed, epochs, checkpoint).run(learn, predict)
         logits = np.concatenate([fitted.logits[-1:], after])  # none at all may be best
@@ -227,6 +224,14 @@ class Fitter:
 def fine_tunes(spec: FineTuning) -> bool:
     """Whether the backbone is fine-tuned on this machine."""
     return spec.when == "always" or (spec.when == "gpu" and has_gpu())
+
+
+def _strategy() -> "tf.distribute.Strategy":
+    """All of this machine's GPUs, or its one device."""
+    import tensorflow as tf
+
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
 class _Loop:
@@ -302,11 +307,15 @@ def _step_of(network: "keras.Model") -> Callable[[Any], Any]:
 
 
 def _predict_pixels(network: Callable[[Any], Any], examples: Examples, rows: Indices) -> Logits:
+    """Logits (rows, 1 or 8), on one device: Keras' ``predict`` gives each of several GPUs the whole batch."""
+    import tensorflow as tf
+
+    traced = tf.function(network, [tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)], autograph=False)
     found = np.empty((len(rows), examples.outputs), np.float32)
     size = examples.recipe.fine_tuning.batch_size
     for start in range(0, len(rows), size):
         few = rows[start : start + size]
-        found[start : start + len(few)] = np.asarray(network(examples.pixels(few).astype(np.float32)))
+        found[start : start + len(few)] = np.asarray(traced(examples.pixels(few).astype(np.float32)))
     return found
 
 
@@ -476,15 +485,25 @@ def _chosen(examples: Examples, learnt: Indices, seed: int, epochs: range, size:
             yield epoch, few, numbers[start : start + size], targets.astype(np.float32), by_class[labels]
 
 
-def _pixel_batches(examples: Examples, learnt: Indices, seed: int, epochs: range, size: int) -> "tf.data.Dataset":
-    """Batches of uint8 pixels, each picture in a view of this epoch's own."""
+def _pixel_batches(
+    examples: Examples, learnt: Indices, seed: int, epochs: range, size: int, devices: int
+) -> "tf.data.Dataset":
+    """Batches of pixels, each picture in a view of this epoch's own, and as many of them for one device as for another.
+
+    What an epoch's last batch lacks is filled up with pictures of weight zero: a device cannot do a step with none.
+    """
     import tensorflow as tf
 
     spec = examples.recipe.views
 
     def chosen() -> Iterator[tuple[Any, ...]]:
         for epoch, rows, _, targets, weights in _chosen(examples, learnt, seed, epochs, size):
-            yield np.int64(epoch), rows, targets, weights
+            whole = np.arange(-(-len(rows) // devices) * devices)
+            kept = whole < len(rows)
+            filled = np.minimum(whole, len(rows) - 1)
+            # The loss is a mean over what is there: zeros are made up for.
+            scale = np.float32(len(whole) / len(rows))
+            yield np.int64(epoch), rows[filled], targets[filled], weights[filled] * kept * scale
 
     def seen(epoch: Any, rows: Indices) -> NDArray[np.float32]:
         pictures = examples.pixels(rows)

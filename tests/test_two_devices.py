@@ -1,0 +1,27 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def told():
+    ran = subprocess.run([sys.executable, "-m", "tests.two_devices"], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(3), ids=["whole last batch", "half of one", "one image"])
+def test_two_devices_learn_what_one_does(told, number):
+    found = told["two"][number]
+    assert found["learnt"] > 1
+    assert found["apart"] < 1e-3
+
+
+def test_in_float16_the_loss_is_finite_and_falls_and_weights_stay_float32(told):
+    loss = told["float16"]["loss"]
+    assert np.isfinite(loss).all()
+    assert loss[-1] < 0.8 * loss[0]
+    assert told["float16"]["kept as"] == ["float32"]

@@ -1,0 +1,82 @@
+"""Fine-tunes a tiny network on one device, on two, and in float16; prints what came out. In a process of its own, as
+TensorFlow takes a processor for two devices only if that is said before anything else.
+"""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+
+from ml import fitting
+from ml.fitting import Examples, Fit, Fitter
+from ml.presets import load_preset
+from tests.small_training import tiny_backbone
+
+
+def fit(images: int, *, epochs: int = 2, mixed: bool = False) -> Fit:
+    """Fine-tune with batches of 4, without dropout, whose masks are another on each device."""
+    recipe = (
+        load_preset("demo")
+        .changed(
+            "subtype",
+            head={"dropout": 0.0},
+            training={"epochs": 1},
+            fine_tuning={
+                "when": "always",
+                "epochs": epochs,
+                "batch_size": 4,
+                "learning_rate": 1e-4,
+                "mixed_precision": mixed,
+            },
+        )
+        .subtype
+    )
+    rows = np.arange(images)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8)
+    features = np.asarray(tiny_backbone()(pixels.astype(np.float32)))[None]
+    examples = Examples(
+        "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: pixels[few], [*map(str, rows)]
+    )
+    nothing = SimpleNamespace(
+        finished=lambda _: None,
+        unfinished=lambda _: SimpleNamespace(epoch=0, history={}, arrays=[]),
+        due=lambda: False,
+        finish=lambda *_: None,
+    )
+    return Fitter(examples, tiny_backbone).fit("it", rows, rows, 0, nothing)  # type: ignore[arg-type]
+
+
+def _main() -> None:
+    processor = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    one_device = fitting._strategy
+    found = []
+    for images in (12, 10, 9):  # the last batch: whole, for both devices, for one
+        one = fit(images)
+        fitting._strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        two = fit(images)
+        fitting._strategy = one_device
+        found.append(
+            {
+                "apart": float(np.abs(two.logits - one.logits).max()),
+                "learnt": float(np.abs(one.logits[-1] - one.logits[0]).max()),
+            }
+        )
+    fitting.has_gpu = lambda: True
+    half = fit(12, epochs=20, mixed=True)
+    print(
+        json.dumps(
+            {
+                "two": found,
+                "float16": {
+                    "loss": half.history["fine_tuning_loss"],
+                    "kept as": sorted({str(a.dtype) for a in half.backbone}),  # type: ignore[union-attr]
+                },
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    _main()
