@@ -127,6 +127,7 @@ def test_areas_are_scikit_learns_of_repeated_images(drawn):
         assert math.isnan(auc)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=30).filter(

@@ -7,9 +7,10 @@ import time
 import numpy as np
 
 from ml.checkpoints import Checkpoint
+from ml.evaluation import metrics_of
 from ml.features import extract
 from ml.imaging import SIZE
-from ml.learning import learn, prepared
+from ml.learning import learn, prepared, scores_of
 from ml.presets import Preset, load_preset
 from ml.settings import settings
 from ml.splits import read_split, sides_of
@@ -25,6 +26,7 @@ _WORKERS = 2
 _EPOCHS = 20
 _SUBSET = 320  # training pictures that an epoch with the backbone is measured on
 _FEW = 1_000
+_SEEDS = 5
 _MIB = 2**20
 
 
@@ -51,10 +53,12 @@ def figures(replica: Replica) -> list[Figure]:
         rows = read_dataset(dataset, store)
         few = made_up.dataset(store, rows.iloc[:: max(1, len(rows) // _FEW)].iloc[:_FEW], ledger="few")
         few_split = breakhis("split", few, environment=environment).result["split"]
+        compared_views = watched([*module, "views", few, few_split], environment).result
         smaller = watched([*module, "ours", "4", few, few_split], environment)
     epochs = {task: _EPOCHS * (learnt * one["step"] + held_out * one["predict"]) for task, one in naive.items()}
     whole = decoding + sum(epochs.values())
     rates = ", ".join(f"{1 / one['step']:.0f}" for one in naive.values())
+    auc = {int(views): np.array(found) for views, found in compared_views["auc"].items()}
     compared = (
         f"backbone in each epoch: {whole:.0f} s; by {_SUBSET} pictures {rates} images/s learnt, "
         f"{1 / naive['binary']['predict']:.0f} predicted, times {learnt:,} and {held_out:,}"
@@ -72,6 +76,12 @@ def figures(replica: Replica) -> list[Figure]:
                 whole >= wanted * ours[views].seconds,
             )
             for views, wanted in ((1, 35), (4, 15))
+        ),
+        Figure(
+            f"paper, binary, {_FEW:,} images: test AUC with cached views, {_SEEDS} seeds",
+            ", ".join(f"{views}: {found.mean():.3f} (sd {found.std(ddof=1):.3f})" for views, found in auc.items()),
+            f"{_EPOCHS} views, one for each epoch, as layers in the network would make them; from 4 to {_EPOCHS}: "
+            f"{(auc[_EPOCHS] - auc[4]).mean():+.3f} (sd {(auc[_EPOCHS] - auc[4]).std(ddof=1):.3f})",
         ),
         Figure(
             f"head training from cached features, {learnt + held_out:,} images",
@@ -120,6 +130,24 @@ def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
         "decoding": len(rows) * _decoding(rows.iloc[:_SUBSET]["sha256"].tolist(), store),
         "images": len(rows),
     }
+
+
+def _views(dataset: str, split: str) -> dict[str, dict[int, list[float]]]:
+    """What the binary model reaches on the test side with so many cached views, by seed."""
+    configuration, dealt = settings(), read_split(split, Store(settings().store))
+    store, auc = Store(configuration.store), dict[int, list[float]]()
+    for views in (1, 4, _EPOCHS):
+        preset = _preset(views)
+        with prepared("binary", dataset, dealt, preset, store, configuration) as data:
+            for seed in range(_SEEDS):
+                checkpoint = Checkpoint(store, f"bench-{data.inputs}-{seed}")
+                with checkpoint.alive():
+                    learnt = learn("binary", preset.recipe("binary"), seed, data, checkpoint, store)
+                checkpoint.forget()
+                scored = scores_of("binary", learnt, data)["test"]
+                found = metrics_of(scored, np.ones((1, len(scored.truth))))["roc_auc"]
+                auc.setdefault(views, []).append(float(found[0]))
+    return {"auc": auc}
 
 
 def _decoding(files: list[str], store: Store) -> float:
@@ -196,6 +224,8 @@ def _main(what: str, *arguments: str) -> None:
     if what == "naive":
         task, dataset = arguments
         print(json.dumps(_naive(task, dataset)))  # type: ignore[arg-type]
+    elif what == "views":
+        print(json.dumps(_views(*arguments)))
     else:
         views, dataset, split = arguments
         print(json.dumps(_ours(int(views), dataset, split)))
