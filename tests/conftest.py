@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from ml.store import Store
 
-_LONGEST = {"test_training.py", "test_resuming.py", "test_product.py"}
+_LONGEST = {"test_training.py", "test_resuming.py"}
 
 PROJECT = Path(__file__).parents[1]
 
@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     needs = {
         "real": "BREAKHIS_REAL_SAMPLE",
         "docker": "BREAKHIS_E2E",
+        "e2e": "BREAKHIS_PRODUCT",
         "replica": "BREAKHIS_REPLICA",
         "guide": "BREAKHIS_GUIDE",
     }
