@@ -280,18 +280,20 @@ def plot_grad_cam(
     _save(figure, path)
 
 
-def plot_comparison(rows: Sequence[Json], path: Path) -> None:
+def plot_comparison(rows: Sequence[Json], title: str, path: Path) -> None:
     """Each preset's figures with their ends beside the notebooks', a panel for each protocol and model.
 
     Args:
         rows: of the table that :mod:`ml.reproduction` makes.
+        title: above all panels.
         path: of the PNG.
     """
     parts: dict[str, list[Json]] = {}
     for row in rows:
         parts.setdefault(f"{row['protocol']}, {row['task']}", []).append(row)
     figure, panels = _panels(len(parts), 5.2, wide=7.2)
-    for axes, (title, mine) in zip(panels, parts.items(), strict=True):
+    figure.suptitle(title, fontsize=11)
+    for axes, (name, mine) in zip(panels, parts.items(), strict=True):
         for at, one in enumerate(mine):
             presets = one["presets"]
             shifts = np.linspace(0.2, -0.2, len(presets)) if len(presets) > 1 else [0.0]
@@ -304,7 +306,7 @@ def plot_comparison(rows: Sequence[Json], path: Path) -> None:
         axes.set_yticks([-at for at in range(len(mine))], [one["metric"] for one in mine], fontsize=8)
         axes.set_xlim(0, 1.02)
         axes.grid(axis="x", color="#dddddd")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(name, fontsize=10)
         axes.legend(loc="lower left", fontsize=8)
     _save(figure, path)
 

@@ -315,9 +315,16 @@ def notes(facts: Json) -> list[str]:
             "spanhol: mean over the five folds, with one standard deviation to both sides; one model for all "
             "magnifications, where the authors trained one for each."
         )
-    if "random" in facts["weights"].values():
-        told.append("RANDOM BACKBONE WEIGHTS: these figures say nothing of what either recipe reaches with ImageNet's.")
+    if _random(facts):
+        told.append(_OF_RANDOM_WEIGHTS)
     return told
+
+
+_OF_RANDOM_WEIGHTS = "RANDOM BACKBONE WEIGHTS: these figures say nothing of what either recipe reaches with ImageNet's."
+
+
+def _random(facts: Json) -> bool:
+    return "random" in facts["weights"].values()
 
 
 def table_rows(facts: Json) -> Iterator[tuple[str, list[list[str]]]]:
@@ -347,7 +354,11 @@ def _write(facts: Json, output: Path) -> None:
             writer.writerow(
                 [*(row[k] for k in keys), *(f.get(end) for f in figures for end in ("value", "low", "high"))]
             )
-    plot_comparison([row for row in facts["rows"] if row["metric"] != NEVER_FOUND], output / "comparison.png")
+    title = f"{facts['set']}: means over {facts['seeds']} seed(s); the intervals are told in table.md"
+    if _random(facts):
+        title += f"\n{_OF_RANDOM_WEIGHTS}"
+    compared = [row for row in facts["rows"] if row["metric"] != NEVER_FOUND]
+    plot_comparison(compared, title, output / "comparison.png")
 
 
 def _log(facts: Json, output: Path, settings: Settings) -> str:
