@@ -38,7 +38,10 @@ _OF_PATIENTS = {
     "binary": ("accuracy", "balanced_accuracy", "recall", "specificity", "macro_f1", "roc_auc", "pr_auc"),
     "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
 }
-SLICES = ("magnification", "source")
+SLICES: dict[Task, tuple[str, ...]] = {
+    "binary": ("magnification", "source", "subtype"),
+    "subtype": ("magnification", "source"),  # its classes are the subtypes
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class Evaluation:
         report: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean probability
             leads to the right label), ``intervals`` of recall and f1, and a ``note`` where there are none.
         absent: classes without a single image on this side; macro figures are means over the others.
-        slices: by column and value: images, cases, metrics and intervals.
+        slices: by column and value: images, cases (a patient with images of two classes is two), how many of them are
+            recognised, metrics, and intervals unless there is one case only.
         patients: a record for each patient and class, the worst first.
         rules: how labels were taken; several where each fold had its own.
     """
@@ -215,10 +219,11 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (truth, scores.called), 1)
     slices: dict[str, dict[str, Json]] = {}
-    for column in SLICES:
+    for column in SLICES[scores.task]:
         values = scores.rows[column].astype(str).to_numpy()
         order = sorted(set(values), key=lambda value: (len(value), value))
-        slices[column] = {value: _slice(scores.only(values == value), draws, seed) for value in order}
+        shown = ("accuracy",) if column == "subtype" else _OF_SLICES[scores.task]  # of a subtype, one class is there
+        slices[column] = {value: _slice(scores.only(values == value), shown, draws, seed) for value in order}
     return Evaluation(
         scores.task,
         metrics,
@@ -413,12 +418,13 @@ def _mean_over(present: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArr
     return _ratio(np.where(present, values, 0.0).sum(axis=1), present.sum(axis=1).astype(float))
 
 
-def _slice(scores: Scores, draws: int, seed: int) -> Json:
+def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
     metrics, intervals = _with_intervals(scores, draws, seed)
-    shown = _OF_SLICES[scores.task]
+    units = scores.patients
     return {
         "images": len(scores.truth),
-        "cases": int(scores.rows["patient"].nunique()),
+        "cases": len(units.truth),
+        "recognised": int((units.called == units.truth).sum()),
         "metrics": {name: metrics[name] for name in shown if name in metrics},
         "intervals": {name: list(intervals[name]) for name in shown if name in intervals},
     }

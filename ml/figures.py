@@ -174,31 +174,38 @@ def plot_classes(evaluation: Evaluation, path: Path) -> None:
 
 
 def plot_slices(evaluation: Evaluation, path: Path) -> None:
-    """The chief metrics by magnification and by source, with 95% intervals."""
+    """The chief metrics by magnification and by source, and of each subtype how much of it was right."""
     area = "roc_auc" if evaluation.task == "binary" else "roc_auc_ovr"
     metrics = (
         (area, "ROC AUC", _BLUE),
         ("macro_f1", "macro-F1", _ORANGE),
         ("balanced_accuracy", "balanced accuracy", _GREEN),
     )
+    of_subtypes = (("accuracy", "accuracy (of a subtype)", _GREY),)
     groups = [
-        (f"{value}X" if column == "magnification" else value, one)
+        (f"{value}X" if column == "magnification" else value, metrics if column != "subtype" else of_subtypes, one)
         for column, by in evaluation.slices.items()
         for value, one in by.items()
     ]
     figure, (axes,) = _panels(1, 1.4 + 0.6 * len(groups), wide=7.2)
-    for shift, (metric, label, colour) in zip((0.18, 0, -0.18), metrics, strict=True):
-        for row, (_, one) in enumerate(groups):
+    for row, (_, shown, one) in enumerate(groups):
+        shifts = (0.18, 0.0, -0.18) if len(shown) > 1 else (0.0,)
+        for shift, (metric, label, colour) in zip(shifts, shown, strict=True):
             if metric in one["metrics"]:
-                axes.plot(one["metrics"][metric], -row + shift, "o", color=colour, label=label if row == 0 else None)
+                axes.plot(one["metrics"][metric], -row + shift, "o", color=colour, label=label)
             if metric in one["intervals"]:
                 axes.plot(one["intervals"][metric], [-row + shift] * 2, color=colour)
-    told = [f"{name} ({one['images']} images, {one['cases']} cases)" for name, one in groups]
+    told = [
+        f"{name} ({one['images']} images, {one['recognised']} of {one['cases']} cases recognised)"
+        for name, _, one in groups
+    ]
     axes.set_yticks([-row for row in range(len(groups))], told, fontsize=9)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="x", color="#dddddd")
-    axes.legend(loc="lower left", fontsize=9)
-    axes.set_title("By magnification and source, with 95% intervals", fontsize=11)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(once.values(), once.keys(), loc="lower left", fontsize=9)
+    axes.set_title("By magnification, source and subtype, with 95% intervals", fontsize=11)
     _save(figure, path)
 
 

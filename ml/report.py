@@ -50,7 +50,7 @@ SECTIONS = (
         "Found and right, by class",
         "Recall: share of the class that was found. F1: its balance with precision.",
     ),
-    Section("slices", "By magnification and source", "A model should not lean on one of them."),
+    Section("slices", "By magnification, source and subtype", "A model should not lean on one of them."),
     Section("worst_patients", "Patients with the most errors", "Where to look first."),
     Section("errors", "The surest errors", "Images of the wrong label that the model was surest of."),
     Section(

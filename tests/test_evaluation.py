@@ -19,6 +19,7 @@ from ml.evaluation import (
     roc_auc,
     youden_threshold,
 )
+from ml.taxonomy import classes
 
 
 def scores(task, truth, p, rule=None, patients=None):
@@ -29,6 +30,7 @@ def scores(task, truth, p, rule=None, patients=None):
             "patient": [str(k) for k in range(n)] if patients is None else patients,
             "magnification": [40, 100] * (n // 2) + [40] * (n % 2),
             "source": "made",
+            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else [classes(task)[k] for k in truth],
         }
     )
     return Scores(task, rows, truth, np.asarray(p, float), rule or Rule(threshold=0.5 if task == "binary" else None))
@@ -247,6 +249,18 @@ def test_slices_have_their_own_metrics():
     assert slice_["images"] == even.sum()
     assert slice_["metrics"]["roc_auc"] == pytest.approx(sk.roc_auc_score(truth[even], p[even]))
     assert slice_["intervals"]["roc_auc"][0] < slice_["metrics"]["roc_auc"] < slice_["intervals"]["roc_auc"][1]
+
+
+def test_a_binary_model_is_told_by_subtype():
+    # Case a, DC: 2 of 3 right, its mean too; case b, DC: wrong; case c, A: right.
+    made = scores("binary", [1, 1, 1, 1, 0], [0.9, 0.8, 0.3, 0.2, 0.1], patients=["a", "a", "a", "b", "c"])
+    told = evaluate(made, draws=50).slices["subtype"]
+    assert list(told) == ["A", "DC"]
+    assert told["A"] == {"images": 1, "cases": 1, "recognised": 1, "metrics": {"accuracy": 1.0}, "intervals": {}}
+    assert (told["DC"]["images"], told["DC"]["cases"], told["DC"]["recognised"]) == (4, 2, 1)
+    assert told["DC"]["metrics"] == {"accuracy": 0.5}
+    assert told["DC"]["intervals"]["accuracy"] == pytest.approx([0, 2 / 3])
+    assert "subtype" not in evaluate(scores("subtype", [0, 1], np.eye(8)[[0, 1]]), draws=0).slices
 
 
 def test_a_rule_for_each_row():

@@ -13,6 +13,7 @@ from ml.evaluation import Scores, evaluate
 from ml.gradcam import agreement, choose_cases, grad_cam, randomized
 from ml.models import build_head
 from ml.report import SECTIONS, write_evaluation
+from ml.taxonomy import classes
 
 FACTS = {
     "set": "made",
@@ -56,6 +57,7 @@ def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
             "patient": [f"<b>{t}-{k % 3}" for k, t in enumerate(truth)],
             "magnification": rng.choice([40, 100], n),
             "source": "drawn & more",
+            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else np.array(classes(task))[truth],
             "pixel_sha256": [f"h{k}" for k in range(n)],
         }
     )
