@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from ml.airflow_api import AirflowApi
@@ -134,8 +136,11 @@ def worker_host(folder: Path, first: Compose) -> Iterator[Compose]:
 
 def bridge() -> str:
     """An address of this machine that containers of every network reach, and nobody beyond this machine."""
-    command = ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    # Asked of the interface: of a bridge that the engine has just made, `docker network inspect` knows no gateway yet.
+    name = '{{index .Options "com.docker.network.bridge.name"}}'
+    command = ["docker", "network", "inspect", "bridge", "--format", name]
+    interface = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return next(one.address for one in psutil.net_if_addrs()[interface] if one.family == socket.AF_INET)
 
 
 def _write(file: Path, chosen: Mapping[str, str]) -> dict[str, str]:
