@@ -96,7 +96,7 @@ class Scores:
         means = sums / images[:, None]
         means = means if self.probabilities.ndim == 2 else means[:, 0]
         right = np.bincount(unit, self.called == self.truth) / images
-        return Patients(names[first], self.truth[first], means, self._call(means, first), images, right, first)
+        return Patients(names[first], self.truth[first], means, self._call(means, first), images, right, first, unit)
 
     def only(self, rows: NDArray[np.bool_]) -> "Scores":
         """A part of them."""
@@ -118,6 +118,8 @@ class Patients:
     """Share of the unit's images that got the right label."""
     first: NDArray[np.int64]
     """A row of each unit."""
+    of: NDArray[np.int64]
+    """The unit of each row."""
 
 
 @dataclass(frozen=True)

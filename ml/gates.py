@@ -1,52 +1,17 @@
 """Gates: a promotion policy, held against the evidence of a model version.
 
-Whatever is missing blocks: no policy, an empty one, a metric that the evidence lacks or that is no number. Everything
-here is a pure function of policy and evidence.
+Whatever is missing blocks: no policy, an empty one, a metric or a slice that the evidence lacks or that is no number.
+Everything here is a pure function of policy and evidence.
 """
 
 import math
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, FiniteFloat
+from collections.abc import Iterator
+from typing import Any
 
 from ml.errors import ConfigError
+from ml.policies import REQUIRED_LIMITS, Limit, Policy, Required
 from ml.store import Json, digest
-from ml.taxonomy import SIDES, Task, classes
-from ml.yamlfile import Declared, find, read_yaml
-
-REQUIRED_FLOORS: dict[Task, tuple[str, str]] = {
-    "binary": ("roc_auc", "macro_f1"),
-    "subtype": ("roc_auc_ovr", "macro_f1"),
-}
-"""A policy without a floor for each of these blocks."""
-
-BinaryMetric = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "roc_auc",
-    "pr_auc",
-    "precision",
-    "recall",
-    "specificity",
-    "f1",
-    "micro_f1",
-    "macro_f1",
-    "weighted_f1",
-    "mcc",
-]
-SubtypeMetric = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "precision",
-    "recall",
-    "micro_f1",
-    "macro_f1",
-    "weighted_f1",
-    "mcc",
-    "roc_auc_ovr",
-    "pr_auc_ovr",
-]
+from ml.taxonomy import MAGNIFICATIONS, SUBTYPES, Task
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -79,47 +44,25 @@ METRIC_NAMES = {
 """What people call a metric; those of patients stand in tables of their own."""
 
 
-class Policy(Declared):
-    """One policy YAML: what a model version has to reach on the test side before a reviewer is asked."""
-
-    name: str
-    description: str = ""
-    binary: dict[BinaryMetric, FiniteFloat] = Field(default_factory=dict, description="Smallest value of each metric.")
-    subtype: dict[SubtypeMetric, FiniteFloat] = Field(
-        default_factory=dict, description="Smallest value of each metric."
-    )
-    pretrained_weights: bool = Field(True, description="Whether the backbone's weights must be pretrained.")
-    absent_classes: Literal["block", "allow"] = Field(
-        "block", description="What to do if a class has no test image: macro figures then say nothing about it."
-    )
-
-    def floors(self, task: Task) -> dict[str, float]:
-        """The floors of one task's model."""
-        return dict(self.binary) if task == "binary" else dict(self.subtype)  # type: ignore[arg-type]
-
-
-def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> Policy:
-    """Read a policy by name (looked up in ``conf``/policies) or by the path of its YAML.
-
-    Raises:
-        ConfigError: missing, empty or invalid.
-    """
-    return read_yaml(find(conf / "policies", reference, relative_to), Policy)
-
-
-def judge_evidence(evidence: Json, policy: Policy | ConfigError) -> Json:
+def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
     """Hold evidence against a policy; a policy that could not be read blocks with its error.
 
+    Args:
+        evidence: of the version.
+        policy: of its training set.
+        comparison: what :func:`ml.comparison.compare` said of it and the champion; None where there is no champion.
+
     Returns:
-        ``{passed, gates, summary, policy, policy_hash}``. A gate has ``name``, ``metric``, ``value``, ``limit``,
-        ``distance`` (value - limit; negative is short of it), ``passed`` and ``reason``.
+        ``{passed, gates, warnings, summary, policy, policy_hash, approvals}``. A gate has ``name``, ``metric``,
+        ``value``, ``limit``, ``distance`` (how far inside the limit; negative is beyond it), ``passed``, ``reason`` and
+        ``warning``.
     """
     if isinstance(policy, ConfigError):
         gates = [_gate("policy", passed=False, reason=f"no usable policy: {policy}")]
-        name, policy_hash = None, None
+        name, policy_hash, approvals = None, None, 1
     else:
-        gates = _gates(evidence, policy)
-        name, policy_hash = policy.name, digest(policy.model_dump())
+        gates = [*_gates(evidence, policy), *_of_comparison(comparison, policy)]
+        name, policy_hash, approvals = policy.name, digest(policy.model_dump(mode="json")), policy.approvals
     failing = [gate for gate in gates if not gate["passed"]]
     model = f"{evidence['model']} version {evidence['version']}"
     if failing:
@@ -131,125 +74,132 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError) -> Json:
     return {
         "passed": not failing,
         "gates": gates,
+        "warnings": [gate["warning"] for gate in gates if gate["warning"]],
         "summary": summary,
         "policy": name,
         "policy_hash": policy_hash,
+        "approvals": approvals,
     }
 
 
-def _gates(evidence: Json, policy: Policy) -> list[Json]:
+def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
     task: Task = evidence["task"]
-    floors = policy.floors(task)
-    gates = [
-        _gate(f"floor for {metric}", passed=False, reason=f"policy {policy.name!r} sets no {task} floor for {metric}")
-        for metric in REQUIRED_FLOORS[task]
-        if metric not in floors
-    ]
-    gates += [_floor(metric, limit, evidence["metrics"].get(metric)) for metric, limit in floors.items()]
-    if policy.pretrained_weights:
-        kind = evidence["weights"]["kind"]
-        reason = f"backbone weights are {kind}; the policy asks for pretrained ones" if kind == "random" else ""
-        gates.append(_gate("pretrained weights", passed=kind != "random", reason=reason))
+    limits = policy.limits(task)
+    for metric in REQUIRED_LIMITS[task]:
+        if metric not in limits:
+            why = f"policy {policy.name!r} sets no {task} limit for {metric}"
+            yield _gate(f"a limit for {metric}", passed=False, reason=why)
+    for metric, limit in limits.items():
+        yield _limit(METRIC_NAMES[metric] + _of_whom(metric), metric, limit, evidence)
+    for column, of_slice in policy.slice_limits(task).items():
+        known = evidence.get("slices", {}).get(column, {})
+        for value in _values(column, evidence):
+            for metric, limit in of_slice.items():
+                where = f"{value}X" if column == "magnification" else value
+                name = f"{METRIC_NAMES[metric]} of {column} {where}"
+                if value in known:
+                    yield _limit(name, metric, limit, known[value])
+                else:
+                    yield _gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
+    if policy.zero_recall == "block":
+        never = [
+            f"{name} ({told['cases']} cases)"
+            for name, told in evidence["per_class"].items()
+            if told.get("cases", 0) > 1 and not told["recall"] > 0
+        ]
+        reason = f"never recognised: {', '.join(never)}" if never else ""
+        yield _gate("every class recognised at least once", passed=not never, reason=reason)
+    if policy.absent_classes == "block":
+        absent = evidence["absent_classes"]
+        reason = f"no test image of {', '.join(absent)}" if absent else ""
+        yield _gate("every class in the test side", passed=not absent, reason=reason)
+    for required in policy.require:
+        reason = _missing(required, evidence)
+        yield _gate(_EVIDENCE[required], passed=not reason, reason=reason)
     # Evidence from before a split could be by slide does not say so: it was by case.
     group = evidence.get("split_group", "case")
     reason = f"the split is by {group}; only a split by case can lead to promotion" if group != "case" else ""
-    gates.append(_gate("split by case", passed=group == "case", reason=reason))
-    absent = evidence["absent_classes"]
-    if policy.absent_classes == "block":
-        reason = f"no test image of {', '.join(absent)}" if absent else ""
-        gates.append(_gate("every class in the test side", passed=not absent, reason=reason))
-    return gates
+    yield _gate("split by case", passed=group == "case", reason=reason)
 
 
-def _floor(metric: str, limit: float, value: Any) -> Json:
-    name = METRIC_NAMES[metric]
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return _gate(name, passed=False, metric=metric, limit=limit, reason=f"{name} could not be computed")
-    distance = value - limit
+_EVIDENCE: dict[Required, str] = {
+    "report": "report",
+    "model_card": "model card",
+    "validated_dataset": "validated dataset",
+    "pretrained_weights": "pretrained weights",
+}
+
+
+def _missing(required: Required, evidence: Json) -> str:
+    """Why a required piece of evidence does not count, or nothing."""
+    if required == "pretrained_weights":
+        kind = evidence["weights"]["kind"]
+        return f"backbone weights are {kind}; the policy asks for pretrained ones" if kind == "random" else ""
+    if required == "validated_dataset":
+        passed = evidence.get("validated", {})
+        bad = [name for name in evidence["sources"] if passed.get(name) is not True]
+        return f"not shown to have passed validation: {', '.join(bad)}" if bad else ""
+    file = {"report": "report.html", "model_card": "model_card.md"}[required]
+    return "" if f"evaluation/{file}" in evidence.get("artifacts", {}) else f"the run has no evaluation/{file}"
+
+
+def _values(column: str, evidence: Json) -> list[str]:
+    """The values of a column that the test side must have."""
+    if column == "magnification":
+        return [str(value) for value in MAGNIFICATIONS]
+    return list(SUBTYPES) if column == "subtype" else sorted(evidence["sources"])
+
+
+def _limit(name: str, metric: str, limit: Limit, of: Json) -> Json:
+    """Hold a metric, or the worse end of its interval, against a limit."""
+    low = limit.at_least is not None
+    value = of["metrics"].get(metric)
+    if limit.of == "interval":
+        ends = of.get("intervals", {}).get(metric)
+        name = f"{name}, {'lower' if low else 'upper'} end of its 95% interval"
+        value = ends[0 if low else 1] if ends else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return _gate(name, passed=False, metric=metric, limit=limit.bound, reason=f"{name} could not be computed")
+    distance = value - limit.bound if low else limit.bound - value
     passed = distance >= 0
-    reason = "" if passed else f"{name} {value:.4f} is {-distance:.4f} short of {limit:g}"
-    return _gate(name, passed=passed, metric=metric, value=value, limit=limit, distance=distance, reason=reason)
+    beyond = "short of" if low else "above"
+    reason = "" if passed else f"{name} {value:.4f} is {-distance:.4f} {beyond} {limit.bound:g}"
+    return _gate(name, passed=passed, metric=metric, value=value, limit=limit.bound, distance=distance, reason=reason)
 
 
-def _gate(name: str, *, passed: bool, reason: str, **more: Any) -> Json:
+def _of_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]:
+    if comparison is None:
+        return
+    champion = f"champion (version {comparison['version']})"
+    if not comparison["comparable"]:
+        yield _gate(f"not worse than the {champion}", passed=True, warning=comparison["reason"])
+        return
+    for one in comparison["pairs"]:
+        name = f"{METRIC_NAMES[one['metric']]} {one['where']}, not worse than the {champion}"
+        told = {"metric": one["metric"], "value": one["low"], "limit": -policy.comparison.margin}
+        if not one["estimable"]:
+            blocks = policy.comparison.not_estimable == "block"
+            why = f"{name}: not estimable: {one['reason']}"
+            yield _gate(name, passed=not blocks, reason=why if blocks else "", warning="" if blocks else why, **told)
+            continue
+        distance = one["low"] + policy.comparison.margin
+        passed = distance > 0
+        reason = (
+            ""
+            if passed
+            else f"{name}: the difference is {one['difference']:+.4f} and may be as low as {one['low']:+.4f}, which is "
+            f"{-distance:.4f} beyond the margin of {policy.comparison.margin:g}"
+        )
+        yield _gate(name, passed=passed, distance=distance, reason=reason, **told)
+
+
+def _of_whom(metric: str) -> str:
+    return " of patients" if metric.startswith("patient_") else ""
+
+
+def _gate(name: str, *, passed: bool, reason: str = "", warning: str = "", **more: Any) -> Json:
     return {"name": name, "metric": None, "value": None, "limit": None, "distance": None, **more} | {
         "passed": passed,
         "reason": reason,
+        "warning": warning,
     }
-
-
-def review_title(evidence: Json) -> str:
-    """The headline of a review."""
-    return f"Promote {evidence['model']} version {evidence['version']} to champion?"
-
-
-def review_body(evidence: Json, verdict: Json, champion: Json | None, links: dict[str, str]) -> str:
-    """What a reviewer reads before deciding, as Markdown.
-
-    Args:
-        evidence: of the candidate.
-        verdict: what :func:`judge_evidence` said.
-        champion: the evidence of the version that would be replaced, or None.
-        links: text -> address.
-    """
-    old = champion["metrics"] if champion else {}
-    lines = [
-        f"**{evidence['model']} version {evidence['version']}** would become champion"
-        + (f" in place of version {champion['version']}." if champion else "; there is no champion yet."),
-        "",
-    ]
-    if evidence["weights"]["kind"] == "random":
-        lines += ["> **Random backbone weights.** This model is for trying the workflow, not for any use.", ""]
-    lines += ["### Gates", "", "| gate | value | at least | distance | |", "|---|---|---|---|---|"]
-    for gate in verdict["gates"]:
-        value, limit, distance = (
-            "" if gate[key] is None else f"{gate[key]:{form}}"
-            for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
-        )
-        lines.append(
-            f"| {gate['name']} | {value} | {limit} | {distance} | {'passed' if gate['passed'] else 'FAILED'} |"
-        )
-    lines += ["", f"Policy: {verdict['policy']}", "", "### Data", ""]
-    lines += ["| side | images | cases |", "|---|---|---|"]
-    sides = ((side, evidence["sides"][side]) for side in SIDES)  # a stored object comes back in alphabetical order
-    lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in sides]
-    sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
-    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
-    if "split_method" in evidence:
-        split += f" with the method {evidence['split_method']}"
-    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
-    if evidence["absent_classes"]:
-        lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
-    of_patients = {metric: metric.startswith("patient_") for metric in evidence["metrics"]}
-    for title, which in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
-        shown = [metric for metric, patient in of_patients.items() if patient == which]
-        if not shown:  # evidence from before patients were measured
-            continue
-        lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
-        for metric in shown:
-            value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
-            interval = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-            before = f"{old[metric]:.4f}" if metric in old else ""
-            change = f"{value - old[metric]:+.4f}" if metric in old else ""
-            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
-        lines.append("")
-    lines += [
-        "| class | cases recognised | recall | precision | F1 | test images |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {name} | {_cases(c)} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
-            for name, c in ((name, evidence["per_class"][name]) for name in classes(evidence["task"]))
-        ),
-        "",
-    ]
-    if links:
-        lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
-    lines += [
-        f"Evidence `{evidence['id']}`. Your answer is recorded with your name and reason, and holds for exactly this "
-        "evidence.",
-    ]
-    return "\n".join(lines)
-
-
-def _cases(of_class: Json) -> str:
-    return f"{of_class['recognised']} of {of_class['cases']}" if "cases" in of_class else ""

@@ -42,7 +42,7 @@ def promote_version(
             "model": model,
             "version": int(number),
             **answer,
-            "verdict": verdict["verdict"],
+            "bundle": verdict["bundle"],
             "policy": verdict["policy"],
             "previous": champion if champion != int(number) else None,
             "dag_run": dag_run,

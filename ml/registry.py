@@ -5,14 +5,18 @@ model's files. Its id is its hash: a decision about the evidence is a decision a
 """
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.errors import ConfigError, Refused, RegistryError
-from ml.gates import Policy, judge_evidence, load_policy, review_body, review_title
+from ml.gates import judge_evidence
+from ml.pairing import compare_with_champion
+from ml.policies import Policy, load_policy
+from ml.reviews import review_body, review_title
 from ml.settings import Settings
-from ml.store import Json, Store, object_id
+from ml.store import Json, Store, canonical, object_id
 from ml.taxonomy import SIDES, classes
 from ml.tracking import connect
 from ml.training_sets import training_set_of
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 """Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
-
-_EVALUATION = "evaluation/metrics.json"
 
 
 def register_run(run_id: str, store: Store, settings: Settings) -> Json:
@@ -61,6 +63,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     number = str(version.version)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
+    if "evaluation/model_card.md" in evidence["artifacts"]:
+        card = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evaluation/model_card.md")
+        client.update_model_version(model, number, description=card)
     if _alias(client, model, CHAMPION) != int(number):
         client.set_registered_model_alias(model, CANDIDATE, number)
     return {"model": model, "version": int(number), "evidence": oid}
@@ -79,12 +84,14 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
     run = _training_run(client, version.run_id)
     tags = run.data.tags
     try:
-        evaluation = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{_EVALUATION}")
+        artifacts = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation"))
+        evaluation = json.loads((artifacts / "metrics.json").read_bytes())
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
     split = store.meta(tags["breakhis.split"])
     sources = store.meta(tags["breakhis.dataset"])["sources"]
+    validations = {name: store.meta(source)["validation"] for name, source in sources.items()}
     return {
         "model": str(version.name),
         "version": int(version.version),
@@ -93,10 +100,11 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "task": tags["breakhis.task"],
         "dataset": tags["breakhis.dataset"],
         "sources": sources,
-        "validations": {name: store.meta(source)["validation"] for name, source in sources.items()},
+        "validations": validations,
+        "validated": {name: store.meta(validation)["passed"] is True for name, validation in validations.items()},
         "split": tags["breakhis.split"],
         "ledger": tags["breakhis.ledger"],
-        # A split from before there was a choice does not say; its evidence must come out as it was recorded.
+        # A split from before there was a choice does not say.
         **({"split_method": split["method"], "split_group": split["group"]} if "group" in split else {}),
         "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
         "preset": tags["breakhis.preset"],
@@ -104,10 +112,10 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
-        # Evidence from before there were any must come out as it was recorded.
         **{name: evaluation[name] for name in ("intervals", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
+        "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
         "model_files": _hash_files(Path(folder)),
     }
 
@@ -117,10 +125,13 @@ def judge(
 ) -> Json:
     """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
 
-    Another policy's verdict is only shown; it is not recorded and promotes nothing.
+    What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
+    comparison and the policy's hash. Its id is its hash, and an approval holds for exactly that. Another policy's
+    verdict is only shown; it is not recorded and promotes nothing.
 
     Returns:
-        ``{model, version, passed, gates, evidence, verdict, policy, summary, title, review}``.
+        ``{model, version, passed, gates, warnings, evidence, bundle, policy, policy_hash, approvals, summary, title,
+        review}``.
 
     Raises:
         RegistryError: no such version, or it was never registered by us.
@@ -129,23 +140,36 @@ def judge(
     client = connect(settings)
     version = find_version(client, model, number)
     recorded = verify_evidence(version, store, settings, evidence)
-    facts = {**store.meta(recorded), "id": recorded}
-    verdict = judge_evidence(facts, _policy(model, settings, policy))
+    facts = read_content(recorded, store)
     champion = champion_of(model, store, settings)
-    links = _links(facts, settings)
+    if champion and champion["version"] == facts["version"]:
+        champion = None  # a version is not compared with itself
+    found = _policy(model, settings, policy)
+    comparison = None
+    if champion and isinstance(found, Policy):
+        comparison = compare_with_champion(facts, champion, found.comparison, store)
+    verdict = judge_evidence(facts, found, comparison)
+    bundle = {
+        "evidence_id": recorded,
+        "evidence": facts,
+        "champion": champion,
+        "comparison": comparison,
+        **verdict,
+    }
+    oid = object_id("bundle", bundle)
     result: Json = {
         "model": model,
         "version": int(version.version),
         "evidence": recorded,
+        "bundle": oid,
         **verdict,
         "title": review_title(facts),
-        "review": review_body(facts, verdict, champion, links),
+        "review": review_body(bundle, oid, _links(facts, settings)),
     }
     if policy is None:
-        content = {"evidence": recorded, **verdict}
-        result["verdict"] = store.create("verdict", content, content)
-        client.log_dict(version.run_id, content, f"gates/{model}-v{version.version}.json")
-        client.set_model_version_tag(model, str(version.version), "breakhis.verdict", result["verdict"])
+        store.create("bundle", bundle, bundle)
+        client.log_dict(version.run_id, bundle, f"gates/{model}-v{version.version}/{oid}.json")
+        client.set_model_version_tag(model, str(version.version), "breakhis.bundle", oid)
         client.set_model_version_tag(model, str(version.version), "breakhis.gates", _outcome(verdict))
     return result
 
@@ -163,19 +187,36 @@ def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, e
         raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
-    if object_id("evidence", collect_evidence(version, store, settings)) != recorded:
-        raise Refused(f"{name}: its run, metrics or model files were changed after {recorded} was recorded")
+    said = read_content(recorded, store)
+    # What an earlier release recorded is less than what is collected now, and it is all that has to hold.
+    found = json.loads(canonical(collect_evidence(version, store, settings)))
+    changed = sorted(key for key in said if said[key] != found.get(key))
+    if changed:
+        raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded)
 
 
+def read_content(oid: str, store: Store) -> Json:
+    """An object of the store that is named by the hash of all it says, such as evidence.
+
+    Raises:
+        Refused: it was changed since.
+        StoreError: there is no such object.
+    """
+    said = {key: value for key, value in store.meta(oid).items() if key != "id"}
+    if object_id(oid.rpartition("-")[0], said) != oid:
+        raise Refused(f"{oid} in the store {store.root} was changed: it is not what was recorded under that id")
+    return said
+
+
 def champion_of(model: str, store: Store, settings: Settings) -> Json | None:
-    """The evidence of a model's champion as it was recorded (with ``id``), or None where there is no champion."""
+    """The evidence of a model's champion as it was recorded, or None where there is no champion."""
     client = connect(settings)
     number = _alias(client, model, CHAMPION)
     if number is None:
         return None
     recorded = find_version(client, model, str(number)).tags.get("breakhis.evidence")
-    return {**store.meta(recorded), "id": recorded} if recorded else None
+    return read_content(recorded, store) if recorded else None
 
 
 def find_version(client: "MlflowClient", model: str, number: str) -> "ModelVersion":

@@ -22,10 +22,12 @@ from ml.taxonomy import classes
 
 if TYPE_CHECKING:
     import keras
+    from jinja2 import Template
 
     from ml.fitting import History
 
 _ERRORS = 12
+_WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
 _HEADLINE = {
     "binary": ("roc_auc", "pr_auc", "recall", "specificity", "balanced_accuracy", "macro_f1", "mcc", "brier", "ece"),
     "subtype": ("roc_auc_ovr", "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "brier", "ece"),
@@ -97,22 +99,33 @@ def write_evaluation(
     figures.plot_history(history, facts["chosen"]["epochs"], folder / "training_curve.png")
     _draw_errors(scores, pictures, folder / "errors.png")
     _draw_grad_cam(scores, pictures, network, folder / "grad_cam.png")
-    (folder / "report.html").write_text(render(folder, evaluation, held_out[1], facts), encoding="utf-8")
+    card = render_card(evaluation, facts)
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    (folder / "report.html").write_text(render(folder, evaluation, held_out[1], card, facts), encoding="utf-8")
 
 
-def render(folder: Path, test: Evaluation, held_out: Evaluation, facts: Json) -> str:
+def render_card(test: Evaluation, facts: Json) -> str:
+    """The model card as Markdown: in the report, and the description of the registered version."""
+    headline = [name for name in _HEADLINE[test.task] if name in test.metrics]
+    return _template("model_card.md").render(
+        facts=facts, test=test, headline=headline, names=METRIC_NAMES, what=_WHAT[test.task]
+    )
+
+
+def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json) -> str:
     """The page: it needs nothing beside it, and no network."""
-    from jinja2 import Environment, StrictUndefined
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("ml.templates").joinpath("report.html").read_text(encoding="utf-8"))
+    # Markup in the card's text, such as in a source's name, is shown and not obeyed.
+    converter = MarkdownIt("commonmark", {"html": False}).enable("table")
     drawn = [
         {**section._asdict(), "data": base64.b64encode((folder / f"{section.name}.png").read_bytes()).decode()}
         for section in SECTIONS
         if (folder / f"{section.name}.png").exists()
     ]
     patient = [name for name in test.metrics if name.startswith("patient_")]
-    return template.render(
+    return _template("report.html").render(
         facts=facts,
         test=test.to_json(),
         held_out=held_out.to_json(),
@@ -121,10 +134,28 @@ def render(folder: Path, test: Evaluation, held_out: Evaluation, facts: Json) ->
         of_patients=patient,
         names=METRIC_NAMES,
         sections=drawn,
-        what="benign or malignant" if test.task == "binary" else "eight tumour subtypes",
+        what=_WHAT[test.task],
+        card=Markup(converter.render(card.split("\n", 1)[1])),  # noqa: S704  # escaped by the converter
         classes=classes(test.task),
         recipe=json.dumps(facts["recipe"], indent=2),
     )
+
+
+def _template(name: str) -> "Template":
+    from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
+
+    def read(name: str) -> str:
+        return files("ml.templates").joinpath(name).read_text(encoding="utf-8")
+
+    # Markdown is escaped where it becomes HTML.
+    environment = Environment(
+        loader=FunctionLoader(read),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _draw_errors(scores: Scores, pictures: Callable[[list[str]], Pixels], path: Path) -> None:

@@ -5,6 +5,11 @@ Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis d
 
 from collections.abc import Mapping
 
+from ml.gates import METRIC_NAMES
+from ml.policies import BEST_AT_ZERO
+from ml.store import Json
+from ml.taxonomy import SIDES, classes
+
 DAG, TASK = "promote", "review"
 """Where the question is asked."""
 
@@ -19,3 +24,134 @@ def given_reason(params: Mapping[str, object] | None) -> str:
     reason = (params or {}).get("reason")
     stripped = reason.strip() if isinstance(reason, str) else ""
     return stripped if len(stripped) >= SHORTEST_REASON else ""
+
+
+def review_title(evidence: Json) -> str:
+    """The headline of a review."""
+    return f"Promote {evidence['model']} version {evidence['version']} to champion?"
+
+
+def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
+    """What a reviewer reads before deciding, as Markdown.
+
+    Args:
+        bundle: the evidence bundle that :func:`ml.registry.judge` made.
+        bundle_id: its hash.
+        links: text -> address.
+    """
+    evidence, champion = bundle["evidence"], bundle["champion"]
+    old = champion["metrics"] if champion else {}
+    lines = [
+        f"**{evidence['model']} version {evidence['version']}** would become champion"
+        + (f" in place of version {champion['version']}." if champion else "; there is no champion yet."),
+        "",
+    ]
+    if evidence["weights"]["kind"] == "random":
+        lines += ["> **Random backbone weights.** This model is for trying the workflow, not for any use.", ""]
+    lines += [*_worse(bundle), *_warnings(bundle)]
+    lines += ["### Gates", "", "| gate | value | limit | inside by | |", "|---|---|---|---|---|"]
+    for gate in bundle["gates"]:
+        value, limit, distance = (
+            "" if gate[key] is None else f"{gate[key]:{form}}"
+            for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
+        )
+        lines.append(f"| {gate['name']} | {value} | {limit} | {distance} | {_outcome(gate)} |")
+    lines += ["", f"Policy: {bundle['policy']} (`{bundle['policy_hash']}`)", "", *_comparison(bundle)]
+    lines += ["### Data", ""]
+    lines += ["| side | images | cases |", "|---|---|---|"]
+    sides = ((side, evidence["sides"][side]) for side in SIDES)  # a stored object comes back in alphabetical order
+    lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in sides]
+    sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
+    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
+    if "split_method" in evidence:
+        split += f" with the method {evidence['split_method']}"
+    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
+    if evidence["absent_classes"]:
+        lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
+    of_patients = {metric: metric.startswith("patient_") for metric in evidence["metrics"]}
+    for title, which in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
+        shown = [metric for metric, patient in of_patients.items() if patient == which]
+        if not shown:  # evidence from before patients were measured
+            continue
+        lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
+        for metric in shown:
+            value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
+            interval = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+            before = f"{old[metric]:.4f}" if metric in old else ""
+            change = f"{value - old[metric]:+.4f}" if metric in old else ""
+            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
+        lines.append("")
+    lines += [
+        "| class | cases recognised | recall | precision | F1 | test images |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {_cases(c)} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
+            for name, c in ((name, evidence["per_class"][name]) for name in classes(evidence["task"]))
+        ),
+        "",
+    ]
+    if links:
+        lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
+    lines += [
+        f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}`. Your answer is recorded with your name and "
+        "reason, and holds for exactly this.",
+    ]
+    return "\n".join(lines)
+
+
+def _outcome(gate: Json) -> str:
+    if not gate["passed"]:
+        return "FAILED"
+    return "warning" if gate["warning"] else "passed"
+
+
+def _warnings(bundle: Json) -> list[str]:
+    return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
+
+
+def _worse(bundle: Json) -> list[str]:
+    """What got worse: metrics, and classes that are recognised in fewer cases."""
+    evidence, champion = bundle["evidence"], bundle["champion"]
+    if not champion:
+        return []
+    worse = []
+    for name, value in evidence["metrics"].items():
+        before = champion["metrics"].get(name)
+        change = None if before is None or name == "threshold" else value - before
+        if change and (change > 0) == (name in BEST_AT_ZERO):
+            of_whom = " of patients" if name.startswith("patient_") else ""
+            worse.append(f"{METRIC_NAMES.get(name, name)}{of_whom} {before:.4f} → {value:.4f}")
+    for name, told in evidence["per_class"].items():
+        before = champion["per_class"].get(name)
+        if before and told["recall"] < before["recall"]:
+            worse.append(f"recall of {name} {before['recall']:.3f} → {told['recall']:.3f}")
+    return ["### What got worse", "", *(f"- {line}" for line in worse or ["Nothing that was measured."]), ""]
+
+
+def _comparison(bundle: Json) -> list[str]:
+    told = bundle["comparison"]
+    if not told or not told["pairs"]:
+        return []
+    lines = [
+        f"### Beside the champion, version {told['version']}",
+        "",
+        "On the same images, paired by case. *At least* is the lower end of the difference; a version that is worse by "
+        "the margin passes in at most 5% of draws, one as good as the champion in the share under *power*.",
+        "",
+        "| metric | images (cases) | champion | candidate | difference | at least | power |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in told["pairs"]:
+        name = f"{METRIC_NAMES[one['metric']]}, {one['where']}"
+        if one["difference"] is None:
+            lines.append(f"| {name} | {one['images']} ({one['cases']}) | | | not estimable | | |")
+            continue
+        lines.append(
+            f"| {name} | {one['images']} ({one['cases']}) | {one['champion']:.4f} | {one['candidate']:.4f} "
+            f"| {one['difference']:+.4f} | {one['low']:+.4f} | {one['power']:.0%} |"
+        )
+    return [*lines, ""]
+
+
+def _cases(of_class: Json) -> str:
+    return f"{of_class['recognised']} of {of_class['cases']}" if "cases" in of_class else ""

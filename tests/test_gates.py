@@ -1,38 +1,22 @@
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.errors import ConfigError
-from ml.gates import REQUIRED_FLOORS, Policy, judge_evidence, load_policy, review_body
-from ml.settings import PROJECT
-from ml.taxonomy import SIDES, classes
+from ml.gates import judge_evidence
+from ml.policies import REQUIRED_LIMITS, Policy
+from ml.taxonomy import MAGNIFICATIONS, SUBTYPES
+from tests.made_up import evidence
 
 
-def evidence(task="binary", **changes):
-    made = {
-        "id": "evidence-0123456789ab",
-        "model": f"made-{task}",
-        "version": 3,
-        "task": task,
-        "metrics": {"roc_auc": 0.9, "roc_auc_ovr": 0.9, "macro_f1": 0.8, "accuracy": 0.85},
-        "weights": {"id": "weights-0", "kind": "imagenet"},
-        "absent_classes": [],
-        "sides": {side: {"images": 10, "cases": 2} for side in sorted(SIDES)},
-        "dataset": "dataset-0",
-        "split": "split-0",
-        "sources": {"made": "version-0"},
-        "per_class": {
-            name: {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0} for name in sorted(classes(task))
-        },
-    }
-    return made | changes
+def policy(**limits):
+    return Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7} | limits)
 
 
-def policy(**floors):
-    return Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7} | floors)
+def failing(verdict):
+    return [gate["name"] for gate in verdict["gates"] if not gate["passed"]]
 
 
 def test_all_gates_pass():
@@ -41,9 +25,13 @@ def test_all_gates_pass():
     assert [g["name"] for g in verdict["gates"]] == [
         "ROC AUC",
         "macro-F1",
+        "every class recognised at least once",
+        "every class in the test side",
+        "report",
+        "model card",
+        "validated dataset",
         "pretrained weights",
         "split by case",
-        "every class in the test side",
     ]
     assert verdict["gates"][0]["distance"] == pytest.approx(0.05)
 
@@ -52,7 +40,7 @@ def test_a_failing_gate_says_by_how_much():
     verdict = judge_evidence(evidence(), policy(roc_auc=0.999))
     assert not verdict["passed"]
     assert "ROC AUC 0.9000 is 0.0990 short of 0.999" in verdict["summary"]
-    assert "blocked by 1 of 5 gates" in verdict["summary"]
+    assert "blocked by 1 of 9 gates" in verdict["summary"]
 
 
 @pytest.mark.parametrize(("group", "passed"), [("case", True), ("slide", False)])
@@ -60,13 +48,10 @@ def test_only_a_split_by_case_can_lead_to_promotion(group, passed):
     verdict = judge_evidence(evidence(split_method="sgkf", split_group=group), policy())
     assert verdict["passed"] is passed
     assert ("the split is by slide; only a split by case can lead to promotion" in verdict["summary"]) is not passed
-    body = review_body(evidence(split_method="sgkf", split_group=group), verdict, None, {})
-    assert f"split-0, by {group} with the method sgkf." in body
 
 
 def test_evidence_of_old_was_by_case():
     assert judge_evidence(evidence(), policy())["passed"]
-    assert "split-0, by case." in review_body(evidence(), judge_evidence(evidence(), policy()), None, {})
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.99"])
@@ -79,7 +64,7 @@ def test_what_is_no_number_blocks(value):
 def test_an_empty_policy_blocks(task):
     verdict = judge_evidence(evidence(task), Policy(name="empty"))
     assert not verdict["passed"]
-    assert sum("sets no" in g["reason"] for g in verdict["gates"]) == len(REQUIRED_FLOORS[task])
+    assert sum("sets no" in g["reason"] for g in verdict["gates"]) == len(REQUIRED_LIMITS[task])
 
 
 def test_a_policy_that_cannot_be_read_blocks_with_the_reason():
@@ -88,28 +73,11 @@ def test_a_policy_that_cannot_be_read_blocks_with_the_reason():
     assert "policies/x.yaml: no such file" in verdict["summary"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# nothing\n",
-        "- a\n",
-        "name: p\nbinary: {magic: 0.5}\n",
-        "name: p\nfloor: 1\n",
-        "name: p\nbinary: {roc_auc: .nan}\n",
-    ],
-)
-def test_files_that_are_no_policy(tmp_path, text):
-    (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"p\.yaml"):
-        load_policy(str(tmp_path / "p.yaml"), tmp_path)
-
-
 def test_random_weights_and_absent_classes():
     random = evidence(weights={"id": "w", "kind": "random"}, absent_classes=["PT"])
     failing = [g["name"] for g in judge_evidence(random, policy())["gates"] if not g["passed"]]
-    assert failing == ["pretrained weights", "every class in the test side"]
-    lenient = Policy(name="p", binary={"roc_auc": 0, "macro_f1": 0}, pretrained_weights=False, absent_classes="allow")
+    assert failing == ["every class in the test side", "pretrained weights"]
+    lenient = Policy(name="p", binary={"roc_auc": 0, "macro_f1": 0}, require=("report",), absent_classes="allow")
     assert judge_evidence(random, lenient)["passed"]
 
 
@@ -119,30 +87,95 @@ def test_a_floor_passes_exactly_at_and_above_the_limit(value, limit):
     assert judge_evidence(evidence(metrics=metrics), policy(roc_auc=limit, macro_f1=0))["passed"] == (value >= limit)
 
 
-def test_shipped_policies():
-    conf = PROJECT / "dags"
-    default = load_policy("default", conf)
-    assert default.floors("binary") == {"roc_auc": 0.853, "macro_f1": 0.737}
-    assert default.floors("subtype") == {"macro_f1": 0.327, "roc_auc_ovr": 0.75}
-    assert default.pretrained_weights
-    demo = load_policy("demo", conf)
-    assert demo.floors("binary") == {"roc_auc": 0.75, "macro_f1": 0.35}
-    assert not demo.pretrained_weights
-    for file in Path(conf / "policies").glob("*.yaml"):
-        assert load_policy(file.stem, conf).name == file.stem
+def test_an_upper_limit():
+    limited = policy(ece={"at_most": 0.1})
+    assert judge_evidence(evidence(metrics={"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.1}), limited)["passed"]
+    verdict = judge_evidence(evidence(metrics={"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.125}), limited)
+    assert "calibration error, ECE (0 is best) 0.1250 is 0.0250 above 0.1" in verdict["summary"]
 
 
-def test_the_review_says_what_would_replace_what():
-    candidate = evidence(weights={"id": "w", "kind": "random"}, absent_classes=["PT"])
-    verdict = judge_evidence(candidate, policy())
-    champion = evidence(version=2, metrics={"roc_auc": 0.95})
-    body = review_body(candidate, verdict, champion, {"MLflow": "http://localhost/x"})
-    assert "in place of version 2" in body
-    assert "| ROC AUC | 0.9000 |  | 0.9500 | -0.0500 |" in body
-    assert "Random backbone weights" in body
-    assert "FAILED" in body
-    assert "no test image:** PT" in body
-    assert "[MLflow](http://localhost/x)" in body
-    assert "evidence-0123456789ab" in body
-    assert body.index("| train |") < body.index("| validation |") < body.index("| test |")
-    assert "no champion yet" in review_body(candidate, verdict, None, {})
+def test_a_limit_on_the_interval_is_on_its_worse_end():
+    limited = policy(macro_f1={"at_least": 0.7, "of": "interval"}, ece={"at_most": 0.1, "of": "interval"})
+    metrics = {"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.05}
+    good = evidence(metrics=metrics, intervals={"macro_f1": [0.7, 0.9], "ece": [0.01, 0.1]})
+    assert judge_evidence(good, limited)["passed"]
+    bad = evidence(metrics=metrics, intervals={"macro_f1": [0.69, 0.9], "ece": [0.01, 0.11]})
+    assert failing(judge_evidence(bad, limited)) == [
+        "macro-F1, lower end of its 95% interval",
+        "calibration error, ECE (0 is best), upper end of its 95% interval",
+    ]
+    assert len(failing(judge_evidence(evidence(metrics=metrics), limited))) == 2  # no interval is no evidence
+
+
+def test_every_slice_keeps_its_limit_and_a_missing_one_blocks():
+    def limited(column, metric):
+        slices = {"binary": {column: {metric: 0.7}}}
+        return Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7}, slices=slices)
+
+    good = {str(m): {"metrics": {"roc_auc": 0.8}} for m in MAGNIFICATIONS}
+    by_magnification = limited("magnification", "roc_auc")
+    assert judge_evidence(evidence(slices={"magnification": good}), by_magnification)["passed"]
+    worse = good | {"200": {"metrics": {"roc_auc": 0.6}}}
+    verdict = judge_evidence(evidence(slices={"magnification": worse}), by_magnification)
+    assert "ROC AUC of magnification 200X 0.6000 is 0.1000 short of 0.7" in verdict["summary"]
+    missing = {key: one for key, one in good.items() if key != "400"}
+    verdict = judge_evidence(evidence(slices={"magnification": missing}), by_magnification)
+    assert "ROC AUC of magnification 400X: no test image" in verdict["summary"]
+    one_class = good | {"40": {"metrics": {"accuracy": 1.0}}}
+    assert not judge_evidence(evidence(slices={"magnification": one_class}), by_magnification)["passed"]
+    assert len(failing(judge_evidence(evidence(), limited("subtype", "accuracy")))) == len(SUBTYPES)
+    verdict = judge_evidence(evidence(), limited("source", "accuracy"))
+    assert failing(verdict) == ["accuracy of source made"]
+
+
+def test_a_class_that_is_never_recognised():
+    def never(cases):
+        told = {"recall": 0.0, "precision": 0.0, "f1": 0.0, "support": 9.0, "cases": cases, "recognised": 0}
+        return evidence(per_class={**evidence()["per_class"], "benign": told})
+
+    assert "never recognised: benign (2 cases)" in judge_evidence(never(2), policy())["summary"]
+    assert judge_evidence(never(1), policy())["passed"]  # one case is no estimate
+    allowed = Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7}, zero_recall="allow")
+    assert judge_evidence(never(2), allowed)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"artifacts": {"evaluation/report.html": "0"}}, "the run has no evaluation/model_card.md"),
+        ({"artifacts": {"evaluation/model_card.md": "0"}}, "the run has no evaluation/report.html"),
+        ({"validated": {}}, "not shown to have passed validation: made"),
+        ({"validated": {"made": False}}, "not shown to have passed validation: made"),
+    ],
+)
+def test_required_evidence(changes, reason):
+    assert reason in judge_evidence(evidence(**changes), policy())["summary"]
+
+
+def pair(**changes):
+    return {"metric": "roc_auc", "where": "out of fold", "low": -0.02, "difference": 0.0, "estimable": True} | changes
+
+
+def test_the_comparison_is_a_gate():
+    def judged(one, **rule):
+        held = Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7}, comparison=rule)
+        told = {"version": 2, "comparable": True, "reason": "", "pairs": [one]}
+        return judge_evidence(evidence(), held, told)
+
+    assert judged(pair())["passed"]
+    verdict = judged(pair(low=-0.08))
+    assert "the difference is +0.0000 and may be as low as -0.0800" in verdict["summary"]
+    assert "0.0300 beyond the margin of 0.05" in verdict["summary"]
+    assert judged(pair(low=-0.08), margin=0.1)["passed"]
+    unknown = pair(low=None, difference=None, estimable=False, reason="too few cases")
+    verdict = judged(unknown)
+    assert verdict["passed"]
+    assert "not estimable: too few cases" in verdict["warnings"][0]
+    assert "too few cases" in judged(unknown, not_estimable="block")["summary"]
+
+
+def test_without_a_comparison_the_reviewer_is_told():
+    told = {"version": 2, "comparable": False, "reason": "another ledger", "pairs": []}
+    verdict = judge_evidence(evidence(), policy(), told)
+    assert verdict["passed"]
+    assert verdict["warnings"] == ["another ledger"]

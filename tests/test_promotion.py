@@ -11,7 +11,7 @@ from ml import promotion, registry
 from ml.airflow_api import AirflowApi
 from ml.errors import ConfigError, DataError, Refused, RegistryError
 from ml.promotion import promote_version
-from ml.registry import champion_of, judge, register_run
+from ml.registry import champion_of, judge, read_content, register_run
 from ml.settings import Settings
 from ml.splits import split_dataset
 from ml.store import Store
@@ -71,6 +71,8 @@ def world(tmp_path, fresh_database):
                 | tags
             )
             mlflow.log_dict(evaluation, "evaluation/metrics.json")
+            for name in ("report.html", "model_card.md"):
+                mlflow.log_text("made up", f"evaluation/{name}")
             mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
             mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
         return str(active.info.run_id)
@@ -141,7 +143,13 @@ def test_gate_passes_and_records_its_verdict(world):
     verdict = judge("made-binary", "1", world.store, world.settings)
     assert verdict["passed"]
     assert verdict["evidence"] == registered["evidence"]
-    assert world.store.meta(verdict["verdict"])["passed"]
+    bundle = world.store.meta(verdict["bundle"])
+    assert bundle["passed"]
+    assert bundle["evidence"] == read_content(registered["evidence"], world.store)
+    assert verdict["bundle"] in verdict["review"]
+    tags = world.client.get_model_version("made-binary", "1").tags
+    assert tags["breakhis.bundle"] == verdict["bundle"]
+    assert world.client.get_model_version("made-binary", "1").description == "made up"  # the model card
     tags = world.client.get_model_version("made-binary", "1").tags
     assert tags["breakhis.gates"] == "passed"
     assert json.dumps(verdict)
@@ -183,7 +191,7 @@ def test_another_policy_is_only_shown(world):
     other.write_text("name: other\nbinary: {roc_auc: 0, macro_f1: 0}\n")
     verdict = judge("made-binary", "1", world.store, world.settings, policy=str(other))
     assert verdict["passed"]
-    assert "verdict" not in verdict
+    assert not world.store.exists(verdict["bundle"])
     assert "breakhis.gates" not in world.client.get_model_version("made-binary", "1").tags
 
 
@@ -200,7 +208,7 @@ def test_changed_model_files_and_metrics_are_noticed(world):
     victim = next(p for p in __import__("pathlib").Path(folder).rglob("*.pkl"))
     good = victim.read_bytes()
     victim.write_bytes(good + b"\0")
-    with pytest.raises(Refused, match="were changed after"):
+    with pytest.raises(Refused, match=r"changed after evidence-[0-9a-f]{12} was recorded: model_files"):
         judge("made-binary", "1", world.store, world.settings)
     victim.write_bytes(good)
     assert judge("made-binary", "1", world.store, world.settings)["passed"]

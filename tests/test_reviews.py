@@ -1,6 +1,12 @@
+from typing import Any
+
 import pytest
 
-from ml.reviews import given_reason
+from ml.gates import judge_evidence
+from ml.policies import Policy
+from ml.reviews import given_reason, review_body
+from ml.store import Json
+from tests.made_up import evidence
 
 
 @pytest.mark.parametrize("params", [None, {}, {"reason": None}, {"reason": "  no "}, {"reason": 12345}])
@@ -10,3 +16,62 @@ def test_what_is_no_reason(params: dict[str, object] | None) -> None:
 
 def test_a_reason_is_kept_without_the_blanks_around_it() -> None:
     assert given_reason({"reason": " ok.\n", "other": 1}) == "ok."
+
+
+def bundle(policy: Policy, champion: Json | None = None, **changes: Any) -> Json:
+    candidate = evidence(**changes)
+    verdict = judge_evidence(candidate, policy)
+    made = {"evidence_id": candidate["id"], "evidence": candidate, "champion": champion, "comparison": None}
+    return made | verdict
+
+
+STRICT = Policy(name="p", binary={"roc_auc": 0.95, "macro_f1": 0.7})
+
+
+def test_the_review_says_what_would_replace_what() -> None:
+    champion = evidence(version=2, metrics={"roc_auc": 0.95, "ece": 0.1})
+    metrics = {"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.05}
+    changes = {"weights": {"id": "w", "kind": "random"}, "absent_classes": ["PT"], "metrics": metrics}
+    body = review_body(bundle(STRICT, champion, **changes), "bundle-0", {"MLflow": "http://localhost/x"})
+    assert "in place of version 2" in body
+    assert "| ROC AUC | 0.9000 |  | 0.9500 | -0.0500 |" in body
+    assert "Random backbone weights" in body
+    assert "FAILED" in body
+    assert "no test image:** PT" in body
+    assert "[MLflow](http://localhost/x)" in body
+    assert "evidence-0123456789ab" in body
+    assert "judged as `bundle-0`" in body
+    assert body.index("| train |") < body.index("| validation |") < body.index("| test |")
+    worse = body[body.index("### What got worse") : body.index("### Gates")]
+    assert "ROC AUC 0.9500 → 0.9000" in worse
+    assert "ECE" not in worse  # less is better
+    assert "no champion yet" in review_body(bundle(STRICT), "bundle-0", {})
+
+
+def test_the_split_is_told() -> None:
+    assert "split-0, by case." in review_body(bundle(STRICT), "b", {})
+    assert "split-0, by slide with the method sgkf." in review_body(
+        bundle(STRICT, split_method="sgkf", split_group="slide"), "b", {}
+    )
+
+
+def test_the_comparison_and_its_warnings_are_told() -> None:
+    pair = {
+        "metric": "roc_auc",
+        "where": "out of fold",
+        "images": 100,
+        "cases": 57,
+        "champion": 0.9,
+        "candidate": 0.91,
+        "difference": 0.01,
+        "low": -0.02,
+        "power": 0.6,
+    }
+    made = bundle(STRICT, evidence(version=2)) | {
+        "comparison": {"version": 2, "pairs": [pair, {**pair, "where": "on the test side", "difference": None}]},
+        "warnings": ["too few cases"],
+    }
+    body = review_body(made, "b", {})
+    assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 60% |" in body
+    assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | |" in body
+    assert "> **Warning.** too few cases" in body

@@ -39,7 +39,7 @@ def write_conf(folder: Path, source: str) -> None:
             f"name: {name}-policy\n"
             f"binary: {{roc_auc: {floor}, macro_f1: {floor}}}\n"
             f"subtype: {{roc_auc_ovr: {floor}, macro_f1: {floor}}}\n"
-            "pretrained_weights: false\nabsent_classes: allow\n"
+            "require: [report, model_card, validated_dataset]\nzero_recall: allow\nabsent_classes: allow\n"
         )
         (folder / f"{name}.yaml").write_text(
             f"name: {name}\nsources: [./pictures.yaml]\nledger: pictures\npolicy: ./{name}-policy.yaml\n"

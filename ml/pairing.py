@@ -1,0 +1,136 @@
+"""A candidate beside the champion: what both said of the same images, out of fold and on the locked test side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ml.comparison import Predictions, compare
+from ml.evaluation import Probabilities, Truth
+from ml.policies import REQUIRED_LIMITS, Comparison
+from ml.progress import say
+from ml.store import Json, Store
+from ml.taxonomy import SUBTYPES, Task, classes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_AT_A_TIME = 256
+
+OUT_OF_FOLD, TEST = "out of fold", "on the test side"
+
+
+def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, store: Store) -> Json:
+    """Compare a version with the champion, paired by case, on the images that both can be scored on.
+
+    Where the ledger has grown since the champion was trained, the champion classifies the test images it has not seen;
+    its out-of-fold predictions are of the images it was trained with, so there the two are compared on those in common.
+
+    Args:
+        evidence: of the candidate.
+        champion: the same of the champion.
+        rule: of the policy.
+        store: holds pictures and the simulation's results.
+
+    Returns:
+        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.comparison.compare`.
+    """
+    told: Json = {"version": champion["version"], "comparable": False, "reason": "", "pairs": []}
+    mine, theirs = ((one["ledger"], one.get("split_group", "case")) for one in (evidence, champion))
+    if mine != theirs:
+        told["reason"] = (
+            f"no comparison with version {champion['version']}: it was measured under the split ledger {theirs[0]} by "
+            f"{theirs[1]}, this version under {mine[0]} by {mine[1]}; only the limits apply"
+        )
+        return told
+    task: Task = evidence["task"]
+    say(f"comparing version {evidence['version']} with the champion, version {champion['version']}")
+    for where, name in ((OUT_OF_FOLD, "out_of_fold"), (TEST, "test")):
+        new, old = (_predictions(one["run_id"], name) for one in (evidence, champion))
+        if new is None or old is None:
+            whose = champion if old is None else evidence
+            reason = f"version {whose['version']} has no such predictions"
+            told["pairs"] += [_not_estimable(metric, where, reason) for metric in REQUIRED_LIMITS[task]]
+            continue
+        if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
+            old = _rescored(old, unseen, champion, evidence["dataset"], store)
+        told["pairs"] += compare(where, _paired(task, new, old), rule, store)
+    return {**told, "comparable": True}
+
+
+def _not_estimable(metric: str, where: str, reason: str) -> Json:
+    figures = ("candidate", "champion", "difference", "error", "critical", "low", "size", "power")
+    return {
+        "metric": metric,
+        "where": where,
+        "images": 0,
+        "cases": 0,
+        **dict.fromkeys(figures),
+        "estimable": False,
+        "reason": reason,
+    }
+
+
+def _predictions(run_id: str, name: str) -> "pd.DataFrame | None":
+    import mlflow
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    try:
+        file = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=f"evaluation/{name}_predictions.parquet"
+        )
+    except (MlflowException, OSError):
+        return None
+    return pd.read_parquet(Path(file))
+
+
+def _rescored(
+    known: "pd.DataFrame", unseen: "pd.DataFrame", champion: Json, dataset: str, store: Store
+) -> "pd.DataFrame":
+    """The champion's predictions, with those of images that came after it."""
+    import mlflow
+    import pandas as pd
+
+    say(f"the ledger has grown: the champion classifies {len(unseen):,} further test images")
+    model = mlflow.pyfunc.load_model(f"models:/{champion['model']}/{champion['version']}")
+    files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
+    said = pd.concat(
+        [
+            model.predict(pd.DataFrame({"image": [store.blob(file) for file in files[few]]}))
+            for few in np.array_split(unseen["pixel_sha256"].to_numpy(), -(-len(unseen) // _AT_A_TIME))
+        ],
+        ignore_index=True,
+    )
+    columns = [f"p_{name}" for name in classes(champion["task"])]
+    columns = columns[1:] if champion["task"] == "binary" else columns
+    fresh = unseen.drop(columns=[c for c in unseen.columns if c.startswith("p_")]).reset_index(drop=True)
+    fresh[columns] = said[columns].to_numpy()
+    fresh["called"] = said["label"].to_numpy()
+    return pd.concat([known, fresh], ignore_index=True)
+
+
+def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> Predictions:
+    """Both on the images in common, in the same order. The truth is the candidate's: labels may have been corrected."""
+    by_image = old.drop_duplicates("pixel_sha256").set_index("pixel_sha256")
+    rows = new[new["pixel_sha256"].isin(by_image.index)].reset_index(drop=True)
+    other = by_image.loc[rows["pixel_sha256"]]
+    index = {name: k for k, name in enumerate(classes(task))}
+
+    def numbers(names: "pd.Series[str]") -> Truth:
+        return np.asarray(names.map(index), dtype=np.int64)
+
+    def probabilities(table: "pd.DataFrame") -> Probabilities:
+        if task == "binary":
+            return table["p_malignant"].to_numpy(dtype=float)
+        return table[[f"p_{name}" for name in SUBTYPES]].to_numpy(dtype=float)
+
+    return Predictions(
+        task,
+        rows,
+        numbers(rows["label" if task == "binary" else "subtype"]),
+        probabilities(rows),
+        probabilities(other),
+        numbers(rows["called"]),
+        numbers(other["called"]),
+    )

@@ -1,0 +1,199 @@
+"""Promotion policies: what a model version has to reach before a reviewer is asked, as one YAML file each.
+
+There is no flag that skips a gate. What a policy does not say has the strictest meaning that makes sense, and what it
+says wrongly is an error, which blocks.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+
+from ml.taxonomy import Task
+from ml.yamlfile import Declared, find, read_yaml
+
+REQUIRED_LIMITS: dict[Task, tuple[str, str]] = {
+    "binary": ("roc_auc", "macro_f1"),
+    "subtype": ("roc_auc_ovr", "macro_f1"),
+}
+"""A policy without a limit for each of these blocks."""
+
+BEST_AT_ZERO = frozenset({"brier", "ece"})
+"""Metrics of which less is better."""
+
+BinaryMetric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "roc_auc",
+    "pr_auc",
+    "precision",
+    "recall",
+    "specificity",
+    "f1",
+    "micro_f1",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+    "brier",
+    "ece",
+    "patient_accuracy",
+    "patient_balanced_accuracy",
+    "patient_recall",
+    "patient_specificity",
+    "patient_macro_f1",
+    "patient_roc_auc",
+    "patient_pr_auc",
+    "patient_recognition_rate",
+]
+SubtypeMetric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "micro_f1",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+    "roc_auc_ovr",
+    "pr_auc_ovr",
+    "brier",
+    "ece",
+    "patient_accuracy",
+    "patient_balanced_accuracy",
+    "patient_macro_f1",
+    "patient_roc_auc_ovr",
+    "patient_recognition_rate",
+]
+BinarySliceMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"]
+SubtypeSliceMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"]
+
+Required = Literal["report", "model_card", "validated_dataset", "pretrained_weights"]
+REQUIRED_EVIDENCE: tuple[Required, ...] = ("report", "model_card", "validated_dataset", "pretrained_weights")
+
+
+class Limit(Declared):
+    """A bound on one metric; in YAML a bare number is ``at_least`` that number."""
+
+    at_least: FiniteFloat | None = Field(None, description="Smallest value that passes.")
+    at_most: FiniteFloat | None = Field(None, description="Largest value that passes; for ece and brier.")
+    of: Literal["value", "interval"] = Field(
+        "value", description="What has to keep the bound: the value, or the whole 95% interval (its worse end)."
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Limit":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("say one of at_least and at_most")
+        return self
+
+    @property
+    def bound(self) -> float:
+        """The number."""
+        found = self.at_most if self.at_least is None else self.at_least
+        assert found is not None
+        return found
+
+
+def _bare(value: object) -> object:
+    return {"at_least": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Bound = Annotated[Limit, BeforeValidator(_bare)]
+
+
+class BinarySlices(Declared):
+    """Limits that every value of a column has to keep by itself."""
+
+    magnification: dict[BinarySliceMetric, Bound] = Field(
+        default_factory=dict, description="Each of 40, 100, 200, 400."
+    )
+    source: dict[BinarySliceMetric, Bound] = Field(default_factory=dict, description="Each source of the dataset.")
+    subtype: dict[Literal["accuracy"], Bound] = Field(default_factory=dict, description="Each of the eight subtypes.")
+
+
+class SubtypeSlices(Declared):
+    """The same for the subtype model, whose classes are the subtypes."""
+
+    magnification: dict[SubtypeSliceMetric, Bound] = Field(
+        default_factory=dict, description="Each of 40, 100, 200, 400."
+    )
+    source: dict[SubtypeSliceMetric, Bound] = Field(default_factory=dict, description="Each source of the dataset.")
+
+
+class Slices(Declared):
+    """Slices of each task's model."""
+
+    binary: BinarySlices = BinarySlices()
+    subtype: SubtypeSlices = SubtypeSlices()
+
+
+class Comparison(Declared):
+    """Non-inferiority to the champion, paired by case."""
+
+    margin: float = Field(
+        0.05, gt=0, lt=1, description="How much worse than the champion a version may be, in AUC and in macro-F1."
+    )
+    least_power: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="A comparison in which a version as good as the champion passes less often than this says too "
+        "little; it is 'not estimable'.",
+    )
+    not_estimable: Literal["warn", "block"] = Field(
+        "warn", description="What becomes of it then: the reviewer reads a warning, or the version is blocked."
+    )
+
+
+class Policy(Declared):
+    """One policy YAML."""
+
+    name: str
+    description: str = ""
+    binary: dict[BinaryMetric, Bound] = Field(
+        default_factory=dict, description="Limits of the binary model, on the test side."
+    )
+    subtype: dict[SubtypeMetric, Bound] = Field(
+        default_factory=dict, description="Limits of the subtype model, on the test side."
+    )
+    slices: Slices = Slices()
+    zero_recall: Literal["block", "allow"] = Field(
+        "block", description="What to do if a class with two test cases or more is never recognised."
+    )
+    absent_classes: Literal["block", "allow"] = Field(
+        "block", description="What to do if a class has no test image: macro figures then say nothing about it."
+    )
+    require: tuple[Required, ...] = Field(REQUIRED_EVIDENCE, description="Evidence that has to be there.")
+    comparison: Comparison = Comparison()
+    approvals: int = Field(1, ge=1, le=5, description="How many different reviewers have to approve.")
+
+    @model_validator(mode="after")
+    def _right_way_round(self) -> "Policy":
+        limits = [*self.binary.items(), *self.subtype.items()]
+        for slices in (self.slices.binary, self.slices.subtype):
+            limits += [one for column in slices.__class__.model_fields for one in getattr(slices, column).items()]
+        for metric, limit in limits:
+            if metric in BEST_AT_ZERO and limit.at_most is None:
+                raise ValueError(f"{metric} is best at 0: say {metric}: {{at_most: {limit.bound:g}}}")
+            if metric not in BEST_AT_ZERO and limit.at_least is None:
+                raise ValueError(f"{metric} is best when it is high: say {metric}: {{at_least: {limit.bound:g}}}")
+        return self
+
+    def limits(self, task: Task) -> dict[str, Limit]:
+        """Metric -> limit of one task's model."""
+        return dict(self.binary) if task == "binary" else dict(self.subtype)  # type: ignore[arg-type]
+
+    def slice_limits(self, task: Task) -> dict[str, dict[str, Limit]]:
+        """Column -> metric -> limit of one task's model, for columns that have any."""
+        slices = self.slices.binary if task == "binary" else self.slices.subtype
+        found = {column: dict(getattr(slices, column)) for column in slices.__class__.model_fields}
+        return {column: limits for column, limits in found.items() if limits}
+
+
+def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> Policy:
+    """Read a policy by name (looked up in ``conf``/policies) or by the path of its YAML.
+
+    Raises:
+        ConfigError: missing, empty or invalid.
+    """
+    return read_yaml(find(conf / "policies", reference, relative_to), Policy)

@@ -1,0 +1,153 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml import comparison
+from ml.comparison import (
+    Predictions,
+    World,
+    area_of,
+    compare,
+    confusions,
+    critical,
+    f1_of,
+    pairs,
+    passes,
+    simulate,
+)
+from ml.decision import Rule
+from ml.evaluation import Scores, metrics_of
+from ml.policies import Comparison
+from ml.store import Store
+from ml.taxonomy import SUBTYPES, Task, classes, label_of
+
+LOOSE = Comparison(least_power=0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A simulation of a tenth of the draws, for tests of what is around it."""
+    monkeypatch.setattr(comparison, "_SIMULATED", 200)
+    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 50)
+    monkeypatch.setattr(comparison, "_DRAWS", 300)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store((tmp_path / "store").as_uri())
+
+
+def made(task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: float = 2.0) -> Predictions:
+    """Two models of the same skill; a case has one class, but the first, which has two."""
+    rng = np.random.default_rng(seed)
+    n = len(classes(task))
+    of_case = np.arange(cases) % n
+    truth = np.repeat(of_case, images)
+    truth[0] = (truth[0] + 1) % n
+    rows = pd.DataFrame({"patient": np.repeat([f"p{k}" for k in range(cases)], images)})
+    said = []
+    for _ in range(2):
+        logits = rng.normal(size=(len(truth), n)) + skill * np.eye(n)[truth]
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        said.append(p if task == "subtype" else p[:, 1])
+    called = [p.argmax(axis=1) if task == "subtype" else (p > 0.5).astype(np.int64) for p in said]
+    return Predictions(task, rows, truth, *said, *called)
+
+
+@settings(deadline=None, max_examples=25)
+@given(task=st.sampled_from(["binary", "subtype"]), seed=st.integers(0, 1000))
+def test_by_sums_of_cases_as_by_images(task, seed):
+    both = made(task, seed)
+    n = len(classes(task))
+    rule = Rule(threshold=0.5) if task == "binary" else Rule()
+    scores = Scores(task, both.rows, both.truth, both.candidate, rule)
+    units = scores.patients
+    of_patient = np.random.default_rng(seed).integers(0, 3, (4, both.rows["patient"].nunique())).astype(float)
+    of_patient[:, :3] += 1
+    number = pd.factorize(both.rows["patient"])[0]
+    by_image = of_patient[:, number]
+    by_unit = by_image[:, units.first]
+    known = metrics_of(scores, by_image)
+    f1 = f1_of(confusions(units.of, both.truth, scores.called, n), by_unit)
+    assert f1[0] == pytest.approx(known["macro_f1"])
+    area = area_of(pairs(units.of, both.truth, both.candidate), units.truth, units.images, by_unit)
+    assert area[0] == pytest.approx(known["roc_auc" if task == "binary" else "roc_auc_ovr"], nan_ok=True)
+
+
+@pytest.mark.parametrize("task", ["binary", "subtype"])
+def test_a_model_beside_itself(task, store, quick):
+    both = made(task)
+    same = both._replace(champion=both.candidate, called_by_champion=both.called_by_candidate)
+    for one in compare("out of fold", same, LOOSE, store):
+        assert one["difference"] == one["low"] == one["error"] == 0
+        assert one["estimable"]
+        assert (one["images"], one["cases"]) == (120, 24)
+
+
+def test_a_worse_model_is_seen(store, quick):
+    good, bad = made("binary", skill=4.0, cases=60), made("binary", skill=0.3, cases=60)
+    worse = good._replace(candidate=bad.candidate, called_by_candidate=bad.called_by_candidate)
+    for one in compare("out of fold", worse, LOOSE, store):
+        assert one["difference"] < -0.1
+        assert one["low"] < one["difference"]
+
+
+def test_both_get_the_same_draws(store, quick):
+    """What both models find hard does not blur the difference between them."""
+    both = made("binary", cases=40)
+    nearly = both._replace(
+        champion=np.clip(both.candidate + np.random.default_rng(1).normal(0, 0.01, len(both.truth)), 0, 1)
+    )
+    apart, alike = compare("x", both, LOOSE, store)[0], compare("x", nearly, LOOSE, store)[0]
+    assert alike["error"] < apart["error"] / 3
+
+
+def test_too_few_cases(store):
+    one_case = made("binary", cases=3)._replace(rows=pd.DataFrame({"patient": ["a", "b", "c"] * 5}))
+    of = np.array([0, 1, 1] * 5)
+    few = one_case._replace(truth=of)
+    for one in compare("on the test side", few, LOOSE, store):
+        assert not one["estimable"]
+        assert one["reason"] == "two cases each are the least, but there are: benign 1"
+        assert one["low"] is None
+
+
+def test_little_power_is_not_estimable(store, quick):
+    one = compare("x", made("binary", cases=6, skill=1.0), Comparison(least_power=0.9), store)[0]
+    assert not one["estimable"]
+    assert "with 6 cases a version as good as the champion would pass in only" in one["reason"]
+    assert one["low"] is not None
+
+
+def test_a_simulation_is_kept(store, quick, monkeypatch):
+    first = critical("binary", "roc_auc", (4, 9), 0.9, 0.05, store)
+    monkeypatch.setattr(comparison, "simulate", lambda *_: pytest.fail("simulated again"))
+    assert critical("binary", "roc_auc", (4, 9), 0.91, 0.05, store) == first
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "macro_f1"])
+def test_the_critical_value_holds_at_other_draws(metric):
+    """A version worse by the margin passes in at most 5% of draws that the simulation has not seen."""
+    counts, margin = (6, 16), 0.05
+    found = simulate("binary", metric, counts, 0.85, margin)
+    assert found["value"] > 1.645  # more than with endless cases
+    draws = 2000
+    for share, like in ((0.2, 0.9), (0.8, 0.3)):
+        world = World("binary", metric, counts, share, like)
+        wrong = passes(*world.draw(*world.signals(0.85, 0.85 - margin), draws, 999), found["value"], margin)
+        assert wrong.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+        right = passes(*world.draw(*world.signals(0.85, 0.85), draws, 998), found["value"], margin)
+        assert right.mean() > wrong.mean()
+
+
+def test_signals_give_the_levels_they_are_for():
+    counts = (1, 5, 2, 4, 30, 3, 5, 4)
+    assert len(counts) == len(SUBTYPES)
+    assert label_of(SUBTYPES[0]) == "benign"
+    for metric, level in (("roc_auc_ovr", 0.8), ("macro_f1", 0.5)):
+        world = World("subtype", metric, tuple(40 * n for n in counts), 0.2, 0.5)
+        same, worse = world.signals(level, level - 0.05)
+        differences, _ = world.draw(same, worse, 3, 0)
+        assert differences.mean() == pytest.approx(-0.05, abs=0.02)

@@ -1,0 +1,133 @@
+"""The champion beside a candidate, on predictions in a real MLflow on SQLite."""
+
+import shutil
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from ml import comparison
+from ml.pairing import OUT_OF_FOLD, TEST, compare_with_champion
+from ml.policies import Comparison
+from ml.settings import Settings
+from ml.store import Store
+from ml.taxonomy import SUBTYPES
+from ml.tracking import connect
+from tests.made_up import evidence, png
+
+LOOSE = Comparison(least_power=0)
+
+
+class Halves(mlflow.pyfunc.PythonModel):
+    """Says 0.5 of every image."""
+
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+        n = len(model_input)
+        assert all(isinstance(one, bytes) for one in model_input.iloc[:, 0])
+        return pd.DataFrame({"label": ["benign"] * n, "p_benign": [0.5] * n, "p_malignant": [0.5] * n})
+
+
+@pytest.fixture
+def world(tmp_path, fresh_database, monkeypatch):
+    monkeypatch.setattr(comparison, "_SIMULATED", 100)
+    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 30)
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
+    store = Store((tmp_path / "store").as_uri())
+    client = connect(Settings(home=tmp_path, store=store.root, mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    experiment = client.create_experiment("made", artifact_location=(tmp_path / "artifacts").as_uri())
+    return store, experiment
+
+
+def predictions(cases, seed, task="binary"):
+    """Two images a case."""
+    rng = np.random.default_rng(seed)
+    subtype = np.array(["A", "DC"])[np.array(cases) % 2]
+    rows = pd.DataFrame(
+        {
+            "pixel_sha256": [f"pixels{case}-{k}" for case in cases for k in (0, 1)],
+            "patient": [f"p{case}" for case in cases for _ in (0, 1)],
+            "subtype": np.repeat(subtype, 2),
+            "label": np.repeat(np.where(subtype == "A", "benign", "malignant"), 2),
+        }
+    )
+    if task == "subtype":
+        p = rng.dirichlet(np.ones(8), len(rows))
+        rows[[f"p_{name}" for name in SUBTYPES]] = p
+        rows["called"] = np.array(SUBTYPES)[p.argmax(1)]
+    else:
+        rows["p_malignant"] = rng.random(len(rows))
+        rows["called"] = np.where(rows["p_malignant"] > 0.5, "malignant", "benign")
+    return rows
+
+
+def version(world, number, tmp_path, ledger="made", task="binary", model=None, **tables):
+    with mlflow.start_run(experiment_id=world[1]) as run:
+        for name, table in tables.items():
+            file = tmp_path / f"{name}_predictions.parquet"
+            table.to_parquet(file, index=False)
+            mlflow.log_artifact(str(file), "evaluation")
+        if model:
+            mlflow.pyfunc.log_model(
+                name="model", python_model=model, pip_requirements=[], registered_model_name=f"made-{task}"
+            )
+    return evidence(task, version=number, ledger=ledger, run_id=run.info.run_id)
+
+
+@pytest.mark.parametrize("task", ["binary", "subtype"])
+def test_on_the_images_in_common(world, tmp_path, task):
+    old = {"out_of_fold": predictions(range(20), 1, task), "test": predictions(range(30, 40), 2, task)}
+    new = {"out_of_fold": predictions(range(4, 24), 3, task), "test": predictions(range(30, 40), 4, task)}
+    champion = version(world, 1, tmp_path, task=task, **old)
+    told = compare_with_champion(version(world, 2, tmp_path, task=task, **new), champion, LOOSE, world[0])
+    assert told["comparable"]
+    assert [(one["where"], one["cases"], one["images"]) for one in told["pairs"]] == [
+        (OUT_OF_FOLD, 16, 32),
+        (OUT_OF_FOLD, 16, 32),
+        (TEST, 10, 20),
+        (TEST, 10, 20),
+    ]
+    area = told["pairs"][0]
+    assert area["candidate"] - area["champion"] == pytest.approx(area["difference"])
+    assert area["low"] < area["difference"]
+
+
+def test_the_order_of_rows_does_not_matter(world, tmp_path):
+    tables = {"out_of_fold": predictions(range(20), 1), "test": predictions(range(30, 40), 2)}
+    shuffled = {name: table.sample(frac=1, random_state=0) for name, table in tables.items()}
+    told = compare_with_champion(
+        version(world, 2, tmp_path, **tables), version(world, 1, tmp_path, **shuffled), LOOSE, world[0]
+    )
+    assert all(one["difference"] == 0 and one["error"] == 0 for one in told["pairs"])
+
+
+def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path):
+    store = world[0]
+    old = {"out_of_fold": predictions(range(20), 1), "test": predictions(range(30, 40), 2)}
+    new = {"out_of_fold": predictions(range(20), 3), "test": predictions(range(30, 44), 4)}
+    champion = version(world, 1, tmp_path, model=Halves(), **old)
+    rows = new["test"][["pixel_sha256"]].assign(sha256=[store.put_blob(png(k)) for k in range(len(new["test"]))])
+    dataset = store.create("dataset", ["grown"], {}, lambda folder: rows.to_parquet(folder / "dataset.parquet"))
+    candidate = version(world, 2, tmp_path, **new) | {"dataset": dataset}
+    on_test = compare_with_champion(candidate, champion, LOOSE, store)["pairs"][2]
+    assert (on_test["where"], on_test["cases"], on_test["images"]) == (TEST, 14, 28)
+    both = pd.concat([old["test"], new["test"].iloc[20:].assign(p_malignant=0.5)])
+    from sklearn.metrics import roc_auc_score
+
+    assert on_test["champion"] == pytest.approx(roc_auc_score(both["label"] == "malignant", both["p_malignant"]))
+
+
+def test_across_ledgers_there_is_no_comparison(world, tmp_path):
+    mine, theirs = evidence(version=2, ledger="new"), evidence(version=1, ledger="old")
+    told = compare_with_champion(mine, theirs, LOOSE, world[0])
+    assert not told["comparable"]
+    assert "under the split ledger old by case, this version under new by case; only the limits apply" in told["reason"]
+
+
+def test_without_out_of_fold_predictions_it_is_not_estimable(world, tmp_path):
+    test = predictions(range(30, 40), 2)
+    champion = version(world, 1, tmp_path, validation=test, test=test)
+    candidate = version(world, 2, tmp_path, out_of_fold=predictions(range(20), 1), test=test)
+    pairs = compare_with_champion(candidate, champion, LOOSE, world[0])["pairs"]
+    assert [one["estimable"] for one in pairs] == [False, False, True, True]
+    assert pairs[0]["reason"] == "version 1 has no such predictions"
