@@ -1,11 +1,12 @@
 """The DAG ``promote``: one run per candidate model version, from its gates over a reviewer's answer to the registry."""
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param, chain, task
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review import ReviewOperator
+from ml.reviews import PROMOTE, review_tasks
 
 DOC = """
 May this model version become the champion? A retraining starts a run here for each model it made.
@@ -13,7 +14,8 @@ May this model version become the champion? A retraining starts a run here for e
 1. **gate** holds the version's evidence against the promotion policy. Blocked versions end here; the task's error says
    which gate failed and by how much.
 2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
-   are listed under *Required actions*. Who started the retraining cannot approve its models.
+   are listed under *Required actions*. Who started the retraining cannot approve its models. Where the policy asks for
+   several approvals, **review_2** and **review_3** wait for other people. What nobody answers in time is rejected.
 3. **promote** reads the answer in Airflow's own record and carries it out: an approved version becomes the champion, a
    rejected one is a candidate no longer. Either way the decision is written down for good, with reviewer and reason.
 4. **approved** or **rejected** is green: that was the decision. The other one is skipped.
@@ -24,7 +26,7 @@ A review that was answered without a reason fails. Clear **review** (with the ta
 """
 
 with DAG(
-    "promote",
+    PROMOTE,
     description="Gates, review and promotion of one model version.",
     doc_md=DOC,
     schedule=None,
@@ -50,12 +52,22 @@ with DAG(
     candidate = ("{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}")
 
     gate = stage("gate", *candidate)
-    review = ReviewOperator(task_id="review", subject=gate.value("title"), body=gate.value("review"))
+    reviews = [
+        ReviewOperator(
+            task_id=task_id,
+            subject=gate.value("title"),
+            body=gate.value("review"),
+            number=number,
+            approvals=gate.value("approvals"),
+        )
+        for number, task_id in enumerate(review_tasks(PROMOTE), start=1)
+    ]
     promote = stage(
         "promote",
         *(*candidate, "--dag-run", "{{ run_id }}"),
         pool="promotion",
-        connections=["breakhis_airflow"],
+        connections=["breakhis_airflow", "breakhis_audit"],
+        trigger_rule="none_failed_min_one_success",
     )
 
     @task.branch
@@ -63,9 +75,9 @@ with DAG(
         """Show in the grid what was decided."""
         return recorded
 
+    chain(gate, *reviews)
     (
-        gate
-        >> review
+        reviews
         >> promote
         >> decision(promote.value("decision"))
         >> [

@@ -113,6 +113,7 @@ def init() -> None:
             "breakhis_store": store,
             "breakhis_mlflow": {**mlflow, "password": env["MLFLOW_PASSWORD"]},
             "breakhis_airflow": {**airflow, "password": env["SERVICE_PASSWORD"]},
+            "breakhis_audit": {"conn_type": "generic", "password": env["AUDIT_KEY"]},
         },
         "--overwrite",
     )

@@ -165,7 +165,7 @@ class Policy(Declared):
     )
     require: tuple[Required, ...] = Field(REQUIRED_EVIDENCE, description="Evidence that has to be there.")
     comparison: Comparison = Comparison()
-    approvals: int = Field(1, ge=1, le=5, description="How many different reviewers have to approve.")
+    approvals: int = Field(1, ge=1, le=3, description="How many different reviewers have to approve.")
 
     @model_validator(mode="after")
     def _right_way_round(self) -> "Policy":

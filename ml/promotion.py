@@ -1,107 +1,417 @@
-"""Promotion: carries out what a reviewer decided, after checking for itself that it was decided.
+"""Promotion, rollback and withdrawal: carries out what people decided, after checking for itself that they did.
 
 Neither an XCom nor the state of a task proves anything, since users may write the one and set the other. What counts is
-Airflow's own record of the answer, read under a service account, and gates that pass on exactly the evidence reviewed.
+Airflow's own record of the answers, read under a service account, and gates that pass on exactly what was reviewed.
+
+A decision is first written to the audit log and then carried out. What the aliases have to be follows from the log
+alone, so whoever comes after a crash brings them there, and what is done twice or late is put right: there is one
+champion, and the log says how it came about.
 """
 
-from datetime import UTC, datetime
-from urllib.parse import quote
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ml.airflow_api import AirflowApi
-from ml.errors import ConfigError, Refused
+from ml.audit import CARRIED_OUT, AuditLog, anchor
+from ml.errors import AirflowError, ConfigError, Refused
+from ml.leases import exclusively
 from ml.progress import say
-from ml.registry import champion_number, crown, judge, withdraw
-from ml.reviews import APPROVE, DAG, REJECT, TASK, given_reason
+from ml.registry import Aliases, aliases_of, anchor_audit, anchored, evidence_of, judge, read_content, set_aliases
+from ml.reviews import (
+    APPROVE,
+    PROMOTE,
+    REJECT,
+    ROLLBACK,
+    SHORTEST_REASON,
+    WITHDRAW,
+    given_reason,
+    review_tasks,
+    rollback_body,
+    rollback_title,
+)
 from ml.settings import Settings
 from ml.store import Json, Store, digest
+
+APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
+"""Events of the audit log that are decisions."""
+
+DEADLINE = "(nobody, by the deadline)"
+"""Who rejects what nobody answered in time."""
+
+_DECISIONS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
 
 def promote_version(
     model: str, number: str, dag_run: str, store: Store, settings: Settings, *, evidence: str | None = None
 ) -> Json:
-    """Carry out a reviewer's decision on a model version (the ``promote`` stage). Doing it again changes nothing.
+    """Carry out the reviewers' decision on a model version (the ``promote`` stage). Doing it again changes nothing.
 
     Returns:
-        ``{model, version, decision, reviewer, reason, previous, audit}``; ``decision`` is approved or rejected.
+        ``{model, version, decision, reviewers, reason, previous, audit}``; ``decision`` is approved or rejected.
 
     Raises:
-        Refused: nobody entitled decided about this version and this evidence, or the gates do not pass.
-        ConfigError: Airflow's address or the service account is not set.
+        Refused: nobody entitled decided about this version and this evidence, what was reviewed is not what there is
+            now, or the gates do not pass.
+        ConfigError: Airflow's address, the service account or the audit log's key is not set.
     """
-    answer = _read_answer(model, number, dag_run, settings, evidence)
-    # One record an answer: a review that was cleared and answered anew, or a run id that came back with a new Airflow
-    # database, is another decision.
-    key = f"audit/{model}/{quote(dag_run, safe='')}-{digest(answer)[:12]}.json"
-    record, tag = store.read(key)
-    champion = champion_number(model, settings)
-    if record is None:
-        verdict = judge(model, number, store, settings, evidence=answer["evidence"])
-        if answer["decision"] == "approved" and not verdict["passed"]:
-            raise Refused(f"{verdict['summary']}; it was approved by {answer['reviewer']}, but gates come first")
-        record = {
-            "model": model,
-            "version": int(number),
-            **answer,
-            "bundle": verdict["bundle"],
-            "policy": verdict["policy"],
-            "previous": champion if champion != int(number) else None,
-            "dag_run": dag_run,
-            "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
-            "carried_out": False,
-        }
-        # Written before the aliases move: after a crash in between, the retry finds here what was decided.
-        store.compare_and_set(key, record, tag)
-        record, tag = store.read(key)
-    if not record["carried_out"]:
-        if record["decision"] == "approved":
-            if champion not in (record["previous"], int(number)):
-                raise Refused(
-                    f"{model} version {number} was approved while version {record['previous']} was champion; since "
-                    f"then version {champion} was promoted, so this is not finished; retrain to compare anew"
-                )
-            crown(model, int(number), record["previous"], settings)
-        else:
-            withdraw(model, int(number), settings)
-        # Marked, so that running an old promotion again cannot bring an old champion back.
-        store.compare_and_set(key, {**record, "carried_out": True}, tag)
-    say(f"{model} version {number} was {record['decision']} by {record['reviewer']}: {record['reason']}")
-    shown = ("model", "version", "decision", "reviewer", "reason", "previous", "evidence")
-    return {**{name: record[name] for name in shown}, "audit": store.uri(key)}
+    log, airflow = AuditLog(store, settings), _Airflow(settings, PROMOTE, dag_run)
+    answers = airflow.answers(model, number, evidence)
+
+    def decide(records: Sequence[Json]) -> tuple[str, Json]:
+        facts = {"evidence": answers.evidence, "champion": standing(records, aliases_of(model, settings)).champion}
+        if answers.decision == REJECTED:
+            return REJECTED, facts
+        if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
+            raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
+        if moved := check_aliases(model, log, settings):
+            raise Refused(moved)
+        judged = judge(model, number, store, settings, evidence=answers.evidence)
+        if any(body != judged["review"] for body in answers.bodies):
+            raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
+        if not judged["passed"]:
+            raise Refused(f"{judged['summary']}; it was approved, but gates come first")
+        if len(answers.given) < judged["approvals"]:
+            raise Refused(
+                f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
+                f"and {len(answers.given)} did"
+            )
+        return APPROVED, facts | {"bundle": judged["bundle"], "policy": judged["policy"]}
+
+    return _carry_out(model, int(number), answers, decide, log, store, settings)
 
 
-def _read_answer(model: str, number: str, dag_run: str, settings: Settings, evidence: str | None) -> Json:
-    if not (settings.airflow_url and settings.airflow_user):
-        raise ConfigError(
-            "promotion reads the reviewer's answer from Airflow: set BREAKHIS_AIRFLOW_URL, BREAKHIS_AIRFLOW_USER and "
-            "BREAKHIS_AIRFLOW_PASSWORD (in Airflow: the connection breakhis_airflow)"
-        )
-    api = AirflowApi(settings.airflow_url, settings.airflow_user, settings.airflow_password.get_secret_value())
-    run = api.dag_run(DAG, dag_run)
-    where = f"run {dag_run} of the DAG {DAG}"
-    conf = run["conf"] or {}
-    asked = (str(conf.get("model")), str(conf.get("version")), str(conf.get("evidence")))
-    if asked[:2] != (model, str(number)) or (evidence and asked[2] != evidence):
-        raise Refused(f"{where} is about {asked[0]} version {asked[1]} ({asked[2]}), not {model} version {number}")
-    detail = api.hitl_detail(DAG, dag_run, TASK)
-    user = detail.get("responded_by_user")
-    if not detail.get("response_received") or not user:
-        raise Refused(f"{where}: nobody answered its review, so nothing is promoted")
-    if user["id"] not in settings.reviewers:
-        raise Refused(f"{where}: {user['name']} answered, but is not one of the reviewers (BREAKHIS_REVIEWERS)")
-    if run.get("triggering_user_name") in (user["id"], user["name"]):
-        raise Refused(f"{where}: {user['name']} started it and so cannot decide it")
-    if asked[2] not in (detail.get("body") or ""):
-        raise Refused(f"{where}: the review that {user['name']} read was not about {asked[2]}")
-    chosen = detail.get("chosen_options")
-    if chosen not in ([APPROVE], [REJECT]):
-        raise Refused(f"{where}: its review was answered {chosen}, which decides nothing")
-    reason = given_reason(detail.get("params_input"))
-    if not reason:
-        raise Refused(f"{where}: {user['name']} gave no reason; clear the task {TASK} to be asked again")
+def propose_rollback(model: str, number: str, reason: str, store: Store, settings: Settings) -> Json:
+    """What a rollback would do, for its review (the ``rollback`` stage with ``--dry-run``).
+
+    Returns:
+        ``{model, version, replaces, title, review}``.
+
+    Raises:
+        Refused: the version never was champion, or is it now; or no reason is given.
+        RegistryError: there is no such version.
+    """
+    if not given_reason({"reason": reason}):
+        raise Refused(f"rollback to {model} version {number}: say why, in at least {SHORTEST_REASON} letters")
+    found = aliases_of(model, settings)
+    check_former(model, int(number), AuditLog(store, settings).of(model), found)
+    evidence, champion = (
+        evidence_of(model, one, store, settings) if one else None for one in (int(number), found.champion)
+    )
+    assert evidence is not None
     return {
-        "decision": "approved" if chosen == [APPROVE] else "rejected",
-        "reviewer": user["id"],
-        "reason": reason,
-        "answered": detail.get("responded_at"),
-        "evidence": asked[2],
+        "model": model,
+        "version": int(number),
+        "replaces": found.champion,
+        "title": rollback_title(model, int(number), found.champion),
+        "review": rollback_body(evidence, champion, reason),
     }
+
+
+def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Settings) -> Json:
+    """Make a former champion the champion again (the ``rollback`` stage), once a reviewer has confirmed it.
+
+    Returns and raises as :func:`promote_version`; ``decision`` is rolled back or rejected.
+
+    Raises:
+        Refused: the version never was champion, or is it now.
+    """
+    log, airflow = AuditLog(store, settings), _Airflow(settings, ROLLBACK, dag_run)
+    answers = airflow.answers(model, number, None)
+
+    def decide(records: Sequence[Json]) -> tuple[str, Json]:
+        found = aliases_of(model, settings)
+        now = standing(records, found)
+        facts = {"champion": now.champion, "asked": airflow.reason}
+        if found.champion != now.champion:
+            facts["found"] = found.champion  # moved behind the log's back; this puts it right
+        if answers.decision == REJECTED:
+            return REJECTED, facts
+        proposed = propose_rollback(model, number, airflow.reason, store, settings)
+        if any(body != proposed["review"] for body in answers.bodies):
+            raise Refused(
+                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Clear its first "
+                "task, with those after it, to have it confirmed anew"
+            )
+        return ROLLED_BACK, facts
+
+    return _carry_out(model, int(number), answers, decide, log, store, settings)
+
+
+def withdraw_version(model: str, number: str, dag_run: str, store: Store, settings: Settings) -> Json:
+    """Take a waiting candidate back (the ``withdraw`` stage): it can be approved no more.
+
+    Returns and raises as :func:`promote_version`; ``decision`` is withdrawn.
+
+    Raises:
+        Refused: the version is the champion.
+    """
+    log, airflow = AuditLog(store, settings), _Airflow(settings, WITHDRAW, dag_run)
+    by, reason = airflow.started_by, airflow.reason
+    airflow.check_subject(model, number)
+    if not by or not reason:
+        raise Refused(f"{airflow.where}: a withdrawal is started by a person, and with a reason")
+    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, digest([WITHDRAW, dag_run, by, reason]))
+
+    def decide(records: Sequence[Json]) -> tuple[str, Json]:
+        champion = standing(records, aliases_of(model, settings)).champion
+        if champion == int(number):
+            raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
+        return WITHDRAWN, {"champion": champion}
+
+    return _carry_out(model, int(number), own, decide, log, store, settings)
+
+
+def standing(records: Sequence[Json], found: Aliases) -> Aliases:
+    """What the aliases have to be by a model's records; what was there before the first decision is taken as it is.
+
+    Args:
+        records: of one model, in order.
+        found: what the registry has.
+    """
+    champion, previous, candidate = found.champion, found.previous, found.candidate
+    if decided := [record for record in records if record["event"] in (APPROVED, ROLLED_BACK)]:
+        last = decided[-1]
+        champion = last["version"]
+        previous = last["champion"] if last["champion"] != champion else last.get("previous")
+    if candidate is not None and _is_over(candidate, records):
+        candidate = None
+    return Aliases(champion, previous, candidate)
+
+
+def check_former(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
+    """Check that a version can be rolled back to.
+
+    Raises:
+        Refused: it never was champion, or is it now.
+    """
+    now = standing(records, found)
+    former = {record["version"] for record in records if record["event"] in (APPROVED, ROLLED_BACK)}
+    former |= {record["champion"] for record in records if record.get("champion")} | {now.previous} - {None}
+    if number == now.champion == found.champion:
+        raise Refused(f"{model} version {number} is the champion already")
+    if number not in former:
+        there = ", ".join(map(str, sorted(former - {now.champion}))) or "none"
+        raise Refused(f"{model} version {number} never was champion; versions that were: {there}")
+
+
+def check_aliases(model: str, log: AuditLog, settings: Settings) -> str:
+    """What the registry's champion is that by the audit log it should not be, or nothing."""
+    found, records = aliases_of(model, settings), log.of(model)
+    expected = standing(records, found)
+    if found.champion == expected.champion or _unfinished(records):
+        return ""
+    return (
+        f"{model}: the alias champion is on version {found.champion or 'none'}, but by the audit log it belongs to "
+        f"version {expected.champion or 'none'}: it was moved behind the log's back; put it right with the DAG rollback"
+    )
+
+
+# --- what was answered ------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """One person's."""
+
+    reviewer: str
+    reason: str
+    answered: str | None
+
+
+class Answers(NamedTuple):
+    """What the people asked have decided."""
+
+    decision: str
+    given: tuple[Answer, ...]
+    bodies: tuple[str, ...]
+    """What each of them read."""
+    evidence: str | None
+    started_by: str | None
+    key: str
+    """The same for the same answers: a review that was cleared and answered anew is another decision."""
+
+
+class _Airflow:
+    """Airflow's record of one run of a DAG."""
+
+    def __init__(self, settings: Settings, dag: str, run: str) -> None:
+        if not (settings.airflow_url and settings.airflow_user):
+            raise ConfigError(
+                "promotion reads the reviewers' answers from Airflow: set BREAKHIS_AIRFLOW_URL, BREAKHIS_AIRFLOW_USER "
+                "and BREAKHIS_AIRFLOW_PASSWORD (in Airflow: the connection breakhis_airflow)"
+            )
+        self._api = AirflowApi(
+            settings.airflow_url, settings.airflow_user, settings.airflow_password.get_secret_value()
+        )
+        self._reviewers = settings.reviewers
+        self._dag, self._run = dag, run
+        self.where = f"run {run} of the DAG {dag}"
+        told = self._api.dag_run(dag, run)
+        self._conf = told["conf"] or {}
+        self.started_by: str | None = told.get("triggering_user_name")
+
+    @property
+    def reason(self) -> str:
+        """The reason that the run was started with."""
+        return given_reason(self._conf)
+
+    def check_subject(self, model: str, number: str) -> None:
+        """Check that the run is about this version."""
+        about = (str(self._conf.get("model")), str(self._conf.get("version")))
+        if about != (model, str(number)):
+            raise Refused(f"{self.where} is about {about[0]} version {about[1]}, not {model} version {number}")
+
+    def answers(self, model: str, number: str, evidence: str | None) -> Answers:
+        """What was answered in the run, by people who may.
+
+        Raises:
+            Refused: it does not count as an answer.
+        """
+        self.check_subject(model, number)
+        asked = str(self._conf["evidence"]) if "evidence" in self._conf else None
+        if evidence and evidence != asked:
+            raise Refused(f"{self.where} is about {asked}, not {evidence}")
+        given: list[Answer] = []
+        bodies: list[str] = []
+        for task in review_tasks(self._dag):
+            detail = self._detail(task)
+            if detail is None:
+                break
+            answer, rejects = self._read(task, detail)
+            if rejects:
+                return self._told(REJECTED, [answer], [], asked)
+            if answer.reviewer in (one.reviewer for one in given):
+                raise Refused(f"{self.where}: {answer.reviewer} approved twice; the second has to be somebody else")
+            given.append(answer)
+            bodies.append(detail.get("body") or "")
+        return self._told(APPROVED, given, bodies, asked)
+
+    def _told(self, decision: str, given: list[Answer], bodies: list[str], asked: str | None) -> Answers:
+        key = digest([self._dag, self._run, decision, [list(one) for one in given], asked])
+        return Answers(decision, tuple(given), tuple(bodies), asked, self.started_by, key)
+
+    def _detail(self, task: str) -> Json | None:
+        """What Airflow has of one review; None of a further one that was not asked for."""
+        first = task == review_tasks(self._dag)[0]
+        try:
+            detail = self._api.hitl_detail(self._dag, self._run, task)
+        except AirflowError as error:
+            if error.status == 404 and not first:
+                return None
+            raise
+        if not detail.get("response_received"):
+            raise Refused(f"{self.where}: nobody answered its {task}, so nothing is promoted")
+        return detail
+
+    def _read(self, task: str, detail: Json) -> tuple[Answer, bool]:
+        """One answer, and whether it rejects."""
+        user, chosen = detail.get("responded_by_user"), detail.get("chosen_options")
+        if not user:
+            if chosen != [REJECT]:
+                raise Refused(f"{self.where}: nobody answered its {task}, so nothing is promoted")
+            return Answer(DEADLINE, "nobody answered in time", detail.get("responded_at")), True
+        if user["id"] not in self._reviewers:
+            raise Refused(
+                f"{self.where}: {user['name']} answered, but is not one of the reviewers (BREAKHIS_REVIEWERS)"
+            )
+        if self.started_by in (user["id"], user["name"]):
+            raise Refused(f"{self.where}: {user['name']} started it and so cannot decide it")
+        if chosen not in ([APPROVE], [REJECT]):
+            raise Refused(f"{self.where}: its {task} was answered {chosen}, which decides nothing")
+        reason = given_reason(detail.get("params_input"))
+        if not reason:
+            raise Refused(f"{self.where}: {user['name']} gave no reason; clear the task {task} to be asked again")
+        return Answer(user["id"], reason, detail.get("responded_at")), chosen == [REJECT]
+
+
+def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
+    """Why what was reviewed is not what there is now."""
+    seen = {found for body in bodies for found in re.findall(r"bundle-[0-9a-f]{12}", body)}
+    again = "clear the task gate, with those after it, to have it judged and reviewed anew"
+    if seen != {judged["bundle"]}:
+        for oid in [one for one in seen if store.exists(one)]:
+            old, new = read_content(oid, store), read_content(judged["bundle"], store)
+            if old["policy_hash"] != new["policy_hash"]:
+                return f"{where}: the policy {old['policy']} was changed after it was reviewed; {again}"
+            versions = [one["champion"] and one["champion"]["version"] for one in (old, new)]
+            if versions[0] != versions[1]:
+                return f"{where}: since it was reviewed, version {versions[1]} has become champion; {again}"
+    return f"{where}: what the reviewer read is not what there is now ({judged['bundle']}); {again}"
+
+
+def _is_over(number: int, records: Sequence[Json]) -> bool:
+    return any(record["event"] in _DECISIONS and record["version"] == number for record in records)
+
+
+# --- carrying out -----------------------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    model: str,
+    number: int,
+    answers: Answers,
+    decide: Callable[[Sequence[Json]], tuple[str, Json]],
+    log: AuditLog,
+    store: Store,
+    settings: Settings,
+) -> Json:
+    with exclusively(store, f"registry-{model}"):
+        settle(model, log, settings)
+        records = log.of(model)
+        record = next((one for one in records if one.get("answer") == answers.key), None)
+        if record is None:
+            event, facts = decide(records)
+            record = log.append(
+                event,
+                model,
+                version=number,
+                by=", ".join(one.reviewer for one in answers.given),
+                reason="; ".join(one.reason for one in answers.given),
+                answers=[one._asdict() for one in answers.given],
+                started_by=answers.started_by,
+                answer=answers.key,
+                previous=aliases_of(model, settings).previous,
+                **facts,
+            )
+            settle(model, log, settings)
+    say(f"{model} version {number} was {record['event']} by {record['by']}: {record['reason']}")
+    return {
+        "model": model,
+        "version": record["version"],
+        "decision": record["event"].replace(" ", "_"),
+        "reviewers": [one["reviewer"] for one in record["answers"]],
+        "reason": record["reason"],
+        "previous": record["champion"] if record["champion"] != number else None,
+        "evidence": record.get("evidence"),
+        "audit": log.uri(record),
+    }
+
+
+def settle(model: str, log: AuditLog, settings: Settings) -> None:
+    """Bring the aliases to where the audit log says they belong, if a decision was left half carried out.
+
+    Raises:
+        Refused: the registry knows of records that the log has not: its end was cut off.
+    """
+    told = anchored(model, settings)
+    if faults := log.verify({model: told} if told else {}):
+        raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
+    late = False
+    while True:
+        records = log.of(model)
+        waiting = _unfinished(records)
+        if not waiting and not late:
+            return
+        wanted = standing(records, aliases_of(model, settings))
+        set_aliases(model, wanted, settings)
+        anchor_audit(model, anchor([one for one in records if one["event"] in _DECISIONS][-1]), settings)
+        # If this process was stopped and another went on, the aliases were just set to what was right before.
+        late = log.of(model)[-1] != records[-1]
+        if waiting and not late:
+            numbers = [record["sequence"] for record in waiting]
+            log.append(CARRIED_OUT, model, of=numbers, champion=wanted.champion, previous=wanted.previous)
+
+
+def _unfinished(records: Sequence[Json]) -> list[Json]:
+    done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
+    return [record for record in records if record["event"] in _DECISIONS and record["sequence"] not in done]

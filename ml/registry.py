@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml.errors import ConfigError, Refused, RegistryError
 from ml.gates import judge_evidence
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+CANDIDATE, CHAMPION = "candidate", "champion"
 """Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
+
+_ANCHOR = "breakhis.audit"
 
 
 def register_run(run_id: str, store: Store, settings: Settings) -> Json:
@@ -211,11 +213,18 @@ def read_content(oid: str, store: Store) -> Json:
 
 def champion_of(model: str, store: Store, settings: Settings) -> Json | None:
     """The evidence of a model's champion as it was recorded, or None where there is no champion."""
-    client = connect(settings)
-    number = _alias(client, model, CHAMPION)
-    if number is None:
-        return None
-    recorded = find_version(client, model, str(number)).tags.get("breakhis.evidence")
+    number = _alias(connect(settings), model, CHAMPION)
+    return None if number is None else evidence_of(model, number, store, settings)
+
+
+def evidence_of(model: str, number: int, store: Store, settings: Settings) -> Json | None:
+    """A version's evidence as it was recorded, or None of a version that has none.
+
+    Raises:
+        RegistryError: there is no such version.
+        Refused: the evidence was changed in the store.
+    """
+    recorded = find_version(connect(settings), model, str(number)).tags.get("breakhis.evidence")
     return read_content(recorded, store) if recorded else None
 
 
@@ -233,26 +242,57 @@ def find_version(client: "MlflowClient", model: str, number: str) -> "ModelVersi
         raise RegistryError(f"no version {number} of a registered model {model!r} in MLflow") from None
 
 
-def crown(model: str, number: int, previous: int | None, settings: Settings) -> None:
-    """Make a version the champion and remember the one before. Calling it twice changes nothing."""
+class Aliases(NamedTuple):
+    """The versions that a model's aliases are on."""
+
+    champion: int | None = None
+    previous: int | None = None
+    candidate: int | None = None
+
+
+def aliases_of(model: str, settings: Settings) -> Aliases:
+    """A model's aliases as the registry has them."""
     client = connect(settings)
-    if previous is not None:
-        client.set_registered_model_alias(model, PREVIOUS, str(previous))
-    client.set_registered_model_alias(model, CHAMPION, str(number))
-    if _alias(client, model, CANDIDATE) == number:
-        client.delete_registered_model_alias(model, CANDIDATE)
+    return Aliases(*(_alias(client, model, name) for name in Aliases._fields))
 
 
-def withdraw(model: str, number: int, settings: Settings) -> None:
-    """Take the alias ``candidate`` from a version that was rejected, if it has it."""
-    client = connect(settings)
-    if _alias(client, model, CANDIDATE) == number:
-        client.delete_registered_model_alias(model, CANDIDATE)
+def set_aliases(model: str, wanted: Aliases, settings: Settings) -> None:
+    """Bring a model's aliases to where they belong. Calling it twice changes nothing."""
+    client, found = connect(settings), aliases_of(model, settings)
+    # The champion last but one: until it moves, everything is as it was but for the name of the one before.
+    for name in ("previous", "champion", "candidate"):
+        number = getattr(wanted, name)
+        if number == getattr(found, name):
+            continue
+        if number is None:
+            client.delete_registered_model_alias(model, name)
+        else:
+            client.set_registered_model_alias(model, name, str(number))
 
 
-def champion_number(model: str, settings: Settings) -> int | None:
-    """The champion's version number, or None."""
-    return _alias(connect(settings), model, CHAMPION)
+def anchored(model: str, settings: Settings) -> str:
+    """What the registry was told of a model's last decision, or nothing."""
+    return anchors(settings).get(model, "")
+
+
+def anchors(settings: Settings) -> dict[str, str]:
+    """The same of every model that has one."""
+    found: dict[str, str] = {}
+    token = None
+    while True:
+        page = connect(settings).search_registered_models(max_results=100, page_token=token)
+        found |= {str(one.name): one.tags[_ANCHOR] for one in page if _ANCHOR in one.tags}
+        token = page.token
+        if not token:
+            return found
+
+
+def anchor_audit(model: str, told: str, settings: Settings) -> None:
+    """Tell the registry of a model's last decision, unless it knows of a later one; see :mod:`ml.audit`."""
+    known = anchored(model, settings).partition(":")[0]
+    if known and int(known) > int(told.partition(":")[0]):
+        return
+    connect(settings).set_registered_model_tag(model, _ANCHOR, told)
 
 
 def _alias(client: "MlflowClient", model: str, alias: str) -> int | None:

@@ -10,13 +10,29 @@ from ml.policies import BEST_AT_ZERO
 from ml.store import Json
 from ml.taxonomy import SIDES, classes
 
-DAG, TASK = "promote", "review"
-"""Where the question is asked."""
+PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
+"""The DAGs in which something is decided."""
+
+TASK = "review"
+"""Where the question is asked, and asked first where several have to answer."""
+
+MOST_APPROVALS = 3
 
 APPROVE, REJECT = "Approve", "Reject"
 
+
+def review_tasks(dag: str) -> tuple[str, ...]:
+    """The tasks of a DAG that put the question, each to another person."""
+    return (TASK, *(f"{TASK}_{k}" for k in range(2, MOST_APPROVALS + 1))) if dag == PROMOTE else (TASK,)
+
+
 SHORTEST_REASON = 3
 """Characters, less blanks around them."""
+
+
+def rollback_title(model: str, version: int, champion: int | None) -> str:
+    """The headline of a rollback's review."""
+    return f"Go back to {model} version {version}, in place of {f'version {champion}' if champion else 'none'}?"
 
 
 def given_reason(params: Mapping[str, object] | None) -> str:
@@ -29,6 +45,35 @@ def given_reason(params: Mapping[str, object] | None) -> str:
 def review_title(evidence: Json) -> str:
     """The headline of a review."""
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
+
+
+def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
+    """What a reviewer reads before confirming a rollback, as Markdown.
+
+    Args:
+        version: evidence of the former champion.
+        champion: evidence of the version that is champion now, or None.
+        reason: why somebody asks for it.
+    """
+    now = champion["metrics"] if champion else {}
+    title = f"version {champion['version']}" if champion else "none"
+    lines = [
+        f"**{version['model']} version {version['version']}** was champion once and would be again, at once. "
+        f"The champion now: {title}.",
+        "",
+        f"Asked for because: {reason}",
+        "",
+        "| metric, test | former champion | champion now |",
+        "|---|---|---|",
+        *(
+            f"| {METRIC_NAMES.get(name, name)}{' of patients' if name.startswith('patient_') else ''} | {value:.4f} "
+            f"| {f'{now[name]:.4f}' if name in now else ''} |"
+            for name, value in version["metrics"].items()
+        ),
+        "",
+        "Your answer is recorded with your name and reason.",
+    ]
+    return "\n".join(lines)
 
 
 def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:

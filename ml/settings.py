@@ -3,6 +3,7 @@
 ``breakhis config`` shows them with their values; secrets are masked.
 """
 
+import json
 import os
 import re
 from functools import cached_property, lru_cache
@@ -16,6 +17,10 @@ from ml.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
 """The checkout this package lies in: dags/ and plugins/ are beside it."""
+
+
+SECRETS = "secrets.json"
+"""The local stack's keys, in the home folder."""
 
 
 class Settings(BaseSettings):
@@ -76,9 +81,15 @@ class Settings(BaseSettings):
     reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("reviewer",), min_length=1, description="Airflow users who may answer a review, separated by commas."
     )
+    review_hours: float = Field(
+        336, gt=0, description="A review that nobody has answered after so many hours is a rejection."
+    )
     airflow_url: str = Field("", description="Airflow's API server, where promotion reads the reviewer's answer.")
     airflow_user: str = Field("", description="Service account that promotion reads Airflow's record with.")
     airflow_password: SecretStr = Field(SecretStr(""), description="Password of that service account.")
+    audit_key: SecretStr = Field(
+        SecretStr(""), description="Key of the audit log's codes; default: that of the local stack in the home folder."
+    )
 
     @field_validator("training_sets", mode="before")
     @classmethod
@@ -113,6 +124,8 @@ class Settings(BaseSettings):
         if not self.mlflow_ui and self.mlflow_uri.startswith("http"):
             # For pages and messages: a password in the address is for the client alone.
             object.__setattr__(self, "mlflow_ui", re.sub(r"//[^/@]*@", "//", self.mlflow_uri))
+        if not self.audit_key.get_secret_value():
+            object.__setattr__(self, "audit_key", SecretStr(_kept_key(self.home / SECRETS)))
         return self
 
     @cached_property
@@ -124,6 +137,14 @@ class Settings(BaseSettings):
     def worker_count(self) -> int:
         """How many processes to decode with: the setting, or the cores this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
+
+
+def _kept_key(file: Path) -> str:
+    """The audit log's key among the local stack's secrets, where this user may read them."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")).get("audit", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def settings() -> Settings:

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import pytest
+from pydantic import SecretStr
 
 from ml import promotion, registry
 from ml.airflow_api import AirflowApi
-from ml.errors import ConfigError, DataError, Refused, RegistryError
-from ml.promotion import promote_version
+from ml.audit import CARRIED_OUT, AuditLog
+from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
+from ml.promotion import check_aliases, promote_version, propose_rollback, roll_back, settle, withdraw_version
 from ml.registry import champion_of, judge, read_content, register_run
 from ml.settings import Settings
 from ml.splits import split_dataset
@@ -44,6 +48,7 @@ def world(tmp_path, fresh_database):
         mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
         airflow_url="http://localhost:1",
         airflow_user="service",
+        audit_key="k" * 32,
     )
     dataset = made_up.dataset(store, made_up.rows(made_up.every_class()))
     split = split_dataset(dataset, store)["split"]
@@ -81,32 +86,73 @@ def world(tmp_path, fresh_database):
 
 
 @pytest.fixture
-def airflow(monkeypatch):
+def airflow(world, monkeypatch):
     """Airflow's record, to be changed by the tests."""
-    record = SimpleNamespace(run={}, detail={})
-    monkeypatch.setattr(AirflowApi, "dag_run", lambda self, dag, run: record.run)
-    monkeypatch.setattr(AirflowApi, "hitl_detail", lambda self, dag, run, task: record.detail)
+    record = SimpleNamespace(run={}, details={})
 
-    def answered(registered, option="Approve", user="reviewer", reason="looks right", started_by="engineer"):
+    def detail(self, dag, run, task):
+        if task not in record.details:
+            raise AirflowError(f"no {task}", status=404)
+        return record.details[task]
+
+    monkeypatch.setattr(AirflowApi, "dag_run", lambda self, dag, run: record.run)
+    monkeypatch.setattr(AirflowApi, "hitl_detail", detail)
+
+    def answer(body, option="Approve", user="reviewer", reason="looks right", at="2026-01-01T00:00:00Z"):
+        return {
+            "response_received": True,
+            "responded_by_user": {"id": user, "name": user} if user else None,
+            "chosen_options": [option],
+            "params_input": {"reason": reason},
+            "body": body,
+            "responded_at": at,
+        }
+
+    def answered(registered, *answers, started_by="engineer", **only):
+        model, version = registered["model"], str(registered["version"])
         record.run = {
             "conf": {key: registered[key] for key in ("model", "version", "evidence")},
             "triggering_user_name": started_by,
         }
-        record.detail = {
-            "response_received": True,
-            "responded_by_user": {"id": user, "name": user},
-            "chosen_options": [option],
-            "params_input": {"reason": reason},
-            "body": f"… Evidence `{registered['evidence']}` …",
-            "responded_at": "2026-01-01T00:00:00Z",
-        }
+        body = judge(model, version, world.store, world.settings)["review"]
+        tasks = ("review", "review_2", "review_3")
+        record.details = {task: answer(body, **one) for task, one in zip(tasks, answers or [only], strict=False)}
+        record.detail = record.details["review"]
         return record
 
+    def asked_back(version, reason="it fails on 400X", started_by="engineer", **only):
+        conf = {"model": "made-binary", "version": str(version), "reason": reason}
+        record.run = {"conf": conf, "triggering_user_name": started_by}
+        try:
+            body = propose_rollback("made-binary", str(version), reason, world.store, world.settings)["review"]
+        except Refused:
+            body = "forged"
+        record.details = {"review": answer(body, **only)}
+        return record
+
+    answered.back = asked_back
     return answered
 
 
 def promote(world, registered, run="made-binary-v1"):
     return promote_version(registered["model"], str(registered["version"]), run, world.store, world.settings)
+
+
+def roll(world, version, run="back-1"):
+    return roll_back("made-binary", str(version), run, world.store, world.settings)
+
+
+def log(world):
+    return AuditLog(world.store, world.settings)
+
+
+def decisions(world):
+    return [(r["event"], r["version"], r["by"]) for r in log(world).of("made-binary") if r["event"] != CARRIED_OUT]
+
+
+def is_whole(world):
+    faults = log(world).verify(registry.anchors(world.settings))
+    return not faults and not check_aliases("made-binary", log(world), world.settings)
 
 
 def aliases(world):
@@ -221,9 +267,9 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     first = register_run(world.run(), world.store, world.settings)
     airflow(first)
     done = promote(world, first)
-    assert (done["decision"], done["reviewer"], done["reason"], done["previous"]) == (
+    assert (done["decision"], done["reviewers"], done["reason"], done["previous"]) == (
         "approved",
-        "reviewer",
+        ["reviewer"],
         "looks right",
         None,
     )
@@ -235,9 +281,24 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     airflow(second)
     assert promote(world, second, "made-binary-v2")["previous"] == 1
     assert aliases(world) == {"champion": 2, "previous": 1}
+    assert is_whole(world)
 
-    airflow(first)
-    promote(world, first)  # the old promotion, run again
+
+def test_an_old_approval_carried_out_again_changes_nothing(world, airflow):
+    first = register_run(world.run(), world.store, world.settings)
+    old = airflow(first)
+    old = (old.run, dict(old.details))
+    promote(world, first)
+    second = register_run(world.run(auc=0.95), world.store, world.settings)
+    airflow(second)
+    promote(world, second, "made-binary-v2")
+    record = airflow(second)
+    record.run, record.details = old
+    assert promote(world, first)["decision"] == "approved"  # as it was
+    assert aliases(world) == {"champion": 2, "previous": 1}
+    assert len(decisions(world)) == 2
+    with pytest.raises(Refused, match=r"not what there is now|has become champion"):
+        promote(world, first, "another-run-with-the-same-answer")
     assert aliases(world) == {"champion": 2, "previous": 1}
 
 
@@ -247,7 +308,17 @@ def test_a_rejection_changes_no_champion(world, airflow):
     done = promote(world, registered)
     assert (done["decision"], done["reason"]) == ("rejected", "too few cases")
     assert aliases(world) == {}
-    assert len(world.store.keys("audit/made-binary")) == 1
+    assert decisions(world) == [("rejected", 1, "reviewer")]
+
+
+def test_what_nobody_answers_in_time_is_rejected(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered, option="Reject", user=None, reason=None)
+    assert promote(world, registered)["reviewers"] == ["(nobody, by the deadline)"]
+    assert aliases(world) == {}
+    airflow(registered, option="Approve", user=None)
+    with pytest.raises(Refused, match="nobody answered"):
+        promote(world, registered, "another")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +336,7 @@ def test_answers_that_decide_nothing(world, airflow, answer, message):
     with pytest.raises(Refused, match=message):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
-    assert world.store.keys("audit/made-binary") == []
+    assert decisions(world) == []
 
 
 def test_no_answer_another_version_and_another_evidence(world, airflow):
@@ -280,14 +351,18 @@ def test_no_answer_another_version_and_another_evidence(world, airflow):
         promote(world, registered)
     record = airflow(registered)
     record.detail["body"] = "about something else"
-    with pytest.raises(Refused, match="was not about"):
+    with pytest.raises(Refused, match="what the reviewer read is not what there is now"):
+        promote(world, registered)
+    record = airflow(registered)
+    record.detail["body"] = record.detail["body"].replace("0.9000", "0.9900")  # a nicer figure, the same bundle
+    with pytest.raises(Refused, match="what the reviewer read is not what there is now"):
         promote(world, registered)
     record = airflow(registered)
     record.run["conf"]["evidence"] = "evidence-forged"
-    record.detail["body"] = "evidence-forged"
     with pytest.raises(Refused, match="its evidence is"):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
+    assert decisions(world) == []
 
 
 def test_approved_but_the_gates_do_not_pass(world, airflow):
@@ -298,52 +373,245 @@ def test_approved_but_the_gates_do_not_pass(world, airflow):
     assert aliases(world) == {"candidate": 1}
 
 
-def test_killed_between_audit_and_aliases_the_retry_finishes(world, airflow, monkeypatch):
-    registered = register_run(world.run(), world.store, world.settings)
+def test_a_policy_changed_after_the_review(world, airflow):
+    registered = register_run(world.run(auc=0.7), world.store, world.settings)
     airflow(registered)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(promotion, "crown", killed)
-    with pytest.raises(KeyboardInterrupt):
+    world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.5, macro_f1: 0.5}\n")
+    with pytest.raises(Refused, match="the policy lenient was changed after it was reviewed; clear the task gate"):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
-    monkeypatch.setattr(promotion, "crown", registry.crown)
-    assert promote(world, registered)["decision"] == "approved"
+
+
+def test_a_champion_that_came_after_the_review(world, airflow):
+    first, second = (register_run(world.run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
+    record = airflow(second)
+    reviewed = (record.run, dict(record.details))
+    airflow(first)
+    promote(world, first)
+    record.run, record.details = reviewed
+    with pytest.raises(Refused, match="since it was reviewed, version 1 has become champion; clear the task gate"):
+        promote(world, second, "made-binary-v2")
+    airflow(second)  # judged and reviewed anew
+    promote(world, second, "made-binary-v2")
+    assert aliases(world) == {"champion": 2, "previous": 1}
+
+
+def test_model_files_swapped_after_the_approval(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered)
+    folder = mlflow.artifacts.download_artifacts(artifact_uri="models:/made-binary/1")
+    victim = next(Path(folder).rglob("*.pkl"))
+    victim.write_bytes(victim.read_bytes() + b"\0")
+    with pytest.raises(Refused, match="model_files"):
+        promote(world, registered)
+    assert aliases(world) == {"candidate": 1}
+
+
+def test_evidence_forged_in_the_store(world, airflow):
+    registered = register_run(world.run(auc=0.6), world.store, world.settings)
+    airflow(registered)
+    file = world.store.local(f"{world.store.object_key(registered['evidence'])}/object.json")
+    file.write_text(file.read_text().replace("0.6", "0.9"))
+    with pytest.raises(Refused, match="was changed: it is not what was recorded under that id"):
+        promote(world, registered)
+
+
+def test_several_have_to_approve(world, airflow):
+    world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\napprovals: 2\n")
+    settings = world.settings.model_copy(update={"reviewers": ("reviewer", "second")})
+    world.settings = settings
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered, {})
+    with pytest.raises(Refused, match="asks for 2 reviewers to approve, and 1 did"):
+        promote(world, registered)
+    airflow(registered, {}, {})
+    with pytest.raises(Refused, match="reviewer approved twice"):
+        promote(world, registered)
+    airflow(registered, {}, {"user": "second", "option": "Reject", "reason": "not yet"})
+    assert promote(world, registered)["decision"] == "rejected"
+    airflow(registered, {}, {"user": "second", "reason": "agreed"})
+    done = promote(world, registered)
+    assert (done["decision"], done["reviewers"]) == ("approved", ["reviewer", "second"])
     assert aliases(world) == {"champion": 1}
 
 
-def test_killed_in_between_and_overtaken_by_a_newer_champion(world, airflow, monkeypatch):
-    first = register_run(world.run(), world.store, world.settings)
-    airflow(first)
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT"])
+def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, where):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered)
+
+    def killed(*_, **__):
+        raise Killed
+
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "crown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            promote(world, first)
+        if where == "CARRIED_OUT":
+            append = AuditLog.append
+            patch.setattr(
+                AuditLog,
+                "append",
+                lambda self, event, *a, **k: (killed if event == CARRIED_OUT else append)(self, event, *a, **k),
+            )
+        else:
+            patch.setattr(promotion, where, killed)
+        with pytest.raises(Killed):
+            promote(world, registered)
     second = register_run(world.run(auc=0.95), world.store, world.settings)
+    assert decisions(world) == [("approved", 1, "reviewer")]
+    airflow.back(1, started_by="engineer")  # another decision about the model, which is refused
+    with pytest.raises(Refused):
+        roll(world, 7)
+    record = airflow(registered) if where != "set_aliases" else None
+    settle("made-binary", log(world), world.settings)
+    assert aliases(world)["champion"] == 1
+    assert is_whole(world)
+    assert record is None or decisions(world) == [("approved", 1, "reviewer")]
     airflow(second)
     promote(world, second, "made-binary-v2")
+    assert aliases(world) == {"champion": 2, "previous": 1}
+    assert is_whole(world)
+
+
+def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, monkeypatch):
+    """Between its reading and its setting of aliases, another process promotes a newer version."""
+    first, second = (register_run(world.run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
     airflow(first)
-    with pytest.raises(Refused, match="version 2 was promoted"):
-        promote(world, first)
-    assert aliases(world) == {"champion": 2}
+    late = []
+
+    def overtaken(model, wanted, settings):
+        if not late:
+            late.append(wanted)
+            monkeypatch.setattr(promotion, "exclusively", lambda *_: nullcontext())  # its lease has run out
+            settle(model, log(world), settings)
+            airflow(second)
+            promote(world, second, "made-binary-v2")
+        registry.set_aliases(model, wanted, settings)
+
+    monkeypatch.setattr(promotion, "set_aliases", overtaken)
+    promote(world, first)
+    assert late[0].champion == 1
+    assert aliases(world) == {"champion": 2, "previous": 1}
+    assert is_whole(world)
 
 
 def test_a_review_that_was_cleared_and_answered_anew_is_another_decision(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered, option="Reject", reason="not yet")
     promote(world, registered)
-    record = airflow(registered)
-    record.detail["responded_at"] = "2026-01-02T00:00:00Z"
+    airflow(registered, at="2026-01-02T00:00:00Z")
     assert promote(world, registered)["decision"] == "approved"
     assert aliases(world) == {"champion": 1}
-    assert len(world.store.keys("audit/made-binary")) == 2
+    assert decisions(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
 
 
-def test_without_a_service_account(world, airflow):
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"airflow_user": ""}, "BREAKHIS_AIRFLOW_URL"), ({"audit_key": SecretStr("")}, "BREAKHIS_AUDIT_KEY")],
+)
+def test_without_a_service_account_or_a_key(world, airflow, changes, name):
+    register_run(world.run(), world.store, world.settings)
+    with pytest.raises(ConfigError, match=name):
+        promote_version("made-binary", "1", "r", world.store, world.settings.model_copy(update=changes))
+
+
+@pytest.fixture
+def two_champions(world, airflow):
+    for number, auc in ((1, 0.9), (2, 0.95)):
+        airflow(register_run(world.run(auc=auc), world.store, world.settings))
+        promote_version("made-binary", str(number), f"made-binary-v{number}", world.store, world.settings)
+    assert aliases(world) == {"champion": 2, "previous": 1}
+    return world
+
+
+def test_a_rollback_brings_a_former_champion_back(two_champions, airflow):
+    world = two_champions
+    airflow.back(1)
+    done = roll(world, 1)
+    assert (done["decision"], done["version"], done["previous"]) == ("rolled_back", 1, 2)
+    assert aliases(world) == {"champion": 1, "previous": 2}
+    assert roll(world, 1) == done
+    assert decisions(world)[-1] == ("rolled back", 1, "reviewer")
+    assert is_whole(world)
+
+
+@pytest.mark.parametrize(
+    ("version", "only", "message"),
+    [
+        (3, {}, "version 3 never was champion; versions that were: 1"),
+        (2, {}, "version 2 is the champion already"),
+        (1, {"started_by": "reviewer"}, "started it"),
+        (1, {"user": "stranger"}, "not one of the reviewers"),
+    ],
+)
+def test_rollbacks_that_are_refused(two_champions, airflow, version, only, message):
+    world = two_champions
+    register_run(world.run(auc=0.85), world.store, world.settings)
+    airflow.back(version, **only)
+    with pytest.raises(Refused, match=message):
+        roll(world, version)
+    assert aliases(world) == {"champion": 2, "previous": 1, "candidate": 3}
+
+
+def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, airflow):
+    world = two_champions
+    airflow.back(1, option="Reject", reason="keep it")
+    assert roll(world, 1)["decision"] == "rejected"
+    record = airflow.back(1)
+    record.details["review"]["body"] = "another"
+    with pytest.raises(Refused, match="what was confirmed is not what there is now"):
+        roll(world, 1, "back-2")
+    assert aliases(world) == {"champion": 2, "previous": 1}
+
+
+def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow):
+    world = two_champions
+    world.client.set_registered_model_alias("made-binary", "champion", "1")
+    moved = check_aliases("made-binary", log(world), world.settings)
+    assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    airflow(third)
+    with pytest.raises(Refused, match="moved behind the log's back"):
+        promote(world, third, "made-binary-v3")
+    airflow.back(2)
+    roll(world, 2)
+    assert aliases(world)["champion"] == 2
+    assert is_whole(world)
+
+
+def test_a_withdrawn_candidate_can_be_approved_no_more(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
-    settings = world.settings.model_copy(update={"airflow_user": ""})
-    with pytest.raises(ConfigError, match="BREAKHIS_AIRFLOW_URL"):
-        promote_version("made-binary", "1", "r", world.store, settings)
-    assert registered["version"] == 1
+    record = airflow.back(1, reason="mislabelled slide")
+    done = withdraw_version("made-binary", "1", "out-1", world.store, world.settings)
+    assert (done["decision"], done["reason"]) == ("withdrawn", "mislabelled slide")
+    assert aliases(world) == {}
+    airflow(registered)
+    with pytest.raises(Refused, match="was withdrawn by engineer: mislabelled slide"):
+        promote(world, registered)
+    record = airflow.back(1, reason="")
+    with pytest.raises(Refused, match="with a reason"):
+        withdraw_version("made-binary", "1", "out-2", world.store, world.settings)
+    record = airflow.back(1, started_by=None)
+    with pytest.raises(Refused, match="started by a person"):
+        withdraw_version("made-binary", "1", "out-3", world.store, world.settings)
+    assert record.run["conf"]["version"] == "1"
+
+
+def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
+    airflow.back(2)
+    with pytest.raises(Refused, match="is the champion"):
+        withdraw_version("made-binary", "2", "out", two_champions.store, two_champions.settings)
+
+
+def test_the_end_of_the_log_cut_off_stops_everything(two_champions, airflow):
+    world = two_champions
+    names = world.store.keys("audit/log")
+    for name in names[2:]:
+        world.store.remove(f"audit/log/{name}")
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    airflow(third)
+    with pytest.raises(Refused, match="the log's end was cut off; nothing is decided about made-binary"):
+        promote(world, third, "made-binary-v3")
+    assert not is_whole(world)

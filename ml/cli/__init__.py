@@ -6,6 +6,7 @@ import traceback
 
 import click
 
+from ml.cli.decisions import DECISIONS
 from ml.cli.sources import sources
 from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in [*STAGES, sources, *TOOLS, *local_commands]:
+for command in [*STAGES, *DECISIONS, sources, *TOOLS, *local_commands]:
     cli.add_command(command)
 
 

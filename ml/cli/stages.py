@@ -298,13 +298,43 @@ def gate(store: Store, settings: Settings, model: str, version: str, evidence: s
 @stage
 @click.argument("model")
 @click.argument("version")
-@click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the promote DAG whose review decided.")
+@click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG promote whose review decided.")
 @click.option("--evidence", metavar="ID", help="Promote only if this is the version's evidence.")
 def promote(store: Store, settings: Settings, model: str, version: str, dag_run: str, evidence: str | None) -> Json:
-    """Carry out the reviewer's decision on MODEL's VERSION, as Airflow recorded it; gates are checked again."""
+    """Carry out the reviewers' decision on MODEL's VERSION, as Airflow recorded it; gates are checked again."""
     from ml.promotion import promote_version
 
     return promote_version(model, version, dag_run, store, settings, evidence=evidence)
+
+
+@stage
+@click.argument("model")
+@click.argument("version")
+@click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
+@click.option("--dry-run", is_flag=True, help="Say what it would do, for the review; needs --reason.")
+@click.option("--reason", default="", help="Why, with --dry-run.")
+def rollback(
+    store: Store, settings: Settings, model: str, version: str, dag_run: str | None, dry_run: bool, reason: str
+) -> Json:
+    """Make a former champion, MODEL's VERSION, the champion again, once a reviewer has confirmed it in Airflow."""
+    from ml.promotion import propose_rollback, roll_back
+
+    if dry_run:
+        return propose_rollback(model, version, reason, store, settings)
+    if not dag_run:
+        raise click.UsageError("say --dag-run, the run of the DAG rollback; or --dry-run")
+    return roll_back(model, version, dag_run, store, settings)
+
+
+@stage
+@click.argument("model")
+@click.argument("version")
+@click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG withdraw, with who and why.")
+def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run: str) -> Json:
+    """Take back MODEL's VERSION, a waiting candidate: it can be approved no more."""
+    from ml.promotion import withdraw_version
+
+    return withdraw_version(model, version, dag_run, store, settings)
 
 
 def _validate(store: Store, manifest: str) -> Json:
@@ -332,4 +362,6 @@ STAGES = [
     register,
     gate,
     promote,
+    rollback,
+    withdraw,
 ]

@@ -36,7 +36,8 @@ from pydantic import BaseModel, ValidationError
 from ml.airflow_api import AirflowApi
 from ml.errors import BreakhisError, ConfigError, StackError, TryAgain
 from ml.progress import say
-from ml.settings import PROJECT, Settings
+from ml.reviews import PROMOTE, ROLLBACK, WITHDRAW
+from ml.settings import PROJECT, SECRETS, Settings
 from ml.sources import load_source, source_files
 from ml.training_sets import load_training_set, training_set_files
 from ml.yamlfile import read_mapping
@@ -268,8 +269,13 @@ class Stack:
     def _environment(self, airflow_url: str, mlflow_url: str, log_ports: list[int]) -> dict[str, str]:
         """What the servers, and through Airflow the stages, find in their environment."""
         keys = _kept_secrets(
-            self.home / "secrets.json",
-            {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), "jwt": _token, "api": _token},
+            self.home / SECRETS,
+            {
+                "fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(),
+                "jwt": _token,
+                "api": _token,
+                "audit": _token,
+            },
         )
         passwords = self.passwords()
         airflow_home = self.home / "airflow"
@@ -299,6 +305,7 @@ class Stack:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "AIRFLOW_HOME": str(airflow_home),
             "AIRFLOW_CONN_BREAKHIS_AIRFLOW": json.dumps(service),
+            "AIRFLOW_CONN_BREAKHIS_AUDIT": json.dumps({"conn_type": "generic", "password": keys["audit"]}),
             "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -459,7 +466,7 @@ class Stack:
 
 def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
     """The ids of the DAGs that the YAML files ask for, and what is wrong with those files."""
-    ids = {"promote"}
+    ids = {PROMOTE, ROLLBACK, WITHDRAW, "audit"}
     problems = []
 
     def collect(files: Callable[[], Iterable[Path]], name_of: Callable[[Path], str]) -> None:

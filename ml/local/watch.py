@@ -14,7 +14,7 @@ from rich.table import Table
 from ml.airflow_api import AirflowApi
 from ml.errors import AirflowError, TryAgain
 from ml.progress import console, say
-from ml.reviews import DAG
+from ml.reviews import PROMOTE
 
 Json = dict[str, Any]
 
@@ -134,7 +134,7 @@ class Watch:
             for task in run.tasks:
                 state = str(task["state"])
                 if state in _WORTH_A_LINE and self._new(run, task, state):
-                    name = run.id if run.dag == DAG else run.dag
+                    name = run.id if run.dag == PROMOTE else run.dag
                     took = f" ({_seconds(task)})" if task["end_date"] else ""
                     say(f"[{now:5.0f} s] {name}: {name_of(task)} {state.replace('_', ' ')}{took}")
 
@@ -148,7 +148,7 @@ class Watch:
     def _table(self, runs: Sequence[Run]) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
         for run in runs:
-            name = run.id if run.dag == DAG else run.dag
+            name = run.id if run.dag == PROMOTE else run.dag
             table.add_row(f"[bold]{escape(name)}[/]", run.state, f"[dim]{time.monotonic() - self._start:.0f} s[/]")
             for task in run.tasks:
                 state = task["state"] or ""

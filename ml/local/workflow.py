@@ -18,7 +18,7 @@ from ml.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
 from ml.local.stack import Stack
 from ml.local.watch import PARKED, Run, Watch, name_of
 from ml.progress import say
-from ml.reviews import APPROVE, DAG, TASK
+from ml.reviews import APPROVE, PROMOTE, TASK
 from ml.settings import Settings
 from ml.sources import load_source
 from ml.training_sets import TrainingSet, load_training_set
@@ -114,7 +114,7 @@ class Workflow:
         api = self.stack.api(ENGINEER)
         self.watch = Watch(api, self.started)
         there = {dag["dag_id"] for dag in api.dags()}
-        needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, DAG]
+        needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, PROMOTE]
         missing = [dag for dag in needed if dag not in there]
         if missing:
             raise StackError(f"Airflow has no DAG {', '.join(missing)}; see the warnings above")
@@ -145,7 +145,7 @@ class Workflow:
             trained = self._result(self.retrain, f"train_{task}")
             registered = self._result(self.retrain, f"register_{task}")
             model, version = registered["model"], str(registered["version"])
-            promote = Run(DAG, f"{model}-v{version}")
+            promote = Run(PROMOTE, f"{model}-v{version}")
             self.candidates.append(Candidate(task, model, version, trained["run_id"], trained["metrics"], promote))
         self._follow_candidates(lambda candidate: candidate.settled)
         for candidate in self.candidates:
@@ -188,7 +188,7 @@ class Workflow:
         for candidate in self.candidates:
             candidate.champion = self._champion(candidate.model)
             try:
-                detail = api.hitl_detail(DAG, candidate.promote.id, TASK)
+                detail = api.hitl_detail(PROMOTE, candidate.promote.id, TASK)
             except AirflowError as error:
                 if error.status != 404:  # blocked by its gates, nobody was asked
                     raise
@@ -262,7 +262,7 @@ class Workflow:
     def _read_gates(self, candidate: Candidate) -> None:
         """The verdict, which a blocking gate leaves too; none if the gate itself broke down."""
         try:
-            verdict = self.stack.api(ENGINEER).xcom(DAG, candidate.promote.id, "gate")
+            verdict = self.stack.api(ENGINEER).xcom(PROMOTE, candidate.promote.id, "gate")
         except AirflowError as error:
             if error.status != 404:
                 raise
@@ -356,7 +356,7 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
 def _approve(candidate: Candidate, api: AirflowApi) -> bool:
     """Approve a candidate; whether that was news to Airflow, which may have an earlier answer and be busy with it."""
     try:
-        api.answer(DAG, candidate.promote.id, TASK, APPROVE, {"reason": REASON})
+        api.answer(PROMOTE, candidate.promote.id, TASK, APPROVE, {"reason": REASON})
     except AirflowError as error:
         if error.status != 409:
             raise

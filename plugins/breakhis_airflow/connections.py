@@ -8,6 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from ml.sources.spec import KEY_VARIABLES
 
 STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
+AUDIT = "breakhis_audit"
 
 
 class Given(NamedTuple):
@@ -63,6 +64,10 @@ def _airflow(connection: Any) -> dict[str, str | None]:
     }
 
 
+def _audit(connection: Any) -> dict[str, str | None]:
+    return {"BREAKHIS_AUDIT_KEY": connection.password or ""}
+
+
 def _of_source(connection: Any) -> dict[str, str | None]:
     if connection.conn_type == "aws":
         return dict(zip(KEY_VARIABLES, (connection.login or None, connection.password or None), strict=True))
@@ -80,11 +85,12 @@ def _address(connection: Any) -> str:
     return f"{host}:{connection.port}" if connection.port else host
 
 
-_MEANING = {STORE: _store, MLFLOW: _mlflow, AIRFLOW: _airflow}
+_MEANING = {STORE: _store, MLFLOW: _mlflow, AIRFLOW: _airflow, AUDIT: _audit}
 _HOW = {
     STORE: "type aws, login and password being the key and its secret, endpoint_url in the extra",
     MLFLOW: "type http, login and password",
     AIRFLOW: "type http, host, port, login and password",
+    AUDIT: "type generic, the password being the key of the audit log",
 }
 _HOW_SOURCE = (
     "for S3: type aws, login and password being the key and its secret; for Kaggle: type generic, the password being "

@@ -1,11 +1,12 @@
 """The question to a reviewer: may this model version become the champion?"""
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 from ml.settings import settings
@@ -18,16 +19,23 @@ class ReviewOperator(HITLOperator):
     answer from Airflow's own record. An answer without a reason fails the task, which can then be cleared to ask again.
     Airflow can lose an answer that comes within seconds of the question, before its scheduler has noticed that the task
     waits; a retry then asks again.
-    The reviewers are the users in the setting BREAKHIS_REVIEWERS.
+    The reviewers are the users in the setting BREAKHIS_REVIEWERS. What nobody answers within BREAKHIS_REVIEW_HOURS is
+    rejected. Where several have to approve, each has a task of its own, one after the other; those that are not needed,
+    and all after a rejection, are skipped.
 
     :param subject: What is to be decided, in one line. (templated)
     :param body: The evidence, in Markdown. (templated)
+    :param number: Whose turn this is, from 1.
+    :param approvals: How many have to approve. (templated)
     """
 
+    template_fields: Collection[str] = (*HITLOperator.template_fields, "approvals")
     ui_color = "#fdf0d5"
 
-    def __init__(self, *, subject: str, body: str, **kwargs: Any) -> None:
+    def __init__(self, *, subject: str, body: str, number: int = 1, approvals: str | int = 1, **kwargs: Any) -> None:
         kwargs.pop("params", None)  # Airflow passes the DAG's own here, which are not the reviewer's to fill in
+        self.number = number
+        self.approvals = approvals
         super().__init__(
             subject=subject,
             body=body,
@@ -43,9 +51,26 @@ class ReviewOperator(HITLOperator):
                 )
             },
             assigned_users=[{"id": user, "name": user} for user in settings().reviewers],
+            defaults=[REJECT],  # nobody's silence approves
+            response_timeout=timedelta(hours=settings().review_hours),
             # Not after minutes, as after a lost server: somebody has just read the evidence.
             **{**kwargs, "retry_delay": timedelta(seconds=10), "retry_exponential_backoff": 0},
         )
+
+    def execute(self, context: Context) -> Any:
+        """Ask, if it is this one's turn.
+
+        Raises:
+            AirflowSkipException: fewer have to approve, or the one before has rejected.
+        """
+        if self.number > int(self.approvals):
+            raise AirflowSkipException(f"{self.approvals} have to approve")
+        for before in self.upstream_list:
+            if isinstance(before, ReviewOperator):
+                answered = context["ti"].xcom_pull(task_ids=before.task_id)
+                if answered and answered["chosen_options"] == [REJECT]:
+                    raise AirflowSkipException(f"{before.task_id} was answered with {REJECT}")
+        return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Check the answer; returns ``{chosen_options, params_input, responded_at, responded_by_user}``.
@@ -53,7 +78,8 @@ class ReviewOperator(HITLOperator):
         Raises:
             AirflowFailException: no reason was given, or no single option chosen. Airflow accepts such answers.
         """
-        if "error" not in event:
+        nobody = event.get("responded_by_user") is None and event.get("chosen_options") == [REJECT]
+        if "error" not in event and not nobody:
             if not given_reason(event.get("params_input")):
                 self._ask_again("no reason was given")
             if len(event.get("chosen_options") or []) != 1:

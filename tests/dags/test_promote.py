@@ -17,7 +17,9 @@ def test_gate_then_a_person_then_the_registry(dag):
     downstream = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert downstream == {
         "gate": {"review"},
-        "review": {"promote"},
+        "review": {"review_2", "promote"},
+        "review_2": {"review_3", "promote"},
+        "review_3": {"promote"},
         "promote": {"decision"},
         "decision": {"approved", "rejected"},
         "approved": set(),
@@ -31,16 +33,20 @@ def test_the_same_version_and_evidence_are_judged_and_promoted(dag):
 
 
 def test_the_reviewer_sees_what_the_gate_wrote(dag):
-    review = dag.get_task("review")
-    assert review.subject == "{{ ti.xcom_pull(task_ids='gate')['title'] }}"
-    assert review.body == "{{ ti.xcom_pull(task_ids='gate')['review'] }}"
-    assert list(review.params) == ["reason"]
+    for number, name in enumerate(("review", "review_2", "review_3"), start=1):
+        review = dag.get_task(name)
+        assert review.subject == "{{ ti.xcom_pull(task_ids='gate')['title'] }}"
+        assert review.body == "{{ ti.xcom_pull(task_ids='gate')['review'] }}"
+        assert list(review.params) == ["reason"]
+        assert (review.number, review.approvals) == (number, "{{ ti.xcom_pull(task_ids='gate')['approvals'] }}")
+    # Skipped reviews do not skip what follows; a failed one stops it.
+    assert dag.get_task("promote").trigger_rule == "none_failed_min_one_success"
 
 
 def test_only_promotion_has_the_service_account_and_one_at_a_time(dag):
     connections = {task.task_id: getattr(task, "connections", {}) for task in dag.tasks}
     assert {task for task, used in connections.items() if used} == {"promote"}
-    assert connections["promote"] == ("breakhis_airflow",)
+    assert connections["promote"] == ("breakhis_airflow", "breakhis_audit")
     assert dag.get_task("promote").pool == "promotion"
     assert dag.max_active_runs > 16  # a candidate that waits for a person holds up no other
 

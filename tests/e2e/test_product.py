@@ -201,11 +201,13 @@ def test_an_approval_by_the_reviewer_makes_the_champion(waiting):
     approve(reviewer, run, "seen and good")
     assert aliases(waiting, "easy-subtype") == {"champion": 1}
     result = reviewer.xcom("promote", run, "promote")
-    assert (result["decision"], result["reviewer"], result["reason"]) == ("approved", "reviewer", "seen and good")
-    (record,) = waiting.store.keys("audit/easy-subtype")
-    audit, _ = waiting.store.read(f"audit/easy-subtype/{record}")
-    assert audit["carried_out"]
-    assert audit["evidence"] == reviewer.dag_run("promote", run)["conf"]["evidence"]
+    assert (result["decision"], result["reviewers"], result["reason"]) == ("approved", ["reviewer"], "seen and good")
+    told = json.loads(waiting.breakhis("history", "easy-subtype", "--json").stdout)
+    (record,) = told["decisions"]
+    assert (record["event"], record["version"], record["by"]) == ("approved", 1, "reviewer")
+    assert record["evidence"] == reviewer.dag_run("promote", run)["conf"]["evidence"]
+    assert record["bundle"] in reviewer.hitl_detail("promote", run, "review")["body"]
+    assert json.loads(waiting.breakhis("audit", "verify", "--json").stdout)["passed"]
     assert state(reviewer, run, "approved") == "success"
 
 

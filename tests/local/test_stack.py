@@ -413,7 +413,8 @@ def test_expected_dags_come_from_the_yaml_files(settings: Settings, tmp_path: Pa
     extra = tmp_path / "extra.yaml"
     extra.write_text(TRAINING_SET.format(name="extra", source="./two.yaml"))
     ids, problems = expected_dags(settings.model_copy(update={"training_sets": (extra,)}))
-    assert ids == {"promote", "ingest_one", "ingest_two", "retrain_one", "retrain_extra"}
+    of_no_file = {"promote", "rollback", "withdraw", "audit"}
+    assert ids == {*of_no_file, "ingest_one", "ingest_two", "retrain_one", "retrain_extra"}
     assert len(problems) == 1
     assert "bad.yaml" in problems[0]
     assert "colour" in problems[0]
@@ -447,7 +448,8 @@ def check(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(dags: list[dict[str, Any]], errors: list[dict[str, Any]]) -> list[str]:
         stack = Stack(settings)
-        monkeypatch.setattr(stack, "api", lambda user: Dags(dags, errors))
+        always = [dag(name) for name in ("rollback", "withdraw", "audit")]
+        monkeypatch.setattr(stack, "api", lambda user: Dags([*dags, *always], errors))
         return stack.check_dags(state)
 
     return run

@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import DAG, Param
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.review import ReviewOperator
@@ -52,7 +52,7 @@ def test_the_form_asks_for_the_reason_alone():
     with DAG("a_dag", params={"model": Param("m")}):
         task = review()
     assert list(task.params) == ["reason"]
-    assert task.defaults is None  # nobody's silence approves
+    assert task.defaults == [REJECT]  # nobody's silence approves
     task.params.validate()  # Airflow does so before it shows the form: an empty one must pass
 
 
@@ -66,3 +66,30 @@ def test_a_lost_answer_is_asked_for_again_at_once():
 
 def test_subject_and_body_are_templates():
     assert {"subject", "body"} <= set(ReviewOperator.template_fields)
+
+
+def test_the_deadline_rejects_without_a_reason(monkeypatch):
+    monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
+    task = review()
+    assert task.response_timeout.total_seconds() == 48 * 3600
+    silence = answer(REJECT, params={}) | {"responded_by_user": None}
+    assert task.execute_complete({}, silence)["chosen_options"] == [REJECT]
+
+
+class Instance:
+    def __init__(self, answered):
+        self.answered = answered
+
+    def xcom_pull(self, task_ids):
+        return {"chosen_options": [self.answered]}
+
+
+@pytest.mark.parametrize(
+    ("approvals", "before", "told"), [("1", APPROVE, "1 have to approve"), ("2", REJECT, "was answered with Reject")]
+)
+def test_a_further_review_is_skipped(approvals, before, told):
+    with DAG("a_dag"):
+        first, second = review(), review(task_id="review_2", number=2, approvals=approvals)
+        first >> second
+    with pytest.raises(AirflowSkipException, match=told):
+        second.execute({"ti": Instance(before)})

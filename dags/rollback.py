@@ -1,0 +1,60 @@
+"""The DAG ``rollback``: makes a former champion the champion again, once a reviewer has confirmed it."""
+
+from airflow.sdk import DAG, Param
+
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
+from breakhis_airflow.review import ReviewOperator
+from ml.reviews import ROLLBACK, SHORTEST_REASON
+
+DOC = """
+A champion disappoints: go back to one that was champion before.
+
+1. **propose** checks that the version was champion once, and says what would change.
+2. **review** waits for a reviewer to confirm it. Who starts a run here cannot confirm it.
+3. **rollback** reads the answer in Airflow's own record and moves the aliases, in one step. Who decided what, when and
+   why is in the audit log: `breakhis history MODEL`, which also lists the versions that were champion.
+
+It also puts right an alias that somebody has moved by hand.
+"""
+
+with DAG(
+    ROLLBACK,
+    description="Makes a former champion the champion again.",
+    doc_md=DOC,
+    schedule=None,
+    catchup=False,
+    max_active_runs=100,
+    is_paused_upon_creation=False,
+    default_args=DEFAULT_ARGS,
+    params={
+        "model": Param(
+            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+        ),
+        "version": Param(
+            type="string",
+            pattern="^[1-9][0-9]*$",
+            title="Version",
+            description="One that was champion before; the alias 'previous' is on the last.",
+        ),
+        "reason": Param(
+            type="string",
+            minLength=SHORTEST_REASON,
+            title="Reason",
+            description="Why; kept with the decision for good.",
+        ),
+    },
+    tags=["promote"],
+) as dag:
+    which = ("{{ params.model }}", "{{ params.version }}")
+    decided = {"pool": "promotion", "connections": ["breakhis_airflow", "breakhis_audit"]}
+
+    propose = stage(
+        "rollback",
+        *(*which, "--dry-run", "--reason", "{{ params.reason }}"),
+        task_id="propose",
+        connections=["breakhis_audit"],
+    )
+    review = ReviewOperator(task_id="review", subject=propose.value("title"), body=propose.value("review"))
+
+    propose >> review >> stage("rollback", *which, "--dag-run", "{{ run_id }}", **decided)

@@ -1,0 +1,42 @@
+"""The DAG ``withdraw``: takes a waiting candidate back, so that it can be approved no more."""
+
+from airflow.sdk import DAG, Param
+
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
+from ml.reviews import SHORTEST_REASON, WITHDRAW
+
+DOC = """
+A candidate waits for its review and should not be promoted any more: something is wrong with its data, say. Whoever
+may start a run here can take it back; who did and why is in the audit log. Its review stays open until it is answered
+or its time is up, and an approval is refused. The champion cannot be withdrawn: see the DAG `rollback`.
+"""
+
+with DAG(
+    WITHDRAW,
+    description="Takes a waiting candidate back.",
+    doc_md=DOC,
+    schedule=None,
+    catchup=False,
+    is_paused_upon_creation=False,
+    default_args=DEFAULT_ARGS,
+    params={
+        "model": Param(
+            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+        ),
+        "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
+        "reason": Param(
+            type="string",
+            minLength=SHORTEST_REASON,
+            title="Reason",
+            description="Why; kept with the decision for good.",
+        ),
+    },
+    tags=["promote"],
+) as dag:
+    stage(
+        "withdraw",
+        *("{{ params.model }}", "{{ params.version }}", "--dag-run", "{{ run_id }}"),
+        pool="promotion",
+        connections=["breakhis_airflow", "breakhis_audit"],
+    )

@@ -1,0 +1,148 @@
+"""The audit log: who decided what about which model version, when, why and on which evidence.
+
+Append-only, under audit/log/ in the store: one file a record, numbered without a gap. Each record carries the code of
+the one before and its own, an HMAC under a key that only the service identity has, so an edit, a deletion, a reordering
+or an insertion shows. What a chain alone cannot show is that its end was cut off: the head of each model's records is
+anchored as a tag of the registered model, which only the service identity may set.
+
+B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM TISSEC 2(2), 1999.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from ml.errors import ConfigError, Conflict, Refused
+from ml.settings import Settings
+from ml.store import Json, Store, canonical
+
+_FOLDER = "audit/log"
+_BEFORE_THE_FIRST = "0" * 64
+
+
+class AuditLog:
+    """The log in a store, under a key.
+
+    Raises:
+        ConfigError: the settings have no key.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        secret = settings.audit_key.get_secret_value()
+        if not secret:
+            raise ConfigError(
+                "decisions are recorded under a key: set BREAKHIS_AUDIT_KEY (in Airflow: the connection "
+                "breakhis_audit); the local stack and .env have one"
+            )
+        self._store = store
+        self._key = secret.encode()
+
+    def append(self, event: str, model: str, **facts: object) -> Json:
+        """Add a record at the end, whoever else adds one; returns it."""
+        while True:
+            records = self.records()
+            last = records[-1] if records else None
+            record: Json = {
+                "sequence": last["sequence"] + 1 if last else 1,
+                "before": last["code"] if last else _BEFORE_THE_FIRST,
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "event": event,
+                "model": model,
+                **facts,
+            }
+            record["code"] = self._code(record)
+            try:
+                self._store.compare_and_set(_key(record["sequence"]), record, None)
+            except Conflict:  # somebody was quicker
+                continue
+            return record
+
+    def records(self) -> list[Json]:
+        """Every record, in order.
+
+        Raises:
+            Refused: the log was changed; nothing can be decided on it until that is understood.
+        """
+        records, faults = self._read()
+        if faults:
+            raise Refused(
+                f"the audit log {self._store.uri(_FOLDER)} was changed: {faults[0]}; see: breakhis audit verify"
+            )
+        return records
+
+    def of(self, model: str) -> list[Json]:
+        """The records of one model, in order."""
+        return [record for record in self.records() if record["model"] == model]
+
+    def uri(self, record: Json) -> str:
+        """Where a record lies."""
+        return self._store.uri(_key(record["sequence"]))
+
+    def verify(self, anchors: Mapping[str, str]) -> list[str]:
+        """Everything that is wrong with the log, in plain words; nothing if it is whole.
+
+        Args:
+            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor`.
+        """
+        records, faults = self._read()
+        by_number = {record["sequence"]: record for record in records}
+        carried_out = {record["model"]: max(record["of"]) for record in records if record["event"] == CARRIED_OUT}
+        for model, said in sorted(anchors.items()):
+            number, _, code = said.partition(":")
+            record = by_number.get(int(number)) if number.isdecimal() else None
+            if record is None:
+                faults.append(
+                    f"record {number} of {model}, which the registry knows, is not there: the log's end was cut off"
+                )
+            elif int(number) < carried_out.get(model, 0):
+                faults.append(f"the registry was set back: it knows record {number} of {model} and none after it")
+            elif not hmac.compare_digest(record["code"], code) or record["model"] != model:
+                faults.append(f"record {number} is not the one that the registry knows of {model}")
+        faults += [
+            f"the registry knows of no record of {model}, but record {number} was carried out: its tag was removed"
+            for model, number in sorted(carried_out.items())
+            if model not in anchors
+        ]
+        return faults
+
+    def _read(self) -> tuple[list[Json], list[str]]:
+        names = [name for name in self._store.keys(_FOLDER) if name.endswith(".json")]
+        records: list[Json] = []
+        faults: list[str] = []
+        before, expected = _BEFORE_THE_FIRST, 1
+        for name in names:
+            try:
+                record, _ = self._store.read(f"{_FOLDER}/{name}")
+                number = int(name.removesuffix(".json"))
+                code, whole = str(record["code"]), isinstance(record["model"], str)
+            except (ValueError, TypeError, KeyError):
+                faults.append(f"{name} is no record")
+                continue
+            if number != expected:
+                faults.append(f"record {expected} is missing" if number > expected else f"{name} is one too many")
+            if record.get("sequence") != number:
+                faults.append(f"{name} holds record {record.get('sequence')}: records were reordered")
+            if not whole or not hmac.compare_digest(code, self._code(record)):
+                faults.append(f"record {number} was edited, or written under another key")
+            elif number == expected and record["before"] != before:
+                faults.append(f"record {number} does not follow record {number - 1}: one of them was replaced")
+            before, expected = code, number + 1
+            records.append(record)
+        return records, faults
+
+    def _code(self, record: Json) -> str:
+        content = {name: value for name, value in record.items() if name != "code"}
+        return hmac.new(self._key, canonical(content), hashlib.sha256).hexdigest()
+
+
+CARRIED_OUT = "carried out"
+
+
+def anchor(record: Json) -> str:
+    """What the registry is told of a model's last decision."""
+    return f"{record['sequence']}:{record['code']}"
+
+
+def _key(sequence: int) -> str:
+    return f"{_FOLDER}/{sequence:08d}.json"

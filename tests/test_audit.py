@@ -1,0 +1,142 @@
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ml.audit import CARRIED_OUT, AuditLog, anchor
+from ml.errors import ConfigError, Refused
+from ml.settings import Settings
+from ml.store import Store
+
+
+def open_log(folder, key="secret"):
+    store = Store((folder / "store").as_uri())
+    return AuditLog(store, Settings(home=folder, store=store.root, audit_key=key))
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = open_log(tmp_path)
+    for version in range(1, 5):
+        made.append("approved", "m-binary", version=version)
+    return made
+
+
+def files(tmp_path):
+    return sorted((tmp_path / "store" / "audit" / "log").glob("*.json"))
+
+
+def test_records_follow_one_another(log):
+    records = log.records()
+    assert [record["sequence"] for record in records] == [1, 2, 3, 4]
+    assert all(after["before"] == before["code"] for before, after in itertools.pairwise(records))
+    assert log.verify({"m-binary": anchor(records[-1])}) == []
+    assert log.of("other") == []
+
+
+def edit(paths):
+    record = json.loads(paths[1].read_text())
+    paths[1].write_text(json.dumps(record | {"version": 9}))
+
+
+def delete(paths):
+    paths[1].unlink()
+
+
+def swap(paths):
+    first, second = paths[1].read_text(), paths[2].read_text()
+    paths[1].write_text(second)
+    paths[2].write_text(first)
+
+
+def renumber(paths):
+    """Take one out and close the gap."""
+    paths[1].unlink()
+    for k, path in enumerate(paths[2:], start=2):
+        path.rename(path.with_name(f"{k:08d}.json"))
+
+
+def rewrite(paths):
+    """A record of one's own, with a code that is made up."""
+    record = json.loads(paths[3].read_text())
+    paths[3].write_text(json.dumps(record | {"version": 1, "code": "0" * 64}))
+
+
+def damage(paths):
+    paths[0].write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (edit, "record 2 was edited"),
+        (delete, "record 2 is missing"),
+        (swap, "records were reordered"),
+        (renumber, "records were reordered"),
+        (rewrite, "record 4 was edited"),
+        (damage, "00000001.json is no record"),
+    ],
+)
+def test_every_change_shows(log, tmp_path, harm, told):
+    harm(files(tmp_path))
+    assert any(told in fault for fault in log.verify({}))
+    with pytest.raises(Refused, match="was changed"):
+        log.records()
+    with pytest.raises(Refused):
+        log.append("approved", "m-binary", version=5)
+
+
+def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
+    told = anchor(log.records()[-1])
+    files(tmp_path)[-1].unlink()
+    assert log.records()  # the chain by itself is whole
+    assert "the log's end was cut off" in log.verify({"m-binary": told})[0]
+    log.append("approved", "m-binary", version=7)  # another end in its place
+    assert "is not the one that the registry knows" in log.verify({"m-binary": told})[0]
+
+
+def test_the_registrys_tag_taken_away_or_set_back_shows(log):
+    records = log.records()
+    log.append(CARRIED_OUT, "m-binary", of=[4])
+    assert log.verify({"m-binary": anchor(records[3])}) == []
+    assert "its tag was removed" in log.verify({})[0]
+    assert "was set back" in log.verify({"m-binary": anchor(records[1])})[0]
+    assert log.verify({"m-binary": "nonsense"})
+
+
+def test_another_key(log, tmp_path):
+    assert any("under another key" in fault for fault in open_log(tmp_path, "other").verify({}))
+
+
+def test_without_a_key(tmp_path):
+    with pytest.raises(ConfigError, match="BREAKHIS_AUDIT_KEY"):
+        open_log(tmp_path, "")
+
+
+def test_several_writers_lose_nothing(tmp_path):
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda k: open_log(tmp_path).append("approved", "m", version=k), range(24)))
+    records = open_log(tmp_path).records()
+    assert sorted(record["version"] for record in records) == list(range(24))
+    assert [record["sequence"] for record in records] == list(range(1, 25))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
+    path = data.draw(st.sampled_from(files(tmp_path)))
+    before = path.read_bytes()
+    where = data.draw(st.integers(0, len(before) - 1))
+    changed = before[:where] + bytes([data.draw(st.integers(0, 127))]) + before[where + 1 :]
+    try:
+        same = json.loads(changed) == json.loads(before)
+    except ValueError:
+        same = False
+    path.write_bytes(changed)
+    try:
+        assert bool(log.verify({})) != same
+    finally:
+        path.write_bytes(before)
