@@ -195,17 +195,19 @@ def plot_slices(evaluation: Evaluation, path: Path) -> None:
                 axes.plot(one["metrics"][metric], -row + shift, "o", color=colour, label=label)
             if metric in one["intervals"]:
                 axes.plot(one["intervals"][metric], [-row + shift] * 2, color=colour)
-    told = [
-        f"{name} ({one['images']} images, {one['recognised']} of {one['cases']} cases recognised)"
-        for name, _, one in groups
-    ]
+    told = []
+    for name, _, one in groups:
+        images = f"{one['images']} image{'s' * (one['images'] != 1)}"
+        told.append(f"{name} ({images}, {one['recognised']} of {one['cases']} cases recognised)")
     axes.set_yticks([-row for row in range(len(groups))], told, fontsize=9)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="x", color="#dddddd")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once.keys(), loc="lower left", fontsize=9)
-    axes.set_title("By magnification, source and subtype, with 95% intervals", fontsize=11)
+    axes.legend(
+        once.values(), once.keys(), loc="upper center", bbox_to_anchor=(0.3, -0.5 / len(groups)), ncols=2, fontsize=9
+    )
+    figure.suptitle("By slice, with 95% intervals", fontsize=11)
     _save(figure, path)
 
 
