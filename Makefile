@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product e2e replica guide bench images secrets lint
+.PHONY: help run demo up down status doctor test product trust e2e replica guide bench images secrets lint
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test: .venv/.dev ## Set up and run the tests (ARGS="…" goes to pytest)
 
 product: .venv/.dev ## Set up, and test the whole product: Airflow, MLflow, two retrainings and their reviews
 	@BREAKHIS_PRODUCT=1 .venv/bin/pytest tests/e2e/test_product.py $(ARGS)
+
+trust: .venv/.dev ## Set up, and try to get round gates, review and audit log; prints a row an attempt (ARGS="bypass" for one part)
+	@.venv/bin/python -m tests.trust $(ARGS)
 
 e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Docker engine
 	@tests/e2e/run.sh $(ARGS)

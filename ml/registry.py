@@ -91,7 +91,12 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
-    split = store.meta(tags["breakhis.split"])
+    split, of_set = store.meta(tags["breakhis.split"]), store.meta(tags["breakhis.dataset"])["set"]
+    if of_set != tags["breakhis.set"]:  # a tag can be set by whoever may log; a dataset is what it is
+        raise Refused(
+            f"{version.name} version {version.version}: run {version.run_id} says that it is of the training set "
+            f"{tags['breakhis.set']}, but it was trained on {tags['breakhis.dataset']}, of the set {of_set}"
+        )
     sources = store.meta(tags["breakhis.dataset"])["sources"]
     validations = {name: store.meta(source)["validation"] for name, source in sources.items()}
     return {

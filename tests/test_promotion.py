@@ -16,73 +16,16 @@ from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
 from ml.promotion import check_aliases, promote_version, propose_rollback, roll_back, settle, withdraw_version
 from ml.registry import champion_of, judge, read_content, register_run
-from ml.settings import Settings
 from ml.splits import split_dataset
-from ml.store import Store
-from ml.tracking import connect
 from tests import made_up
-
-
-class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input: list[str], params=None):
-        return model_input
+from tests.registry_world import RegistryWorld
 
 
 @pytest.fixture
 def world(tmp_path, fresh_database):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""
-    conf = tmp_path / "conf"
-    for folder in ("sources", "training_sets", "policies"):
-        (conf / folder).mkdir(parents=True)
-    (conf / "training_sets" / "made.yaml").write_text(
-        "name: made\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
-    )
-    policy = conf / "policies" / "lenient.yaml"
-    policy.write_text("name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n")
-    store = Store((tmp_path / "store").as_uri())
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
-    settings = Settings(
-        home=tmp_path / "home",
-        store=store.root,
-        conf=conf,
-        mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
-        airflow_url="http://localhost:1",
-        airflow_user="service",
-        audit_key="k" * 32,
-    )
-    dataset = made_up.dataset(store, made_up.rows(made_up.every_class()))
-    split = split_dataset(dataset, store)["split"]
-    client = connect(settings)
-    experiment = client.create_experiment("made", artifact_location=(tmp_path / "artifacts").as_uri())
-
-    def run(auc: float = 0.9, **tags: str) -> str:
-        metrics = {"roc_auc": auc, "macro_f1": 0.7}
-        per_class = {c: {"recall": 0.7, "precision": 0.7, "f1": 0.7, "support": 5.0} for c in ("benign", "malignant")}
-        evaluation = {"metrics": metrics, "per_class": per_class, "absent_classes": []}
-        connect(settings)
-        with mlflow.start_run(experiment_id=experiment) as active:
-            mlflow.set_tags(
-                {
-                    "breakhis.set": "made",
-                    "breakhis.task": "binary",
-                    "breakhis.dataset": dataset,
-                    "breakhis.split": split,
-                    "breakhis.ledger": "made",
-                    "breakhis.preset": "demo",
-                    "breakhis.seed": "0",
-                    "breakhis.weights": "weights-0",
-                    "breakhis.weights_kind": "imagenet",
-                }
-                | tags
-            )
-            mlflow.log_dict(evaluation, "evaluation/metrics.json")
-            for name in ("report.html", "model_card.md"):
-                mlflow.log_text("made up", f"evaluation/{name}")
-            mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
-            mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
-        return str(active.info.run_id)
-
-    return SimpleNamespace(store=store, settings=settings, run=run, policy=policy, client=client, conf=conf)
+    return RegistryWorld.made(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 @pytest.fixture

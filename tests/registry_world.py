@@ -1,0 +1,91 @@
+"""A registry to decide in: made-up training runs in a real MLflow, and what decisions need around it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from ml.settings import Settings
+from ml.splits import split_dataset
+from ml.store import Store
+from ml.tracking import connect
+from tests import made_up
+
+POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
+
+
+class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A model that is small and quickly logged."""
+
+    def predict(self, context: Any, model_input: list[str], params: Any = None) -> list[str]:
+        return model_input
+
+
+@dataclass
+class RegistryWorld:
+    """A store, an MLflow, and training sets that each have the policy ``lenient``."""
+
+    store: Store
+    settings: Settings
+    client: MlflowClient
+    policy: Path
+    conf: Path
+    data: dict[str, tuple[str, str]]
+    """Dataset and split of each training set."""
+
+    @classmethod
+    def made(cls, folder: Path, mlflow_uri: str, sets: tuple[str, ...] = ("made",), **settings: Any) -> "RegistryWorld":
+        """Make one in a folder that is empty or has nothing but MLflow's database."""
+        conf = folder / "conf"
+        for name in ("sources", "training_sets", "policies"):
+            (conf / name).mkdir(parents=True)
+        for name in sets:
+            (conf / "training_sets" / f"{name}.yaml").write_text(
+                f"name: {name}\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
+            )
+        policy = conf / "policies" / "lenient.yaml"
+        policy.write_text(POLICY)
+        store = Store((folder / "store").as_uri())
+        given: dict[str, Any] = {"airflow_url": "http://localhost:1", "airflow_user": "service", "audit_key": "k" * 32}
+        own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
+        data = {}
+        for name in sets:
+            dataset = made_up.dataset(store, made_up.rows(made_up.every_class()), set_name=name)
+            data[name] = (dataset, split_dataset(dataset, store)["split"])
+        client = connect(own)
+        for name in sets:
+            client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
+        return cls(store, own, client, policy, conf, data)
+
+    def run(self, auc: float = 0.9, training_set: str = "made", **tags: str) -> str:
+        """A finished training run of a binary model."""
+        metrics = {"roc_auc": auc, "macro_f1": 0.7}
+        per_class = {c: {"recall": 0.7, "precision": 0.7, "f1": 0.7, "support": 5.0} for c in ("benign", "malignant")}
+        evaluation = {"metrics": metrics, "per_class": per_class, "absent_classes": []}
+        dataset, split = self.data[training_set]
+        connect(self.settings)
+        experiment = self.client.get_experiment_by_name(training_set)
+        assert experiment
+        with mlflow.start_run(experiment_id=experiment.experiment_id) as active:
+            mlflow.set_tags(
+                {
+                    "breakhis.set": training_set,
+                    "breakhis.task": "binary",
+                    "breakhis.dataset": dataset,
+                    "breakhis.split": split,
+                    "breakhis.ledger": "made",
+                    "breakhis.preset": "demo",
+                    "breakhis.seed": "0",
+                    "breakhis.weights": "weights-0",
+                    "breakhis.weights_kind": "imagenet",
+                }
+                | tags
+            )
+            mlflow.log_dict(evaluation, "evaluation/metrics.json")
+            for name in ("report.html", "model_card.md"):
+                mlflow.log_text("made up", f"evaluation/{name}")
+            mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
+            mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
+        return str(active.info.run_id)

@@ -1,0 +1,449 @@
+"""Ways round the gates and the review, each tried for real against a running Airflow and MLflow.
+
+The product's own DAGs run; candidates are made-up training runs in the registry, so that an attempt takes seconds. What
+counts is what the registry and the audit log say afterwards: an attempt that promotes something is a hole.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from ml.airflow_api import AirflowApi
+from ml.audit import CARRIED_OUT, AuditLog
+from ml.errors import AirflowError, BreakhisError, CredentialsError
+from ml.local import stack as stack_module
+from ml.local.stack import Stack
+from ml.registry import register_run
+from ml.settings import PROJECT, Settings
+from tests.registry_world import POLICY, RegistryWorld
+from tests.trust.rows import Row
+
+MODEL = "made-binary"
+
+_AGAIN = """
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG
+
+with DAG("again", schedule=None, is_paused_upon_creation=False):
+    TriggerDagRunOperator(
+        task_id="start",
+        trigger_dag_id="promote",
+        trigger_run_id="{{ dag_run.conf['as'] }}",
+        conf="{{ dag_run.conf['conf'] | tojson }}",
+    )
+"""
+_SECONDS = 120.0
+
+
+class Attempts:
+    """A running product, and what an attacker and a careless reviewer can do with it."""
+
+    def __init__(self, world: RegistryWorld, stack: Stack) -> None:
+        self.world, self.stack = world, stack
+        self.runs = 0
+
+    def api(self, user: str) -> AirflowApi:
+        return self.stack.api(user)
+
+    def candidate(self, auc: float = 0.9) -> dict[str, Any]:
+        """A new version, waiting."""
+        return register_run(self.world.run(auc), self.world.store, self.world.settings)
+
+    def asked(self, candidate: dict[str, Any], user: str = "engineer", **more: Any) -> str:
+        """Start its promotion; returns the run's id."""
+        self.runs += 1
+        run = f"{MODEL}-v{candidate['version']}-{self.runs}"
+        self.api(user).trigger("promote", run, self.conf(candidate) | more)
+        return run
+
+    def conf(self, candidate: dict[str, Any]) -> dict[str, Any]:
+        return {"model": MODEL, "version": str(candidate["version"]), "evidence": candidate["evidence"]}
+
+    def state(self, run: str, task: str) -> str | None:
+        return next(t["state"] for t in self.api("admin").task_instances("promote", run) if t["task_id"] == task)
+
+    def until(self, run: str, task: str, *states: str) -> str:
+        deadline = time.monotonic() + _SECONDS
+        while (found := self.state(run, task)) not in states:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{run}: {task} is {found}, not {' or '.join(states)}")
+            time.sleep(0.5)
+        return str(found)
+
+    def waiting(self, run: str) -> None:
+        """Until its review waits, and the scheduler has noticed."""
+        self.until(run, "review", "awaiting_input", "deferred")
+        time.sleep(6)
+
+    def answer(self, run: str, user: str = "reviewer", option: str = "Approve") -> None:
+        """Answer, and again where a busy Airflow lost it."""
+        for _ in range(4):
+            with suppress(AirflowError):
+                self.api(user).answer("promote", run, "review", option, {"reason": f"{user} says so"})
+            for _ in range(40):
+                if self.state(run, "review") == "success":
+                    return
+                time.sleep(0.5)
+        raise RuntimeError(f"{run}: the answer was lost over and over")
+
+    def mark(self, run: str, task: str, user: str = "engineer") -> None:
+        path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}"
+        self.api(user)._call("PATCH", path, body={"new_state": "success"})
+
+    def clear(self, run: str, *tasks: str, user: str = "engineer") -> None:
+        body = {"dag_run_id": run, "task_ids": list(tasks), "dry_run": False, "only_failed": False}
+        body["include_downstream"] = True
+        self.api(user)._call("POST", "/api/v2/dags/promote/clearTaskInstances", body=body)
+
+    def write_xcom(self, run: str, task: str, value: Any, user: str = "engineer") -> None:
+        path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}/xcomEntries"
+        with suppress(AirflowError):
+            self.api(user)._call("DELETE", f"{path}/return_value")
+        self.api(user)._call("POST", path, body={"key": "return_value", "value": value})
+
+    def end(self, run: str, task: str = "promote") -> str:
+        """How a task ended, with the first line of its error."""
+        state = self.until(run, task, "success", "failed", "upstream_failed", "skipped")
+        lines = [
+            line
+            for attempt in range(1, 8)
+            for line in _log(self.api("admin"), run, task, attempt)
+            if "error: " in line or "refused" in line.lower()
+        ]
+        told = lines[-1].split("error: ")[-1].strip() if lines else ""
+        return f"{task} {state}: {told}"[:220] if told else f"{task} {state}"
+
+    @contextmanager
+    def approved_but_not_carried_out(self, candidate: dict[str, Any]) -> Iterator[str]:
+        """Between the reviewer's approval and the promotion."""
+        admin = self.api("admin")
+        admin.set_pool("promotion", 0, "held up")
+        try:
+            run = self.asked(candidate)
+            self.waiting(run)
+            self.answer(run)
+            yield run
+        finally:
+            admin.set_pool("promotion", 1, "one at a time")
+
+    def breakhis(self, *arguments: str) -> str:
+        """The command line, as somebody on the machine would use it."""
+        own = self.world.settings
+        environment = {
+            **os.environ,
+            "BREAKHIS_HOME": str(own.home),
+            "BREAKHIS_CONF": str(own.conf),
+            "BREAKHIS_STORE": own.store,
+            "BREAKHIS_MLFLOW_URI": own.mlflow_uri,
+            "BREAKHIS_AIRFLOW_URL": self.api("admin").url,
+            "BREAKHIS_AIRFLOW_USER": "breakhis-service",
+            "BREAKHIS_AIRFLOW_PASSWORD": self.stack.passwords()["breakhis-service"],
+        }
+        command = [str(Path(sys.prefix) / "bin" / "breakhis"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"[:220]
+
+
+def _log(api: AirflowApi, run: str, task: str, attempt: int) -> list[str]:
+    try:
+        return api.task_log("promote", run, task, attempt)
+    except BreakhisError:
+        return []
+
+
+# --- the attempts -----------------------------------------------------------------------------------------------------
+
+
+def mark_the_review(a: Attempts) -> str:
+    """marking the review as success"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    a.mark(run, "review")
+    return a.end(run)
+
+
+def mark_a_blocked_gate(a: Attempts) -> str:
+    """marking a gate that blocked as success, and a careless approval"""
+    run = a.asked(a.candidate(auc=0.5))
+    a.until(run, "gate", "failed")
+    a.mark(run, "gate")
+    a.clear(run, "review")
+    a.waiting(run)
+    a.answer(run)
+    return a.end(run)
+
+
+def mark_the_promotion(a: Attempts) -> str:
+    """marking review and promotion as success"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    a.mark(run, "review")
+    a.mark(run, "promote")
+    return a.end(run)
+
+
+def clear_after_a_rejection(a: Attempts) -> str:
+    """clearing the promotion after a rejection"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    a.answer(run, option="Reject")
+    a.until(run, "promote", "success")
+    a.clear(run, "promote")
+    time.sleep(3)
+    return a.end(run) + ", " + a.end(run, "rejected")
+
+
+def write_the_reviews_xcom(a: Attempts) -> str:
+    """writing the review's XCom over REST, and marking it as success"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    user = {"id": "reviewer", "name": "reviewer"}
+    forged = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_by_user": user}
+    a.write_xcom(run, "review", forged)
+    a.mark(run, "review")
+    return a.end(run)
+
+
+def write_the_gates_xcom(a: Attempts) -> str:
+    """showing the reviewer nicer figures, by the gate's XCom"""
+    run = a.asked(a.candidate(auc=0.81))
+    a.waiting(run)
+    told = a.api("engineer").xcom("promote", run, "gate")
+    a.write_xcom(run, "gate", told | {"review": told["review"].replace("0.8100", "0.9900")})
+    a.clear(run, "review")
+    time.sleep(3)
+    a.waiting(run)
+    assert "0.9900" in a.api("admin").hitl_detail("promote", run, "review")["body"]
+    a.answer(run)
+    return a.end(run)
+
+
+def trigger_with_a_forged_conf(a: Attempts) -> str:
+    """triggering promote by hand with another version's evidence"""
+    good, bad = a.candidate(0.95), a.candidate(0.5)
+    run = a.asked({**bad, "evidence": good["evidence"]})
+    return a.end(run, "gate") + ", " + a.end(run)
+
+
+def trigger_with_settings_of_ones_own(a: Attempts) -> str:
+    """triggering promote with params that do not exist: approvals, policy, skip"""
+    try:
+        run = a.asked(a.candidate(0.5), approvals=0, policy="none", skip=True)
+    except BreakhisError as error:
+        return f"refused: {error}"[:200]
+    return a.end(run, "gate") + ", " + a.end(run)
+
+
+def approve_ones_own_run(a: Attempts) -> str:
+    """approving a run that one started oneself"""
+    run = a.asked(a.candidate(), user="reviewer")
+    a.waiting(run)
+    a.answer(run)
+    return a.end(run)
+
+
+def approve_ones_own_run_through_a_trigger(a: Attempts) -> str:
+    """the same, started through another DAG"""
+    candidate = a.candidate()
+    run = f"{MODEL}-through-{candidate['version']}"
+    a.api("reviewer").trigger("again", None, {"as": run, "conf": a.conf(candidate)})
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        with suppress(AirflowError):
+            a.api("admin").dag_run("promote", run)
+            break
+        time.sleep(1)
+    a.waiting(run)
+    a.answer(run)
+    return a.end(run)
+
+
+def approve_as_somebody_else(a: Attempts) -> str:
+    """answering as viewer, engineer and administrator"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    told = []
+    for user in ("viewer", "engineer", "admin"):
+        try:
+            a.api(user).answer("promote", run, "review", "Approve", {"reason": "why not"})
+            told.append(f"{user}: accepted")
+        except CredentialsError:
+            told.append(f"{user}: 403")
+    return ", ".join([*told, f"review {a.state(run, 'review')}"])
+
+
+def answer_twice(a: Attempts) -> str:
+    """answering a second time, otherwise"""
+    run = a.asked(a.candidate())
+    a.waiting(run)
+    a.answer(run, option="Reject")
+    try:
+        a.api("reviewer").answer("promote", run, "review", "Approve", {"reason": "changed my mind"})
+        second = "accepted"
+    except AirflowError as error:
+        second = str(error.status)
+    return f"second answer: {second}; {a.end(run)}, {a.end(run, 'rejected')}"
+
+
+def swap_model_files(a: Attempts) -> str:
+    """swapping model files after the approval"""
+    candidate = a.candidate()
+    with a.approved_but_not_carried_out(candidate) as run:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL}/{candidate['version']}")
+        victim = next(Path(folder).rglob("*.pkl"))
+        victim.write_bytes(victim.read_bytes() + b"\\0")
+    return a.end(run)
+
+
+def swap_metrics(a: Attempts) -> str:
+    """changing the run's metrics after the approval"""
+    candidate = a.candidate()
+    with a.approved_but_not_carried_out(candidate) as run:
+        version = a.world.client.get_model_version(MODEL, str(candidate["version"]))
+        a.world.client.log_metric(version.run_id, "test_roc_auc", 0.99)
+    return a.end(run)
+
+
+def swap_evidence(a: Attempts) -> str:
+    """changing the evidence in the store after the approval"""
+    candidate = a.candidate()
+    with a.approved_but_not_carried_out(candidate) as run:
+        key = f"{a.world.store.object_key(candidate['evidence'])}/object.json"
+        file = a.world.store.local(key)
+        file.write_text(file.read_text().replace("0.9", "0.99"))
+    return a.end(run)
+
+
+def change_the_policy(a: Attempts) -> str:
+    """changing the policy between gate and promotion"""
+    with a.approved_but_not_carried_out(a.candidate()) as run:
+        a.world.policy.write_text(POLICY.replace("0.8", "0.1"))
+    try:
+        return a.end(run)
+    finally:
+        a.world.policy.write_text(POLICY)
+
+
+def promote_a_failed_candidate_by_hand(a: Attempts) -> str:
+    """promoting a candidate that its gates blocked, on the command line"""
+    candidate = a.candidate(0.5)
+    run = a.asked(candidate)
+    a.until(run, "gate", "failed")
+    return a.breakhis("promote", MODEL, str(candidate["version"]), "--dag-run", run)
+
+
+def replay_an_old_approval(a: Attempts) -> str:
+    """replaying the approval of a former champion"""
+    return a.breakhis("promote", MODEL, "1", "--dag-run", "first")
+
+
+def pass_a_demo_model_off(a: Attempts) -> str:
+    """registering a model of the demo set under the real set's name"""
+    run = a.world.run(0.95, **{"breakhis.set": "real"})
+    try:
+        made = register_run(run, a.world.store, a.world.settings)
+    except BreakhisError as error:
+        return f"refused: {error}"[:220]
+    return f"registered as {made['model']} version {made['version']}"
+
+
+ATTEMPTS: tuple[Callable[[Attempts], str], ...] = (
+    mark_the_review,
+    mark_a_blocked_gate,
+    mark_the_promotion,
+    clear_after_a_rejection,
+    write_the_reviews_xcom,
+    write_the_gates_xcom,
+    trigger_with_a_forged_conf,
+    trigger_with_settings_of_ones_own,
+    approve_ones_own_run,
+    approve_ones_own_run_through_a_trigger,
+    approve_as_somebody_else,
+    answer_twice,
+    swap_model_files,
+    swap_metrics,
+    swap_evidence,
+    change_the_policy,
+    promote_a_failed_candidate_by_hand,
+    replay_an_old_approval,
+    pass_a_demo_model_off,
+)
+
+
+def rows() -> Iterator[Row]:
+    """A row an attempt; first two versions become champion as they should."""
+    with _product() as a:
+        for run, auc in (("first", 0.85), ("second", 0.86)):
+            candidate = a.candidate(auc)
+            a.api("engineer").trigger("promote", run, a.conf(candidate))
+            a.waiting(run)
+            a.answer(run)
+            happened = a.end(run)
+            found = _standing(a)
+            yield Row(
+                f"(the way it should be: {run} champion)", happened, found[0].get("champion") == candidate["version"]
+            )
+        for attempt in ATTEMPTS:
+            before = _standing(a)
+            happened = attempt(a)
+            after = _standing(a)
+            promoted = after != before
+            yield Row(
+                str(attempt.__doc__),
+                f"{'PROMOTED; ' if promoted else ''}{happened}",
+                not promoted,
+            )
+
+
+def _standing(a: Attempts) -> tuple[dict[str, int], list[Any], int]:
+    """What an attempt must not change: aliases of champions, and decisions that promote."""
+    models = a.world.client.search_registered_models()
+    found = {
+        alias if model.name == MODEL else f"{model.name} {alias}": int(version)
+        for model in models
+        for alias, version in model.aliases.items()
+        if alias in ("champion", "previous")
+    }
+    records = AuditLog(a.world.store, a.stack.settings).records()
+    promoting = [r["sequence"] for r in records if r["event"] not in (CARRIED_OUT, "rejected")]
+    return found, promoting, len({model.name for model in models})
+
+
+@contextmanager
+def _product() -> Iterator[Attempts]:
+    with tempfile.TemporaryDirectory(prefix="breakhis-trust-") as name:
+        folder = Path(name)
+        home = folder / "home"
+        home.mkdir()
+        world = RegistryWorld.made(folder, f"sqlite:///{home / 'mlflow.db'}", ("made", "real"))
+        dags = folder / "dags"
+        dags.mkdir()
+        for dag in ("promote", "rollback", "withdraw", "audit"):
+            shutil.copy(PROJECT / "dags" / f"{dag}.py", dags)
+        (dags / "again.py").write_text(_AGAIN)
+        stack_module.DAGS = dags
+        stack = Stack(Settings(home=home, conf=world.conf, store=world.store.root))
+        try:
+            stack.up()
+            _wait_for_dags(stack)
+            yield Attempts(world, stack)
+        finally:
+            stack.down()
+
+
+def _wait_for_dags(stack: Stack) -> None:
+    wanted = {"promote", "rollback", "withdraw", "audit", "again"}
+    deadline = time.monotonic() + _SECONDS
+    while not wanted <= {dag["dag_id"] for dag in stack.api("admin").dags()}:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Airflow has not read {', '.join(sorted(wanted))}")
+        time.sleep(1)

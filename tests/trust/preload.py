@@ -1,0 +1,10 @@
+"""What every deciding process needs, imported once: each of them is a fork."""
+
+import mlflow
+import pandas  # noqa: F401
+
+import ml.promotion
+import tests.trust.concurrency  # noqa: F401
+
+assert mlflow.pyfunc
+assert ml.promotion
