@@ -6,12 +6,12 @@ from airflow.sdk import DAG, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.declared import dags_of
-from breakhis_airflow.notifications import Failure, notification_files, read_notifications, tell
+from breakhis_airflow.notifications import Failure, Review, notification_files, read_notifications, tell
 from ml.settings import settings
 
 DOC = """
-Is somebody told when something fails? A run of this DAG sends what a failing task would, by every notifier in `{file}`.
-It is green if all went out; the error of one that did not is in the task's log.
+Is somebody told when something fails, and when a review waits? A run of this DAG sends what a failing task and a review
+would, by every notifier in `{file}`. It is green if all went out; the error of one that did not is in the task's log.
 
 {notifiers}
 """
@@ -23,7 +23,7 @@ def trial(file: Path) -> DAG:
     with DAG(
         "try_notifications",
         description="Sends a trial message by each notifier in notifications.yaml.",
-        doc_md=DOC.format(file=file, notifiers="\n".join(f"- `{one.notifier}`" for one in wanted.on_failure)),
+        doc_md=DOC.format(file=file, notifiers="\n".join(f"- {where}: `{one.notifier}`" for where, one in wanted)),
         schedule=None,
         is_paused_upon_creation=False,
         default_args={"owner": "breakhis"},
@@ -33,11 +33,14 @@ def trial(file: Path) -> DAG:
 
         @task
         def send() -> None:
-            """Tell of a failure that was none."""
+            """Tell of a failure and of a review that are none."""
             context = get_current_context()
             ti = context["ti"]
             error = "This is a trial: nothing has failed."
-            problems = tell(wanted, context, Failure(ti.dag_id, ti.run_id, ti.task_id, error, ti.log_url, ()))
+            failure = Failure(ti.dag_id, ti.run_id, ti.task_id, error, ti.log_url, ())
+            review = Review("This is a trial: nothing waits for a review.", ti.log_url, "", settings().review_hours)
+            problems = tell(wanted.on_failure, context, failure=failure)
+            problems += tell(wanted.on_review, context, review=review)
             if problems:
                 raise AirflowFailException("; ".join(f"{type(one).__name__}: {one}" for one in problems))
 

@@ -119,6 +119,11 @@ class AirflowApi:
         """
         return self._call("GET", _hitl(dag, run, task))
 
+    def waiting(self) -> list[Json]:
+        """Airflow's record of every question to a person that nobody has answered: see :meth:`hitl_detail`."""
+        path = "/api/v2/dags/~/dagRuns/~/hitlDetails"
+        return self._all(path, "hitl_details", {"response_received": False})
+
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> Json:
         """Answer a question as this user. Status 409: somebody has answered; CredentialsError: not asked of this user.
 

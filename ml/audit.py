@@ -139,6 +139,14 @@ class AuditLog:
 CARRIED_OUT = "carried out"
 
 
+def decisions_of(store: Store, model: str | None = None) -> list[Json]:
+    """The decisions in the log, of one model or of all, the latest first. Without the key nothing of it is checked."""
+    names = [name for name in store.keys(_FOLDER) if name.endswith(".json")]
+    records = [record for name in names if (record := store.read(f"{_FOLDER}/{name}")[0])]
+    of_model = [one for one in records if one["event"] != CARRIED_OUT and model in (None, one["model"])]
+    return sorted(of_model, key=lambda one: -int(one["sequence"]))
+
+
 def anchor(record: Json) -> str:
     """What the registry is told of a model's last decision."""
     return f"{record['sequence']}:{record['code']}"

@@ -7,6 +7,7 @@ model's files. Its id is its hash: a decision about the evidence is a decision a
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -174,11 +175,24 @@ def judge(
         "review": review_body(bundle, oid, _links(facts, settings)),
     }
     if policy is None:
-        store.create("bundle", bundle, bundle)
+        shown = {CANDIDATE: facts, **({CHAMPION: champion} if champion else {})}
+        store.create("bundle", bundle, bundle, lambda folder: _copy_evaluations(shown, folder))
         client.log_dict(version.run_id, bundle, f"gates/{model}-v{version.version}/{oid}.json")
         client.set_model_version_tag(model, str(version.version), "breakhis.bundle", oid)
         client.set_model_version_tag(model, str(version.version), "breakhis.gates", _outcome(verdict))
     return result
+
+
+def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
+    """Put beside a bundle what its reviewer looks at: of candidate and champion, pictures, report and model card."""
+    import mlflow
+
+    for name, evidence in shown.items():
+        found = mlflow.artifacts.download_artifacts(run_id=evidence["run_id"], artifact_path="evaluation")
+        (folder / name).mkdir()
+        for file in Path(found).iterdir():
+            if file.suffix in {".png", ".html", ".md"}:
+                shutil.copyfile(file, folder / name / file.name)
 
 
 def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None) -> str:

@@ -1,17 +1,27 @@
-"""What Airflow loads at start: links on tasks, and the pages that serve validation reports."""
+"""What Airflow loads at start: links on tasks, the review page, and the pages that serve validation reports."""
 
 from typing import Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from breakhis_airflow.links import DataDocsLink, ModelVersionLink, QuarantineLink, RunLink
+from breakhis_airflow.links import DataDocsLink, ModelVersionLink, QuarantineLink, ReportLink, ReviewLink, RunLink
 
 
 class BreakhisPlugin(AirflowPlugin):
     """The links and pages of this system, for Airflow's UI."""
 
     name = "breakhis"
-    operator_extra_links: ClassVar = [RunLink(), ModelVersionLink(), DataDocsLink(), QuarantineLink()]
+    operator_extra_links: ClassVar = [
+        RunLink(),
+        ReportLink(),
+        ModelVersionLink(),
+        ReviewLink(),
+        DataDocsLink(),
+        QuarantineLink(),
+    ]
+    external_views: ClassVar = [
+        {"name": "Model reviews", "href": "/breakhis/reviews/", "destination": "nav", "url_route": "model-reviews"}
+    ]
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:

@@ -466,7 +466,7 @@ class Stack:
 
 def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
     """The ids of the DAGs that the YAML files ask for, and what is wrong with those files."""
-    ids = {PROMOTE, ROLLBACK, WITHDRAW, "audit"}
+    ids = {PROMOTE, ROLLBACK, WITHDRAW, "audit", "remind"}
     problems = []
 
     def collect(files: Callable[[], Iterable[Path]], name_of: Callable[[Path], str]) -> None:

@@ -47,6 +47,27 @@ class ModelVersionLink(_StageLink):
         return _mlflow(f"models/{quote(str(result['model']))}/versions/{quote(str(result['version']))}")
 
 
+class ReportLink(_StageLink):
+    """The report of a training, among its run's artifacts."""
+
+    name = "Report"
+
+    def address(self, result: Json) -> str:
+        """The artifact's page in MLflow."""
+        run = result.get("run_id")
+        return _mlflow(f"runs/{quote(str(run))}/artifacts/evaluation/report.html") if run else ""
+
+
+class ReviewLink(_StageLink):
+    """The candidate beside the champion, as its reviewer sees it; served by this plugin."""
+
+    name = "Review page"
+
+    def address(self, result: Json) -> str:
+        """The page of the bundle that was judged."""
+        return page(f"reviews/{result['bundle']}/") if result.get("bundle") else ""
+
+
 class DataDocsLink(_StageLink):
     """The report of a validation, served by this plugin."""
 
@@ -70,22 +91,27 @@ class QuarantineLink(_StageLink):
 LINKS: dict[str, tuple[_StageLink, ...]] = {
     "validate": (DataDocsLink(), QuarantineLink()),
     "publish": (DataDocsLink(), QuarantineLink()),
-    "train": (RunLink(),),
+    "train": (RunLink(), ReportLink()),
     "register": (ModelVersionLink(),),
-    "gate": (ModelVersionLink(),),
+    "gate": (ModelVersionLink(), ReviewLink()),
     "promote": (ModelVersionLink(),),
+    "rollback": (ModelVersionLink(),),
 }
 """The links of each stage's tasks."""
 
 
 def page(path: str) -> str:
     """The address of a page that this plugin serves; see :mod:`breakhis_airflow.web`."""
-    from airflow.sdk.configuration import conf
-
     from breakhis_airflow.web import PREFIX
 
-    base = conf.get("api", "base_url", fallback="/").rstrip("/") + "/"
-    return urljoin(base, f"{PREFIX.lstrip('/')}/{quote(path)}")
+    return root(f"{PREFIX.lstrip('/')}/{quote(path)}")
+
+
+def root(path: str) -> str:
+    """The address of one of Airflow's own pages."""
+    from airflow.sdk.configuration import conf
+
+    return urljoin(conf.get("api", "base_url", fallback="/").rstrip("/") + "/", path)
 
 
 def _report(result: Json, name: str) -> str:

@@ -1,13 +1,13 @@
-"""Tells people of failures, by Airflow's notifiers, as ``notifications.yaml`` beside the sources says.
+"""Tells people of failures and of reviews, by Airflow's notifiers, as ``notifications.yaml`` beside the sources says.
 
-The callback is the tasks' and not the DAGs': Airflow calls that where the task ran, once, after the last retry, with
-the exception. A DAG's is called by the DAG processor, which knows neither the error nor the result. Tasks behind the
-one that failed do not run and are not told of: a run in which one task fails sends one message.
+The callback of failures is the tasks' and not the DAGs': Airflow calls that where the task ran, once, after the last
+retry, with the exception. A DAG's is called by the DAG processor, which knows neither the error nor the result. Tasks
+behind the one that failed do not run and are not told of: a run in which one task fails sends one message.
 """
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
@@ -51,6 +51,15 @@ class Notifications(Declared):
     """What may stand in notifications.yaml."""
 
     on_failure: tuple[Notification, ...] = Field((), description="Who is told when a task has failed for good.")
+    on_review: tuple[Notification, ...] = Field(
+        (), description="Who is told when a review waits, and again when half of its time has passed."
+    )
+
+    def __iter__(self) -> Iterator[tuple[str, Notification]]:  # type: ignore[override]
+        """Every notifier, with where it stands."""
+        for field in self.__class__.model_fields:
+            for number, notification in enumerate(getattr(self, field)):
+                yield f"{field}.{number}", notification
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,46 @@ class Failure:
         return [("Log", self.log_url), *self.links]
 
 
+@dataclass(frozen=True)
+class Review:
+    """A review that waits; templates find it as ``review``."""
+
+    question: str
+    form: str
+    """Address of the answer form."""
+    page: str
+    """Address of the review page, or empty."""
+    hours_left: float
+    """Until it counts as rejected."""
+    reminder: bool = False
+
+    @property
+    def subject(self) -> str:
+        """One line."""
+        return f"{'Reminder: ' if self.reminder else ''}{self.question}"
+
+    @property
+    def text(self) -> str:
+        """The whole message, as plain text."""
+        lines = [self.question, "", f"Without an answer within {self.hours_left:.0f} hours it is rejected.", ""]
+        return "\n".join([*lines, *(f"{name}: {address}" for name, address in self._addresses())])
+
+    @property
+    def html(self) -> str:
+        """The whole message, as HTML."""
+        links = "".join(f'<li><a href="{escape(address)}">{name}</a></li>' for name, address in self._addresses())
+        left = f"Without an answer within {self.hours_left:.0f} hours it is rejected."
+        return f"<p><b>{escape(self.question)}</b></p><p>{left}</p><ul>{links}</ul>"
+
+    def _addresses(self) -> list[tuple[str, str]]:
+        return [*([("Evidence", self.page)] if self.page else []), ("Answer", self.form)]
+
+
 def notification_files(conf: Path) -> list[Path]:
     """The file, if it is there and says anything, be it wrong."""
     file = conf / "notifications.yaml"
     try:
-        return [file] if _read(file).on_failure else []
+        return [file] if list(_read(file)) else []
     except ConfigError:
         return [file]
 
@@ -108,7 +152,7 @@ def read_notifications(file: Path) -> Notifications:
         ConfigError: the file does not fit, or what it names is no notifier or does not take its arguments; says which.
     """
     wanted = _read(file)
-    for number, notification in enumerate(wanted.on_failure):
+    for where, notification in wanted:
         try:
             notifier = _make(notification)
             environment = notifier.get_template_env()
@@ -116,34 +160,48 @@ def read_notifications(file: Path) -> Notifications:
                 for _, text in _leaves({field: getattr(notifier, field)}):
                     environment.from_string(text)
         except Exception as error:  # whatever somebody else's constructor finds
-            where = f"on_failure.{number}: {notification.notifier}"
-            raise ConfigError(f"{file}: {where}: {' '.join(str(error).split()) or type(error).__name__}") from error
+            named = f"{where}: {notification.notifier}"
+            raise ConfigError(f"{file}: {named}: {' '.join(str(error).split()) or type(error).__name__}") from error
     return wanted
 
 
-def tell(wanted: Notifications, context: Mapping[str, Any], failure: Failure) -> list[Exception]:
-    """Send everything that is wanted of one failure; returns what went wrong with that. None keeps back another."""
+def tell(wanted: Sequence[Notification], context: Mapping[str, Any], **message: Failure | Review) -> list[Exception]:
+    """Send a message by each of these notifiers; returns what went wrong with that. None keeps back another.
+
+    Args:
+        wanted: the notifiers.
+        context: of the task that tells.
+        message: ``failure`` or ``review``, as templates find it.
+    """
     problems: list[Exception] = []
-    for notification in wanted.on_failure:
+    for notification in wanted:
         try:
             # Made anew each time: a notifier fills in its own templates in place.
-            _make(notification)({**context, "failure": failure})
+            _make(notification)({**context, **message})
         except Exception as error:
-            log.exception("%s could not tell of the failure", notification.notifier)
+            log.exception("%s could not tell of it", notification.notifier)
             problems.append(error)
     return problems
 
 
 def tell_of_failure(context: Mapping[str, Any]) -> None:
     """The callback of every task; see :data:`breakhis_airflow.operators.DEFAULT_ARGS`."""
+    if wanted := _wanted().on_failure:
+        tell(wanted, context, failure=failure_of(context))
+
+
+def tell_of_review(context: Mapping[str, Any], review: Review) -> None:
+    """Tell of a review that waits. Where that goes wrong, it is in the log, and the review waits all the same."""
+    tell(_wanted().on_review, context, review=review)
+
+
+def _wanted() -> Notifications:
     file = settings().conf / "notifications.yaml"
     try:
-        wanted = _read(file)
+        return _read(file)
     except ConfigError as error:
-        log.error("Nobody is told of this failure: %s", error)
-        return
-    if wanted.on_failure:
-        tell(wanted, context, failure_of(context))
+        log.error("Nobody is told: %s", error)
+        return Notifications()
 
 
 def failure_of(context: Mapping[str, Any]) -> Failure:

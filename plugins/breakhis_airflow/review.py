@@ -1,13 +1,17 @@
 """The question to a reviewer: may this model version become the champion?"""
 
+import re
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from breakhis_airflow.links import page, root
+from breakhis_airflow.notifications import Review, tell_of_review
 from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 from ml.settings import settings
 
@@ -70,6 +74,9 @@ class ReviewOperator(HITLOperator):
                 answered = context["ti"].xcom_pull(task_ids=before.task_id)
                 if answered and answered["chosen_options"] == [REJECT]:
                     raise AirflowSkipException(f"{before.task_id} was answered with {REJECT}")
+        ti = context["ti"]
+        form = form_of(ti.dag_id, ti.run_id, ti.task_id)
+        tell_of_review(context, Review(self.subject, form, page_of(self.body), settings().review_hours))
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -91,3 +98,14 @@ class ReviewOperator(HITLOperator):
             f"This review does not count: {what}. Nothing was promoted. To be asked again, clear the task "
             f"'{self.task_id}' (with those after it) and answer with a reason of at least {SHORTEST_REASON} letters."
         )
+
+
+def form_of(dag: str, run: str, task: str) -> str:
+    """The address of Airflow's answer form of a review."""
+    return root(f"dags/{quote(dag)}/runs/{quote(run)}/tasks/{quote(task)}/required_actions")
+
+
+def page_of(body: str | None) -> str:
+    """The address of the review page that belongs to the body of a review, or nothing."""
+    found = re.search(r"bundle-[0-9a-f]{12}", body or "")
+    return page(f"reviews/{found.group()}/") if found else ""

@@ -1,7 +1,8 @@
-"""Pages under /breakhis: the validation reports in the store, for everybody who is logged in to Airflow.
+"""Pages under /breakhis, for everybody who is logged in to Airflow.
 
-/breakhis/docs/<validation>/…  a report
+/breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
+/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.reviews`
 """
 
 import mimetypes
@@ -10,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ml.errors import StoreError
+from ml.reviews import PROMOTE
 from ml.settings import settings
 from ml.store import Store
 from ml.yamlfile import NAME_PATTERN
@@ -28,16 +30,22 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "private, max-age=3600",  # reports are immutable, but readers log out
 }
+_FRESH = {**_HEADERS, "Cache-Control": "no-store"}
 
 
 def create_app() -> Any:
     """The FastAPI application."""
-    from airflow.api_fastapi.core_api.security import get_user
+    from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
     from fastapi import Depends, FastAPI, HTTPException
-    from fastapi.responses import FileResponse, RedirectResponse
+    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+
+    from breakhis_airflow import reviews
 
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
-    app = FastAPI(title="BreakHis reports", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
+
+    # Who may see the DAG in which reviews are answered.
+    may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
 
     @app.get("/docs/{validation}/{path:path}", dependencies=[Depends(get_user)])
     def report(validation: str, path: str) -> FileResponse:
@@ -58,6 +66,29 @@ def create_app() -> Any:
             raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"
         return RedirectResponse(address, headers={"Cache-Control": "no-store"})
+
+    @app.get("/reviews/", dependencies=[Depends(may_read)])
+    def list_reviews() -> HTMLResponse:
+        """What waits for a reviewer, and what was decided."""
+        return HTMLResponse(reviews.render_list(reviews.waiting_reviews(), Store(settings().store)), headers=_FRESH)
+
+    @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
+    def review(bundle: str) -> HTMLResponse:
+        """One candidate beside the champion."""
+        try:
+            page = reviews.render_review(bundle, reviews.waiting_reviews(), Store(settings().store))
+        except StoreError as error:
+            raise HTTPException(404, str(error)) from None
+        return HTMLResponse(page, headers=_FRESH)
+
+    @app.get("/reviews/{bundle}/{whose}/{name}", dependencies=[Depends(may_read)])
+    def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
+        """A picture or report of the candidate or the champion."""
+        try:
+            file = reviews.bundle_file(bundle, whose, name, Store(settings().store))
+        except StoreError as error:
+            raise HTTPException(404, str(error)) from None
+        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_HEADERS)
 
     return app
 

@@ -413,7 +413,7 @@ def test_expected_dags_come_from_the_yaml_files(settings: Settings, tmp_path: Pa
     extra = tmp_path / "extra.yaml"
     extra.write_text(TRAINING_SET.format(name="extra", source="./two.yaml"))
     ids, problems = expected_dags(settings.model_copy(update={"training_sets": (extra,)}))
-    of_no_file = {"promote", "rollback", "withdraw", "audit"}
+    of_no_file = {"promote", "rollback", "withdraw", "audit", "remind"}
     assert ids == {*of_no_file, "ingest_one", "ingest_two", "retrain_one", "retrain_extra"}
     assert len(problems) == 1
     assert "bad.yaml" in problems[0]
@@ -448,7 +448,7 @@ def check(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(dags: list[dict[str, Any]], errors: list[dict[str, Any]]) -> list[str]:
         stack = Stack(settings)
-        always = [dag(name) for name in ("rollback", "withdraw", "audit")]
+        always = [dag(name) for name in ("rollback", "withdraw", "audit", "remind")]
         monkeypatch.setattr(stack, "api", lambda user: Dags([*dags, *always], errors))
         return stack.check_dags(state)
 

@@ -40,7 +40,7 @@ with DAG("promote", schedule=None):
         retry_delay=timedelta(seconds=1),
     )
 
-for name in ("rollback", "withdraw", "audit"):
+for name in ("rollback", "withdraw", "audit", "remind"):
     with DAG(name, schedule=None) as globals()[name]:
         values()
 """

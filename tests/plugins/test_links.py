@@ -24,6 +24,15 @@ def test_a_version_leads_to_the_registry(name):
     assert link(name, {"model": "demo-binary", "version": 3}) == "http://mlflow:5000/#/models/demo-binary/versions/3"
 
 
+def test_a_training_leads_to_its_report_and_a_gate_to_the_review_page():
+    train, gate = stage("train"), stage("gate")
+    train.stage_result, gate.stage_result = {"run_id": "abc"}, {"bundle": "bundle-0123456789ab"}
+    report = train.operator_extra_links[1].get_link(train, ti_key=None)
+    assert report == "http://mlflow:5000/#/runs/abc/artifacts/evaluation/report.html"
+    review = gate.operator_extra_links[1].get_link(gate, ti_key=None)
+    assert review.endswith("/breakhis/reviews/bundle-0123456789ab/")
+
+
 def test_a_validation_leads_to_its_report(monkeypatch):
     result = {"validation": "validation-0123456789ab"}
     page = "/breakhis/docs/validation-0123456789ab/index.html"

@@ -16,7 +16,14 @@ from airflow.callbacks.callback_requests import TaskCallbackRequest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.dag_processing.processor import _execute_task_callbacks
 
-from breakhis_airflow.notifications import Failure, notification_files, read_notifications, tell
+from breakhis_airflow.notifications import (
+    Failure,
+    Review,
+    notification_files,
+    read_notifications,
+    tell,
+    tell_of_review,
+)
 from ml.errors import ConfigError
 from ml.settings import PROJECT
 
@@ -141,9 +148,35 @@ def test_what_came_with_the_data_is_escaped():
 def test_a_notifier_that_fails_keeps_back_no_other(conf, mails):
     lost = SMTP.replace("smtp_default", "no_such_connection")
     wanted = read_notifications(write(conf, lost + SMTP.removeprefix("\non_failure:\n")))
-    problems = tell(wanted, {}, Failure("d", "r", "t", "an error", "http://a/log", ()))
+    problems = tell(wanted.on_failure, {}, failure=Failure("d", "r", "t", "an error", "http://a/log", ()))
     assert len(mails) == 1
     assert ["not found" in str(one) for one in problems] == [True]
+
+
+REVIEW = SMTP.replace("on_failure", "on_review").replace("failure.", "review.")
+
+
+def test_a_review_is_told_of(conf, mails):
+    wanted = read_notifications(write(conf, REVIEW))
+    assert (wanted.on_failure, len(wanted.on_review)) == ((), 1)
+    review = Review("Promote <m> version 3?", "http://a/form", "http://a/page", 23.6, reminder=True)
+    tell_of_review({}, review)
+    (mail,) = mails
+    assert mail["subject"] == "Reminder: Promote <m> version 3?"
+    assert "Promote &lt;m&gt; version 3?" in mail.get_body().get_content()
+    assert "Without an answer within 24 hours it is rejected." in mail.get_body().get_content()
+    assert "http://a/page" in mail.get_body().get_content()
+    assert review.text.endswith("Evidence: http://a/page\nAnswer: http://a/form")
+
+
+def test_a_review_waits_though_nobody_can_be_told(conf, caplog):
+    write(conf, "on_review: 7\n")
+    tell_of_review({}, Review("Promote?", "http://a/form", "", 1))
+
+
+def test_a_wrong_notifier_of_reviews_says_where(conf):
+    with pytest.raises(ConfigError, match=r"on_review\.0: nonsense"):
+        read_notifications(write(conf, "on_review: [{notifier: nonsense}]\n"))
 
 
 # --- real runs ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.sdk import DAG
+
+from breakhis_airflow import reminders
+from breakhis_airflow.review import ReviewOperator
+from ml.airflow_api import AirflowApi
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def told(monkeypatch, store):
+    """What was told, of three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
+    monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
+    monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:x@localhost:1")
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
+    sent = []
+    monkeypatch.setattr(reminders, "tell_of_review", lambda context, review: sent.append(review))
+
+    def detail(run, hours, dag="promote"):
+        return {
+            "task_instance": {"id": run, "dag_id": dag, "dag_run_id": run, "task_id": "review"},
+            "created_at": (NOW - timedelta(hours=hours)).isoformat(),
+            "subject": f"Promote {run}?",
+            "body": "judged as `bundle-0123456789ab`",
+        }
+
+    record = [detail("old", 30), detail("young", 2), detail("other", 30, dag="somebodys"), detail("over", 49)]
+    monkeypatch.setattr(AirflowApi, "waiting", lambda self: record)
+    return sent
+
+
+def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(told):
+    assert reminders.remind({}, NOW) == ["old"]
+    (review,) = told
+    assert review.subject == "Reminder: Promote old?"
+    assert review.form == "https://airflow.example/dags/promote/runs/old/tasks/review/required_actions"
+    assert review.page == "https://airflow.example/breakhis/reviews/bundle-0123456789ab/"
+    assert review.hours_left == pytest.approx(18)
+    assert reminders.remind({}, NOW + timedelta(hours=1)) == []
+    assert reminders.remind({}, NOW + timedelta(hours=23)) == ["young"]
+
+
+def test_who_is_asked_is_told_at_once(monkeypatch):
+    from breakhis_airflow import review
+
+    sent = []
+    monkeypatch.setattr(review, "tell_of_review", lambda context, message: sent.append(message))
+    monkeypatch.setattr(review.HITLOperator, "execute", lambda self, context: None)
+    with DAG("promote"):
+        task = ReviewOperator(task_id="review", subject="Promote?", body="judged as `bundle-0123456789ab`")
+
+    class Instance:
+        dag_id, run_id, task_id = "promote", "m v1", "review"
+
+    task.execute({"ti": Instance})
+    (message,) = sent
+    assert message.form.endswith("/dags/promote/runs/m%20v1/tasks/review/required_actions")
+    assert message.page.endswith("/breakhis/reviews/bundle-0123456789ab/")
+    assert not message.reminder
