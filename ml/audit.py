@@ -79,30 +79,34 @@ class AuditLog:
         """Where a record lies."""
         return self._store.uri(_key(record["sequence"]))
 
-    def verify(self, anchors: Mapping[str, str]) -> list[str]:
+    def verify(self, anchors: Mapping[str, str], model: str | None = None) -> list[str]:
         """Everything that is wrong with the log, in plain words; nothing if it is whole.
 
         Args:
-            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor`.
+            anchors: model -> what its tag in the registry says of its last decision, as of :func:`anchor`.
+            model: the only one whose anchor is looked at; default: all.
         """
         records, faults = self._read()
         by_number = {record["sequence"]: record for record in records}
         carried_out = {record["model"]: max(record["of"]) for record in records if record["event"] == CARRIED_OUT}
-        for model, said in sorted(anchors.items()):
+        if model is not None:
+            anchors = {name: said for name, said in anchors.items() if name == model}
+            carried_out = {name: number for name, number in carried_out.items() if name == model}
+        for name, said in sorted(anchors.items()):
             number, _, code = said.partition(":")
             record = by_number.get(int(number)) if number.isdecimal() else None
             if record is None:
                 faults.append(
-                    f"record {number} of {model}, which the registry knows, is not there: the log's end was cut off"
+                    f"record {number} of {name}, which the registry knows, is not there: the log's end was cut off"
                 )
-            elif int(number) < carried_out.get(model, 0):
-                faults.append(f"the registry was set back: it knows record {number} of {model} and none after it")
-            elif not hmac.compare_digest(record["code"], code) or record["model"] != model:
-                faults.append(f"record {number} is not the one that the registry knows of {model}")
+            elif int(number) < carried_out.get(name, 0):
+                faults.append(f"the registry was set back: it knows record {number} of {name} and none after it")
+            elif not hmac.compare_digest(record["code"], code) or record["model"] != name:
+                faults.append(f"record {number} is not the one that the registry knows of {name}")
         faults += [
-            f"the registry knows of no record of {model}, but record {number} was carried out: its tag was removed"
-            for model, number in sorted(carried_out.items())
-            if model not in anchors
+            f"the registry knows of no record of {name}, but record {number} was carried out: its tag was removed"
+            for name, number in sorted(carried_out.items())
+            if name not in anchors
         ]
         return faults
 

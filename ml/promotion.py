@@ -394,7 +394,7 @@ def settle(model: str, log: AuditLog, settings: Settings) -> None:
         Refused: the registry knows of records that the log has not: its end was cut off.
     """
     told = anchored(model, settings)
-    if faults := log.verify({model: told} if told else {}):
+    if faults := log.verify({model: told} if told else {}, model):
         raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
     late = False
     while True:

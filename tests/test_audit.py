@@ -107,6 +107,13 @@ def test_the_registrys_tag_taken_away_or_set_back_shows(log):
     assert log.verify({"m-binary": "nonsense"})
 
 
+def test_what_is_wrong_with_another_model_is_not_this_ones_fault(log):
+    log.append(CARRIED_OUT, "m-binary", of=[4])
+    assert log.verify({}, "m-subtype") == []
+    assert "its tag was removed" in log.verify({}, "m-binary")[0]
+    assert log.verify({"m-subtype": "99:0"}, "m-binary")[0].startswith("the registry knows of no record of m-binary")
+
+
 def test_another_key(log, tmp_path):
     assert any("under another key" in fault for fault in open_log(tmp_path, "other").verify({}))
 

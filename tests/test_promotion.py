@@ -73,7 +73,7 @@ def airflow(world, monkeypatch):
         record.details = {"review": answer(body, **only)}
         return record
 
-    answered.back = asked_back
+    answered.back, answered.record = asked_back, record
     return answered
 
 
@@ -224,6 +224,25 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     airflow(second)
     assert promote(world, second, "made-binary-v2")["previous"] == 1
     assert aliases(world) == {"champion": 2, "previous": 1}
+    assert is_whole(world)
+
+
+def test_two_models_share_a_log(world, airflow):
+    (world.conf / "training_sets" / "other.yaml").write_text(
+        "name: other\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
+    )
+    dataset = made_up.dataset(world.store, made_up.rows(made_up.every_class()), set_name="other")
+    tags = {"breakhis.set": "other", "breakhis.dataset": dataset}
+    for made in ({}, tags, {}, tags):
+        registered = register_run(world.run(**made), world.store, world.settings)
+        airflow(registered)
+        model, version = registered["model"], str(registered["version"])
+        body = judge(model, version, world.store, world.settings)["review"]
+        airflow.record.details["review"]["body"] = body
+        promote(world, registered, f"{model}-v{version}")
+    for model in ("made-binary", "other-binary"):
+        found = world.client.get_registered_model(model).aliases
+        assert {alias: int(version) for alias, version in found.items()} == {"champion": 2, "previous": 1}
     assert is_whole(world)
 
 

@@ -371,8 +371,16 @@ class Stack:
     def _set_pools(self) -> None:
         api = self.api("admin")
         slots = gpu_slots(self.settings)
-        api.set_pool("gpu", slots, "Trainings at a time: one per GPU; two on a machine without")
-        api.set_pool("promotion", 1, "Promotions change the registry one after the other")
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while True:
+            try:
+                api.set_pool("gpu", slots, "Trainings at a time: one per GPU; two on a machine without")
+                api.set_pool("promotion", 1, "Promotions change the registry one after the other")
+                return
+            except TryAgain:  # just started and on SQLite, a busy Airflow can find its database locked
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def _new_log(self, name: str) -> Path:
         log = self.home / "logs" / f"{name}.log"

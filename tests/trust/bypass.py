@@ -413,7 +413,8 @@ def _standing(a: Attempts) -> tuple[dict[str, int], list[Any], int]:
         for alias, version in model.aliases.items()
         if alias in ("champion", "previous")
     }
-    records = AuditLog(a.world.store, a.stack.settings).records()
+    own = Settings(home=a.stack.home, store=a.world.store.root)  # which has the key, now that the stack made one
+    records = AuditLog(a.world.store, own).records()
     promoting = [r["sequence"] for r in records if r["event"] not in (CARRIED_OUT, "rejected")]
     return found, promoting, len({model.name for model in models})
 
