@@ -40,6 +40,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
 
     Raises:
         RegistryError: no such run, or it is unfinished or not a training run of ours.
+        Refused: it says that it is of another training set than its dataset is.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -49,6 +50,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     tags = run.data.tags
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
     training_set_of(model, settings)  # a set that no YAML declares has no policy, so its model could never be judged
+    _check_set(run_id, tags, store)
     known = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
     if known:
         version = min(known, key=lambda v: int(v.version))
@@ -74,6 +76,16 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     return {"model": model, "version": int(number), "evidence": oid}
 
 
+def _check_set(run_id: str, tags: dict[str, str], store: Store) -> None:
+    """Make sure that a run is of the training set that it says: who may log may set tags; a dataset is what it is."""
+    of_set = store.meta(tags["breakhis.dataset"])["set"]
+    if of_set != tags["breakhis.set"]:
+        raise Refused(
+            f"run {run_id} says that it is of the training set {tags['breakhis.set']}, but it was trained on "
+            f"{tags['breakhis.dataset']}, of the set {of_set}"
+        )
+
+
 def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) -> Json:
     """What a model version is and what it scored, read anew from MLflow and the store.
 
@@ -86,18 +98,14 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
     client = connect(settings)
     run = _training_run(client, version.run_id)
     tags = run.data.tags
+    _check_set(version.run_id, tags, store)
     try:
         artifacts = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation"))
         evaluation = json.loads((artifacts / "metrics.json").read_bytes())
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
-    split, of_set = store.meta(tags["breakhis.split"]), store.meta(tags["breakhis.dataset"])["set"]
-    if of_set != tags["breakhis.set"]:  # a tag can be set by whoever may log; a dataset is what it is
-        raise Refused(
-            f"{version.name} version {version.version}: run {version.run_id} says that it is of the training set "
-            f"{tags['breakhis.set']}, but it was trained on {tags['breakhis.dataset']}, of the set {of_set}"
-        )
+    split = store.meta(tags["breakhis.split"])
     sources = store.meta(tags["breakhis.dataset"])["sources"]
     validations = {name: store.meta(source)["validation"] for name, source in sources.items()}
     return {

@@ -127,6 +127,15 @@ def test_runs_that_cannot_be_registered(world):
         register_run(stranger, world.store, world.settings)
 
 
+def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
+    (world.conf / "training_sets" / "real.yaml").write_text(
+        "name: real\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
+    )
+    with pytest.raises(Refused, match="says that it is of the training set real, but it was trained on dataset-"):
+        register_run(world.run(**{"breakhis.set": "real"}), world.store, world.settings)
+    assert world.client.search_registered_models() == []
+
+
 def test_gate_passes_and_records_its_verdict(world):
     registered = register_run(world.run(), world.store, world.settings)
     verdict = judge("made-binary", "1", world.store, world.settings)

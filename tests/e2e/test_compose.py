@@ -210,7 +210,9 @@ _NEEDED = {
     "s3": {"S3_SECRET"},
     "buckets": {"S3_SECRET"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY", "S3_SECRET"},
-    "airflow-init": {*_AIRFLOW, "S3_SECRET", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_PASSWORD", "SERVICE_PASSWORD"},
+    "airflow-init": {
+        *(*_AIRFLOW, "S3_SECRET", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_PASSWORD", "SERVICE_PASSWORD", "AUDIT_KEY")
+    },
     "apiserver": {
         *(*_AIRFLOW, "S3_SECRET", "SERVICE_PASSWORD"),
         *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER")),

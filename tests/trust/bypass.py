@@ -398,14 +398,12 @@ def rows() -> Iterator[Row]:
             )
         for attempt in ATTEMPTS:
             before = _standing(a)
-            happened = attempt(a)
-            after = _standing(a)
-            promoted = after != before
-            yield Row(
-                str(attempt.__doc__),
-                f"{'PROMOTED; ' if promoted else ''}{happened}",
-                not promoted,
-            )
+            try:
+                happened, tried = attempt(a), True
+            except RuntimeError as error:
+                happened, tried = f"could not be tried: {error}", False
+            promoted = _standing(a) != before
+            yield Row(str(attempt.__doc__), f"{'PROMOTED; ' if promoted else ''}{happened}", tried and not promoted)
 
 
 def _standing(a: Attempts) -> tuple[dict[str, int], list[Any], int]:
