@@ -39,6 +39,7 @@ Plan = Sequence[tuple[View, Collection[str]]]
 
 _PART = 512  # images a cache part: 2.6 MB of features
 _AHEAD = 3  # batches that wait for the backbone
+_AT_ONCE = 2  # pictures that OpenVINO computes together: what comes of more does not stay in a core's cache
 
 
 class Extractor(Protocol):
@@ -54,11 +55,12 @@ class Extractor(Protocol):
 class OpenVINO:
     """The backbone on the CPU: two to three times as fast as TensorFlow there, with the same numbers.
 
-    Without the precision hint OpenVINO would take bfloat16 on a CPU that has it, which is 14% off and slower.
+    Each core works on pictures of its own, a pair at a time: a fifth faster than all cores on one larger batch. Without
+    the precision hint OpenVINO would take bfloat16 on a CPU that has it, which is 14% off and slower.
     """
 
     name = "openvino"
-    batch = 8
+    batch = 32
 
     def __init__(self, weights: str, store: Store, cache: Path) -> None:
         import openvino
@@ -68,17 +70,24 @@ class OpenVINO:
         file = cache / "openvino" / f"{weights}-{openvino.__version__.split('-')[0]}" / "backbone.xml"
         if not file.exists():
             self._convert(weights, store, file)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self._network = openvino.Core().compile_model(file, "CPU", settings)
-        self._input = np.empty((self.batch, SIZE, SIZE, 3), np.float32)
+        core = openvino.Core()
+        network = core.read_model(file)
+        network.reshape([_AT_ONCE, SIZE, SIZE, 3])
+        settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        self._queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", settings))
+        self._queue.set_callback(_keep)
+        # One for each request, and the same memory each time, which OpenVINO reads in place.
+        self._inputs = [np.zeros((_AT_ONCE, SIZE, SIZE, 3), np.float32) for _ in range(len(self._queue))]
 
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
-        if len(pixels) > len(self._input):
-            return np.concatenate([self(pixels[k : k + self.batch]) for k in range(0, len(pixels), self.batch)])
-        given = self._input[: len(pixels)]  # the same memory each time, which OpenVINO reads in place
-        np.copyto(given, pixels)
-        result: Features = np.array(self._network(given, share_inputs=True)[0])
+        result = np.empty((len(pixels), FEATURES), np.float32)
+        for start in range(0, len(pixels), _AT_ONCE):
+            given = self._inputs[self._queue.get_idle_request_id()]
+            some = pixels[start : start + _AT_ONCE]
+            given[: len(some)] = some  # behind the last ones lies what was there before; nobody looks at its features
+            self._queue.start_async(given, result[start : start + _AT_ONCE], share_inputs=True)
+        self._queue.wait_all()
         return result
 
     @staticmethod
@@ -98,6 +107,10 @@ class OpenVINO:
         openvino.save_model(network, scratch, compress_to_fp16=False)
         scratch.with_suffix(".bin").replace(file.with_suffix(".bin"))
         scratch.replace(file)
+
+
+def _keep(request: Any, rows: Features) -> None:
+    rows[:] = request.get_output_tensor().data[: len(rows)]
 
 
 class TensorFlow:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ml.presets import Augmentation, Views
 
-_AS_IT_IS: Json = {"view": "identity", "size": SIZE, "resize": "pillow-bicubic", "version": 1}
+_AS_IT_IS: Json = {"view": "identity", "size": SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
 _VERSION = 1
 
 _SHIFT = 0.2

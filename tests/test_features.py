@@ -111,12 +111,12 @@ def test_a_tenth_more_images_costs_only_them(world):
     assert len(world.store.keys(cache(world).prefix)) == 2
 
 
-def test_the_name_of_what_was_cached_before_there_were_views(world):
+def test_a_cache_keeps_its_name_until_pixels_are_made_another_way(world):
     from ml.store import digest
 
     key = {
         "weights": "weights-1",
-        "view": {"view": "identity", "size": 224, "resize": "pillow-bicubic", "version": 1},
+        "view": {"view": "identity", "size": 224, "resize": "pillow-reduce-bicubic", "version": 2},
         "backend": "openvino",
         "precision": "float32",
     }

@@ -24,10 +24,10 @@ def picture(seed: int = 0) -> np.ndarray:
 ALL = augmentation(flips=True, rotations=True, hed=0.05, brightness=0.1, contrast=0.1)
 
 
-def test_view_0_is_the_picture_and_its_cache_the_one_there_was():
+def test_view_0_is_the_picture_and_its_cache_keeps_its_name():
     assert IDENTITY.apply(picture(), "a") is not None
     assert np.array_equal(IDENTITY.apply(picture(), "a"), picture())
-    assert IDENTITY.key == {"view": "identity", "size": 224, "resize": "pillow-bicubic", "version": 1}
+    assert IDENTITY.key == {"view": "identity", "size": 224, "resize": "pillow-reduce-bicubic", "version": 2}
 
 
 def test_a_view_is_the_same_in_another_process():
