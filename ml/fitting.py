@@ -391,6 +391,9 @@ def unfrozen(backbone: "keras.Model", spec: FineTuning, *, mixed: bool = False) 
         config = _in_float16(backbone.get_config())
         half = keras.Model.from_config(config)
         half.set_weights(backbone.get_weights())
+        for layer in half.layers:
+            if isinstance(layer, keras.layers.Normalization):  # keeps what it computes with apart from its weights
+                layer.finalize_state()
         backbone = half
     backbone.trainable = True
     frozen = tuple(f"block{number}" for number in range(1, 8 - spec.blocks))

@@ -21,6 +21,9 @@ Pixels = NDArray[np.uint8]
 SIZE = 224
 """Side of the network's input in pixels."""
 
+PREPARATION = {"size": SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
+"""Names what :func:`resize` does. A cache or a model of another one is not for pictures that are made by this."""
+
 MAX_PIXELS = 100_000_000
 """Pictures larger than this are refused before they are decoded (a decompression bomb, or a whole slide)."""
 

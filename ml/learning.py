@@ -18,11 +18,11 @@ from ml import crossvalidation
 from ml.checkpoints import Checkpoint
 from ml.crossvalidation import Choice, Fold, Predicted
 from ml.decision import Rule
-from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
+from ml.devices import has_gpu, name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError
 from ml.evaluation import Scores, check_both_classes
 from ml.features import FeatureCache, Features, extract
-from ml.fitting import Examples, Fitter, History, learnt_shares
+from ml.fitting import Examples, Fitter, History, fine_tunes, learnt_shares
 from ml.models import FEATURES, Weights, load_backbone
 from ml.pixels import PixelCache
 from ml.presets import Preset, Recipe
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Indices = NDArray[np.int64]
+
+_VERSION = 2
+"""Raised whenever the same inputs come to another result: what was trained before is then trained anew."""
 
 OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
 
@@ -127,7 +130,8 @@ def prepared(
             views += wanted
         features.flush()
         # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
-        inputs = digest([task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id])
+        tunes = fine_tunes(recipe.fine_tuning)  # "where there is a GPU": the same recipe, and another result
+        inputs = digest([_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, tunes])
         inputs = digest([inputs, content.hexdigest()])
         groups = rows[COLUMNS[split.group]].to_numpy(dtype=str)
         yield Prepared(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, inputs)
@@ -157,8 +161,10 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     quiet_tensorflow()
     import tensorflow as tf
 
-    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
-    tf.config.experimental.enable_op_determinism()
+    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time. On a GPU
+    # TensorFlow has no such gradient of a depthwise convolution's kernel: it would refuse to fine-tune at all.
+    if not (fine_tunes(recipe.fine_tuning) and has_gpu()):
+        tf.config.experimental.enable_op_determinism()
     pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
     examples = Examples(
         task,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import ml
 from ml.decision import Rule
-from ml.imaging import SIZE
+from ml.imaging import PREPARATION
 from ml.store import Json
 from ml.taxonomy import Task, classes
 
@@ -46,7 +46,14 @@ def log_classifier(
     outputs += [ColSpec("string", name) for name in ("model_version", "run_id")]
     # One column of anything, without a name: under a name MLflow would take neither a path nor a list.
     signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema(outputs))
-    kept = {**facts, "task": task, "classes": list(names), **rule.to_json(), "run_id": run_id, "size": SIZE}
+    kept = {
+        **facts,
+        "task": task,
+        "classes": list(names),
+        **rule.to_json(),
+        "run_id": run_id,
+        "preparation": PREPARATION,
+    }
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():
         # MLflow warns of pandas' coming changes in its own code.
         warnings.filterwarnings("ignore", message="Operation with range is deprecated")

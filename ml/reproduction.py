@@ -29,7 +29,7 @@ from ml.settings import Settings
 from ml.splits import split_dataset
 from ml.store import Json, Store, digest
 from ml.taxonomy import MAGNIFICATIONS, TASKS, Task
-from ml.tracking import connect
+from ml.tracking import use_experiment
 from ml.training_sets import TrainingSet, assemble
 
 if TYPE_CHECKING:
@@ -362,10 +362,9 @@ def _write(facts: Json, output: Path) -> None:
 
 
 def _log(facts: Json, output: Path, settings: Settings) -> str:
-    connect(settings)
+    use_experiment(facts["set"], settings)
     import mlflow
 
-    mlflow.set_experiment(facts["set"])
     with mlflow.start_run(run_name="reproduce") as run:
         tags = {name: facts[name] for name in ("dataset", "split", "set")}
         mlflow.set_tags({f"breakhis.{name}": value for name, value in {**tags, "kind": "reproduction"}.items()})

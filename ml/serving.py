@@ -19,8 +19,8 @@ import yaml
 
 from ml.decision import Rule
 from ml.devices import quiet_tensorflow
-from ml.errors import ImageError
-from ml.imaging import MIN_SIDE, Pixels, decode, read_image, resize
+from ml.errors import ImageError, RegistryError
+from ml.imaging import MIN_SIDE, PREPARATION, Pixels, decode, read_image, resize
 
 _BATCH = 32
 
@@ -46,6 +46,12 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         self._network = keras.saving.load_model(context.artifacts["network"], compile=False)
         self._facts = json.loads(Path(context.artifacts["facts"]).read_text(encoding="utf-8"))
+        if self._facts.get("preparation") != PREPARATION:
+            raise RegistryError(
+                f"this model learnt from pictures that were prepared as {self._facts.get('preparation')}; the code of "
+                f"this process prepares them as {PREPARATION}, and would have it say something else. Load it in a "
+                "process that has not imported breakhis, such as 'mlflow models serve': it brings its own code along"
+            )
         self._rule = Rule.from_json(self._facts)
         self._version = _registered(Path(context.artifacts["network"]))
         self._allow_paths = bool((context.model_config or {}).get("allow_paths", True))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ml.settings import Settings
@@ -23,3 +24,19 @@ def connect(settings: Settings) -> "MlflowClient":
     mlflow.set_tracking_uri(settings.mlflow_uri)
     mlflow.set_registry_uri(settings.mlflow_uri)
     return mlflow.tracking.MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+
+
+def use_experiment(name: str, settings: Settings) -> str:
+    """Make an experiment the one that runs are started in, and return its id.
+
+    Without a server in between MLflow would put the artifacts of a new one below the folder that this process happens
+    to be started in; they belong beside the database.
+    """
+    client = connect(settings)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if not settings.mlflow_uri.startswith("http") and client.get_experiment_by_name(name) is None:
+        with suppress(MlflowException):  # another process has made it in between
+            client.create_experiment(name, artifact_location=(settings.home / "mlartifacts").as_uri())
+    return str(mlflow.set_experiment(name).experiment_id)

@@ -31,7 +31,7 @@ from ml.settings import Settings
 from ml.splits import read_split
 from ml.store import Json, Store, digest
 from ml.taxonomy import SIDES, Task, classes
-from ml.tracking import connect
+from ml.tracking import connect, use_experiment
 
 if TYPE_CHECKING:
     import keras
@@ -78,7 +78,7 @@ def train(
         sweep(store)
         checkpoint = Checkpoint(store, job)
         with checkpoint.alive():
-            with _mlflow_run(checkpoint, name, experiment, settings) as run_id:
+            with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
                 learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
@@ -109,16 +109,16 @@ def _of_test(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @contextmanager
-def _mlflow_run(checkpoint: Checkpoint, name: str, experiment: str, settings: Settings) -> Iterator[str]:
+def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings) -> Iterator[str]:
     """The MLflow run of a training: the one that it was left in, or a new one if that was deleted."""
-    client = connect(settings)
+    client, experiment_id = connect(settings), use_experiment(experiment, settings)
     import mlflow
 
-    experiment_id = mlflow.set_experiment(experiment).experiment_id
-    left = _left_run(checkpoint.run_id, experiment_id, client)
-    with mlflow.start_run(run_id=left) if left else mlflow.start_run(run_name=name) as run:
+    left = _left_run(checkpoint.run_id, experiment_id, client) or _unnoted_run(job, experiment_id, client)
+    tags = {"breakhis.job": job}
+    with mlflow.start_run(run_id=left) if left else mlflow.start_run(run_name=name, tags=tags) as run:
         run_id = str(run.info.run_id)
-        if not left:
+        if left != checkpoint.run_id or not left:
             checkpoint.begin(run_id)
         for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
             client.delete_logged_model(model.model_id)  # whole or not; the run is to have exactly one
@@ -141,6 +141,14 @@ def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") ->
         return None
     there = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
     return run_id if there else None
+
+
+def _unnoted_run(job: str, experiment_id: str, client: "MlflowClient") -> str | None:
+    """The run of a training that was killed before its checkpoint knew of it."""
+    found = client.search_runs(
+        [experiment_id], f"tags.`breakhis.job` = '{job}' and attributes.status = 'RUNNING'", max_results=1
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def _log_inputs(

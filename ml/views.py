@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.imaging import SIZE, Pixels
+from ml.imaging import PREPARATION, Pixels
 from ml.store import Json, digest
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ml.presets import Augmentation, Views
 
-_AS_IT_IS: Json = {"view": "identity", "size": SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
+_AS_IT_IS: Json = {"view": "identity", **PREPARATION}
 _VERSION = 1
 
 _SHIFT = 0.2

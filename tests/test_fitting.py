@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.fitting import Examples, _chosen, _statistics, class_weights, learnt_shares, order
+from ml.fitting import Examples, _chosen, _statistics, class_weights, learnt_shares, order, unfrozen
 from ml.presets import load_preset
 
 DEMO = load_preset("demo").subtype
@@ -91,3 +91,19 @@ def test_statistics_are_numpys():
     mean, variance = _statistics(features, rows)
     assert np.allclose(mean, features[0, rows].mean(axis=0), rtol=1e-4)
     assert np.allclose(variance, features[0, rows].var(axis=0), rtol=1e-3)
+
+
+def test_a_network_in_float16_scales_pixels_as_it_did():
+    import keras
+
+    pixels = x = keras.Input((8, 8, 3))
+    scaled = keras.layers.Normalization()
+    x = scaled(keras.layers.Rescaling(1 / 255)(x))
+    network = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU(name="block7a")(x)))
+    mean, variance, *count = scaled.get_weights()
+    scaled.set_weights([mean + np.array([0.1, 0.2, 0.3]), variance * 0.05, *count])  # as ImageNet's weights have them
+    scaled.finalize_state()
+    shown = np.full((1, 8, 8, 3), 200, "f4")
+    half = unfrozen(network, DEMO.fine_tuning, mixed=True)
+    assert half.layers[-1].compute_dtype == "float16"
+    assert np.asarray(half(shown)) == pytest.approx(np.asarray(network(shown)), rel=2e-3)

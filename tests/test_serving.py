@@ -19,7 +19,9 @@ import pytest
 import requests
 from PIL import Image
 
+from ml import imaging
 from ml.decision import Rule
+from ml.errors import RegistryError
 from ml.packaging import log_classifier
 from ml.settings import Settings
 from ml.tracking import connect
@@ -50,6 +52,13 @@ def logged(tmp_path_factory):
             found[task] = info.model_uri
     version = mlflow.register_model(found["binary"], "made-binary")
     return {**found, "registered": f"models:/made-binary/{version.version}", "settings": settings}
+
+
+def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypatch):
+    folder = mlflow.artifacts.download_artifacts(logged["binary"])
+    monkeypatch.setitem(imaging.PREPARATION, "version", 3)  # as in a release with another way of resizing
+    with pytest.raises(RegistryError, match=r"prepared as \{.*2\}; the code of this process prepares them as \{.*3\}"):
+        mlflow.pyfunc.load_model(folder)
 
 
 def encoded(image: Image.Image, form: str = "PNG") -> bytes:

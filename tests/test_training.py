@@ -17,6 +17,7 @@ from ml import training as training_module
 from ml.errors import DataError, DeviceError, NoGpuError, StoreError
 from ml.features import extract
 from ml.imaging import decode
+from ml.learning import prepared
 from ml.models import fetch_weights
 from ml.presets import load_preset, preset_names
 from ml.splits import Ledger, read_ledger, read_split, split_dataset
@@ -89,6 +90,34 @@ def test_the_same_seed_gives_the_same_model(world, runs):
         settings=world.settings,
     )
     assert again["metrics"] == pytest.approx(runs["binary"]["metrics"])
+
+
+def test_a_training_that_died_before_its_checkpoint_knew_of_its_run_goes_on_in_it(world, monkeypatch):
+    client = connect(world.settings)
+    experiment = client.get_experiment_by_name("small").experiment_id
+    left = []
+
+    def begun(job, *_):
+        left.append(client.create_run(experiment, tags={"breakhis.job": job}).info.run_id)
+
+    monkeypatch.setattr(training_module, "_finished", begun)
+    assert again(world, seed=11)["run_id"] == left[0]
+    assert not client.search_runs([experiment], "attributes.status = 'RUNNING'")
+
+
+def test_what_was_learnt_by_other_code_or_on_another_device_is_no_result(world, monkeypatch):
+    split = read_split(world.split, world.store)
+
+    def named():
+        with prepared("binary", world.dataset, split, world.preset, world.store, world.settings) as data:
+            return data.inputs
+
+    first = named()
+    assert named() == first
+    monkeypatch.setattr(learning, "_VERSION", learning._VERSION + 1)
+    newer = named()
+    monkeypatch.setattr(learning, "fine_tunes", lambda _: True)
+    assert len({first, newer, named()}) == 3
 
 
 def test_the_logged_model_takes_images_as_they_come(world, runs, tmp_path):
