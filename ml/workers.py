@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 from ml.errors import TryAgain
@@ -21,6 +22,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 32 * 2**20
 
 _NICE = 5
+
+_UNNAMED = Lock()
 
 _CHUNK = 8
 """Jobs handed over at once: fewer messages between the processes."""
@@ -48,7 +51,8 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
     try:
         while True:
             while len(waiting) <= 2 * workers and (chunk := list(islice(left, _CHUNK))):
-                waiting.append(pool.submit(_work_off, function, chunk))
+                with _main_unnamed():
+                    waiting.append(pool.submit(_work_off, function, chunk))
             if not waiting:
                 break
             yield from waiting.popleft().result()
@@ -58,6 +62,23 @@ def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _main_unnamed() -> Iterator[None]:
+    """Have processes that are started now leave out the program that started them.
+
+    A spawned process runs it again, for functions that are defined there; of the command line that is a second and a
+    half each, and nothing here is defined there.
+    """
+    main = sys.modules["__main__"].__dict__
+    with _UNNAMED:
+        kept = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(kept)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,24 @@ def test_results_come_in_order(workers: int) -> None:
 def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
     with pytest.raises(ImageError, match="no square of -1"):
         list(in_processes(square, [1, -1], workers))
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import operator, sys\n"
+        "from ml.workers import in_processes\n"
+        "print('ran')\n"
+        "if __name__ == '__main__':\n"
+        "    assert list(in_processes(operator.neg, range(40), 2)) == [-n for n in range(40)]\n"
+        "    assert __file__.endswith('program.py')\n"
+    )
+    program = ["-m", "program"] if as_module else ["program.py"]
+    path = {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+    done = subprocess.run(
+        [sys.executable, *program], cwd=tmp_path, env={**os.environ, **path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "ran\n"
 
 
 def test_a_killed_worker_may_be_tried_again() -> None:
