@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ml.errors import TryAgain
 
@@ -73,7 +73,7 @@ def _main_unnamed() -> Iterator[None]:
     """
     main = sys.modules["__main__"].__dict__
     with _UNNAMED:
-        kept = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+        kept: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
         main["__spec__"] = None
         try:
             yield

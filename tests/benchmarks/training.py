@@ -43,9 +43,11 @@ def figures(replica: Replica) -> list[Figure]:
         decoding = 0.0
         ours = {}
         for views in (1, 4):
-            # The second finds pixels and first view of the first: they are taken away, as all is to be counted.
-            for folder in (home / "store" / "objects" / "caches").glob("*"):
-                folder.rename(home / f"gone-{views}-{folder.name}")
+            # The second finds pixels, first view and converted network of the first: they are taken away, as all is to
+            # be counted.
+            for folder in (*(home / "store" / "objects" / "caches").glob("*"), home / "cache" / "openvino"):
+                if folder.exists():
+                    folder.rename(home / f"gone-{views}-{folder.name}")
             ours[views] = watched([*module, "ours", str(views), dataset, split["split"]], environment)
             decoding = decoding or ours[views].result["decoding"]
         again = watched([*module, "ours", "4", dataset, split["split"]], environment)
