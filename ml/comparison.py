@@ -78,8 +78,9 @@ class Critical:
     powers: tuple[float, ...]
 
     def power(self, error: float) -> float:
-        """The power in the world whose standard error is nearest to the one that was found."""
-        return self.powers[int(np.argmin([abs(one - error) for one in self.errors]))]
+        """The power where the standard error is the one that was found: between the two worlds that are nearest."""
+        ordered = np.argsort(self.errors)
+        return float(np.interp(error, np.array(self.errors)[ordered], np.array(self.powers)[ordered]))
 
 
 def compare(where: str, both: Predictions, rule: Comparison, store: Store) -> list[Json]:

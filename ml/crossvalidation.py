@@ -231,9 +231,19 @@ def pool(predictions: Sequence[Predicted]) -> Predicted:
     )
 
 
-def loss_by_epoch(truth: Indices, pooled: Predicted) -> list[float]:
-    """Mean log-loss of the predictions as they are, after each epoch."""
-    return [_log_loss(logits.astype(np.float64), truth[pooled.rows]) for logits in pooled.logits]
+def loss_by_epoch(truth: Indices, pooled: Predicted, shift: NDArray[np.float64] | None = None) -> list[float]:
+    """Mean log-loss of the predictions after each epoch: what the number of epochs is chosen by.
+
+    Args:
+        truth: class numbers of all that ``pooled.rows`` points to.
+        pooled: the predictions.
+        shift: added to the logits, which are then calibrated by the epoch's own temperature; None: as they are.
+    """
+    added, calibrated = (0.0, False) if shift is None else (shift, True)
+    return [
+        _fit_temperature(logits.astype(np.float64) + added, truth[pooled.rows], free=calibrated)[1]
+        for logits in pooled.logits
+    ]
 
 
 def _only(predicted: Predicted, folds: Indices, fold: int) -> Predicted:

@@ -227,7 +227,7 @@ def _cross_validate(
     probabilities, choices = crossvalidation.nested(
         task, recipe, truth, dealt[0], predictions, bias, log_shares, first=first
     )
-    curve = crossvalidation.loss_by_epoch(truth, pooled)
+    curve = crossvalidation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
     return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
 
 

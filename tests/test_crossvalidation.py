@@ -202,3 +202,15 @@ def test_pooling_and_the_loss_by_epoch():
     assert both.rows.tolist() == [2, 0, 1]
     expected = [-log_softmax(one.astype(float), axis=1)[range(3), truth].mean() for one in logits]
     assert loss_by_epoch(truth, both) == pytest.approx(expected)
+
+
+def test_the_epochs_that_are_chosen_are_those_of_the_curve_that_is_shown():
+    rng = np.random.default_rng(1)
+    truth = np.repeat(np.arange(8), 6)
+    # Better and better, but ever too sure of itself: before calibration the second epoch would be the best.
+    right = np.eye(8)[truth] * 2 + rng.normal(size=(4, 48, 8)) * np.array([3, 1.5, 1.2, 1])[:, None, None]
+    logits = (right * np.array([1, 1, 4, 8])[:, None, None]).astype("f4")
+    pooled = Predicted(np.arange(48), logits, np.ones(48, bool))
+    choice = choose("subtype", RECIPE, truth, pooled, np.zeros(8), np.zeros(8))
+    assert choice.epochs == 1 + int(np.argmin(loss_by_epoch(truth, pooled, np.zeros(8))))
+    assert choice.epochs != 1 + int(np.argmin(loss_by_epoch(truth, pooled)))
