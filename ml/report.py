@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 _ERRORS = 12
 _WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
 _HEADLINE = {
-    "binary": ("roc_auc", "pr_auc", "recall", "specificity", "balanced_accuracy", "macro_f1", "mcc", "brier", "ece"),
-    "subtype": ("roc_auc_ovr", "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    "binary": (
+        *("roc_auc", "pr_auc", "recall", "specificity", "precision", "accuracy", "balanced_accuracy"),
+        *("f1", "macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    ),
+    "subtype": (
+        *("roc_auc_ovr", "pr_auc_ovr", "accuracy", "balanced_accuracy"),
+        *("macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    ),
 }
+"""In tables for people, of images and of patients. Micro-F1 is the accuracy; the rest stands in metrics.json."""
 
 
 class Section(NamedTuple):
@@ -124,14 +131,14 @@ def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, fact
         for section in SECTIONS
         if (folder / f"{section.name}.png").exists()
     ]
-    patient = [name for name in test.metrics if name.startswith("patient_")]
+    of_patients = [*(f"patient_{name}" for name in _HEADLINE[test.task]), "patient_recognition_rate"]
     return _template("report.html").render(
         facts=facts,
         test=test.to_json(),
         held_out=held_out.to_json(),
         held_out_name={"out_of_fold": "out of fold", "validation": "validation"}[facts["held_out"]],
         headline=[name for name in _HEADLINE[test.task] if name in test.metrics],
-        of_patients=patient,
+        of_patients=[name for name in of_patients if name in test.metrics],
         names=METRIC_NAMES,
         sections=drawn,
         what=_WHAT[test.task],
