@@ -5,7 +5,7 @@ The card follows M. Mitchell et al., "Model Cards for Model Reporting", FAT* 201
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,7 @@ from ml.evaluation import Evaluation, Scores
 from ml.gates import METRIC_NAMES
 from ml.gradcam import agreement, choose_cases, grad_cam, randomized
 from ml.imaging import Pixels
+from ml.splits import COLUMNS
 from ml.store import Json
 from ml.taxonomy import classes
 
@@ -95,7 +96,9 @@ def write_evaluation(
     """
     scores, evaluation = test
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
-    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(held_out[1].to_json(), indent=1))
+    alone = never_learnt(held_out[0], facts)
+    told = {**held_out[1].to_json(), "never_learnt": alone}
+    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(told, indent=1))
     figures.plot_curves(scores, evaluation, folder / "roc.png", "roc")
     figures.plot_curves(scores, evaluation, folder / "precision_recall.png", "precision_recall")
     figures.plot_reliability(scores, evaluation, folder / "reliability.png")
@@ -108,7 +111,20 @@ def write_evaluation(
     _draw_grad_cam(scores, pictures, network, folder / "grad_cam.png")
     card = render_card(evaluation, facts)
     (folder / "model_card.md").write_text(card, encoding="utf-8")
-    (folder / "report.html").write_text(render(folder, evaluation, held_out[1], card, facts), encoding="utf-8")
+    page = render(folder, evaluation, held_out[1], card, facts, alone)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def never_learnt(held_out: Scores, facts: Json) -> list[str]:
+    """Classes that no model could have learnt when it predicted them out of fold: all they have is one case.
+
+    They are there, so they count in means over classes, with a recall of 0 but for luck.
+    """
+    if facts["held_out"] != "out_of_fold":
+        return []
+    groups = held_out.rows[COLUMNS[facts["split_group"]]].to_numpy(dtype=str)
+    names = classes(held_out.task)
+    return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 
 
 def render_card(test: Evaluation, facts: Json) -> str:
@@ -119,8 +135,10 @@ def render_card(test: Evaluation, facts: Json) -> str:
     )
 
 
-def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json) -> str:
-    """The page: it needs nothing beside it, and no network."""
+def render(
+    folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json, alone: Sequence[str] = ()
+) -> str:
+    """The page: it needs nothing beside it, and no network. ``alone`` is of :func:`never_learnt`."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -136,6 +154,7 @@ def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, fact
         facts=facts,
         test=test.to_json(),
         held_out=held_out.to_json(),
+        never_learnt=alone,
         held_out_name={"out_of_fold": "out of fold", "validation": "validation"}[facts["held_out"]],
         headline=[name for name in _HEADLINE[test.task] if name in test.metrics],
         of_patients=[name for name in of_patients if name in test.metrics],
