@@ -57,7 +57,8 @@ class Scores:
         rows: (n) rows of a dataset, with patient, magnification, source and so on.
         truth: (n,) class numbers.
         probabilities: (n,) of malignant, or (n, 8).
-        rule: the rule by which labels are taken; out of fold, one a row, the same in a patient's rows.
+        rule: the rule by which labels are taken; out of fold, one a row. Where a patient's rows have several, as those
+            of slides in several folds do, the patient's label is taken by the mean of them.
     """
 
     task: Task
@@ -69,18 +70,7 @@ class Scores:
     @cached_property
     def called(self) -> Truth:
         """(n,) class numbers of the labels."""
-        return self._call(self.probabilities, np.arange(len(self.truth)))
-
-    def _call(self, probabilities: Probabilities, rows: NDArray[np.int64]) -> Truth:
-        """Labels of probabilities, each by the rule of a row."""
-        if isinstance(self.rule, Rule):
-            return self.rule.call(probabilities)
-        called = np.empty(len(probabilities), np.int64)
-        mine = [self.rule[row] for row in rows.tolist()]
-        for rule in set(mine):
-            of = np.array([one == rule for one in mine])
-            called[of] = rule.call(probabilities[of])
-        return called
+        return _call(self.rule, self.probabilities)
 
     @property
     def rules(self) -> list[Rule]:
@@ -100,12 +90,36 @@ class Scores:
         means = sums / images[:, None]
         means = means if self.probabilities.ndim == 2 else means[:, 0]
         right = np.bincount(unit, self.called == self.truth) / images
-        return Patients(names[first], self.truth[first], means, self._call(means, first), images, right, first, unit)
+        rule = self.rule
+        if not isinstance(rule, Rule):
+            rule = [_mean_rule([rule[row] for row in np.flatnonzero(unit == k).tolist()]) for k in range(len(first))]
+        return Patients(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
 
     def only(self, rows: NDArray[np.bool_]) -> "Scores":
         """A part of them."""
         rule = self.rule if isinstance(self.rule, Rule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
         return Scores(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
+
+
+def _call(rule: Rule | Sequence[Rule], probabilities: Probabilities) -> Truth:
+    """Labels of probabilities, by one rule or by one each."""
+    if isinstance(rule, Rule):
+        return rule.call(probabilities)
+    called = np.empty(len(probabilities), np.int64)
+    for each in set(rule):
+        of = np.array([one == each for one in rule])
+        called[of] = each.call(probabilities[of])
+    return called
+
+
+def _mean_rule(rules: Sequence[Rule]) -> Rule:
+    if len(set(rules)) == 1:
+        return rules[0]
+    if rules[0].threshold is not None:
+        return Rule(threshold=float(np.mean([rule.threshold for rule in rules])))
+    width = max(len(rule.offsets or ()) for rule in rules)
+    offsets = np.mean([rule.offsets or (0.0,) * width for rule in rules], axis=0)
+    return Rule(offsets=tuple(map(float, offsets)))
 
 
 @dataclass(frozen=True)

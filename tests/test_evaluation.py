@@ -328,3 +328,21 @@ def test_a_rule_for_each_row():
     assert result.rules == (Rule(threshold=0.2), Rule(threshold=0.9))
     assert "threshold" not in result.metrics
     assert made.only(np.array([True, False, True])).called.tolist() == [1, 0]
+
+
+def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_their_rules():
+    """Whatever the order of the rows: 0.45 on average, and thresholds 0.2 and 0.8 of two images each or 2 to 1."""
+    rules = [Rule(threshold=0.2), Rule(threshold=0.8)]
+    for order in ([0, 1], [1, 0]):
+        few = scores("binary", [1, 1], [0.45, 0.45], [rules[k] for k in order], patients=["a", "a"])
+        assert few.patients.called.tolist() == [0]
+        assert sorted(few.called.tolist()) == [0, 1]
+    most = scores("binary", [1, 1, 1], [0.45] * 3, [rules[0], rules[1], rules[0]], patients=["a"] * 3)
+    assert most.patients.called.tolist() == [1]  # 0.4
+    p = np.full((2, 8), 0.1)
+    p[:, 3] = 0.3
+    offsets = tuple(2.5 * np.eye(8)[5])
+    assert np.log(0.3 / 0.1) < 2.5 / 2
+    both = scores("subtype", [5, 5], p, [Rule(), Rule(offsets=offsets)], patients=["a", "a"])
+    assert both.called.tolist() == [3, 5]
+    assert both.patients.called.tolist() == [5]
