@@ -116,7 +116,7 @@ def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch)
     monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
     figures.plot_slices(evaluate(scores, draws=20), tmp_path / "slices.png")
     labels = {label.get_text().split()[0]: label.get_text() for label in drawn[0].axes[0].get_yticklabels()}
-    assert labels["A"].endswith("1 cases recognised, one case: no interval)")
+    assert labels["A"].endswith("of 1 case recognised)\none case: no interval")
     assert labels["DC"].endswith("of 3 cases recognised)")
 
 
