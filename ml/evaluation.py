@@ -237,7 +237,7 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
         seed: of the draws.
     """
     names, truth = classes(scores.task), scores.truth
-    metrics, intervals, notes = _with_intervals(scores, draws, seed)
+    metrics, intervals, notes = with_intervals(scores, draws, seed)
     if scores.task == "binary" and isinstance(scores.rule, Rule) and scores.rule.threshold is not None:
         metrics["threshold"] = scores.rule.threshold
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -310,10 +310,16 @@ def metrics_of(scores: Scores, weights: Weights) -> Values:
 Interval = tuple[float, float]
 
 
-def _with_intervals(
+def with_intervals(
     scores: Scores, draws: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Interval], dict[str, str]]:
-    """Metrics, intervals and notes."""
+    """Every metric, its 95% interval if it has one, and what has to be said of intervals; see :class:`Evaluation`.
+
+    Args:
+        scores: what the model said.
+        draws: of the patient bootstrap; 0: no intervals.
+        seed: of the draws.
+    """
     point = metrics_of(scores, np.ones((1, len(scores.truth))))
     metrics = {name: float(value[0]) for name, value in point.items() if np.isfinite(value[0])}
     if not draws or not can_vary(scores):
@@ -485,7 +491,7 @@ def _mean_over(present: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArr
 
 
 def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
-    metrics, intervals, notes = _with_intervals(scores, draws, seed)
+    metrics, intervals, notes = with_intervals(scores, draws, seed)
     units = scores.patients
     return {
         "images": len(scores.truth),

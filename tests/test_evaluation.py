@@ -1,4 +1,5 @@
 import math
+import re
 from typing import get_args
 
 import numpy as np
@@ -23,7 +24,9 @@ from ml.evaluation import (
 )
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO, BinaryMetric, SubtypeMetric
+from ml.settings import PROJECT
 from ml.taxonomy import classes
+from tests.coverage import DRAWS, METRICS, SETS, coverage
 
 
 def scores(task, truth, p, rule=None, patients=None):
@@ -212,6 +215,21 @@ def test_intervals_cover_what_they_should():
             covered[name] += found[name][0] <= true[name] <= found[name][1]
     # 95% less what so few patients cost a percentile interval, give or take the noise of 200 sets.
     assert all(0.87 <= n / 200 <= 0.99 for n in covered.values()), covered
+
+
+@pytest.mark.parametrize(("task", "sets", "draws"), [("binary", 80, DRAWS), ("subtype", 60, 300)])
+def test_on_the_ledgers_test_side_intervals_cover_what_the_docs_say(task, sets, draws):
+    """Of the first of the sets that `python -m tests.coverage` draws, for the larger model with fewer draws each."""
+    page = (PROJECT / "docs" / "training-and-promotion.md").read_text()
+    told = dict(re.findall(rf"^\| {task} \| `(\w+)` \| .* \| ([\d.]+)% \| [\d.]+ \|$", page, re.MULTILINE))
+    found = {one.metric: one for one in coverage(task, sets, draws)}
+    assert told.keys() == found.keys() == set(METRICS[task])
+    for metric, one in found.items():
+        documented = float(told[metric]) / 100
+        noise = math.sqrt(documented * (1 - documented) * (1 / (sets * one.given) + 1 / (SETS * one.given)))
+        assert abs(one.held - documented) <= 3 * noise, (metric, one, documented)
+    # Labels of a dozen cases tell less than their intervals say: nobody is to be told that they hold 95% of the time.
+    assert found["macro_f1"].held < 0.95
 
 
 def test_images_of_a_patient_come_together_and_strata_stay():
