@@ -10,7 +10,7 @@ model is trained without each *pair* of folds: those without fold k and another 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from ml.taxonomy import Task, classes
 
 Logits = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
 
 _SEEDS = 200
 _COLDEST, _HOTTEST = 0.05, 20.0
@@ -198,12 +200,20 @@ def nested(
     truth: Indices,
     folds: Indices,
     predictions: dict[Fold, Predicted],
-    bias: NDArray[np.float64],
-    log_shares: NDArray[np.float64],
+    shares: Callable[[Indices], Shares],
     *,
     first: int = 1,
 ) -> tuple[NDArray[np.float64], list[Choice]]:
     """Out-of-fold probabilities of the first repeat, with what was chosen without anything of their own fold.
+
+    Args:
+        task: whose.
+        recipe: what is to be chosen at all.
+        truth: (images,) class numbers.
+        folds: (images,) the fold of each.
+        predictions: of every training.
+        shares: class numbers of what is learnt from -> ``bias`` and ``log_shares`` of :func:`choose`.
+        first: number of the first epoch in the logits.
 
     Returns:
         probabilities (images,) or (images, 8), and the choice that applied to each fold.
@@ -215,7 +225,7 @@ def nested(
     choices = []
     for k in range(len(outer)):
         inner = [_only(p, folds, j) for pair, p in pairs.items() if k in pair for j in pair if j != k]
-        choice = choose(task, recipe, truth, pool(inner), bias, log_shares, first=first)
+        choice = choose(task, recipe, truth, pool(inner), *shares(truth[folds != k]), first=first)
         mine = outer[k]
         probabilities[mine.rows] = choice.probabilities(mine.logits[choice.epochs - first])
         choices.append(choice)

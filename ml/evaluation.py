@@ -3,6 +3,10 @@
 Metric names are the field's, and are the names that policies use. Every metric is a function of the images' weights:
 all one for the value itself, and for an interval the weights that a draw of patients gives. So there is one way to
 compute it, and a thousand draws take seconds.
+
+Where every draw of patients gives the same, such as a recall of 1 where all of two cases are right, percentiles would
+speak of a certainty that nobody has. A share of cases then has the exact interval of so many cases (C. J. Clopper,
+E. S. Pearson, Biometrika 26(4), 1934), and any other metric has none; which of the two is told beside the intervals.
 """
 
 import math
@@ -28,14 +32,14 @@ Weights = NDArray[np.float64]
 Values = dict[str, NDArray[np.float64]]
 
 _LEVEL = (2.5, 97.5)
+_SAME = 1e-9
+
+DEGENERATE = "no interval: every draw of patients gives the same"
+"""The note of a metric of which nothing can be said, though there are several cases."""
 _BINS = 10
 _CHUNK_BYTES = 64 * 2**20
 _OF_SLICES = {
     "binary": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"),
-    "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
-}
-_OF_PATIENTS = {
-    "binary": ("accuracy", "balanced_accuracy", "recall", "specificity", "macro_f1", "roc_auc", "pr_auc"),
     "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
 }
 SLICES: dict[Task, tuple[str, ...]] = {
@@ -53,7 +57,8 @@ class Scores:
         rows: (n) rows of a dataset, with patient, magnification, source and so on.
         truth: (n,) class numbers.
         probabilities: (n,) of malignant, or (n, 8).
-        rule: the rule by which labels are taken; out of fold, one a row, the same in a patient's rows.
+        rule: the rule by which labels are taken; out of fold, one a row. Where a patient's rows have several, as those
+            of slides in several folds do, the patient's label is taken by the mean of them.
     """
 
     task: Task
@@ -65,18 +70,7 @@ class Scores:
     @cached_property
     def called(self) -> Truth:
         """(n,) class numbers of the labels."""
-        return self._call(self.probabilities, np.arange(len(self.truth)))
-
-    def _call(self, probabilities: Probabilities, rows: NDArray[np.int64]) -> Truth:
-        """Labels of probabilities, each by the rule of a row."""
-        if isinstance(self.rule, Rule):
-            return self.rule.call(probabilities)
-        called = np.empty(len(probabilities), np.int64)
-        mine = [self.rule[row] for row in rows.tolist()]
-        for rule in set(mine):
-            of = np.array([one == rule for one in mine])
-            called[of] = rule.call(probabilities[of])
-        return called
+        return _call(self.rule, self.probabilities)
 
     @property
     def rules(self) -> list[Rule]:
@@ -96,12 +90,36 @@ class Scores:
         means = sums / images[:, None]
         means = means if self.probabilities.ndim == 2 else means[:, 0]
         right = np.bincount(unit, self.called == self.truth) / images
-        return Patients(names[first], self.truth[first], means, self._call(means, first), images, right, first, unit)
+        rule = self.rule
+        if not isinstance(rule, Rule):
+            rule = [_mean_rule([rule[row] for row in np.flatnonzero(unit == k).tolist()]) for k in range(len(first))]
+        return Patients(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
 
     def only(self, rows: NDArray[np.bool_]) -> "Scores":
         """A part of them."""
         rule = self.rule if isinstance(self.rule, Rule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
         return Scores(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
+
+
+def _call(rule: Rule | Sequence[Rule], probabilities: Probabilities) -> Truth:
+    """Labels of probabilities, by one rule or by one each."""
+    if isinstance(rule, Rule):
+        return rule.call(probabilities)
+    called = np.empty(len(probabilities), np.int64)
+    for each in set(rule):
+        of = np.array([one == each for one in rule])
+        called[of] = each.call(probabilities[of])
+    return called
+
+
+def _mean_rule(rules: Sequence[Rule]) -> Rule:
+    if len(set(rules)) == 1:
+        return rules[0]
+    if rules[0].threshold is not None:
+        return Rule(threshold=float(np.mean([rule.threshold for rule in rules])))
+    width = max(len(rule.offsets or ()) for rule in rules)
+    offsets = np.mean([rule.offsets or (0.0,) * width for rule in rules], axis=0)
+    return Rule(offsets=tuple(map(float, offsets)))
 
 
 @dataclass(frozen=True)
@@ -129,14 +147,16 @@ class Evaluation:
     Attributes:
         metrics: by name; finite floats. A metric that cannot be computed is missing, never NaN. Names that begin with
             ``patient_`` are of patients, all others of images.
-        intervals: 95% interval of each metric that has one.
+        intervals: 95% interval of each metric that has one, by draws of patients unless ``notes`` says otherwise.
+        notes: by metric, where draws of patients give no interval since all are the same: which exact interval stands
+            in its place, or that there is none.
         draws: of the bootstrap.
         confusion: int (classes, classes) of images; rows are true, columns predicted classes.
         report: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean probability
-            leads to the right label), ``intervals`` of recall and f1, and a ``note`` where there are none.
+            leads to the right label), ``intervals`` of recall and f1, and a ``note`` where they are none or exact.
         absent: classes without a single image on this side; macro figures are means over the others.
         slices: by column and value: images, cases (a patient with images of two classes is two), how many of them are
-            recognised, metrics, and intervals unless there is one case only.
+            recognised, metrics, intervals unless there is one case only, and notes.
         patients: a record for each patient and class, the worst first.
         rules: how labels were taken; several where each fold had its own.
     """
@@ -147,6 +167,7 @@ class Evaluation:
     report: dict[str, Json]
     absent: tuple[str, ...]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     draws: int = 0
     slices: dict[str, dict[str, Json]] = field(default_factory=dict)
     patients: list[Json] = field(default_factory=list)
@@ -158,6 +179,7 @@ class Evaluation:
             "task": self.task,
             "metrics": self.metrics,
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "interval_notes": self.notes,
             "draws": self.draws,
             "classes": list(classes(self.task)),
             "confusion": self.confusion.tolist(),
@@ -215,7 +237,7 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
         seed: of the draws.
     """
     names, truth = classes(scores.task), scores.truth
-    metrics, intervals = _with_intervals(scores, draws, seed)
+    metrics, intervals, notes = with_intervals(scores, draws, seed)
     if scores.task == "binary" and isinstance(scores.rule, Rule) and scores.rule.threshold is not None:
         metrics["threshold"] = scores.rule.threshold
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -233,6 +255,7 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
         _report(scores, confusion, draws, seed),
         tuple(name for k, name in enumerate(names) if not (truth == k).any()),
         intervals,
+        notes,
         draws,
         slices,
         _worst_first(scores),
@@ -278,31 +301,78 @@ def metrics_of(scores: Scores, weights: Weights) -> Values:
     units = scores.patients
     of_units = weights[:, units.first]
     mine = _metrics(scores.task, units.truth, units.probabilities, units.called, of_units)
-    found |= {f"patient_{name}": mine[name] for name in _OF_PATIENTS[scores.task]}
+    found |= {f"patient_{name}": values for name, values in mine.items()}
     # F. A. Spanhol et al., IEEE TBME 63(7), 2016: the mean over patients of the share of images rightly classified.
     found["patient_recognition_rate"] = _ratio(of_units @ units.right, of_units.sum(axis=1))
     return found
 
 
-def _with_intervals(scores: Scores, draws: int, seed: int) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+Interval = tuple[float, float]
+
+
+def with_intervals(
+    scores: Scores, draws: int, seed: int
+) -> tuple[dict[str, float], dict[str, Interval], dict[str, str]]:
+    """Every metric, its 95% interval if it has one, and what has to be said of intervals; see :class:`Evaluation`.
+
+    Args:
+        scores: what the model said.
+        draws: of the patient bootstrap; 0: no intervals.
+        seed: of the draws.
+    """
     point = metrics_of(scores, np.ones((1, len(scores.truth))))
     metrics = {name: float(value[0]) for name, value in point.items() if np.isfinite(value[0])}
     if not draws or not can_vary(scores):
-        return metrics, {}
+        return metrics, {}, {}
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
     for weights in bootstrap_weights(scores, draws, seed):
         values = metrics_of(scores, weights)
         for name, parts in drawn.items():
             parts.append(values[name])
-    return metrics, {name: ends for name, parts in drawn.items() if (ends := _ends(np.concatenate(parts)))}
+    cases = _cases_of(scores)
+    found = {name: interval(np.concatenate(parts), cases.get(name)) for name, parts in drawn.items()}
+    return (
+        metrics,
+        {name: ends for name, (ends, _) in found.items() if ends},
+        {name: note for name, (_, note) in found.items() if note},
+    )
 
 
-def _ends(values: NDArray[np.float64]) -> tuple[float, float] | None:
+def _cases_of(scores: Scores) -> dict[str, int]:
+    """Of how many cases each metric is a share: those for which it is 1 if all of them are right, and 0 if none is."""
+    truth = scores.patients.truth
+    shares = dict.fromkeys(("accuracy", "micro_f1"), len(truth))
+    if scores.task == "binary":
+        shares |= {"recall": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
+    shares |= {f"patient_{name}": n for name, n in shares.items()}
+    return {**shares, "patient_recognition_rate": len(truth)}
+
+
+def interval(values: NDArray[np.float64], cases: int | None = None) -> tuple[Interval | None, str]:
+    """The 95% interval of a metric, and what has to be said of it.
+
+    Args:
+        values: (draws,) under draws of patients; NaN where it could not be computed.
+        cases: how many it is a share of, so that it is 1 if all of them are right and 0 if none is; None: of none.
+
+    Returns:
+        The percentiles of the draws and no note. Where all draws are the same: the exact interval of ``cases`` of
+        ``cases``, or of none of them, if there are two or more, and otherwise no interval; each with a note.
+    """
+    from scipy.stats import binomtest
+
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return None
-    low, high = np.percentile(finite, _LEVEL)
-    return float(low), float(high)
+        return None, ""
+    if np.ptp(finite) > _SAME:
+        low, high = np.percentile(finite, _LEVEL)
+        return (float(low), float(high)), ""
+    share = float(finite[0])
+    if cases is None or cases < 2 or min(share, 1 - share) > _SAME:
+        return None, DEGENERATE
+    right = cases if share > 0.5 else 0
+    exact = binomtest(right, cases).proportion_ci(0.95, method="exact")
+    return (float(exact.low), float(exact.high)), f"exact interval of {right} of {cases} cases"
 
 
 def _strata(scores: Scores) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
@@ -421,7 +491,7 @@ def _mean_over(present: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArr
 
 
 def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
-    metrics, intervals = _with_intervals(scores, draws, seed)
+    metrics, intervals, notes = with_intervals(scores, draws, seed)
     units = scores.patients
     return {
         "images": len(scores.truth),
@@ -429,6 +499,7 @@ def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
         "recognised": int((units.called == units.truth).sum()),
         "metrics": {name: metrics[name] for name in shown if name in metrics},
         "intervals": {name: list(intervals[name]) for name in shown if name in intervals},
+        "interval_notes": {name: notes[name] for name in shown if name in notes},
     }
 
 
@@ -452,19 +523,22 @@ def _report(scores: Scores, confusion: NDArray[np.int64], draws: int, seed: int)
         if cases < 2:
             report[name]["note"] = "one case: no interval" if cases else "no case on this side"
         elif draws:
-            report[name]["intervals"] = _class_intervals(scores, k, draws, seed)
+            report[name] |= _class_intervals(scores, k, cases, draws, seed)
     return report
 
 
-def _class_intervals(scores: Scores, k: int, draws: int, seed: int) -> dict[str, list[float]]:
+def _class_intervals(scores: Scores, k: int, cases: int, draws: int, seed: int) -> Json:
     of, called = (scores.truth == k).astype(float), (scores.called == k).astype(float)
     recalls, f1s = [], []
     for weights in bootstrap_weights(scores, draws, seed):
         right, support, predicted = weights @ (of * called), weights @ of, weights @ called
         recalls.append(_ratio(right, support))
         f1s.append(_ratio(2 * right, support + predicted))
-    found = {"recall": _ends(np.concatenate(recalls)), "f1": _ends(np.concatenate(f1s))}
-    return {name: list(ends) for name, ends in found.items() if ends}
+    found = {"recall": interval(np.concatenate(recalls), cases), "F1": interval(np.concatenate(f1s))}
+    return {
+        "intervals": {name.lower(): list(ends) for name, (ends, _) in found.items() if ends},
+        "note": "; ".join(f"{name}: {note}" for name, (_, note) in found.items() if note),
+    }
 
 
 def _worst_first(scores: Scores) -> list[Json]:

@@ -198,7 +198,8 @@ def plot_slices(evaluation: Evaluation, path: Path) -> None:
     told = []
     for name, _, one in groups:
         images = f"{one['images']} image{'s' * (one['images'] != 1)}"
-        told.append(f"{name} ({images}, {one['recognised']} of {one['cases']} cases recognised)")
+        cases = f"{one['recognised']} of {one['cases']} case{'s' * (one['cases'] != 1)} recognised"
+        told.append(f"{name} ({images}, {cases})" + "\none case: no interval" * (one["cases"] == 1))
     axes.set_yticks([-row for row in range(len(groups))], told, fontsize=9)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="x", color="#dddddd")

@@ -33,12 +33,20 @@ METRIC_NAMES = {
     "pr_auc_ovr": "PR AUC, one against the rest",
     "patient_accuracy": "accuracy",
     "patient_balanced_accuracy": "balanced accuracy",
+    "patient_precision": "precision",
     "patient_recall": "recall (sensitivity)",
     "patient_specificity": "specificity",
+    "patient_f1": "F1",
+    "patient_micro_f1": "micro-F1",
     "patient_macro_f1": "macro-F1",
+    "patient_weighted_f1": "weighted F1",
+    "patient_mcc": "Matthews correlation",
     "patient_roc_auc": "ROC AUC",
     "patient_pr_auc": "PR AUC",
     "patient_roc_auc_ovr": "ROC AUC, one against the rest",
+    "patient_pr_auc_ovr": "PR AUC, one against the rest",
+    "patient_brier": "Brier score (0 is best)",
+    "patient_ece": "calibration error, ECE (0 is best)",
     "patient_recognition_rate": "recognition rate: mean share of a patient's images that are right",
 }
 """What people call a metric; those of patients stand in tables of their own."""
@@ -152,14 +160,16 @@ def _values(column: str, evidence: Json) -> list[str]:
 
 def _limit(name: str, metric: str, limit: Limit, of: Json) -> Json:
     """Hold a metric, or the worse end of its interval, against a limit."""
-    low = limit.at_least is not None
+    low, note = limit.at_least is not None, ""
     value = of["metrics"].get(metric)
     if limit.of == "interval":
         ends = of.get("intervals", {}).get(metric)
         name = f"{name}, {'lower' if low else 'upper'} end of its 95% interval"
         value = ends[0 if low else 1] if ends else None
+        note = of.get("interval_notes", {}).get(metric, "")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return _gate(name, passed=False, metric=metric, limit=limit.bound, reason=f"{name} could not be computed")
+        reason = f"{name} could not be computed" + (f" ({note})" if note else "")
+        return _gate(name, passed=False, metric=metric, limit=limit.bound, reason=reason)
     distance = value - limit.bound if low else limit.bound - value
     passed = distance >= 0
     beyond = "short of" if low else "above"

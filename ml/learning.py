@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ml import crossvalidation
 from ml.checkpoints import Checkpoint
-from ml.crossvalidation import Choice, Fold, Predicted
+from ml.crossvalidation import Choice, Fold, Predicted, Shares
 from ml.decision import Rule
 from ml.devices import has_gpu, name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError
@@ -220,24 +221,25 @@ def _cross_validate(
         # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
         fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
         predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
-    bias, log_shares = _shares(task, recipe, truth)
+    shares = partial(_shares, task, recipe)
     first = 0 if fitter.fine_tunes else 1
     pooled = crossvalidation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
+    bias, log_shares = shares(truth)
     choice = crossvalidation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
-    probabilities, choices = crossvalidation.nested(
-        task, recipe, truth, dealt[0], predictions, bias, log_shares, first=first
-    )
+    probabilities, choices = crossvalidation.nested(task, recipe, truth, dealt[0], predictions, shares, first=first)
     curve = crossvalidation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
     return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
 
 
-def _shares(task: Task, recipe: Recipe, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
+def _shares(task: Task, recipe: Recipe, truth: Indices) -> Shares:
+    """Of what is learnt from. A class that is not there gets nothing added, neither to its logit nor by the rule."""
     shares = np.bincount(truth, minlength=len(classes(task))) / len(truth)
-    seen = learnt_shares(truth, recipe)
-    shift = np.log(shares) - np.log([seen[k] for k in range(len(shares))])
+    seen, there = learnt_shares(truth, recipe), shares > 0
+    logs, shift = np.zeros(len(shares)), np.zeros(len(shares))
+    logs[there] = np.log(shares[there])
+    shift[there] = logs[there] - np.log([seen[int(k)] for k in np.flatnonzero(there)])
     # One logit stands for the difference of two.
-    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), np.log(shares)
+    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), logs
 
 
 def _truth(task: Task, rows: "pd.DataFrame") -> Indices:

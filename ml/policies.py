@@ -18,7 +18,7 @@ REQUIRED_LIMITS: dict[Task, tuple[str, str]] = {
 }
 """A policy without a limit for each of these blocks."""
 
-BEST_AT_ZERO = frozenset({"brier", "ece"})
+BEST_AT_ZERO = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
 """Metrics of which less is better."""
 
 BinaryMetric = Literal[
@@ -38,11 +38,18 @@ BinaryMetric = Literal[
     "ece",
     "patient_accuracy",
     "patient_balanced_accuracy",
+    "patient_precision",
     "patient_recall",
     "patient_specificity",
+    "patient_f1",
+    "patient_micro_f1",
     "patient_macro_f1",
+    "patient_weighted_f1",
+    "patient_mcc",
     "patient_roc_auc",
     "patient_pr_auc",
+    "patient_brier",
+    "patient_ece",
     "patient_recognition_rate",
 ]
 SubtypeMetric = Literal[
@@ -60,8 +67,16 @@ SubtypeMetric = Literal[
     "ece",
     "patient_accuracy",
     "patient_balanced_accuracy",
+    "patient_precision",
+    "patient_recall",
+    "patient_micro_f1",
     "patient_macro_f1",
+    "patient_weighted_f1",
+    "patient_mcc",
     "patient_roc_auc_ovr",
+    "patient_pr_auc_ovr",
+    "patient_brier",
+    "patient_ece",
     "patient_recognition_rate",
 ]
 BinarySliceMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"]

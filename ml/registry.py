@@ -128,7 +128,7 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
-        **{name: evaluation[name] for name in ("intervals", "slices") if name in evaluation},
+        **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},

@@ -5,7 +5,7 @@ The card follows M. Mitchell et al., "Model Cards for Model Reporting", FAT* 201
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,7 @@ from ml.evaluation import Evaluation, Scores
 from ml.gates import METRIC_NAMES
 from ml.gradcam import agreement, choose_cases, grad_cam, randomized
 from ml.imaging import Pixels
+from ml.splits import COLUMNS
 from ml.store import Json
 from ml.taxonomy import classes
 
@@ -29,9 +30,16 @@ if TYPE_CHECKING:
 _ERRORS = 12
 _WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
 _HEADLINE = {
-    "binary": ("roc_auc", "pr_auc", "recall", "specificity", "balanced_accuracy", "macro_f1", "mcc", "brier", "ece"),
-    "subtype": ("roc_auc_ovr", "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    "binary": (
+        *("roc_auc", "pr_auc", "recall", "specificity", "precision", "accuracy", "balanced_accuracy"),
+        *("f1", "macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    ),
+    "subtype": (
+        *("roc_auc_ovr", "pr_auc_ovr", "accuracy", "balanced_accuracy"),
+        *("macro_f1", "weighted_f1", "mcc", "brier", "ece"),
+    ),
 }
+"""In tables for people, of images and of patients. Micro-F1 is the accuracy; the rest stands in metrics.json."""
 
 
 class Section(NamedTuple):
@@ -88,7 +96,9 @@ def write_evaluation(
     """
     scores, evaluation = test
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
-    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(held_out[1].to_json(), indent=1))
+    alone = never_learnt(held_out[0], facts)
+    told = {**held_out[1].to_json(), "never_learnt": alone}
+    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(told, indent=1))
     figures.plot_curves(scores, evaluation, folder / "roc.png", "roc")
     figures.plot_curves(scores, evaluation, folder / "precision_recall.png", "precision_recall")
     figures.plot_reliability(scores, evaluation, folder / "reliability.png")
@@ -101,7 +111,20 @@ def write_evaluation(
     _draw_grad_cam(scores, pictures, network, folder / "grad_cam.png")
     card = render_card(evaluation, facts)
     (folder / "model_card.md").write_text(card, encoding="utf-8")
-    (folder / "report.html").write_text(render(folder, evaluation, held_out[1], card, facts), encoding="utf-8")
+    page = render(folder, evaluation, held_out[1], card, facts, alone)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def never_learnt(held_out: Scores, facts: Json) -> list[str]:
+    """Classes that no model could have learnt when it predicted them out of fold: all they have is one case.
+
+    They are there, so they count in means over classes, with a recall of 0 but for luck.
+    """
+    if facts["held_out"] != "out_of_fold":
+        return []
+    groups = held_out.rows[COLUMNS[facts["split_group"]]].to_numpy(dtype=str)
+    names = classes(held_out.task)
+    return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 
 
 def render_card(test: Evaluation, facts: Json) -> str:
@@ -112,8 +135,10 @@ def render_card(test: Evaluation, facts: Json) -> str:
     )
 
 
-def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json) -> str:
-    """The page: it needs nothing beside it, and no network."""
+def render(
+    folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json, alone: Sequence[str] = ()
+) -> str:
+    """The page: it needs nothing beside it, and no network. ``alone`` is of :func:`never_learnt`."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -124,14 +149,15 @@ def render(folder: Path, test: Evaluation, held_out: Evaluation, card: str, fact
         for section in SECTIONS
         if (folder / f"{section.name}.png").exists()
     ]
-    patient = [name for name in test.metrics if name.startswith("patient_")]
+    of_patients = [*(f"patient_{name}" for name in _HEADLINE[test.task]), "patient_recognition_rate"]
     return _template("report.html").render(
         facts=facts,
         test=test.to_json(),
         held_out=held_out.to_json(),
+        never_learnt=alone,
         held_out_name={"out_of_fold": "out of fold", "validation": "validation"}[facts["held_out"]],
         headline=[name for name in _HEADLINE[test.task] if name in test.metrics],
-        of_patients=patient,
+        of_patients=[name for name in of_patients if name in test.metrics],
         names=METRIC_NAMES,
         sections=drawn,
         what=_WHAT[test.task],

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ml.checkpoints import Checkpoint, sweep, wait_for_others
 from ml.decision import Rule
 from ml.errors import ConfigError
-from ml.evaluation import Scores, bootstrap_weights, can_vary, metrics_of
+from ml.evaluation import Scores, bootstrap_weights, can_vary, interval, metrics_of
 from ml.learning import Prepared, learn, prepared, scores_of
 from ml.presets import Preset
 from ml.progress import say
@@ -53,8 +53,6 @@ _OF_PATIENTS: dict[Task, tuple[str, ...]] = {
 }
 NEVER_FOUND = "classes_never_found"
 """How many of the classes that are there have a recall of zero."""
-
-_LEVEL = (2.5, 97.5)
 
 
 class Figure(NamedTuple):
@@ -177,6 +175,8 @@ def _scored(
     kept = _read(file, job)
     if kept is None:
         wait_for_others(store, job)
+        kept = _read(file, job)  # of whoever was waited for
+    if kept is None:
         checkpoint, begin = Checkpoint(store, job), time.monotonic()
         with checkpoint.alive():
             learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
@@ -276,11 +276,8 @@ def _over_folds(values: Sequence[float]) -> Figure:
 
 
 def _with_ends(value: float, draws: Draws | None) -> Figure:
-    finite = draws[np.isfinite(draws)] if draws is not None else np.empty(0)
-    if not len(finite):
-        return Figure(value, None, None)
-    low, high = np.percentile(finite, _LEVEL)
-    return Figure(value, float(low), float(high))
+    ends, _ = (None, "") if draws is None else interval(draws)
+    return Figure(value, *(ends or (None, None)))
 
 
 def cells(row: Json) -> list[str]:
@@ -306,7 +303,8 @@ def notes(facts: Json) -> list[str]:
     """What has to be known to read the table."""
     told = [
         f"Data set {facts['dataset']} of the training set {facts['set']}; test sides; means over {facts['seeds']} "
-        "seed(s), with 95% intervals by draws of patients. The difference is paired: by the same draws.",
+        "seed(s), with 95% intervals by draws of patients. The difference is paired: by the same draws. Where every "
+        "draw gives the same there is no interval.",
         "The notebooks' figures are of their own split, which is not known; they have no intervals.",
         "notebooks and spanhol split by slide, as published work does: slides of one patient may lie on two sides.",
     ]

@@ -121,7 +121,8 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
         lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
         for metric in shown:
             value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
-            interval = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+            told = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+            interval = "; ".join(filter(None, (told, evidence.get("interval_notes", {}).get(metric))))
             before = f"{old[metric]:.4f}" if metric in old else ""
             change = f"{value - old[metric]:+.4f}" if metric in old else ""
             lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")

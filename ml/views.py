@@ -64,7 +64,8 @@ class View:
             return pixels
         seed = hashlib.sha256(f"{digest(self.key)} {pixel_sha256}".encode()).digest()[:16]
         rng = np.random.default_rng(int.from_bytes(seed))
-        # All are drawn, used or not: with another strength of one thing the others stay as they are.
+        # All are drawn, used or not, in one order. They hang on all of the augmentation, which is in the key: with
+        # another strength of one thing the others are drawn anew, too.
         mirrored, turns = rng.integers(0, 2, 2), rng.integers(0, 4)
         strength, shift = rng.uniform(-1, 1, 3), rng.uniform(-1, 1, 3)
         brightness, contrast = rng.uniform(-1, 1, 2)

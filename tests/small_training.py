@@ -1,8 +1,11 @@
 """A set of 82 drawn pictures to train on in seconds, shared by the tests that do."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
+import pandas as pd
 import pytest
 
 from ml import models
@@ -33,6 +36,18 @@ def quick(epochs: int, **sections: dict[str, object]) -> Preset:
 def again(world, **changes):
     arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
     return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
+
+
+def predictions(run):
+    """What a run said of the test side."""
+    folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
+    return pd.read_parquet(Path(folder) / "test_predictions.parquet")
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Training again what was trained already."""
+    monkeypatch.setattr(training_module, "_finished", lambda *_: None)
 
 
 def tiny_backbone():

@@ -19,6 +19,7 @@ from ml.crossvalidation import (
     trainings,
 )
 from ml.errors import DataError
+from ml.learning import _shares
 from ml.presets import load_preset
 
 RECIPE = load_preset("default").subtype
@@ -174,17 +175,31 @@ def test_nested_choices_know_nothing_of_their_own_fold():
             made[fold] = Predicted(rows, logits[None, rows].astype("f4"), np.ones(len(rows), bool))
         return made
 
-    _, before = nested("subtype", RECIPE, truth, folds, predictions(truth, logits), np.zeros(8), shares(truth))
+    def of_learnt(truth):
+        return np.zeros(8), shares(truth)
+
+    _, before = nested("subtype", RECIPE, truth, folds, predictions(truth, logits), of_learnt)
     other_truth, other_logits = truth.copy(), logits.copy()
     other_truth[folds == 0] = 7 - truth[folds == 0]
     other_logits[folds == 0] *= 5
     probabilities, after = nested(
-        "subtype", RECIPE, other_truth, folds, predictions(other_truth, other_logits), np.zeros(8), shares(truth)
+        "subtype", RECIPE, other_truth, folds, predictions(other_truth, other_logits), of_learnt
     )
     assert after[0] == before[0]
+    assert after[0].tau  # else shares of the fold itself would not show
     assert after[1] != before[1]
     assert after[2] != before[2]
     assert np.allclose(probabilities[folds == 0], after[0].probabilities(other_logits[folds == 0]), atol=1e-5)
+
+
+def test_a_class_that_only_the_fold_itself_has_is_left_as_it_is():
+    truth = np.array([0] * 30 + [1] * 60 + [2] * 10)
+    sampled = recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})
+    bias, logs = _shares("subtype", sampled, truth)
+    assert np.exp(logs[:3]) == pytest.approx([0.3, 0.6, 0.1])
+    seen = np.sqrt([30, 60, 10]) / np.sqrt([30, 60, 10]).sum()
+    assert bias[:3] == pytest.approx(np.log([0.3, 0.6, 0.1]) - np.log(seen))
+    assert (bias[3:], logs[3:]) == (pytest.approx(np.zeros(5)), pytest.approx(np.zeros(5)))
 
 
 def test_a_threshold_chosen_on_validation():

@@ -1,4 +1,6 @@
 import math
+import re
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from sklearn import metrics as sk
 from ml.decision import Rule
 from ml.errors import DataError
 from ml.evaluation import (
+    DEGENERATE,
     Scores,
     average_precision,
     bootstrap_weights,
@@ -19,7 +22,11 @@ from ml.evaluation import (
     roc_auc,
     youden_threshold,
 )
+from ml.gates import METRIC_NAMES
+from ml.policies import BEST_AT_ZERO, BinaryMetric, SubtypeMetric
+from ml.settings import PROJECT
 from ml.taxonomy import classes
+from tests.coverage import DRAWS, METRICS, SETS, coverage
 
 
 def scores(task, truth, p, rule=None, patients=None):
@@ -210,6 +217,21 @@ def test_intervals_cover_what_they_should():
     assert all(0.87 <= n / 200 <= 0.99 for n in covered.values()), covered
 
 
+@pytest.mark.parametrize(("task", "sets", "draws"), [("binary", 80, DRAWS), ("subtype", 60, 300)])
+def test_on_the_ledgers_test_side_intervals_cover_what_the_docs_say(task, sets, draws):
+    """Of the first of the sets that `python -m tests.coverage` draws, for the larger model with fewer draws each."""
+    page = (PROJECT / "docs" / "training-and-promotion.md").read_text()
+    told = dict(re.findall(rf"^\| {task} \| `(\w+)` \| .* \| ([\d.]+)% \| [\d.]+ \|$", page, re.MULTILINE))
+    found = {one.metric: one for one in coverage(task, sets, draws)}
+    assert told.keys() == found.keys() == set(METRICS[task])
+    for metric, one in found.items():
+        documented = float(told[metric]) / 100
+        noise = math.sqrt(documented * (1 - documented) * (1 / (sets * one.given) + 1 / (SETS * one.given)))
+        assert abs(one.held - documented) <= 3 * noise, (metric, one, documented)
+    # Labels of a dozen cases tell less than their intervals say: nobody is to be told that they hold 95% of the time.
+    assert found["macro_f1"].held < 0.95
+
+
 def test_images_of_a_patient_come_together_and_strata_stay():
     truth, p, patients = clustered(np.random.default_rng(0), 12, 3)
     made = scores("binary", truth, p, patients=patients)
@@ -227,9 +249,60 @@ def test_a_class_with_one_case_has_no_interval_and_says_so():
     result = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 4 + ["c"] * 4), draws=50)
     assert result.report["A"]["note"] == "one case: no interval"
     assert result.report["A"]["intervals"] == {}
-    assert result.report["DC"]["intervals"]["recall"] == [1, 1]
+    # Of two cases, both right: 0.025 = p^2 at the lower end.
+    assert result.report["DC"]["intervals"] == {"recall": [pytest.approx(0.025**0.5), 1]}
+    assert result.report["DC"]["note"] == f"recall: exact interval of 2 of 2 cases; F1: {DEGENERATE}"
     alone = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 8), draws=50)
     assert alone.intervals == {}  # no draw could be another
+
+
+def test_where_every_draw_is_the_same_shares_of_cases_have_exact_intervals_and_others_none():
+    truth = np.repeat([0, 0, 0, 1, 1, 1, 1], 3)
+    patients = [f"p{k}" for k in np.repeat(range(7), 3)]
+    result = evaluate(scores("binary", truth, np.where(truth == 1, 0.9, 0.1), patients=patients), draws=100)
+    ends = {"accuracy": 7, "micro_f1": 7, "recall": 4, "specificity": 3}
+    ends |= {f"patient_{name}": cases for name, cases in ends.items()} | {"patient_recognition_rate": 7}
+    for name, cases in ends.items():
+        assert result.metrics[name] == 1
+        assert result.intervals[name] == (pytest.approx(0.025 ** (1 / cases)), 1)
+        assert result.notes[name] == f"exact interval of {cases} of {cases} cases"
+    assert result.intervals.keys() == ends.keys()
+    others = result.metrics.keys() - ends.keys() - {"threshold"}
+    assert {"roc_auc", "macro_f1", "patient_mcc", "brier"} <= others
+    assert {result.notes[name] for name in others} == {DEGENERATE}
+    assert result.to_json()["interval_notes"] == result.notes
+    none = evaluate(scores("binary", truth, np.where(truth == 1, 0.1, 0.9), patients=patients), draws=100)
+    assert none.intervals["recall"] == (0, pytest.approx(1 - 0.025 ** (1 / 4)))
+    assert none.notes["recall"] == "exact interval of 0 of 4 cases"
+
+
+def test_the_only_benign_case_is_no_certainty():
+    """Each draw has it once, so its share of right images is the same in all of them."""
+    p = [0.1, 0.1, 0.9, 0.9, 0.2, 0.9, 0.9]
+    result = evaluate(scores("binary", [0, 0, 0, 1, 1, 1, 1], p, patients=list("aaabbcc")), draws=100)
+    assert result.metrics["specificity"] == pytest.approx(2 / 3)
+    assert "specificity" not in result.intervals
+    assert "patient_specificity" not in result.intervals
+    assert result.notes["specificity"] == result.notes["patient_specificity"] == DEGENERATE
+    assert result.intervals["recall"] == pytest.approx((0.5, 1))
+    assert "recall" not in result.notes
+
+
+def test_patients_have_every_metric_that_images_have_and_policies_know_them_all():
+    rng = np.random.default_rng(0)
+    truths = {"binary": np.arange(80) % 2, "subtype": np.arange(80) % 8}
+    for task, p in (("binary", rng.random(80)), ("subtype", softmax(rng.normal(size=(80, 8)), axis=1))):
+        found = evaluate(scores(task, truths[task], p), draws=0).metrics
+        assert all(math.isfinite(value) for value in found.values())
+        # Each image is a patient here, so what is of patients is what is of images.
+        of_images = {name for name in found if not name.startswith("patient_")} - {"threshold"}
+        assert {name: found[f"patient_{name}"] for name in of_images} == pytest.approx(
+            {name: found[name] for name in of_images}
+        )
+        assert found.keys() <= METRIC_NAMES.keys()
+        known = get_args(BinaryMetric if task == "binary" else SubtypeMetric)
+        assert set(known) == found.keys() - {"threshold"}
+        assert {name for name in known if name.endswith(("brier", "ece"))} <= BEST_AT_ZERO
 
 
 def test_shuffled_labels_have_an_auc_of_a_half():
@@ -256,7 +329,8 @@ def test_a_binary_model_is_told_by_subtype():
     made = scores("binary", [1, 1, 1, 1, 0], [0.9, 0.8, 0.3, 0.2, 0.1], patients=["a", "a", "a", "b", "c"])
     told = evaluate(made, draws=50).slices["subtype"]
     assert list(told) == ["A", "DC"]
-    assert told["A"] == {"images": 1, "cases": 1, "recognised": 1, "metrics": {"accuracy": 1.0}, "intervals": {}}
+    counts = {"images": 1, "cases": 1, "recognised": 1}
+    assert told["A"] == {**counts, "metrics": {"accuracy": 1.0}, "intervals": {}, "interval_notes": {}}
     assert (told["DC"]["images"], told["DC"]["cases"], told["DC"]["recognised"]) == (4, 2, 1)
     assert told["DC"]["metrics"] == {"accuracy": 0.5}
     assert told["DC"]["intervals"]["accuracy"] == pytest.approx([0, 2 / 3])
@@ -272,3 +346,21 @@ def test_a_rule_for_each_row():
     assert result.rules == (Rule(threshold=0.2), Rule(threshold=0.9))
     assert "threshold" not in result.metrics
     assert made.only(np.array([True, False, True])).called.tolist() == [1, 0]
+
+
+def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_their_rules():
+    """Whatever the order of the rows: 0.45 on average, and thresholds 0.2 and 0.8 of two images each or 2 to 1."""
+    rules = [Rule(threshold=0.2), Rule(threshold=0.8)]
+    for order in ([0, 1], [1, 0]):
+        few = scores("binary", [1, 1], [0.45, 0.45], [rules[k] for k in order], patients=["a", "a"])
+        assert few.patients.called.tolist() == [0]
+        assert sorted(few.called.tolist()) == [0, 1]
+    most = scores("binary", [1, 1, 1], [0.45] * 3, [rules[0], rules[1], rules[0]], patients=["a"] * 3)
+    assert most.patients.called.tolist() == [1]  # 0.4
+    p = np.full((2, 8), 0.1)
+    p[:, 3] = 0.3
+    offsets = tuple(2.5 * np.eye(8)[5])
+    assert np.log(0.3 / 0.1) < 2.5 / 2
+    both = scores("subtype", [5, 5], p, [Rule(), Rule(offsets=offsets)], patients=["a", "a"])
+    assert both.called.tolist() == [3, 5]
+    assert both.patients.called.tolist() == [5]

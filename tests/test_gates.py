@@ -105,6 +105,8 @@ def test_a_limit_on_the_interval_is_on_its_worse_end():
         "calibration error, ECE (0 is best), upper end of its 95% interval",
     ]
     assert len(failing(judge_evidence(evidence(metrics=metrics), limited))) == 2  # no interval is no evidence
+    same = evidence(metrics={**metrics, "macro_f1": 1.0}, intervals={"ece": [0, 0]}, interval_notes={"macro_f1": "why"})
+    assert "lower end of its 95% interval could not be computed (why)" in judge_evidence(same, limited)["summary"]
 
 
 def test_every_slice_keeps_its_limit_and_a_missing_one_blocks():

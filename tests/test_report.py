@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml import figures
 from ml.decision import Rule
 from ml.evaluation import Scores, evaluate
 from ml.gradcam import agreement, choose_cases, grad_cam, randomized
@@ -61,6 +62,9 @@ def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
             "pixel_sha256": [f"h{k}" for k in range(n)],
         }
     )
+    if task == "subtype":
+        rows.loc[truth == 7, "patient"] = "only one"
+    rows["slide"] = rows["patient"]
     if task == "binary":
         p = np.clip(truth * 0.4 + rng.random(n) * 0.6, 0, 1)
         return Scores("binary", rows, truth, p, Rule(threshold=0.5))
@@ -97,7 +101,23 @@ def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
     assert "Random backbone weights" in page
     assert ("Not measured, since no test image shows it" in page) == (absent is not None)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == evaluation.metrics
+    alone = ["PC"] if task == "subtype" else []
+    assert json.loads((tmp_path / "out_of_fold_metrics.json").read_text())["never_learnt"] == alone
+    assert ("Of PC there is one case to learn from." in page) == bool(alone)
+    of_both = ["macro-F1", "weighted F1", "Brier score (0 is best)", *(["precision", "F1"] if task == "binary" else [])]
+    assert {name: page.count(f"<tr><td>{name}</td>") for name in of_both} == dict.fromkeys(of_both, 2)
     assert {f"{section.name}.png" for section in SECTIONS} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch):
+    scores = made("binary")
+    scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
+    figures.plot_slices(evaluate(scores, draws=20), tmp_path / "slices.png")
+    labels = {label.get_text().split()[0]: label.get_text() for label in drawn[0].axes[0].get_yticklabels()}
+    assert labels["A"].endswith("of 1 case recognised)\none case: no interval")
+    assert labels["DC"].endswith("of 3 cases recognised)")
 
 
 def test_a_map_lights_where_the_evidence_is():

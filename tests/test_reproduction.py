@@ -44,10 +44,10 @@ def test_figures_are_means_over_seeds():
 
 
 def test_differences_are_paired():
-    """Alike models differ by nothing at all, though each one's own interval is wide."""
+    """Alike models differ by nothing in any draw, which is no interval, though each one's own is wide."""
     first = measure([scores(0.5, 1)], draws=200)
     same = row(table("ledger", "binary", {"a": [first], "b": [measure([scores(0.5, 1)], draws=200)]}), "roc_auc")
-    assert same.difference == (0, 0, 0)
+    assert same.difference == (0, None, None)
     assert same.presets["a"].high - same.presets["a"].low > 0.05
     better = row(table("ledger", "binary", {"a": [first], "b": [measure([scores(2.0, 1)], draws=200)]}), "roc_auc")
     assert 0 < better.difference.low < better.difference.value < better.difference.high
@@ -128,6 +128,28 @@ def test_a_comparison_is_written_logged_and_never_done_twice(world, tmp_path, mo
         reproduce(seeds=1, **common)
     monkeypatch.setattr(reproduction, "learn", learn)
     assert reproduce(seeds=1, **common)["trained"] == 1
+
+
+@pytest.mark.integration
+def test_what_another_has_trained_meanwhile_is_taken_and_not_trained_again(world, tmp_path, monkeypatch):  # noqa: F811
+    """Two are begun at once: the second waits, and finds the training in the folder."""
+    common = {"training_set": load_training_set("small", world.settings.conf), "output": tmp_path / "out"}
+    common |= {"store": world.store, "settings": world.settings, "presets": [quick(1)], "protocols": ["ledger"]}
+    first = reproduce(seeds=1, **common)
+    kept = {file: file.read_bytes() for file in (tmp_path / "out" / "trainings").iterdir()}
+    for file in kept:
+        file.unlink()
+    waited = []
+
+    def wait(*arguments):
+        waited.append(arguments)
+        for file, data in kept.items():
+            file.write_bytes(data)
+
+    monkeypatch.setattr(reproduction, "wait_for_others", wait)
+    second = reproduce(seeds=1, **common)
+    assert waited
+    assert (second["trainings"], second["trained"], second["rows"]) == (2, 0, first["rows"])
 
 
 @pytest.mark.integration

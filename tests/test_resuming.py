@@ -1,9 +1,11 @@
 """Trainings that are killed go on where they were, in the same MLflow run, and come to the same result."""
 
-from pathlib import Path
+import os
+import signal
+import subprocess
+import sys
+import time
 
-import mlflow
-import pandas as pd
 import pytest
 
 from ml import checkpoints
@@ -11,14 +13,10 @@ from ml import training as training_module
 from ml.checkpoints import Checkpoint
 from ml.registry import register_run
 from ml.tracking import connect
-from tests.small_training import again, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
+from tests.conftest import PROJECT
+from tests.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
-
-
-def predictions(run):
-    folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
-    return pd.read_parquet(Path(folder) / "test_predictions.parquet")
 
 
 def curves(world, run):
@@ -39,12 +37,6 @@ class Killed(BaseException):
 def whole(world):
     """A training of four epochs that nobody disturbs."""
     return again(world, preset=quick(4))
-
-
-@pytest.fixture
-def anew(monkeypatch):
-    """Training again what was trained already."""
-    monkeypatch.setattr(training_module, "_finished", lambda *_: None)
 
 
 @pytest.fixture(params=["fold 2 of repeat 1", "the model"])
@@ -81,12 +73,86 @@ def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, who
     assert jobs(world) == []
 
 
+PROGRAM = """
+import sys, time
+from types import SimpleNamespace
+from ml import checkpoints, training
+from ml.settings import Settings
+from ml.store import Store
+from tests.small_training import again, quick
+
+if __name__ == "__main__":
+    dataset, split, root, home, mlflow_uri, weights = sys.argv[1:]
+    checkpoints._SECONDS_BETWEEN_SAVES = 0.0
+    training._finished = lambda *_: None
+    save = checkpoints.Checkpoint.save
+
+    def slow(self, *arguments):
+        save(self, *arguments)
+        time.sleep(0.3)
+
+    checkpoints.Checkpoint.save = slow
+    settings = Settings(home=home, store=root, weights="random", backend="openvino", workers=1, mlflow_uri=mlflow_uri)
+    world = SimpleNamespace(store=Store(root), settings=settings, dataset=dataset, split=split, preset=None)
+    again(world, preset=quick(4), weights_id=weights)
+"""
+
+
+def begun(world) -> subprocess.Popen:
+    file = world.root / "program.py"
+    file.write_text(PROGRAM)
+    settings = world.settings
+    arguments = (world.dataset, world.split, world.store.root, settings.home, settings.mlflow_uri)
+    command = [sys.executable, str(file), *map(str, arguments), world.made["weights"]]
+    return subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+
+
+def runs(world):
+    client = connect(world.settings)
+    experiment = client.get_experiment_by_name("small").experiment_id
+    return {run.info.run_id for run in client.search_runs([experiment], max_results=1000)}
+
+
+def fold_at_work(world):
+    """The state of the training there is, if a fold of it is at work and another one done."""
+    for job in jobs(world):
+        state, _ = world.store.read(f"jobs/training/{job}/state.json")
+        if state and state["finished"] and (state["current"] or {}).get("part", "").startswith("fold"):
+            return state
+    return None
+
+
+def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(world, whole, anew, monkeypatch, capfd):
+    before = runs(world)
+    with begun(world) as process:
+        deadline = time.monotonic() + 120
+        while not (state := fold_at_work(world)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert state
+    client = connect(world.settings)
+    assert client.get_run(state["run_id"]).info.status == "RUNNING"
+    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 1.0)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    resumed = again(world, preset=quick(4))
+    assert f"resuming ({len(state['finished'])} parts finished, fold" in capfd.readouterr().err
+    assert resumed["run_id"] == state["run_id"]
+    assert runs(world) - before == {state["run_id"]}
+    assert client.get_run(resumed["run_id"]).info.status == "FINISHED"
+    assert resumed["metrics"] == whole["metrics"]
+    assert predictions(resumed).equals(predictions(whole))
+    assert curves(world, resumed) == curves(world, whole)
+    assert jobs(world) == []
+
+
 def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
     connect(world.settings).delete_run(killed)
     resumed = again(world, preset=quick(4))
     assert f"after epoch 2) in MLflow run {resumed['run_id']}" in capsys.readouterr().err
     assert resumed["run_id"] != killed
     assert resumed["metrics"] == whole["metrics"]
+    assert predictions(resumed).equals(predictions(whole))
 
 
 def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
@@ -98,11 +164,12 @@ def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkey
     )
     undisturbed = again(world, preset=preset)
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save = Checkpoint.save
+    save, killed = Checkpoint.save, []
 
     def save_and_die(self, part, *arguments):
         save(self, part, *arguments)
         assert part == "the model, fine-tuning"
+        killed.append(self.run_id)
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -110,8 +177,10 @@ def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkey
         with pytest.raises(Killed):
             again(world, preset=preset)
     resumed = again(world, preset=preset)
+    assert [resumed["run_id"]] == killed
     assert resumed["run_id"] != undisturbed["run_id"]
-    assert resumed["metrics"] == pytest.approx(undisturbed["metrics"])
+    assert resumed["metrics"] == undisturbed["metrics"]
+    assert predictions(resumed).equals(predictions(undisturbed))
     logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
     assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
     untuned = again(world, preset=quick(1, selection=preset.subtype.selection.model_dump()))

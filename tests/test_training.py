@@ -19,7 +19,7 @@ from ml.features import extract
 from ml.imaging import decode
 from ml.learning import prepared
 from ml.models import fetch_weights
-from ml.presets import load_preset, preset_names
+from ml.presets import Augmentation, load_preset, preset_names
 from ml.splits import Ledger, read_ledger, read_split, split_dataset
 from ml.store import Json
 from ml.taxonomy import LABELS, SUBTYPES
@@ -27,7 +27,7 @@ from ml.tracking import connect
 from ml.training import _code, train
 from ml.training_sets import read_dataset
 from tests import made_up
-from tests.small_training import again, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
+from tests.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 
@@ -79,9 +79,10 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert {f"evaluation/{n}.png" for n in ("confusion_matrix", "roc", "training_curve")} < names
 
 
-def test_the_same_seed_gives_the_same_model(world, runs):
-    again = train(
-        "binary",
+@pytest.mark.parametrize("task", ["binary", "subtype"])
+def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, anew, task):
+    second = train(
+        task,
         dataset=world.dataset,
         split=world.split,
         preset=world.preset,
@@ -89,7 +90,38 @@ def test_the_same_seed_gives_the_same_model(world, runs):
         store=world.store,
         settings=world.settings,
     )
-    assert again["metrics"] == pytest.approx(runs["binary"]["metrics"])
+    assert second["reused"] is False
+    assert second["run_id"] != runs[task]["run_id"]
+    assert second["metrics"] == runs[task]["metrics"]
+    assert predictions(second).equals(predictions(runs[task]))
+
+
+def test_views_and_more_of_rare_subtypes(world):
+    """Two views of what is learnt from, three of rare subtypes, one of the test side; each changes what is learnt."""
+    rows = read_dataset(world.dataset, world.store)
+    sides = rows["patient"].map(read_split(world.split, world.store).sides)
+    learnt = (sides != "test").to_numpy()
+    cases = rows[learnt].groupby("subtype")["patient"].nunique()
+    rare = rows["subtype"].isin(cases.index[cases == cases.min()]).to_numpy()
+    assert 0 < (rare & learnt).sum() < learnt.sum()
+    seen = {"augmentation": Augmentation(flips=True, rotations=True, hed=0.1, brightness=0.1, contrast=0.1)}
+    seen |= {"count": 2, "rare_count": 3, "rare_below_cases": int(cases.min()) + 1}
+    preset = quick(2, views=seen)
+    with learning.prepared(
+        "subtype", world.dataset, read_split(world.split, world.store), preset, world.store, world.settings
+    ) as data:
+        assert data.views.tolist() == np.where(learnt, np.where(rare, 3, 2), 1).tolist()
+        assert not np.array_equal(data.features[1, learnt], data.features[0, learnt])
+    plain, few, more = (
+        again(world, preset=one) for one in (quick(2), quick(2, views={**seen, "rare_count": 2}), preset)
+    )
+    logged = connect(world.settings).get_run(more["run_id"])
+    assert logged.info.status == "FINISHED"
+    assert [logged.data.params[f"views.{name}"] for name in ("count", "rare_count")] == ["2", "3"]
+    told = [predictions(run).filter(like="p_").to_numpy() for run in (plain, few, more)]
+    assert not np.allclose(told[0], told[1])
+    assert not np.allclose(told[1], told[2])
+    assert all(np.allclose(one.sum(axis=1), 1) for one in told)
 
 
 def test_a_training_that_died_before_its_checkpoint_knew_of_its_run_goes_on_in_it(world, monkeypatch):

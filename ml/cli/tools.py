@@ -70,6 +70,8 @@ def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: 
     """
     if output and output.suffix not in {".csv", ".parquet"}:
         raise BreakhisError(f"--output {output}: expected a name that ends in .csv or .parquet")
+    if output and not output.parent.is_dir():
+        raise BreakhisError(f"--output {output}: there is no folder {output.parent}")
     rows = list(_predict(list(_files(images)), model))
     if output:
         _write_table(rows, output)
@@ -95,7 +97,7 @@ def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
             table.to_parquet(scratch, index=False)
         scratch.replace(output)
     except OSError as error:
-        raise BreakhisError(f"--output {output}: cannot be written: {error.strerror}") from None
+        raise BreakhisError(f"--output {output}: cannot be written: {error.strerror or error}") from None
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -113,7 +115,7 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     from ml.devices import quiet_tensorflow
-    from ml.imaging import read_image
+    from ml.imaging import read_image, resize
     from ml.tracking import connect
 
     connect(settings())
@@ -130,7 +132,8 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
         good, rows = [], {}
         for file in batch:
             try:
-                good.append((file, read_image(file)))
+                # At the network's size: a batch of photographs as they come may be 10 GB.
+                good.append((file, resize(read_image(file))))
             except ImageError as error:
                 rows[file] = {"image": str(file), "error": str(error)}
         if good:

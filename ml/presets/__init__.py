@@ -111,23 +111,23 @@ class FineTuning(Declared):
 class Recipe(Declared):
     """The recipe of one model."""
 
-    views: Views
-    head: Head
-    training: Training
-    imbalance: Imbalance
-    selection: Selection
-    fine_tuning: FineTuning
+    views: Views = Field(description="How often, and how, each training picture is seen.")
+    head: Head = Field(description="The head on pooled features.")
+    training: Training = Field(description="How the head is trained.")
+    imbalance: Imbalance = Field(description="What is done about classes with few pictures.")
+    selection: Selection = Field(description="What epochs, calibration and decision rule are chosen on.")
+    fine_tuning: FineTuning = Field(description="Whether, and how, the backbone's upper blocks are trained as well.")
 
 
 class Preset(Declared):
     """One preset. Every field has to be given, so that a file says everything there is to know."""
 
-    name: PresetName
-    description: str
+    name: PresetName = Field(description="That of the file.")
+    description: str = Field(description="One line, for forms and reports.")
     random_weights_allowed: bool = Field(description="Whether to go on where ImageNet weights cannot be downloaded.")
     bootstrap_draws: int = Field(ge=0, le=100_000, description="Draws of the patient bootstrap for 95% intervals.")
-    binary: Recipe
-    subtype: Recipe
+    binary: Recipe = Field(description="The recipe of the model of benign and malignant.")
+    subtype: Recipe = Field(description="The recipe of the model of the eight subtypes.")
 
     def recipe(self, task: Task) -> Recipe:
         """The recipe of one task's model."""

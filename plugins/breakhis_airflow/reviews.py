@@ -198,6 +198,7 @@ def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
         "words": WORDS.get(name) or WORDS.get(name.removeprefix("patient_"), ""),
         "value": evidence["metrics"][name],
         "interval": evidence.get("intervals", {}).get(name),
+        "note": evidence.get("interval_notes", {}).get(name, ""),
         "before": before,
         "interval_before": champion.get("intervals", {}).get(name) if champion else None,
         "change": change,

@@ -358,6 +358,7 @@ CASES = {
     "a CMYK JPEG": added(NEW, jpeg("CMYK"), "mode"),
     "one pixel": added(NEW, picture("RGB", (1, 1)), "size"),
     "a header of 120 megapixels": added(NEW, picture("1", (20_000, 6_000)), "size"),
+    "a header of 400 megapixels, more than Pillow opens": added(NEW, picture("1", (20_000, 20_000)), "size"),
     "a name outside the grammar": added("more/holiday.png", png(1), "name"),
     "a magnification that BreakHis has not": added("more/SOB_M_DC-14-9001-50-001.png", png(1), "name"),
     "a suffix in capitals": added(NEW.replace(".png", ".PNG"), png(1), "name"),

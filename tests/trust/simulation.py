@@ -33,7 +33,7 @@ def rows(store: Store) -> Iterator[Row]:
             ("subtype", "roc_auc_ovr"),
             ("subtype", "macro_f1"),
         ):
-            of_classes = tuple(of_subtypes[s] for s in SUBTYPES) if task == "subtype" else _binary(of_subtypes)
+            of_classes = tuple(of_subtypes[s] for s in SUBTYPES) if task == "subtype" else binary(of_subtypes)
             level = max(LEVELS[metric], World(task, metric, of_classes, 0.5, 0.5).chance + MARGIN)  # type: ignore[arg-type]
             yield from _rows(where, task, metric, of_classes, level, error)  # type: ignore[arg-type]
 
@@ -78,6 +78,7 @@ def counts(store: Store) -> dict[str, dict[str, int]]:
     return found
 
 
-def _binary(of_subtypes: dict[str, int]) -> tuple[int, ...]:
+def binary(of_subtypes: dict[str, int]) -> tuple[int, ...]:
+    """The same by label: benign and malignant."""
     labels = ("benign", "malignant")
     return tuple(sum(n for s, n in of_subtypes.items() if label_of(s) == label) for label in labels)
