@@ -42,7 +42,7 @@ _CHUNK = 100
 _CASE_SHARES = (0.2, 0.5, 0.8)  # of the variance of a model's scores that lies between cases
 _CORRELATIONS = (0.3, 0.6, 0.9)  # between the scores of the two models
 _LEVELS = tuple(round(0.05 * k, 2) for k in range(4, 20))  # what the champion's metric is rounded to
-_VERSION = 1  # of the simulation; another one finds its own critical values
+_VERSION = 2  # of the simulation; another one finds its own critical values
 
 
 class Predictions(NamedTuple):
@@ -68,7 +68,7 @@ class Critical:
     Attributes:
         value: the critical value, the largest that any of the simulated worlds needs.
         size: share of fresh data sets in which a version worse by the margin passes, in the worst of the worlds.
-        errors: median standard error of the difference in each world.
+        errors: median standard error of the difference in each world, for a version as good as the champion.
         powers: share of data sets in which a version as good as the champion passes, in each world.
     """
 
@@ -269,19 +269,18 @@ def simulate(task: Task, metric: str, counts: tuple[int, ...], level: float, mar
     """
     worlds = [World(task, metric, counts, share, like) for share in _CASE_SHARES for like in _CORRELATIONS]
     worse, same = (worlds[0].signals(level, level - loss) for loss in (margin, 0.0))
-    needed, errors = [], []
+    needed, errors, powers = [], [], []
     for seed, world in enumerate(worlds):
         difference, error = world.draw(*worse, _SIMULATED, seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # of a data set in which both say the same
             needed.append(float(np.quantile(np.nan_to_num((difference + margin) / error), 1 - SIZE)))
-        errors.append(float(np.median(error)))
     value = max(needed)
     worst = int(np.argmax(needed))
     sizes = passes(*worlds[worst].draw(*worse, _SIMULATED, 100 + worst), value, margin)
-    powers = [
-        float(passes(*world.draw(*same, _SIMULATED, 200 + seed), value, margin).mean())
-        for seed, world in enumerate(worlds)
-    ]
+    for seed, world in enumerate(worlds):
+        difference, error = world.draw(*same, _SIMULATED, 200 + seed)
+        powers.append(float(passes(difference, error, value, margin).mean()))
+        errors.append(float(np.median(error)))  # of these draws: of a version that is worse it is larger
     return {"value": value, "size": float(sizes.mean()), "errors": errors, "powers": powers}
 
 

@@ -219,7 +219,8 @@ def plot_history(history: dict[str, list[float]], chosen: int | None, path: Path
     for name, colour in zip(drawn, (_BLUE, _ORANGE, _GREEN, _RED), strict=False):
         values = history[name]
         first = 0 if name.startswith("fine_tuning_out") or name.startswith("fine_tuning_val") else 1
-        axes.plot(range(first, first + len(values)), values, label=name.replace("_", " "), color=colour)
+        style = "o" if len(values) == 1 else "-"  # a line of one point is not seen
+        axes.plot(range(first, first + len(values)), values, style, label=name.replace("_", " "), color=colour)
     if chosen is not None:
         axes.axvline(chosen, linestyle=":", color=_GREY, label=f"chosen: {chosen}")
     axes.set_xlabel("epoch")
