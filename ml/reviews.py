@@ -3,6 +3,7 @@
 Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis demo``.
 """
 
+import re
 from collections.abc import Mapping
 
 from ml.gates import METRIC_NAMES
@@ -26,6 +27,9 @@ def review_tasks(dag: str) -> tuple[str, ...]:
     return (TASK, *(f"{TASK}_{k}" for k in range(2, MOST_APPROVALS + 1))) if dag == PROMOTE else (TASK,)
 
 
+BUNDLE = r"bundle-[0-9a-f]{12}"
+"""The pattern of a bundle's id."""
+
 SHORTEST_REASON = 3
 """Characters, less blanks around them."""
 
@@ -42,18 +46,33 @@ def given_reason(params: Mapping[str, object] | None) -> str:
     return stripped if len(stripped) >= SHORTEST_REASON else ""
 
 
+def judged_bundle(body: str | None) -> str | None:
+    """The bundle that a review is about, as the end of its body names it; None if it names none.
+
+    The last one: what is above may come from people, such as the reason for a rollback, and could name another.
+    """
+    found = re.findall(r"judged as `([^`]*)`", body or "")
+    return found[-1] if found and re.fullmatch(BUNDLE, found[-1]) else None
+
+
+def review_page(bundle: str) -> str:
+    """Where the page of a bundle is served, below Airflow's own address."""
+    return f"/breakhis/reviews/{bundle}/"
+
+
 def review_title(evidence: Json) -> str:
     """The headline of a review."""
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
-def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
+def rollback_body(version: Json, champion: Json | None, reason: str, bundles: Mapping[int, str]) -> str:
     """What a reviewer reads before confirming a rollback, as Markdown.
 
     Args:
         version: evidence of the former champion.
         champion: evidence of the version that is champion now, or None.
         reason: why somebody asks for it.
+        bundles: version -> the bundle that it was approved on, where that is known.
     """
     now = champion["metrics"] if champion else {}
     title = f"version {champion['version']}" if champion else "none"
@@ -71,7 +90,14 @@ def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
             for name, value in version["metrics"].items()
         ),
         "",
-        "Your answer is recorded with your name and reason.",
+    ]
+    shown = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
+    if shown:
+        links = [f"- [What version {number} was approved on]({review_page(bundles[number])})" for number in shown]
+        lines += ["### Look closer", "", *links, ""]
+    lines += [
+        f"Version {version['version']} was judged as `{bundles.get(version['version'], 'unknown')}`. "
+        "Your answer is recorded with your name and reason."
     ]
     return "\n".join(lines)
 
@@ -135,8 +161,12 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
         ),
         "",
     ]
-    if links:
-        lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
+    links = {
+        "Review page: candidate and champion side by side, with pictures": review_page(bundle_id),
+        "The candidate's whole report": f"{review_page(bundle_id)}candidate/report.html",
+        **links,
+    }
+    lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
     lines += [
         f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}`. Your answer is recorded with your name and "
         "reason, and holds for exactly this.",
