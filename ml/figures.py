@@ -45,7 +45,7 @@ def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -
         panels[0].plot(*at, "o", color=_RED, label=label)
         panels[0].legend(loc="lower right" if kind == "roc" else "lower left", fontsize=9)
     title = "ROC" if kind == "roc" else "Precision and recall"
-    figure.suptitle(f"{title}, {_n(scores)}; band: 95% of draws of patients", fontsize=11)
+    figure.suptitle(f"{title}, {_n(scores)}\nband: 95% of draws of patients", fontsize=11)
     _save(figure, path)
 
 

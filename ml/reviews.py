@@ -184,22 +184,34 @@ def _warnings(bundle: Json) -> list[str]:
     return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
 
 
-def _worse(bundle: Json) -> list[str]:
-    """What got worse: metrics, and classes that are recognised in fewer cases."""
-    evidence, champion = bundle["evidence"], bundle["champion"]
+def got_worse(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
+    """What is worse than the champion's: (metric, the class it is of or "", before, now).
+
+    All metrics of images and patients, and the recall of each class.
+    """
     if not champion:
         return []
+    pairs = [(name, "", champion["metrics"].get(name), value) for name, value in evidence["metrics"].items()]
+    pairs += [
+        ("recall", name, champion["per_class"].get(name, told).get("recall"), told["recall"])
+        for name, told in evidence["per_class"].items()
+    ]
+    return [
+        (name, of, before, now)
+        for name, of, before, now in pairs
+        if before is not None and name != "threshold" and now != before and (now > before) == (name in BEST_AT_ZERO)
+    ]
+
+
+def _worse(bundle: Json) -> list[str]:
+    if not bundle["champion"]:
+        return []
     worse = []
-    for name, value in evidence["metrics"].items():
-        before = champion["metrics"].get(name)
-        change = None if before is None or name == "threshold" else value - before
-        if change and (change > 0) == (name in BEST_AT_ZERO):
-            of_whom = " of patients" if name.startswith("patient_") else ""
-            worse.append(f"{METRIC_NAMES.get(name, name)}{of_whom} {before:.4f} → {value:.4f}")
-    for name, told in evidence["per_class"].items():
-        before = champion["per_class"].get(name)
-        if before and told["recall"] < before["recall"]:
-            worse.append(f"recall of {name} {before['recall']:.3f} → {told['recall']:.3f}")
+    for name, of_class, before, now in got_worse(bundle["evidence"], bundle["champion"]):
+        of_whom = " of patients" if name.startswith("patient_") else ""
+        what = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
+        digits = 3 if of_class else 4
+        worse.append(f"{what} {before:.{digits}f} → {now:.{digits}f}")
     return ["### What got worse", "", *(f"- {line}" for line in worse or ["Nothing that was measured."]), ""]
 
 

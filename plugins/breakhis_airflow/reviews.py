@@ -17,7 +17,7 @@ from ml.audit import chain_faults, decisions_of
 from ml.errors import StoreError
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
-from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, judged_bundle
+from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, got_worse, judged_bundle
 from ml.store import Json, Store, object_id
 from ml.taxonomy import SIDES, SUBTYPE_NAMES, classes
 from ml.training_sets import dataset_changes
@@ -37,7 +37,7 @@ WORDS = {
     "roc_auc": "How well the model ranks malignant images above benign ones: 1 is perfect, 0.5 is guessing.",
     "roc_auc_ovr": "How well each subtype is ranked above all others, on average: 1 is perfect, 0.5 is guessing.",
     "pr_auc": "How few false alarms there are for the malignant images that are found: 1 is perfect.",
-    "pr_auc_ovr": "The same for each subtype against all others, on average: 1 is perfect.",
+    "pr_auc_ovr": "How few false alarms there are for each subtype against all others, on average: 1 is perfect.",
     "recall": "Of the images that are malignant, the share that the model calls malignant.",
     "specificity": "Of the images that are benign, the share that the model calls benign.",
     "precision": "Of the images that the model calls malignant, the share that are.",
@@ -54,6 +54,12 @@ WORDS = {
     "patient_recognition_rate": "For each patient the share of images with the right label; the mean of that.",
 }
 """What a metric says, for people who have never met it."""
+
+_OF_SUBTYPES = {
+    "recall": "Of the images of a subtype, the share that the model recognises; the mean over subtypes.",
+    "precision": "Of the images that the model gives a subtype, the share that have it; the mean over subtypes.",
+}
+"""The same of the model of subtypes, where it means something else."""
 
 TERMS = {
     "candidate": "The new version of the model, which is used only if it is approved.",
@@ -103,7 +109,7 @@ TERMS = {
 PICTURES = (
     (
         "roc",
-        "Finding malignant images (ROC)",
+        "Telling one class from the others (ROC)",
         "Higher and further left is better; the band is what other patients could have given.",
     ),
     ("precision_recall", "False alarms (precision and recall)", "Higher and further right is better."),
@@ -122,7 +128,10 @@ PICTURES = (
 )
 """Pictures in the page's order: file, title, how to read it."""
 
-_BROAD = frozenset({"slices", "errors", "grad_cam", "worst_patients"})
+_BROAD = {
+    "binary": frozenset({"errors"}),
+    "subtype": frozenset({"roc", "precision_recall", "confusion_matrix", "per_class", "errors"}),
+}
 """Pictures that take the page's whole width: the champion's is below the candidate's and not beside it."""
 
 
@@ -219,7 +228,9 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
     facts = read_bundle(bundle, store)
     evidence, champion = facts["evidence"], facts["champion"]
     decisions = _decisions(store, evidence["model"])
-    metrics = [_metric(name, evidence, champion) for name in evidence["metrics"]]
+    order = list(METRIC_NAMES)  # a stored object comes back in alphabetical order
+    found = sorted(evidence["metrics"], key=lambda name: order.index(name) if name in order else len(order))
+    metrics = [_metric(name, evidence, champion) for name in found]
     drawn = [
         (name, title, text, [whose for whose in _WHOSE if _known(facts, whose, f"{name}.png")])
         for name, title, text in PICTURES
@@ -236,18 +247,18 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             rollback=ROLLBACK,
             decided=next((one for one in decisions if one["bundle"] == bundle), None),
             metrics=metrics,
-            worse=[one for one in metrics if one["worse"]],
+            worse=got_worse(evidence, champion),
             classes=classes(evidence["task"]),
             class_names=SUBTYPE_NAMES,
             slices=_slices(evidence, champion),
             pictures=[one for one in drawn if one[3]],
-            broad=_BROAD,
+            broad=_BROAD[evidence["task"]],
             data=_data(evidence, champion),
             changes=_changes(evidence, champion, store),
             sides=SIDES,
-            words=WORDS,
+            words=WORDS | _OF_SUBTYPES if evidence["task"] == "subtype" else WORDS,
             terms=TERMS,
-            names=METRIC_NAMES,
+            names={name: shown.partition(":")[0] for name, shown in METRIC_NAMES.items()},
             decisions=decisions,
             audit=audit,
             faults=chain_faults(store),
@@ -293,12 +304,10 @@ def _known(facts: Json, whose: str, name: str) -> str | None:
 
 def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
     """A row of the table of metrics."""
-    patient = name.startswith("patient_")
     before = champion["metrics"].get(name) if champion else None
     change = None if before is None or name == "threshold" else evidence["metrics"][name] - before
     return {
-        "name": METRIC_NAMES.get(name, name) + (" of patients" if patient else ""),
-        "words": WORDS.get(name) or WORDS.get(name.removeprefix("patient_"), ""),
+        "name": name,
         "value": evidence["metrics"][name],
         "interval": evidence.get("intervals", {}).get(name),
         "before": before,
