@@ -111,13 +111,14 @@ def approve(page: Page, model: str, version: int) -> None:
 
 def ask_for_rollback(page: Page, model: str, version: int) -> None:
     """An engineer asks to go back to the former champion, in Airflow's form of the DAG rollback."""
-    page.goto(address(page, f"/dags/{ROLLBACK}/trigger/single"))
+    page.goto(address(page, f"/dags/{ROLLBACK}"))
+    page.get_by_role("button", name="Trigger").first.click()
     page.locator("#element_model").fill(model)
     page.locator("#element_version").fill(str(version))
     page.locator("#element_reason").fill(WHY_BACK)
     take(page, "rollback-ask")
     page.get_by_role("button", name="Trigger").last.click()
-    page.wait_for_url(f"**/dags/{ROLLBACK}/**")
+    page.locator("#element_model").wait_for(state="detached")
 
 
 def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None:

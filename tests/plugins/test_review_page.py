@@ -193,6 +193,14 @@ def test_slices_stand_beside_the_champions(reader, store):
     assert part.index("40X candidate 5 1 of 2 0.811 champion 5 1 of 2 0.722") < part.index("100X candidate")
 
 
+def test_a_picture_that_the_champion_lacks(reader, store):
+    page = reader.get(f"/reviews/{bundle(store)}/").text
+    assert "there is none" not in page
+    drawn = {**FILES, "evaluation/reliability.png": "0"}
+    page = text_of(reader.get(f"/reviews/{bundle(store, artifacts=drawn)}/").text)
+    assert page.count("Of the champion there is none") == 1
+
+
 def test_size_and_power_of_the_comparison_are_shown(reader, store):
     part = text_of(reader.get(f"/reviews/{bundle(store)}/").text)
     assert re.search(r"9 \(4\) 0\.950 0\.900 -0\.050 -0\.040 4\.3% 60%", part)
