@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
@@ -120,6 +120,16 @@ def page_of(body: str | None) -> str:
     """The address of the review page that belongs to the body of a review, or nothing."""
     bundle = judged_bundle(body)
     return page(f"reviews/{bundle}/") if bundle else ""
+
+
+def form_of(dag: str, run: str, task: str) -> str:
+    """The address of Airflow's answer form of a review."""
+    return root(f"dags/{quote(dag)}/runs/{quote(run)}/tasks/{quote(task)}/required_actions")
+
+
+def on_this_site(address: str) -> str:
+    """The same without the host: somebody may have come to Airflow by another name than the configured one."""
+    return urlsplit(address).path
 
 
 def root(path: str) -> str:

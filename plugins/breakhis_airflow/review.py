@@ -3,13 +3,12 @@
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from breakhis_airflow.links import ReviewLink, page_of, root
+from breakhis_airflow.links import ReviewLink, form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
 from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 from ml.settings import settings
@@ -98,8 +97,3 @@ class ReviewOperator(HITLOperator):
             f"This review does not count: {what}. Nothing was promoted. To be asked again, clear the task "
             f"'{self.task_id}' (with those after it) and answer with a reason of at least {SHORTEST_REASON} letters."
         )
-
-
-def form_of(dag: str, run: str, task: str) -> str:
-    """The address of Airflow's answer form of a review."""
-    return root(f"dags/{quote(dag)}/runs/{quote(run)}/tasks/{quote(task)}/required_actions")

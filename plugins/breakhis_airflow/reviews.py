@@ -12,7 +12,9 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
+from breakhis_airflow.links import form_of, on_this_site, root
 from ml.audit import chain_faults, decisions_of
 from ml.errors import StoreError
 from ml.gates import METRIC_NAMES
@@ -142,7 +144,7 @@ class Waiting(NamedTuple):
     bundle: str | None
     since: str
     form: str
-    """Airflow's page with the answer form, relative to its root."""
+    """Airflow's page with the answer form, without its host."""
     dag: str = PROMOTE
     """In which it is asked: a promotion or a rollback."""
 
@@ -154,7 +156,7 @@ class AuditCheck(NamedTuple):
     failed: str = ""
     """When it last failed, if it has not passed since."""
     run: str = ""
-    """Airflow's page of that failure, relative to its root."""
+    """Airflow's page of that failure, without its host."""
 
 
 def waiting_reviews() -> list[Waiting]:
@@ -180,7 +182,7 @@ def waiting_reviews() -> list[Waiting]:
 
 def _waiting(detail: Any) -> Waiting:
     ti = detail.task_instance
-    form = f"/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{ti.task_id}/required_actions"
+    form = on_this_site(form_of(ti.dag_id, ti.run_id, ti.task_id))
     return Waiting(detail.subject, judged_bundle(detail.body), _minute(detail.created_at), form, ti.dag_id)
 
 
@@ -196,7 +198,9 @@ def audit_check() -> AuditCheck:
         passed = next((_minute(run.end_date) for run in runs if run.state == "success"), "")
         if not runs or runs[0].state == "success":
             return AuditCheck(passed)
-        return AuditCheck(passed, _minute(runs[0].end_date), f"/dags/{AUDIT}/runs/{runs[0].run_id}")
+        return AuditCheck(
+            passed, _minute(runs[0].end_date), on_this_site(root(f"dags/{AUDIT}/runs/{quote(runs[0].run_id)}"))
+        )
 
 
 def _minute(time: Any) -> str:

@@ -1,5 +1,7 @@
 import hashlib
 import re
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from airflow.api_fastapi.core_api.security import get_user
@@ -306,3 +308,14 @@ def test_a_class_that_is_found_less_often_got_worse(reader, store):
     part = text_of(page[page.index('id="worse"') : page.index('id="gates"')])
     assert "recall (sensitivity) of the class benign: 0.950 before, 0.800 now (-0.150)" in part
     assert "malignant" not in part
+
+
+def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/base")
+    made = "bundle-0123456789ab"
+    task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
+    asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    body = f"judged as `{made}`."
+    found = reviews._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
+    form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
+    assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")
