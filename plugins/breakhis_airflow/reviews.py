@@ -19,6 +19,7 @@ from ml.audit import chain_faults, decisions_of
 from ml.errors import StoreError
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
+from ml.promotion import APPROVED, ROLLED_BACK
 from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, got_worse, judged_bundle
 from ml.store import Json, Store, object_id
 from ml.taxonomy import SIDES, SUBTYPE_NAMES, classes
@@ -249,6 +250,7 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             champion=champion,
             waiting=next((one for one in waiting if one.bundle == bundle), None),
             rollback=ROLLBACK,
+            in_use=_approval_in_use(decisions),
             decided=next((one for one in decisions if one["bundle"] == bundle), None),
             metrics=metrics,
             worse=got_worse(evidence, champion),
@@ -375,6 +377,13 @@ def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
         except StoreError as error:  # an old one was cleared away
             told = {**told, "same": False, "missing": str(error)}
     return told
+
+
+def _approval_in_use(decisions: list[Json]) -> Json | None:
+    """The approval of the version that by a model's decisions, the latest first, is the champion."""
+    last = next((one for one in decisions if one["event"] in (APPROVED, ROLLED_BACK)), None)
+    approvals = [one for one in decisions if last and one["event"] == APPROVED and one["version"] == last["version"]]
+    return next((one for one in approvals if one["bundle"]), None)
 
 
 def _decisions(store: Store, model: str | None = None) -> list[Json]:

@@ -257,12 +257,15 @@ def test_a_review_that_was_answered_says_how(reader, store, tmp_path):
     assert f'href="{made}/"' in reader.get("/reviews/").text
 
 
-def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store, waiting):
+def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store, waiting, tmp_path):
     made = bundle(store)
+    decide(store, tmp_path, version=3, bundle=made)
+    decide(store, tmp_path, version=4, bundle="bundle-0123456789ab", champion=3)
     form = "/dags/rollback/runs/r/tasks/review/required_actions"
     waiting.append(Waiting("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
     page = reader.get(f"/reviews/{made}/").text
     assert "somebody asks to go back to it" in page
+    assert '<a href="../bundle-0123456789ab/">What version 4, in use now, was approved on</a>' in page
     assert "would replace" not in page
     assert f'href="{form}"' in page
     assert "(a rollback" in reader.get("/reviews/").text
