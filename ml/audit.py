@@ -155,6 +155,28 @@ def decisions_of(store: Store, model: str | None = None) -> list[Json]:
     return sorted(of_model, key=lambda one: -int(one["sequence"]))
 
 
+def chain_faults(store: Store) -> list[str]:
+    """What can be seen to be wrong with the log by whoever has no key: records that are missing or do not follow.
+
+    Whether a record was written by the service only the key tells: see :meth:`AuditLog.verify`.
+    """
+    faults = []
+    before, expected = _BEFORE_THE_FIRST, 1
+    for name in [name for name in store.keys(_FOLDER) if name.endswith(".json")]:
+        try:
+            record, _ = store.read(f"{_FOLDER}/{name}")
+            number, follows, code = int(name.removesuffix(".json")), record["before"], record["code"]
+        except (ValueError, TypeError, KeyError):
+            faults.append(f"{name} is no record")
+            continue
+        if number != expected:
+            faults.append(f"record {expected} is missing")
+        elif follows != before:
+            faults.append(f"record {number} does not follow record {number - 1}")
+        before, expected = code, number + 1
+    return faults
+
+
 def anchor(record: Json) -> str:
     """What the registry is told of a model's last decision."""
     return f"{record['sequence']}:{record['code']}"

@@ -124,7 +124,8 @@ def compare(where: str, both: Predictions, rule: Comparison, store: Store) -> li
         spread = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
         new, old = new[0], old[0]
         found = critical(both.task, metric, counts, float(old), rule.margin, store)
-        low, power = float(new - old - found.value * spread), found.power(spread)
+        # With few cases no critical value may hold; a difference of two shares is never below -1, whatever was drawn.
+        low, power = max(float(new - old - found.value * spread), -1.0), found.power(spread)
         one |= {
             "candidate": float(new),
             "champion": float(old),

@@ -85,7 +85,7 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     """What a rollback would do, for its review (the ``rollback`` stage with ``--dry-run``).
 
     Returns:
-        ``{model, version, replaces, title, review}``.
+        ``{model, version, replaces, bundle, title, review}``; ``bundle`` is what the version was approved on, or None.
 
     Raises:
         Refused: the version never was champion, or is it now; or no reason is given.
@@ -94,17 +94,20 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     if not given_reason({"reason": reason}):
         raise Refused(f"rollback to {model} version {number}: say why, in at least {SHORTEST_REASON} letters")
     found = aliases_of(model, settings)
-    check_former(model, int(number), AuditLog(store, settings).of(model), found)
+    records = AuditLog(store, settings).of(model)
+    check_former(model, int(number), records, found)
     evidence, champion = (
         evidence_of(model, one, store, settings) if one else None for one in (int(number), found.champion)
     )
     assert evidence is not None
+    bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
         "model": model,
         "version": int(number),
         "replaces": found.champion,
+        "bundle": bundles.get(int(number)),
         "title": rollback_title(model, int(number), found.champion),
-        "review": rollback_body(evidence, champion, reason),
+        "review": rollback_body(evidence, champion, reason, bundles),
     }
 
 

@@ -3,6 +3,7 @@
 Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis demo``.
 """
 
+import re
 from collections.abc import Mapping
 
 from ml.gates import METRIC_NAMES
@@ -26,6 +27,9 @@ def review_tasks(dag: str) -> tuple[str, ...]:
     return (TASK, *(f"{TASK}_{k}" for k in range(2, MOST_APPROVALS + 1))) if dag == PROMOTE else (TASK,)
 
 
+BUNDLE = r"bundle-[0-9a-f]{12}"
+"""The pattern of a bundle's id."""
+
 SHORTEST_REASON = 3
 """Characters, less blanks around them."""
 
@@ -42,18 +46,33 @@ def given_reason(params: Mapping[str, object] | None) -> str:
     return stripped if len(stripped) >= SHORTEST_REASON else ""
 
 
+def judged_bundle(body: str | None) -> str | None:
+    """The bundle that a review is about, as the end of its body names it; None if it names none.
+
+    The last one: what is above may come from people, such as the reason for a rollback, and could name another.
+    """
+    found = re.findall(r"judged as `([^`]*)`", body or "")
+    return found[-1] if found and re.fullmatch(BUNDLE, found[-1]) else None
+
+
+def review_page(bundle: str) -> str:
+    """Where the page of a bundle is served, below Airflow's own address."""
+    return f"/breakhis/reviews/{bundle}/"
+
+
 def review_title(evidence: Json) -> str:
     """The headline of a review."""
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
-def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
+def rollback_body(version: Json, champion: Json | None, reason: str, bundles: Mapping[int, str]) -> str:
     """What a reviewer reads before confirming a rollback, as Markdown.
 
     Args:
         version: evidence of the former champion.
         champion: evidence of the version that is champion now, or None.
         reason: why somebody asks for it.
+        bundles: version -> the bundle that it was approved on, where that is known.
     """
     now = champion["metrics"] if champion else {}
     title = f"version {champion['version']}" if champion else "none"
@@ -71,7 +90,14 @@ def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
             for name, value in version["metrics"].items()
         ),
         "",
-        "Your answer is recorded with your name and reason.",
+    ]
+    shown = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
+    if shown:
+        links = [f"- [What version {number} was approved on]({review_page(bundles[number])})" for number in shown]
+        lines += ["### Look closer", "", *links, ""]
+    lines += [
+        f"Version {version['version']} was judged as `{bundles.get(version['version'], 'unknown')}`. "
+        "Your answer is recorded with your name and reason."
     ]
     return "\n".join(lines)
 
@@ -136,8 +162,12 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
         ),
         "",
     ]
-    if links:
-        lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
+    links = {
+        "Review page: candidate and champion side by side, with pictures": review_page(bundle_id),
+        "The candidate's whole report": f"{review_page(bundle_id)}candidate/report.html",
+        **links,
+    }
+    lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
     lines += [
         f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}`. Your answer is recorded with your name and "
         "reason, and holds for exactly this.",
@@ -155,22 +185,34 @@ def _warnings(bundle: Json) -> list[str]:
     return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
 
 
-def _worse(bundle: Json) -> list[str]:
-    """What got worse: metrics, and classes that are recognised in fewer cases."""
-    evidence, champion = bundle["evidence"], bundle["champion"]
+def got_worse(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
+    """What is worse than the champion's: (metric, the class it is of or "", before, now).
+
+    All metrics of images and patients, and the recall of each class.
+    """
     if not champion:
         return []
+    pairs = [(name, "", champion["metrics"].get(name), value) for name, value in evidence["metrics"].items()]
+    pairs += [
+        ("recall", name, champion["per_class"].get(name, told).get("recall"), told["recall"])
+        for name, told in evidence["per_class"].items()
+    ]
+    return [
+        (name, of, before, now)
+        for name, of, before, now in pairs
+        if before is not None and name != "threshold" and now != before and (now > before) == (name in BEST_AT_ZERO)
+    ]
+
+
+def _worse(bundle: Json) -> list[str]:
+    if not bundle["champion"]:
+        return []
     worse = []
-    for name, value in evidence["metrics"].items():
-        before = champion["metrics"].get(name)
-        change = None if before is None or name == "threshold" else value - before
-        if change and (change > 0) == (name in BEST_AT_ZERO):
-            of_whom = " of patients" if name.startswith("patient_") else ""
-            worse.append(f"{METRIC_NAMES.get(name, name)}{of_whom} {before:.4f} → {value:.4f}")
-    for name, told in evidence["per_class"].items():
-        before = champion["per_class"].get(name)
-        if before and told["recall"] < before["recall"]:
-            worse.append(f"recall of {name} {before['recall']:.3f} → {told['recall']:.3f}")
+    for name, of_class, before, now in got_worse(bundle["evidence"], bundle["champion"]):
+        of_whom = " of patients" if name.startswith("patient_") else ""
+        what = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
+        digits = 3 if of_class else 4
+        worse.append(f"{what} {before:.{digits}f} → {now:.{digits}f}")
     return ["### What got worse", "", *(f"- {line}" for line in worse or ["Nothing that was measured."]), ""]
 
 

@@ -248,3 +248,33 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
 
     store.meta(dataset)
     return pd.read_parquet(store.file(dataset, "dataset.parquet"))
+
+
+def dataset_changes(before: str, after: str, store: Store) -> dict[str, Json]:
+    """What changed from one dataset to another, by source; a source in which nothing did has zeros.
+
+    An image is the same where its pixels are. ``relabelled`` is what is in both, under another subtype or case.
+
+    Returns:
+        source -> ``{added, removed, relabelled}``, each ``{images, cases}``: so many images, of so many cases.
+
+    Raises:
+        StoreError: no such dataset.
+    """
+    old, new = (read_dataset(one, store).set_index("pixel_sha256", drop=False) for one in (before, after))
+    kept = new.index.intersection(old.index)
+    told = ["subtype", "patient"]
+    moved = (new.loc[kept, told] != old.loc[kept, told]).any(axis=1)
+    changes = {
+        "added": new.drop(kept),
+        "removed": old.drop(kept),
+        "relabelled": new.loc[kept[moved]],
+    }
+    return {
+        source: {what: _counts(rows[rows["source"] == source]) for what, rows in changes.items()}
+        for source in sorted({*old["source"], *new["source"]})
+    }
+
+
+def _counts(rows: "pd.DataFrame") -> Json:
+    return {"images": len(rows), "cases": int(rows["patient"].nunique())}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.audit import CARRIED_OUT, AuditLog, anchor
+from ml.audit import CARRIED_OUT, AuditLog, anchor, chain_faults
 from ml.errors import ConfigError, Refused
 from ml.settings import Settings
 from ml.store import Store
@@ -166,3 +166,19 @@ def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
         assert bool(log.verify({})) != same
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (delete, ["record 2 is missing"]),
+        (swap, ["record 2 does not follow record 1", "record 3 does not follow record 2"]),
+        (renumber, ["record 2 does not follow record 1"]),
+        (lambda paths: paths[1].write_text('{"no": "record"}'), ["00000002.json is no record"]),
+    ],
+)
+def test_what_is_seen_without_the_key(log, tmp_path, change, told):
+    store = Store((tmp_path / "store").as_uri())
+    assert chain_faults(store) == []
+    change(files(tmp_path))
+    assert chain_faults(store)[: len(told)] == told

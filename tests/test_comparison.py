@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ml import comparison
 from ml.comparison import (
+    Critical,
     Predictions,
     World,
     area_of,
@@ -119,6 +120,15 @@ def test_little_power_is_not_estimable(store, quick):
     assert not one["estimable"]
     assert "with 6 cases a version as good as the champion would pass in only" in one["reason"]
     assert one["low"] is not None
+
+
+def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
+    """With few cases no critical value may hold, and the simulation then says the largest number there is."""
+    none_holds = Critical(value=1.8e308, size=0.0, errors=(0.1,), powers=(0.02,))
+    monkeypatch.setattr("ml.comparison.critical", lambda *_: none_holds)
+    for one in compare("x", made("binary", cases=6, skill=1.0), Comparison(least_power=0.5), store):
+        assert one["low"] == -1
+        assert len(one["reason"]) < 200
 
 
 def test_a_simulation_is_kept(store, quick, monkeypatch):

@@ -14,8 +14,17 @@ from ml import promotion, registry
 from ml.airflow_api import AirflowApi
 from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
-from ml.promotion import check_aliases, promote_version, propose_rollback, roll_back, settle, withdraw_version
+from ml.promotion import (
+    APPROVED,
+    check_aliases,
+    promote_version,
+    propose_rollback,
+    roll_back,
+    settle,
+    withdraw_version,
+)
 from ml.registry import champion_of, judge, read_content, register_run
+from ml.reviews import judged_bundle
 from ml.splits import split_dataset
 from tests import made_up
 from tests.registry_world import RegistryWorld
@@ -495,6 +504,15 @@ def two_champions(world, airflow):
         promote_version("made-binary", str(number), f"made-binary-v{number}", world.store, world.settings)
     assert aliases(world) == {"champion": 2, "previous": 1}
     return world
+
+
+def test_a_rollback_names_what_was_approved(two_champions):
+    world = two_champions
+    approved = {r["version"]: r["bundle"] for r in log(world).of("made-binary") if r["event"] == APPROVED}
+    proposed = propose_rollback("made-binary", "1", "it fails on 400X", world.store, world.settings)
+    assert proposed["bundle"] == approved[1]
+    assert judged_bundle(proposed["review"]) == approved[1]
+    assert f"/breakhis/reviews/{approved[2]}/" in proposed["review"]
 
 
 def test_a_rollback_brings_a_former_champion_back(two_champions, airflow):

@@ -7,6 +7,7 @@ from ml.settings import PROJECT, Settings
 from ml.store import Store
 from ml.training_sets import (
     assemble,
+    dataset_changes,
     load_training_set,
     read_dataset,
     training_set_files,
@@ -239,3 +240,24 @@ def test_shipped_sets():
     for name, preset in (("breakhis", "default"), ("demo", "demo")):
         shipped = load_training_set(name, PROJECT / "dags")
         assert (shipped.preset, shipped.models["binary"]) == (preset, f"{name}-binary")
+
+
+def test_what_changed_between_two_datasets(tmp_path) -> None:
+    store = Store((tmp_path / "store").as_uri())
+    before = made_up.rows({"14-1": ("A", 2), "14-2": ("DC", 3), "14-3": ("F", 1)})
+    after = made_up.rows({"14-1": ("A", 2), "14-2": ("DC", 2), "14-4": ("LC", 4), "14-5": ("PC", 1)})
+    after.loc[after["patient"] == "14-1", "subtype"] = ["F", "A"]
+    after.loc[after["patient"] == "14-5", "source"] = "other"
+    changes = dataset_changes(made_up.dataset(store, before), made_up.dataset(store, after), store)
+    assert changes == {
+        "made": {
+            "added": {"images": 4, "cases": 1},
+            "removed": {"images": 2, "cases": 2},
+            "relabelled": {"images": 1, "cases": 1},
+        },
+        "other": {
+            "added": {"images": 1, "cases": 1},
+            "removed": {"images": 0, "cases": 0},
+            "relabelled": {"images": 0, "cases": 0},
+        },
+    }

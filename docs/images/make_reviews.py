@@ -1,75 +1,271 @@
-"""Goes a reviewer's way in a browser, from the log-in to a rollback, and takes the pictures of review-a-promotion.md.
+"""Goes the way of review-a-promotion.md in a browser, from the log-in to a rollback, and takes that page's pictures.
 
-Needs Chromium and the dependency group ``screenshots``, and a local stack in which reviews wait, such as after
-``make run``: ``python docs/images/make_reviews.py``. It approves for real: use a stack that is for trying things.
+Needs Chromium, the dependency group ``screenshots``, and a local stack in which a version waits that would replace a
+champion: ``breakhis demo``, ``breakhis up``, and a run of the DAG retrain_demo with another seed. It approves and rolls
+back for real: use a stack that is for trying things. ``python docs/images/make_reviews.py [MODEL]``
+
+It fails where a person could not go on: no champion after an approval, a page that has to be scrolled sideways, what
+axe finds to be a serious fault, or a link that the keyboard alone does not reach.
 """
 
 import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import axe_playwright_python
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Frame, Locator, Page, sync_playwright
 
+from ml.audit import decisions_of
 from ml.local.stack import Stack
 from ml.registry import aliases_of
+from ml.reviews import ROLLBACK
 from ml.settings import settings
+from ml.store import Store
 
 HERE = Path(__file__).parent
-REVIEWER = "reviewer"
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+ENGINEER, REVIEWER = "engineer", "reviewer"
+WIDTH, HEIGHT = 1280, 800
+WHY = "Read the page: nothing of note got worse, and the maps are plausible."
+WHY_BACK = "Too many false alarms at 400X since Monday."
+WHY_CONFIRMED = "Seen the same in our clinic; the former version is the safer one."
+LIST = "/plugin/model-reviews"
+OURS = "/breakhis/reviews/"
 
 
-def main() -> None:
-    """Find the first waiting review, read its page, approve it, and see the champion change."""
+def main(model: str | None) -> None:
+    """Review, approve, see the champion change, roll back; then the keyboard and axe."""
     stack = Stack(settings())
-    url = stack.api(REVIEWER).url
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(f"{url}/auth/login")
-        page.fill("input[name=username]", REVIEWER)
-        page.fill("input[name=password]", stack.passwords()[REVIEWER])
-        take(page, "review-login")
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "/auth/login" not in url)
-
-        page.goto(f"{url}/plugin/model-reviews")
-        inside = page.frame_locator("iframe")
-        inside.get_by_role("heading", name="Model reviews").wait_for()
-        take(page, "review-list")
-
-        inside.get_by_role("link", name="evidence").first.click()
-        inside.get_by_role("heading", name="Gates").wait_for()
-        take(page, "review-page")
-        model, _, version = inside.locator("h1").inner_text().partition(" version ")
-        wide = inside.locator("html").evaluate("e => e.scrollWidth - e.clientWidth")
-        print(f"{model} version {version}: {wide} pixels of sideways scrolling at 1280")
-        inside.get_by_role("heading", name="Figures").scroll_into_view_if_needed()
-        inside.locator(".word").nth(12).focus()
-        take(page, "review-figures")
-
-        inside.get_by_role("link", name="Answer in Airflow").scroll_into_view_if_needed()
-        inside.get_by_role("link", name="Answer in Airflow").click()
-        page.wait_for_url("**/required_actions**")
-        page.get_by_text("Reason").first.wait_for()
-        page.locator("input[name*=reason], textarea[name*=reason], #element_reason").first.fill(
-            "Read the page: figures and maps are plausible."
-        )
-        take(page, "review-answer")
-        page.get_by_role("button", name="Approve").click()
-        page.wait_for_timeout(2000)
-        for _ in range(120):
-            if aliases_of(model, settings()).champion == int(version):
-                break
-            page.wait_for_timeout(1000)
-        else:
-            raise SystemExit(f"error: {model} version {version} has not become champion")
-        page.goto(f"{url}/plugin/model-reviews")
-        inside.get_by_role("heading", name="Decided").wait_for()
-        take(page, "review-decided")
+        with logged_in(browser, stack, REVIEWER, shown=True) as page:
+            walk_by_keyboard(page)
+            found, version, before = read(page, model)
+            approve(page, found, version)
+        with logged_in(browser, stack, ENGINEER) as page:
+            ask_for_rollback(page, found, before)
+        with logged_in(browser, stack, REVIEWER) as page:
+            confirm_rollback(page, found, version, before)
         browser.close()
+
+
+# --- the reviewer's way -----------------------------------------------------------------------------------------------
+
+
+def read(page: Page, model: str | None) -> tuple[str, int, int]:
+    """Find the review of a version that would replace a champion, and read it: (model, version, champion)."""
+    page.goto(address(page, LIST))
+    inside = ours(page)
+    inside.get_by_role("heading", name="Model reviews").wait_for()
+    take(page, "review-list")
+    check(page, "the list")
+    evidence = inside.get_by_role("link", name=f"Read the evidence: Promote {model or ''}")
+    for k in range(evidence.count()):
+        evidence.nth(k).click()
+        inside = ours(page, "*/bundle-*")
+        inside.get_by_role("heading", name="Gates").wait_for()
+        if inside.get_by_role("heading", name="What got worse").count():
+            break
+        page.goto(address(page, LIST))
+        inside = ours(page)
+        evidence = inside.get_by_role("link", name=f"Read the evidence: Promote {model or ''}")
+    else:
+        raise SystemExit("error: no version waits that would replace a champion; run retrain_demo with another seed")
+    found, _, version = inside.locator("h1").inner_text().partition(" version ")
+    take(page, "review-page")
+    check(page, "a candidate")
+    comparison = inside.get_by_role("heading", name="Beside the champion")
+    to_top(comparison)
+    inside.locator("table .word", has_text="power").focus()
+    take(page, "review-comparison")
+    to_top(inside.get_by_role("heading", name="Magnifications, sources"))
+    take(page, "review-slices")
+    pictures = inside.locator("#roc")
+    for image in inside.locator("img").all():
+        image.scroll_into_view_if_needed()
+    to_top(pictures)
+    take(page, "review-pictures")
+    return found, int(version), int(aliases_of(found, settings()).champion or 0)
+
+
+def approve(page: Page, model: str, version: int) -> None:
+    """Answer in Airflow's own form, and see that the champion has changed."""
+    ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
+    answer(page, WHY, "review-answer")
+    until(lambda: aliases_of(model, settings()).champion == version, f"{model} version {version} is the champion")
+    until(lambda: decision(model) == ("approved", version), "the approval is in the audit log")
+    page.goto(address(page, LIST))
+    ours(page).get_by_text(WHY).wait_for()
+    to_top(ours(page).get_by_role("heading", name="Decided"))
+    take(page, "review-decided")
+    print(f"{model} version {version} was approved and is the champion")
+
+
+def ask_for_rollback(page: Page, model: str, version: int) -> None:
+    """An engineer asks to go back to the former champion, in Airflow's form of the DAG rollback."""
+    page.goto(address(page, f"/dags/{ROLLBACK}"))
+    page.get_by_role("button", name="Trigger").first.click()
+    page.locator("#element_model").fill(model)
+    page.locator("#element_version").fill(str(version))
+    page.locator("#element_reason").fill(WHY_BACK)
+    take(page, "rollback-ask")
+    page.get_by_role("button", name="Trigger").last.click()
+    page.locator("#element_model").wait_for(state="detached")
+
+
+def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None:
+    """The reviewer finds the question, looks at the evidence, confirms it, and sees the alias go back."""
+    evidence = ours(page).get_by_role("link", name=f"Read the evidence: Go back to {model} version {back_to}")
+    for _ in range(60):
+        page.goto(address(page, LIST))
+        ours(page).get_by_role("heading", name="Model reviews").wait_for()
+        if evidence.count():
+            break
+        page.wait_for_timeout(2000)
+    evidence.click()
+    ours(page, "*/bundle-*").get_by_text("somebody asks to go back to it").wait_for()
+    check(page, "the evidence of a rollback")
+    ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
+    answer(page, WHY_CONFIRMED, "rollback-answer")
+    until(lambda: aliases_of(model, settings()).champion == back_to, f"{model} version {back_to} is the champion again")
+    until(lambda: decision(model) == ("rolled back", back_to), "the rollback is in the audit log")
+    assert aliases_of(model, settings()).previous == version
+    page.goto(address(page, LIST))
+    ours(page).get_by_text(WHY_CONFIRMED).wait_for()
+    to_top(ours(page).get_by_role("heading", name="Decided"))
+    take(page, "rollback-decided")
+    check(page, "the list after decisions")
+    print(f"{model} is back at version {back_to}")
+
+
+def answer(page: Page, reason: str, picture: str) -> None:
+    """Approve in Airflow's form, with a reason."""
+    page.wait_for_url("**/required_actions**")
+    field = page.locator("#element_reason")
+    field.wait_for()
+    page.wait_for_timeout(5000)  # a busy Airflow may still be parking the question
+    field.fill(reason)
+    field.blur()
+    take(page, picture)
+    page.get_by_role("button", name="Approve").click()
+    page.wait_for_timeout(2000)
+
+
+def walk_by_keyboard(page: Page) -> None:
+    """From the list over the evidence to Airflow's form by Tab and Enter alone, on the page itself."""
+    page.goto(address(page, OURS))
+    press_to(page, "Read the evidence")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/bundle-*/")
+    press_to(page, "candidate")
+    bubble = page.locator(".word:focus span")
+    assert bubble.is_visible(), "what a word means is not shown to the keyboard"
+    press_to(page, "Answer in Airflow")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/required_actions**")
+    print("by keyboard alone: list, evidence, meaning of a word, form")
+
+
+# --- what is demanded of our pages ------------------------------------------------------------------------------------
+
+
+def check(page: Page, what: str) -> None:
+    """Fail where our page, framed by Airflow or by itself, has a serious fault or is wider than its window."""
+    framed = next(frame for frame in page.frames if OURS in frame.url)
+    alone = page.context.new_page()
+    alone.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    alone.goto(framed.url)
+    for where, frame in (("framed by Airflow", framed), ("by itself", alone.main_frame)):
+        wide = frame.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        faults = serious_faults(frame)
+        print(f"{what} {where}: {len(faults)} serious faults, {wide} pixels of sideways scrolling at {WIDTH}")
+        if wide > 0 or faults:
+            raise SystemExit("\n".join([f"error: {what} {where} does not hold", *faults]))
+    alone.close()
+
+
+def serious_faults(frame: Frame) -> list[str]:
+    """What axe finds in a frame that is serious or critical, one line each."""
+    frame.evaluate(AXE)
+    found = frame.evaluate("async () => (await axe.run(document)).violations")
+    return [
+        f"{one['impact']}: {one['help']}: {node['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+# --- a browser --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def logged_in(browser: Browser, stack: Stack, user: str, *, shown: bool = False) -> Iterator[Page]:
+    """A page of a browser in which somebody is logged in to Airflow; ``shown`` takes a picture of the log-in."""
+    with browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}) as context:
+        page = context.new_page()
+        url = stack.api(user).url
+        page.goto(f"{url}/auth/login")
+        page.fill("input[name=username]", user)
+        page.fill("input[name=password]", stack.passwords()[user])
+        if shown:
+            take(page, "review-login")
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda at: "/auth/login" not in at)
+        yield page
+
+
+def ours(page: Page, path: str = "*") -> Frame:
+    """Our page in Airflow's frame."""
+    for _ in range(100):
+        for frame in page.frames[1:]:
+            if OURS in frame.url and ("bundle-" in frame.url) == ("bundle" in path):
+                frame.wait_for_load_state()
+                return frame
+        page.wait_for_timeout(100)
+    raise SystemExit(f"error: {page.url} shows no page of ours")
+
+
+def address(page: Page, path: str) -> str:
+    """A page of the same Airflow."""
+    return "/".join(page.url.split("/")[:3]) + path
+
+
+def press_to(page: Page, text: str) -> None:
+    """Press Tab until something with this text has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent").strip().startswith(text):
+            return
+    raise SystemExit(f"error: on {page.url} Tab does not reach {text!r}")
+
+
+def to_top(element: Locator) -> None:
+    """Scroll until an element is at the top."""
+    element.evaluate("e => e.scrollIntoView({block: 'start'})")
+
+
+def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"error: waited {seconds:.0f} s, and not: {what}")
+        time.sleep(1)
+
+
+def decision(model: str) -> tuple[str, int]:
+    """The last decision about a model."""
+    last = decisions_of(Store(settings().store), model)[0]
+    return last["event"], last["version"]
 
 
 def take(page: Page, name: str) -> None:
@@ -80,4 +276,4 @@ def take(page: Page, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
+from ml.reviews import judged_bundle
 from ml.settings import settings
 
 Json = dict[str, Any]
@@ -59,9 +60,17 @@ class ReportLink(_StageLink):
 
 
 class ReviewLink(_StageLink):
-    """The candidate beside the champion, as its reviewer sees it; served by this plugin."""
+    """The candidate beside the champion, as its reviewer sees it; served by this plugin.
+
+    On a stage it is made of the result, on a review of the question, so that it is there while the review waits.
+    """
 
     name = "Review page"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address, or an empty string."""
+        asked = getattr(operator, "body", None)
+        return page_of(asked) if asked else super().get_link(operator, ti_key=ti_key)
 
     def address(self, result: Json) -> str:
         """The page of the bundle that was judged."""
@@ -95,7 +104,7 @@ LINKS: dict[str, tuple[_StageLink, ...]] = {
     "register": (ModelVersionLink(),),
     "gate": (ModelVersionLink(), ReviewLink()),
     "promote": (ModelVersionLink(),),
-    "rollback": (ModelVersionLink(),),
+    "rollback": (ModelVersionLink(), ReviewLink()),
 }
 """The links of each stage's tasks."""
 
@@ -105,6 +114,22 @@ def page(path: str) -> str:
     from breakhis_airflow.web import PREFIX
 
     return root(f"{PREFIX.lstrip('/')}/{quote(path)}")
+
+
+def page_of(body: str | None) -> str:
+    """The address of the review page that belongs to the body of a review, or nothing."""
+    bundle = judged_bundle(body)
+    return page(f"reviews/{bundle}/") if bundle else ""
+
+
+def form_of(dag: str, run: str, task: str) -> str:
+    """The address of Airflow's answer form of a review."""
+    return root(f"dags/{quote(dag)}/runs/{quote(run)}/tasks/{quote(task)}/required_actions")
+
+
+def on_this_site(address: str) -> str:
+    """The same without the host: somebody may have come to Airflow by another name than the configured one."""
+    return urlsplit(address).path
 
 
 def root(path: str) -> str:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from breakhis_airflow.connections import AIRFLOW, read_connection
+from breakhis_airflow.links import form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
-from breakhis_airflow.review import form_of, page_of
 from ml.airflow_api import AirflowApi
 from ml.errors import Conflict
 from ml.reviews import PROMOTE, ROLLBACK

@@ -1,16 +1,14 @@
 """The question to a reviewer: may this model version become the champion?"""
 
-import re
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from breakhis_airflow.links import page, root
+from breakhis_airflow.links import ReviewLink, form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
 from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 from ml.settings import settings
@@ -34,6 +32,7 @@ class ReviewOperator(HITLOperator):
     """
 
     template_fields: Collection[str] = (*HITLOperator.template_fields, "approvals")
+    operator_extra_links = (ReviewLink(),)
     ui_color = "#fdf0d5"
 
     def __init__(self, *, subject: str, body: str, number: int = 1, approvals: str | int = 1, **kwargs: Any) -> None:
@@ -98,14 +97,3 @@ class ReviewOperator(HITLOperator):
             f"This review does not count: {what}. Nothing was promoted. To be asked again, clear the task "
             f"'{self.task_id}' (with those after it) and answer with a reason of at least {SHORTEST_REASON} letters."
         )
-
-
-def form_of(dag: str, run: str, task: str) -> str:
-    """The address of Airflow's answer form of a review."""
-    return root(f"dags/{quote(dag)}/runs/{quote(run)}/tasks/{quote(task)}/required_actions")
-
-
-def page_of(body: str | None) -> str:
-    """The address of the review page that belongs to the body of a review, or nothing."""
-    found = re.search(r"bundle-[0-9a-f]{12}", body or "")
-    return page(f"reviews/{found.group()}/") if found else ""

@@ -30,6 +30,11 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "private, max-age=3600",  # reports are immutable, but readers log out
 }
+_OF_A_RUN = {
+    **_HEADERS,
+    # Whoever trains writes these files. So they act as no site, least of all ours, and cannot lead the page elsewhere.
+    "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; sandbox allow-popups",
+}
 _FRESH = {**_HEADERS, "Cache-Control": "no-store"}
 
 
@@ -70,13 +75,16 @@ def create_app() -> Any:
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
-        return HTMLResponse(reviews.render_list(reviews.waiting_reviews(), Store(settings().store)), headers=_FRESH)
+        page = reviews.render_list(reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store))
+        return HTMLResponse(page, headers=_FRESH)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
         """One candidate beside the champion."""
         try:
-            page = reviews.render_review(bundle, reviews.waiting_reviews(), Store(settings().store))
+            page = reviews.render_review(
+                bundle, reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store)
+            )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
         return HTMLResponse(page, headers=_FRESH)
@@ -88,7 +96,7 @@ def create_app() -> Any:
             file = reviews.bundle_file(bundle, whose, name, Store(settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
-        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_HEADERS)
+        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)
 
     return app
 

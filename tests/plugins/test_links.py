@@ -2,6 +2,7 @@ import pytest
 
 from breakhis_airflow.links import LINKS
 from breakhis_airflow.places import stage
+from breakhis_airflow.review import ReviewOperator
 
 
 def link(name: str, result) -> str:
@@ -31,6 +32,25 @@ def test_a_training_leads_to_its_report_and_a_gate_to_the_review_page():
     assert report == "http://mlflow:5000/#/runs/abc/artifacts/evaluation/report.html"
     review = gate.operator_extra_links[1].get_link(gate, ti_key=None)
     assert review.endswith("/breakhis/reviews/bundle-0123456789ab/")
+
+
+def test_a_review_leads_to_its_page_while_it_waits():
+    bundle = "bundle-0123456789ab"
+    task = ReviewOperator(task_id="review", subject="Promote?", body=f"see bundle-666666666666; judged as `{bundle}`.")
+    (link,) = task.operator_extra_links
+    assert link.get_link(task, ti_key=None).endswith(f"/breakhis/reviews/{bundle}/")
+    task.body = "{{ ti.xcom_pull(task_ids='gate')['review'] }}"
+    assert link.get_link(task, ti_key=None) == ""
+
+
+def test_a_proposed_rollback_leads_to_what_was_approved():
+    task = stage("rollback", "--dry-run", task_id="propose")
+    task.stage_result = {"model": "demo-binary", "version": 1, "bundle": "bundle-0123456789ab"}
+    version, review = (link.get_link(task, ti_key=None) for link in task.operator_extra_links)
+    assert version.endswith("/models/demo-binary/versions/1")
+    assert review.endswith("/breakhis/reviews/bundle-0123456789ab/")
+    task.stage_result["bundle"] = None
+    assert task.operator_extra_links[1].get_link(task, ti_key=None) == ""
 
 
 def test_a_validation_leads_to_its_report(monkeypatch):

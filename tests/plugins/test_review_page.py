@@ -1,19 +1,22 @@
 import hashlib
 import re
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
+from markupsafe import escape
 
 from breakhis_airflow import reviews
-from breakhis_airflow.reviews import BUNDLE, WORDS, Waiting
+from breakhis_airflow.reviews import TERMS, WORDS, AuditCheck, Waiting
 from breakhis_airflow.web import create_app
 from ml.audit import AuditLog
 from ml.gates import METRIC_NAMES, judge_evidence
 from ml.policies import Policy
 from ml.settings import Settings
 from ml.store import Store
-from tests.made_up import evidence
+from tests.made_up import dataset, evidence, rows
 
 PICTURE = b"\x89PNG made up"
 REPORT = b"<h1>report</h1>"
@@ -25,17 +28,18 @@ FILES = {
 POLICY = Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7})
 
 
-def bundle(store: Store, champion: bool = True, **changes) -> str:
-    slices = {
-        "magnification": {
-            "40": {"images": 5, "cases": 2, "recognised": 1, "metrics": {"accuracy": 0.8}, "intervals": {}}
-        }
-    }
-    told = {"artifacts": FILES, "slices": slices, "validations": {"made": "validation-0"}, "evidence": "x"}
+def slices(accuracy: float) -> dict:
+    one = {"images": 5, "cases": 2, "recognised": 1, "metrics": {"accuracy": accuracy}, "intervals": {}}
+    return {"magnification": {"100": one, "40": one}}
+
+
+def bundle(store: Store, champion: bool = True, before: dict | None = None, **changes) -> str:
+    told = {"artifacts": FILES, "slices": slices(0.811), "validations": {"made": "validation-0"}, "evidence": "x"}
     mine = evidence(version=3, **told | changes)
-    other = evidence(version=2, metrics={"roc_auc": 0.95, "macro_f1": 0.7}, **told) if champion else None
+    old = {**told, "slices": slices(0.722), "metrics": {"roc_auc": 0.95, "macro_f1": 0.7}, **(before or {})}
+    other = evidence(version=2, **old) if champion else None
     pair = {"metric": "roc_auc", "where": "out of fold", "images": 9, "cases": 4, "champion": 0.95, "candidate": 0.9}
-    pair |= {"difference": -0.05, "low": -0.04, "power": 0.6, "estimable": True, "reason": ""}
+    pair |= {"difference": -0.05, "low": -0.04, "size": 0.043, "power": 0.6, "estimable": True, "reason": ""}
     unknown = pair | {"where": "on the test side", "difference": None, "estimable": False, "reason": "too few cases"}
     comparison = {"version": 2, "comparable": True, "reason": "", "pairs": [pair, unknown]} if champion else None
     content = {
@@ -63,12 +67,21 @@ def waiting(monkeypatch):
 
 
 @pytest.fixture
+def audited(monkeypatch):
+    def ended(*told: str) -> None:
+        monkeypatch.setattr(reviews, "audit_check", lambda: AuditCheck(*told))
+
+    ended()
+    return ended
+
+
+@pytest.fixture
 def anonymous() -> TestClient:
     return TestClient(create_app())
 
 
 @pytest.fixture
-def reader(waiting) -> TestClient:
+def reader(waiting, audited) -> TestClient:
     app = create_app()
     app.dependency_overrides[get_user] = object
     app.dependency_overrides[app.state.may_read] = lambda: None
@@ -105,9 +118,9 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
     page = " ".join(answer.text.split())
     assert answer.headers["cache-control"] == "no-store"
     assert "script-src" not in answer.headers["content-security-policy"]
-    assert "It would replace <b>version 2</b>" in page
+    assert "This candidate would replace version 2 , the champion in use" in text_of(answer.text)
     assert f'<a class="button" href="{form}" target="_top">Answer in Airflow</a>' in page
-    assert "ROC AUC: 0.950 before, 0.900 now (-0.050)" in page
+    assert "ROC AUC : 0.950 before, 0.900 now (-0.050)" in text_of(answer.text)
     assert "not estimable: too few cases" in page
     assert WORDS["macro_f1"] in page
     for whose in ("candidate", "champion"):
@@ -118,7 +131,7 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
 
 def test_the_first_of_its_kind(reader, store):
     page = reader.get(f"/reviews/{bundle(store, champion=False)}/").text
-    assert "There is no champion yet" in page
+    assert "There is no champion yet" in text_of(page)
     assert "What got worse" not in page
     assert "No review of exactly this waits" in page
 
@@ -167,5 +180,145 @@ def test_a_bundle_that_was_changed_is_not_shown(reader, store):
 def test_every_metric_is_explained():
     images = {name for name in METRIC_NAMES if not name.startswith("patient_")}
     assert images <= WORDS.keys()
-    assert BUNDLE.fullmatch("bundle-0123456789ab")
-    assert not re.search(r"[<>]", "".join(WORDS.values()))
+    assert not re.search(r"[<>]", "".join([*WORDS.values(), *TERMS.values()]))
+
+
+def text_of(page: str) -> str:
+    """What is seen before the pointer rests on anything."""
+    shown = re.sub(r'<style>.*?</style>|<span role="note">[^<]*</span>', "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", shown).split())
+
+
+def test_slices_stand_beside_the_champions(reader, store):
+    page = reader.get(f"/reviews/{bundle(store)}/").text
+    part = text_of(page[page.index('id="slices-table"') : page.index('id="data"')])
+    assert part.index("40X candidate 5 1 of 2 0.811 champion 5 1 of 2 0.722") < part.index("100X candidate")
+
+
+def test_a_picture_that_the_champion_lacks(reader, store):
+    page = reader.get(f"/reviews/{bundle(store)}/").text
+    assert "there is none" not in page
+    drawn = {**FILES, "evaluation/reliability.png": "0"}
+    page = text_of(reader.get(f"/reviews/{bundle(store, artifacts=drawn)}/").text)
+    assert page.count("Of the champion there is none") == 1
+
+
+def test_size_and_power_of_the_comparison_are_shown(reader, store):
+    part = text_of(reader.get(f"/reviews/{bundle(store)}/").text)
+    assert re.search(r"9 \(4\) 0\.950 0\.900 -0\.050 -0\.040 4\.3% 60%", part)
+
+
+def test_what_changed_in_the_data_is_counted(reader, store):
+    before = dataset(store, rows({"14-1": ("A", 2), "14-2": ("DC", 3)}))
+    after = dataset(store, rows({"14-2": ("DC", 3), "14-3": ("F", 4), "14-4": ("LC", 1)}))
+    page = text_of(reader.get(f"/reviews/{bundle(store, before={'dataset': before}, dataset=after)}/").text)
+    assert "made 5 images of 2 cases 2 images of 1 case none" in page
+
+
+def test_the_same_data_and_data_that_is_gone(reader, store):
+    page = text_of(reader.get(f"/reviews/{bundle(store)}/").text)
+    assert "Nothing: both were trained on the same dataset" in page
+    page = text_of(reader.get(f"/reviews/{bundle(store, before={'dataset': 'dataset-0123456789ab'})}/").text)
+    assert "What changed cannot be told any more" in page
+
+
+@pytest.mark.parametrize(
+    "term", ["case", "out of fold", "power", "size", "margin", "Grad-CAM", "split ledger", "audit log", "interval"]
+)
+def test_the_words_of_the_field_are_explained_by_pointer_and_key(reader, store, term):
+    picture = {"artifacts": {**FILES, "evaluation/grad_cam.png": "0"}}
+    page = reader.get(f"/reviews/{bundle(store, **picture)}/").text
+    assert re.search(
+        rf'<span class="word" tabindex="0">[^<]+<span role="note">{re.escape(str(escape(TERMS[term])))}', page
+    )
+
+
+def test_every_explanation_is_used(reader, store, waiting):
+    picture = {"artifacts": {**FILES, "evaluation/grad_cam.png": "0"}}
+    datasets = [dataset(store, rows({"14-1": ("A", n)})) for n in (1, 2)]
+    parts = {name: slices(0.8)["magnification"] for name in ("magnification", "source", "subtype")}
+    told = {**picture, "slices": parts, "dataset": datasets[1], "before": {"dataset": datasets[0]}}
+    pages = reader.get("/reviews/").text + reader.get(f"/reviews/{bundle(store, **told)}/").text
+    assert [term for term, text in TERMS.items() if str(escape(text)) not in pages] == []
+
+
+def decide(store: Store, tmp_path, event: str = "approved", **facts) -> dict:
+    log = AuditLog(store, Settings(home=tmp_path, store=store.root, audit_key="k"))
+    told = {"version": 2, "by": "reviewer", "reason": "fine", "champion": None, "of": []}
+    return log.append(event, "made-binary", **told | facts)
+
+
+def test_a_review_that_was_answered_says_how(reader, store, tmp_path):
+    made = bundle(store)
+    decide(store, tmp_path, version=3, bundle=made, reason="maps are plausible")
+    page = text_of(reader.get(f"/reviews/{made}/").text)
+    assert "This was approved by reviewer on" in page
+    assert "UTC: maps are plausible" in page
+    assert f'href="{made}/"' in reader.get("/reviews/").text
+
+
+def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store, waiting, tmp_path):
+    made = bundle(store)
+    decide(store, tmp_path, version=3, bundle=made)
+    decide(store, tmp_path, version=4, bundle="bundle-0123456789ab", champion=3)
+    form = "/dags/rollback/runs/r/tasks/review/required_actions"
+    waiting.append(Waiting("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
+    page = reader.get(f"/reviews/{made}/").text
+    assert "somebody asks to go back to it" in page
+    assert '<a href="../bundle-0123456789ab/">What version 4, in use now, was approved on</a>' in page
+    assert "would replace" not in page
+    assert f'href="{form}"' in page
+    assert "(a rollback" in reader.get("/reviews/").text
+
+
+def test_when_the_audit_log_was_last_checked(reader, audited):
+    assert "has not passed yet" in text_of(reader.get("/reviews/").text)
+    audited("2026-11-23 00:00")
+    page = text_of(reader.get("/reviews/").text)
+    assert "last passed at 2026-11-23 00:00 UTC" in page
+    assert "check of the audit log failed" not in page
+    audited("2026-11-23 00:00", "2026-11-24 00:00", "/dags/audit/runs/r")
+    page = reader.get("/reviews/").text
+    assert "The daily check of the audit log failed" in page
+    assert 'href="/dags/audit/runs/r"' in page
+
+
+def test_a_record_that_is_missing_or_damaged_is_told(reader, store, tmp_path, monkeypatch):
+    records = [decide(store, tmp_path, reason=f"reason {n}") for n in range(3)]
+    assert "No record is missing" in reader.get("/reviews/").text
+    monkeypatch.setattr(
+        reviews, "decisions_of", lambda store, model=None: [{**records[2], "fault": "edited"}, *records[:2]]
+    )
+    assert "damaged record: edited" in reader.get("/reviews/").text
+    store.remove("audit/log/00000002.json")
+    page = reader.get("/reviews/").text
+    assert "audit log" in page
+    assert "record 2 is missing" in page
+    assert "No record is missing" not in page
+
+
+def test_files_of_a_run_are_nobodys(reader, store):
+    answer = reader.get(f"/reviews/{bundle(store)}/candidate/report.html")
+    policy = answer.headers["content-security-policy"]
+    assert policy.endswith("; sandbox allow-popups")
+    assert "frame-ancestors 'self'" in policy
+
+
+def test_a_class_that_is_found_less_often_got_worse(reader, store):
+    found = evidence()["per_class"]
+    before = {"per_class": {**found, "benign": {**found["benign"], "recall": 0.95}}}
+    page = reader.get(f"/reviews/{bundle(store, before=before)}/").text
+    part = text_of(page[page.index('id="worse"') : page.index('id="gates"')])
+    assert "recall (sensitivity) of the class benign: 0.950 before, 0.800 now (-0.150)" in part
+    assert "malignant" not in part
+
+
+def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/base")
+    made = "bundle-0123456789ab"
+    task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
+    asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    body = f"judged as `{made}`."
+    found = reviews._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
+    form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
+    assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")
