@@ -94,7 +94,7 @@ SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loa
 # there, such as the group for screenshots, stays.
 SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact $(EXTRAS) --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
 
-EXTRAS := --extra airflow --extra data --extra train
+EXTRAS := --extra airflow --extra data --extra mlflow-server --extra train
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 define FIND_PYTHON
