@@ -1,12 +1,12 @@
-"""Who there is in MLflow, and what each may do there. The local stack and the compose stack set this up at every start.
+"""Who there is in MLflow, and what each may do there. Both stacks, the local one and compose, set it up at every start.
 
-Every stage but those that decide has the *trainer's* credentials: it writes runs, in any experiment, and sees nothing of
-the registry. MLflow asks for the same right to make a version and to move an alias, so the one is not given without the
-other; and whoever makes a registered model owns it, which is why the trainer may not do that either. The *promoter*
+Every stage but those that decide has the *trainer's* credentials: it writes runs, in any experiment, and sees nothing
+of the registry. MLflow asks for the same right to make a version and to move an alias, so the one is not given without
+the other; and whoever makes a registered model owns it, which is why the trainer may not do that either. The *promoter*
 registers, judges, promotes and rolls back. People read.
 
-MLflow lets any user with no veto make a registered model, people too. So the names that the training sets have are taken
-by the promoter beforehand: nobody else can come to own one of them.
+MLflow lets any user without a veto make a registered model, people too. So the names that the training sets have are
+taken by the promoter beforehand: nobody else can come to own one of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ def server_config(database: str) -> str:
         [
             "[mlflow]",
             "default_permission = READ",
-            f"database_uri = {database}",
+            f"database_uri = {database.replace('%', '%%')}",
             f"admin_username = {ADMIN}",
             # A password is checked by a hash that takes some tenths of a second, and a stage asks dozens of times. One
             # that was changed is taken for so long by a worker process that did not hear of it.
