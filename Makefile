@@ -80,6 +80,8 @@ SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loa
 	@if [ .venv/.dev -nt uv.lock ] && [ .venv/.dev -nt pyproject.toml ]; then :; else $(SYNC) --no-dev; fi
 	@touch $@
 
+# What the servers have beside it, for the tests of it.
+.venv/.dev: EXTRAS += --extra fab
 .venv/.dev: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
 	@$(SYNC)
 	@touch $@

@@ -211,12 +211,11 @@ _NEEDED = {
     "buckets": {"S3_SECRET"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY", "S3_SECRET"},
     "airflow-init": {
-        *(*_AIRFLOW, "S3_SECRET", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_PASSWORD", "SERVICE_PASSWORD", "AUDIT_KEY")
+        *(*_AIRFLOW, "S3_SECRET", "AUDIT_KEY"),
+        *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER", "SERVICE")),
+        *(f"MLFLOW_{name}_PASSWORD" for name in ("ADMIN", "TRAINER", "PROMOTER")),
     },
-    "apiserver": {
-        *(*_AIRFLOW, "S3_SECRET", "SERVICE_PASSWORD"),
-        *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER")),
-    },
+    "apiserver": {*_AIRFLOW, "S3_SECRET"},
     **dict.fromkeys(("scheduler", "dag-processor", "triggerer", "worker", "worker-gpu"), _AIRFLOW),
 }
 
