@@ -30,7 +30,7 @@ class User(NamedTuple):
 
 
 ADMIN, ENGINEER, REVIEWER, VIEWER = "Admin", "User", "Reviewer", "Viewer"
-"""Roles: FAB's own, and that of whoever answers reviews and does nothing else."""
+"""Roles: FAB's own, and that of whoever answers reviews, and may ask for a champion to be taken back."""
 
 # Airflow's menu asks for the plugins' pages, and leaves them out for whoever may not list plugins.
 _PAGES = (fab.ACTION_CAN_READ, fab.RESOURCE_PLUGIN)
@@ -38,6 +38,7 @@ _ANSWER = (
     (fab.ACTION_CAN_EDIT, fab.RESOURCE_HITL_DETAIL),
     # Without a right to edit the DAG itself, Airflow lets nobody answer in it. It also lets them pause it, no more.
     *((fab.ACTION_CAN_EDIT, fab.resource_name(dag, fab.RESOURCE_DAG)) for dag in (PROMOTE, ROLLBACK)),
+    (fab.ACTION_CAN_CREATE, fab.resource_name(ROLLBACK, fab.RESOURCE_DAG_RUN)),
 )
 
 

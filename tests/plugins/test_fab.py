@@ -129,6 +129,13 @@ def test_who_does_not_run_things_can_neither_start_nor_mark_nor_clear_them(url: 
     assert own.dag_run("promote", RUN)["triggering_user_name"] == "engineer"
 
 
+def test_a_reviewer_may_ask_for_a_rollback_which_another_confirms(url: str) -> None:
+    conf = {"model": "made-binary", "version": "1", "reason": "it fails on 400X"}
+    assert api(url, "reviewer").trigger("rollback", "back", conf)["triggering_user_name"] == "reviewer"
+    with pytest.raises(CredentialsError):
+        api(url, "viewer").trigger("rollback", "again", conf)
+
+
 @pytest.mark.parametrize("user", ["engineer", "reviewer", "viewer"])
 def test_people_see_the_reviews_their_page_and_the_menu_with_it(url: str, user: str) -> None:
     own = api(url, user)
