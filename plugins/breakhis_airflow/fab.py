@@ -32,8 +32,9 @@ class User(NamedTuple):
 ADMIN, ENGINEER, REVIEWER, VIEWER = "Admin", "User", "Reviewer", "Viewer"
 """Roles: FAB's own, and that of whoever answers reviews, and may ask for a champion to be taken back."""
 
-# Airflow's menu asks for the plugins' pages, and leaves them out for whoever may not list plugins.
-_PAGES = (fab.ACTION_CAN_READ, fab.RESOURCE_PLUGIN)
+# FAB's own roles have neither in their menu: the pages of plugins, which are left out for whoever may not list plugins,
+# and the list of waiting reviews.
+_MENU = ((fab.ACTION_CAN_READ, fab.RESOURCE_PLUGIN), (fab.ACTION_CAN_ACCESS_MENU, fab.RESOURCE_HITL_DETAIL))
 _ANSWER = (
     (fab.ACTION_CAN_EDIT, fab.RESOURCE_HITL_DETAIL),
     # Without a right to edit the DAG itself, Airflow lets nobody answer in it. It also lets them pause it, no more.
@@ -51,9 +52,9 @@ def set_up(users: Mapping[str, User]) -> None:
         manager.sync_roles()
         manager.bulk_sync_roles(
             [
-                {"role": ENGINEER, "perms": [_PAGES]},
-                {"role": VIEWER, "perms": [_PAGES]},
-                {"role": REVIEWER, "perms": [*manager.VIEWER_PERMISSIONS, _PAGES, *_ANSWER]},
+                {"role": ENGINEER, "perms": _MENU},
+                {"role": VIEWER, "perms": _MENU},
+                {"role": REVIEWER, "perms": [*manager.VIEWER_PERMISSIONS, *_MENU, *_ANSWER]},
             ]
         )
         for name, (role, password) in users.items():

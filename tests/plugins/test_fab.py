@@ -142,6 +142,7 @@ def test_people_see_the_reviews_their_page_and_the_menu_with_it(url: str, user: 
     assert [one["subject"] for one in own._all("/api/v2/dags/~/dagRuns/~/hitlDetails", "hitl_details")] == ["May it?"]
     assert "breakhis" in {plugin["name"] for plugin in own._all("/api/v2/plugins", "plugins")}
     assert own._send("GET", "/breakhis/reviews/").status_code == 200
+    assert {"Dags", "Required Actions"} <= set(own._call("GET", "/ui/auth/menus")["authorized_menu_items"])
 
 
 def test_a_review_is_answered_by_who_is_named_and_recorded_with_the_name(url: str) -> None:
