@@ -80,6 +80,8 @@ SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loa
 	@if [ .venv/.dev -nt uv.lock ] && [ .venv/.dev -nt pyproject.toml ]; then :; else $(SYNC) --no-dev; fi
 	@touch $@
 
+# What the servers have beside it, for the tests of it.
+.venv/.dev: EXTRAS += --extra fab
 .venv/.dev: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
 	@$(SYNC)
 	@touch $@
@@ -94,7 +96,7 @@ SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loa
 # there, such as the group for screenshots, stays.
 SYNC = env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact $(EXTRAS) --python "$(or $(PYTHON),$$(cat .venv-uv/python))"
 
-EXTRAS := --extra airflow --extra data --extra train
+EXTRAS := --extra airflow --extra data --extra mlflow-server --extra train
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 define FIND_PYTHON

@@ -24,4 +24,4 @@ with DAG(
     default_args=DEFAULT_ARGS,
     tags=["promote"],
 ) as dag:
-    stage("audit", "verify", connections=["breakhis_audit"])
+    stage("audit", "verify", connections=["breakhis_audit", "breakhis_mlflow_promoter"])

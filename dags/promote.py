@@ -51,7 +51,7 @@ with DAG(
 ) as dag:
     candidate = ("{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}")
 
-    gate = stage("gate", *candidate)
+    gate = stage("gate", *candidate, connections=["breakhis_mlflow_promoter"])
     reviews = [
         ReviewOperator(
             task_id=task_id,
@@ -66,7 +66,7 @@ with DAG(
         "promote",
         *(*candidate, "--dag-run", "{{ run_id }}"),
         pool="promotion",
-        connections=["breakhis_airflow", "breakhis_audit"],
+        connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
         trigger_rule="none_failed_min_one_success",
     )
 

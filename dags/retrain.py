@@ -93,7 +93,12 @@ def retrain(file: Path) -> DAG:
                 task_id=f"train_{task}",
                 pool="gpu",
             )
-            register = stage("register", train.value("run_id"), task_id=f"register_{task}")
+            register = stage(
+                "register",
+                train.value("run_id"),
+                task_id=f"register_{task}",
+                connections=["breakhis_mlflow_promoter"],
+            )
             promote = TriggerDagRunOperator(
                 task_id=f"trigger_promote_{task}",
                 trigger_dag_id="promote",

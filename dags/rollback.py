@@ -47,13 +47,16 @@ with DAG(
     tags=["promote"],
 ) as dag:
     which = ("{{ params.model }}", "{{ params.version }}")
-    decided = {"pool": "promotion", "connections": ["breakhis_airflow", "breakhis_audit"]}
+    decided = {
+        "pool": "promotion",
+        "connections": ["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
+    }
 
     propose = stage(
         "rollback",
         *(*which, "--dry-run", "--reason", "{{ params.reason }}"),
         task_id="propose",
-        connections=["breakhis_audit"],
+        connections=["breakhis_audit", "breakhis_mlflow_promoter"],
     )
     review = ReviewOperator(task_id="review", subject=propose.value("title"), body=propose.value("review"))
 

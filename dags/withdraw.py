@@ -38,5 +38,5 @@ with DAG(
         "withdraw",
         *("{{ params.model }}", "{{ params.version }}", "--dag-run", "{{ run_id }}"),
         pool="promotion",
-        connections=["breakhis_airflow", "breakhis_audit"],
+        connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
     )

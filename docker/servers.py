@@ -1,6 +1,6 @@
 """What the servers of docker-compose.yaml do beyond their own commands. Settings come from the environment.
 
-Usage: servers.py buckets | init | apiserver | mlflow | migrate-mlflow | healthy URL [COMPONENT]
+Usage: servers.py buckets | init | mlflow | migrate-mlflow | healthy URL [COMPONENT]
        servers.py save >ARCHIVE | load <ARCHIVE
 """
 
@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from urllib.request import urlopen
 
 BUCKETS = ("breakhis", "mlflow")
-MLFLOW_USER = "breakhis"
 _SECONDS_TO_ANSWER = 10
 _SECONDS_FOR_S3 = 120
 _BYTES_IN_MEMORY = 64 << 20
@@ -85,8 +84,11 @@ def load() -> None:
 
 
 def init() -> None:
-    """Bring Airflow's database up to date; set pools, connections, and the user that stages log in to MLflow as."""
+    """Bring Airflow's database up to date; set pools and connections, and the users of Airflow and MLflow."""
+    from ml.identities import PROMOTER, TRAINER, model_names
+    from ml.identities import set_up as set_up_mlflow
     from ml.local.stack import SERVICE_USER
+    from ml.settings import settings
 
     env = os.environ
     _airflow("db", "migrate")
@@ -105,59 +107,39 @@ def init() -> None:
         "password": env["S3_SECRET"],
         "extra": {"endpoint_url": env["S3_ADDRESS"], "region_name": "us-east-1"},
     }
-    mlflow = {"conn_type": "http", "host": "http://mlflow", "port": 5000, "login": MLFLOW_USER}
+    mlflow = {"conn_type": "http", "host": "http://mlflow", "port": 5000}
+    services = {TRAINER: env["MLFLOW_TRAINER_PASSWORD"], PROMOTER: env["MLFLOW_PROMOTER_PASSWORD"]}
     airflow = {"conn_type": "http", "host": "http://apiserver", "port": 8080, "login": SERVICE_USER}
     _import(
         "connections",
         {
             "breakhis_store": store,
-            "breakhis_mlflow": {**mlflow, "password": env["MLFLOW_PASSWORD"]},
+            "breakhis_mlflow": {**mlflow, "login": TRAINER, "password": services[TRAINER]},
+            "breakhis_mlflow_promoter": {**mlflow, "login": PROMOTER, "password": services[PROMOTER]},
             "breakhis_airflow": {**airflow, "password": env["SERVICE_PASSWORD"]},
             "breakhis_audit": {"conn_type": "generic", "password": env["AUDIT_KEY"]},
         },
         "--overwrite",
     )
-    _make_mlflow_user(env["MLFLOW_ADMIN_PASSWORD"], env["MLFLOW_PASSWORD"])
-
-
-def apiserver() -> NoReturn:
-    """Write the users' passwords where Airflow reads them, and become the API server."""
-    from ml.local.stack import ROLES, SERVICE_USER
-    from ml.settings import settings
-
-    reviewers = settings().reviewers
-    known = {"admin": "ADMIN", "engineer": "ENGINEER", "viewer": "VIEWER", SERVICE_USER: "SERVICE"}
-    passwords = {name: os.environ.pop(f"{key}_PASSWORD") for name, key in known.items()}
-    first = os.environ.pop("REVIEWER_PASSWORD")
-    for name in reviewers:
-        # One each: a password that two reviewers share says of neither that they approved.
-        passwords.setdefault(name, os.environ.pop(f"{_variable(name)}_PASSWORD", first if name == reviewers[0] else ""))
-        if not passwords[name]:
-            sys.exit(f"error: no password for the reviewer {name!r}: set {_variable(name)}_PASSWORD in .env")
-    os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = ",".join(f"{n}:{ROLES.get(n, 'user')}" for n in passwords)
-    _write(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"], json.dumps(passwords))
-    os.execvp("airflow", ["airflow", "api-server"])  # noqa: S606
+    people = {name: env[f"{name.upper()}_PASSWORD"] for name in ("engineer", "reviewer", "viewer")}
+    _set_up_airflow({**people, "admin": env["ADMIN_PASSWORD"], SERVICE_USER: env["SERVICE_PASSWORD"]})
+    passwords = {**people, **services, "admin": env["MLFLOW_ADMIN_PASSWORD"]}
+    set_up_mlflow("http://mlflow:5000", passwords, model_names(settings()))
+    print("users are set up")
 
 
 def mlflow() -> NoReturn:
     """Become the MLflow server, with its users in a database of their own."""
+    from ml.identities import server_config
+
     database = _mlflow_database()
-    users = [
-        "[mlflow]",
-        # An experiment is its maker's alone until MLflow has written the permission down; of two trainings
-        # that begin a set at the same moment, the second would be refused.
-        "default_permission = EDIT",
-        f"database_uri = {database}/mlflow_users",
-        "admin_username = admin",
-        f"admin_password = {os.environ.pop('MLFLOW_ADMIN_PASSWORD')}",
-        # A password is checked by a hash that takes some tenths of a second, and a stage asks dozens of times. One that
-        # was changed is taken for so long by the worker process that did not hear of it.
-        "auth_cache_ttl_seconds = 60",
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
-    ]
-    _write("/tmp/users.ini", "\n".join(users))  # noqa: S108
+    _write("/tmp/users.ini", server_config(f"{database}/mlflow_users"))  # noqa: S108
     # By the environment and not on the command line, which every process on the machine can read.
-    os.environ |= {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/users.ini", "MLFLOW_BACKEND_STORE_URI": f"{database}/mlflow"}  # noqa: S108
+    os.environ |= {
+        "MLFLOW_AUTH_CONFIG_PATH": "/tmp/users.ini",  # noqa: S108
+        "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ.pop("MLFLOW_ADMIN_PASSWORD"),
+        "MLFLOW_BACKEND_STORE_URI": f"{database}/mlflow",
+    }
     command = ["mlflow", "server", "--app-name", "basic-auth", "--host", "0.0.0.0", "--port", "5000"]  # noqa: S104
     command += ["--artifacts-destination", "s3://mlflow", "--serve-artifacts", "--workers", "2"]
     os.execvp("mlflow", [*command, "--allowed-hosts", os.environ["MLFLOW_ALLOWED_HOSTS"]])  # noqa: S606
@@ -197,20 +179,12 @@ def _import(what: str, values: dict[str, Any], *options: str) -> None:
     Path(file).unlink()
 
 
-def _make_mlflow_user(admin_password: str, password: str) -> None:
-    import requests
+def _set_up_airflow(passwords: dict[str, str]) -> None:
+    sys.path.insert(0, os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"])
+    from breakhis_airflow.fab import ADMIN, ENGINEER, REVIEWER, VIEWER, User, set_up
 
-    users = "http://mlflow:5000/api/2.0/mlflow/users"
-    admin = ("admin", admin_password)
-    there = requests.get(f"{users}/get", params={"username": MLFLOW_USER}, auth=admin, timeout=_SECONDS_TO_ANSWER)
-    body = {"username": MLFLOW_USER, "password": password}
-    if there.status_code == requests.codes.not_found:
-        answer = requests.post(f"{users}/create", json=body, auth=admin, timeout=_SECONDS_TO_ANSWER)
-    else:
-        answer = requests.patch(f"{users}/update-password", json=body, auth=admin, timeout=_SECONDS_TO_ANSWER)
-    if not answer.ok:
-        sys.exit(f"error: MLflow would not make the user {MLFLOW_USER}: {answer.status_code} {answer.text[:200]}")
-    print(f"MLflow has the user {MLFLOW_USER}")
+    roles = {"admin": ADMIN, "engineer": ENGINEER, "reviewer": REVIEWER}
+    set_up({name: User(roles.get(name, VIEWER), password) for name, password in passwords.items()})
 
 
 def _write(file: str, text: str) -> None:
@@ -220,17 +194,12 @@ def _write(file: str, text: str) -> None:
         opened.write(text)
 
 
-def _variable(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name).upper()
-
-
 if __name__ == "__main__":
     commands = {
         "buckets": buckets,
         "save": save,
         "load": load,
         "init": init,
-        "apiserver": apiserver,
         "mlflow": mlflow,
         "migrate-mlflow": migrate_mlflow,
         "healthy": healthy,

@@ -114,7 +114,8 @@ class AirflowApi:
         """Airflow's own record of a question to a person and the answer to it.
 
         Has ``options``, ``assigned_users``, ``response_received``, ``chosen_options``, ``params_input``,
-        ``responded_at`` and ``responded_by_user`` ``{id, name}`` (None where nobody answered or a default was taken).
+        ``responded_at`` and ``responded_by_user`` ``{id, name}`` (None where nobody answered or a default was taken),
+        of which the name is what somebody logs in as.
         Unlike an XCom, no user can write it. Status 404: the task never asked.
         """
         return self._call("GET", _hitl(dag, run, task))

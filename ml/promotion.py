@@ -313,18 +313,19 @@ class _Airflow:
             if chosen != [REJECT]:
                 raise Refused(f"{self.where}: nobody answered its {task}, so nothing is promoted")
             return Answer(DEADLINE, "nobody answered in time", detail.get("responded_at")), True
-        if user["id"] not in self._reviewers:
+        # By the login name: an id is a number where Airflow's users are in its database.
+        if user["name"] not in self._reviewers:
             raise Refused(
                 f"{self.where}: {user['name']} answered, but is not one of the reviewers (BREAKHIS_REVIEWERS)"
             )
-        if self.started_by in (user["id"], user["name"]):
+        if self.started_by == user["name"]:
             raise Refused(f"{self.where}: {user['name']} started it and so cannot decide it")
         if chosen not in ([APPROVE], [REJECT]):
             raise Refused(f"{self.where}: its {task} was answered {chosen}, which decides nothing")
         reason = given_reason(detail.get("params_input"))
         if not reason:
             raise Refused(f"{self.where}: {user['name']} gave no reason; clear the task {task} to be asked again")
-        return Answer(user["id"], reason, detail.get("responded_at")), chosen == [REJECT]
+        return Answer(user["name"], reason, detail.get("responded_at")), chosen == [REJECT]
 
 
 def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:

@@ -1,7 +1,6 @@
 """The scripts and files that the servers are deployed with."""
 
 import importlib.util
-import json
 import os
 import re
 import stat
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -100,37 +100,44 @@ def become(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-def test_each_user_of_airflow_has_a_password_and_a_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_start_sets_up_users_connections_and_names_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("servers")
-    ran = become(module, monkeypatch)
-    file = tmp_path / "passwords.json"
-    for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER", "SERVICE", "DR_GRACE"):
-        monkeypatch.setenv(f"{name}_PASSWORD", f"{name.lower()}-secret")
-    monkeypatch.setenv("BREAKHIS_REVIEWERS", "reviewer, dr.grace")
-    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(file))
-    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "")
-    with pytest.raises(Became):
-        module.apiserver()
-    assert ran == ["airflow", "api-server"]
-    assert json.loads(file.read_text())["dr.grace"] == "dr_grace-secret"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    users = dict(pair.split(":") for pair in os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].split(","))
-    assert users == {
-        **{"admin": "admin", "engineer": "user", "viewer": "viewer", "breakhis-service": "viewer"},
-        **{"reviewer": "user", "dr.grace": "user"},
+    example = settings((ROOT / ".env.example").read_text())
+    for name in (*(name for name in example if name.endswith(("_PASSWORD", "_SECRET", "_KEY"))), "S3_ADDRESS"):
+        monkeypatch.setenv(name, f"secret of {name}")
+    ran: list[tuple[str, ...]] = []
+    imported: dict[str, Any] = {}
+    airflow: dict[str, str] = {}
+    mlflow: list[Any] = []
+    monkeypatch.setattr(module, "_airflow", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr(module, "_import", lambda what, values, *_: imported.update({what: values}))
+    monkeypatch.setattr(module, "_set_up_airflow", airflow.update)
+    monkeypatch.setattr("ml.identities.set_up", lambda *arguments: mlflow.extend(arguments))
+    monkeypatch.setenv("BREAKHIS_CONF", str(ROOT / "dags"))
+    module.init()
+    assert ran == [("db", "migrate")]
+    people = {name: f"secret of {name.upper()}_PASSWORD" for name in ("engineer", "reviewer", "viewer")}
+    own = {"admin": "secret of ADMIN_PASSWORD", "breakhis-service": "secret of SERVICE_PASSWORD"}
+    assert airflow == people | own
+    url, passwords, models = mlflow
+    services = {f"breakhis-{name}": f"secret of MLFLOW_{name.upper()}_PASSWORD" for name in ("trainer", "promoter")}
+    assert url == "http://mlflow:5000"
+    assert passwords == people | services | {"admin": "secret of MLFLOW_ADMIN_PASSWORD"}
+    assert {"breakhis-binary", "breakhis-subtype", "demo-binary", "demo-subtype"} <= set(models)
+    connections = imported["connections"]
+    logins = {connections[name]["login"]: connections[name]["password"] for name in connections if "mlflow" in name}
+    assert logins == services
+    stack = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
+    given = stack["services"]["airflow-init"]["environment"]
+    assert {name for name in os.environ if os.environ[name].startswith("secret of ")} & set(example) <= {
+        *given,
+        *("FERNET_KEY", "JWT_SECRET", "API_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "MLFLOW_DB_PASSWORD"),
+        "MLFLOW_SECRET_KEY",
     }
-    assert "ADMIN_PASSWORD" not in os.environ  # what runs from here on has no use for it
-
-
-def test_a_reviewer_without_a_password_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("servers")
-    become(module, monkeypatch)
-    for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER", "SERVICE"):
-        monkeypatch.setenv(f"{name}_PASSWORD", "x")
-    monkeypatch.setenv("BREAKHIS_REVIEWERS", "reviewer,ada")
-    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(tmp_path / "passwords.json"))
-    with pytest.raises(SystemExit, match="no password for the reviewer 'ada': set ADA_PASSWORD"):
-        module.apiserver()
+    # What stages are given unasked, by each host: the trainer's alone.
+    shared = [stack["x-airflow-environment"], yaml.safe_load((ROOT / "docker/compose.worker.yaml").read_text())]
+    shared[1] = shared[1]["services"]["worker-gpu"]["environment"]
+    assert [one["BREAKHIS_CONNECTIONS"] for one in shared] == ["breakhis_store,breakhis_mlflow"] * 2
 
 
 def test_mlflow_starts_without_a_password_on_its_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -141,10 +148,13 @@ def test_mlflow_starts_without_a_password_on_its_command_line(monkeypatch: pytes
     for name in ("MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD"):
         monkeypatch.setenv(name, f"{name}-planted")
     monkeypatch.setenv("MLFLOW_ALLOWED_HOSTS", "mlflow:5000")
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", "")
-    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    for name in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI"):
+        monkeypatch.setenv(name, "")
     with pytest.raises(Became):
         module.mlflow()
     assert "planted" not in " ".join(ran)
-    assert "admin_password = MLFLOW_ADMIN_PASSWORD-planted" in written["/tmp/users.ini"]
+    assert ":MLFLOW_DB_PASSWORD-planted@postgres/mlflow_users" in written["/tmp/users.ini"]
+    assert "default_permission = READ" in written["/tmp/users.ini"]
+    assert os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"] == "MLFLOW_ADMIN_PASSWORD-planted"
+    assert "MLFLOW_ADMIN_PASSWORD" not in os.environ
     assert os.environ["MLFLOW_BACKEND_STORE_URI"].endswith(":MLFLOW_DB_PASSWORD-planted@postgres/mlflow")

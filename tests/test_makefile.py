@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "--extra airflow --extra data --extra train"
+EXTRAS = "--extra airflow --extra data --extra mlflow-server --extra train"
 
 # Stands in for a Python: says it is of that version, and makes "environments" with a uv that notes how it was called.
 PYTHON = """#!/bin/bash
@@ -114,13 +114,13 @@ def test_run_and_test_in_one_checkout_do_not_undo_each_other(checkout: Path) -> 
         assert make(checkout, target).returncode == 0
     assert calls(checkout)[1:] == [
         f"uv sync --frozen --inexact {EXTRAS} --python {good} --no-dev",
-        f"uv sync --frozen --inexact {EXTRAS} --python {good}",
+        f"uv sync --frozen --inexact {EXTRAS} --extra fab --python {good}",
     ]
     # Tests first: running needs nothing more.
     shutil.rmtree(checkout / ".venv")
     make(checkout, ".venv/.dev")
     make(checkout, ".venv/.run")
-    assert calls(checkout)[3:] == [f"uv sync --frozen --inexact {EXTRAS} --python {good}"]
+    assert calls(checkout)[3:] == [f"uv sync --frozen --inexact {EXTRAS} --extra fab --python {good}"]
 
 
 def test_help_names_every_target(checkout: Path) -> None:

@@ -53,7 +53,7 @@ def airflow(world, monkeypatch):
     def answer(body, option="Approve", user="reviewer", reason="looks right", at="2026-01-01T00:00:00Z"):
         return {
             "response_received": True,
-            "responded_by_user": {"id": user, "name": user} if user else None,
+            "responded_by_user": {"id": "7", "name": user} if user else None,
             "chosen_options": [option],
             "params_input": {"reason": reason},
             "body": body,
@@ -289,6 +289,15 @@ def test_a_rejection_changes_no_champion(world, airflow):
     assert (done["decision"], done["reason"]) == ("rejected", "too few cases")
     assert aliases(world) == {}
     assert decisions(world) == [("rejected", 1, "reviewer")]
+
+
+def test_a_reviewer_is_known_by_login_name_and_not_by_number(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered).detail["responded_by_user"] = {"id": "reviewer", "name": "7"}
+    with pytest.raises(Refused, match="7 answered, but is not one of the reviewers"):
+        promote(world, registered)
+    airflow(registered)
+    assert promote(world, registered)["reviewers"] == ["reviewer"]
 
 
 def test_what_nobody_answers_in_time_is_rejected(world, airflow):

@@ -64,7 +64,7 @@ def status(as_json: bool) -> None:
         state = "healthy" if service["healthy"] else service["trouble"]
         table.add_row(name, escape(state), service["url"], str(service["pid"]), service["log"])
     _print_tables(table)
-    click.echo(f"Airflow's users: {', '.join(u for u in found['users'] if u != SERVICE_USER)}")
+    click.echo(f"Users of both: {', '.join(u for u in found['users'] if u != SERVICE_USER)}")
     click.echo(f"Their passwords: {found['passwords']}")
     click.echo(f"Store: {found['store']}")
 
@@ -165,9 +165,9 @@ def _print_outcome(workflow: Workflow) -> None:
     click.echo(f"Airflow  {workflow.airflow}")
     click.echo(f"  the retraining   {workflow.run_url(workflow.retrain)}")
     click.echo(f"  waiting reviews  {workflow.airflow}/required_actions")
-    click.echo(f"MLflow   {workflow.mlflow}   (no login)")
+    click.echo(f"MLflow   {workflow.mlflow}")
     click.echo()
-    click.echo("Log in to Airflow as:")
+    click.echo("Log in to either as (in MLflow all but admin only look):")
     for user, role in stack.users().items():
         if user != SERVICE_USER:
             click.echo(f"  {user:<10} {passwords[user]}   {_PURPOSE.get(user, f'role {role}')}")

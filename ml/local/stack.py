@@ -4,14 +4,16 @@ All they write lies in the home folder (setting BREAKHIS_HOME):
 
     airflow/            AIRFLOW_HOME, with airflow.db and the logs of tasks
     mlflow.db           MLflow's runs and registry; mlartifacts/ holds the files
+    mlflow_users.db     MLflow's users, made anew at each start; mlflow_users.ini says where they are
     logs/               what the servers print; the previous start's logs are kept beside
-    passwords.json      users and passwords of Airflow, for the owner's eyes only (0600)
-    secrets.json        keys that Airflow signs and encrypts with (0600)
+    passwords.json      users and passwords of Airflow and MLflow, for the owner's eyes only (0600)
+    secrets.json        keys that the servers sign and encrypt with, and what stages log in to MLflow with (0600)
     training_sets.json  training sets outside the conf folder that the stack was once asked to run
     stack.json          what runs now: processes, ports, addresses
 
 Both servers listen on 127.0.0.1. MLflow's clients write artifacts straight to disk and its registry is a file, so runs
-and models can be read with ``sqlite:///<home>/mlflow.db`` when nothing runs.
+and models can be read with ``sqlite:///<home>/mlflow.db`` when nothing runs. Whoever may write these files needs no
+password for them: on this machine alone, who may do what is as good as the operating system's users are.
 """
 
 import json
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ from pydantic import BaseModel, ValidationError
 
 from ml.airflow_api import AirflowApi
 from ml.errors import BreakhisError, ConfigError, StackError, TryAgain
+from ml.identities import PROMOTER, TRAINER, model_names, server_config, set_up
 from ml.progress import say
 from ml.reviews import PROMOTE, ROLLBACK, WITHDRAW
 from ml.settings import PROJECT, SECRETS, Settings
@@ -49,7 +52,9 @@ PLUGINS = PROJECT / "plugins"
 HOST = "127.0.0.1"
 SERVICE_USER = "breakhis-service"
 ROLES = {"admin": "admin", "engineer": "user", "reviewer": "user", "viewer": "viewer", SERVICE_USER: "viewer"}
-"""Users and their roles in Airflow's SimpleAuthManager. The service account only reads runs and answered reviews."""
+"""Users and their roles in Airflow's SimpleAuthManager. The service account only reads runs and answered reviews.
+
+The people are users of MLflow too, where all but the administrator read."""
 
 _SECONDS_TO_START = 300.0
 _TRIES_FOR_A_PORT = 20
@@ -136,7 +141,7 @@ class Stack:
             with free_ports(8080, 5000, 0, 0) as ports:
                 state = self._start(ports)
                 try:
-                    self._wait_until_healthy(state)
+                    self._wait_until_healthy(state, {"mlflow": self._set_up_mlflow})
                     self._set_pools()
                 except BaseException:
                     self._stop()
@@ -215,7 +220,7 @@ class Stack:
             ) from None
 
     def users(self) -> dict[str, str]:
-        """Airflow's users and their roles. Reviewers named in BREAKHIS_REVIEWERS are users too."""
+        """People and Airflow's service account, with their roles there. Those in BREAKHIS_REVIEWERS are users, too."""
         return {**ROLES, **{name: ROLES.get(name, "user") for name in self.settings.reviewers}}
 
     def passwords(self) -> dict[str, str]:
@@ -235,13 +240,14 @@ class Stack:
         self.home.mkdir(parents=True, exist_ok=True)
         airflow_url, mlflow_url = (f"http://{HOST}:{port}" for port in ports[:2])
         environment = self._environment(airflow_url, mlflow_url, ports[2:])
+        mlflow_environment = self._mlflow_environment(environment)
         given = {key: value for key, value in environment.items() if key.startswith("BREAKHIS_")}
         state = State(started=datetime.now(UTC), services={}, settings=given)
         commands = {
-            "mlflow": (mlflow_url, self._mlflow_command(ports[1])),
-            "airflow": (airflow_url, [sys.executable, "-m", "airflow", "standalone"]),
+            "mlflow": (mlflow_url, self._mlflow_command(ports[1]), mlflow_environment),
+            "airflow": (airflow_url, [sys.executable, "-m", "airflow", "standalone"], environment),
         }
-        for name, (url, command) in commands.items():
+        for name, (url, command, own) in commands.items():
             log = self._new_log(name)
             with log.open("wb") as output:
                 child = subprocess.Popen(
@@ -250,7 +256,7 @@ class Stack:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=self.home,
-                    env=environment,
+                    env=own,
                     start_new_session=True,  # Ctrl-C in the terminal is not meant for it
                 )
             state.services[name] = Service(process=Process.of(child.pid), url=url, log=log)
@@ -262,22 +268,38 @@ class Stack:
         artifacts.mkdir(exist_ok=True)
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+            *("--app-name", "basic-auth"),
             *("--backend-store-uri", f"sqlite:///{self.home / 'mlflow.db'}"),
             *("--no-serve-artifacts", "--default-artifact-root", artifacts.as_uri()),
         ]
 
+    def _keys(self) -> dict[str, str]:
+        names = ("jwt", "api", "audit", "mlflow", TRAINER, PROMOTER)
+        makers = {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), **dict.fromkeys(names, _token)}
+        return _kept_secrets(self.home / SECRETS, makers)
+
+    def _mlflow_environment(self, airflows: dict[str, str]) -> dict[str, str]:
+        """What MLflow finds in its environment: of Airflow's, what is not Airflow's own."""
+        users = self.home / "mlflow_users.db"
+        # Anew at each start: whoever has deleted passwords.json has an administrator with a new password.
+        users.unlink(missing_ok=True)
+        config = self.home / "mlflow_users.ini"
+        config.write_text(server_config(f"sqlite:///{users}"))
+        return {
+            **{name: value for name, value in airflows.items() if not name.startswith("AIRFLOW")},
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.passwords()["admin"],
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self._keys()["mlflow"],
+        }
+
+    def _set_up_mlflow(self, url: str) -> None:
+        people = {name: word for name, word in self.passwords().items() if name != SERVICE_USER}
+        services = {name: self._keys()[name] for name in (TRAINER, PROMOTER)}
+        set_up(url, people | services, model_names(self.settings))
+
     def _environment(self, airflow_url: str, mlflow_url: str, log_ports: list[int]) -> dict[str, str]:
-        """What the servers, and through Airflow the stages, find in their environment."""
-        keys = _kept_secrets(
-            self.home / SECRETS,
-            {
-                "fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(),
-                "jwt": _token,
-                "api": _token,
-                "audit": _token,
-            },
-        )
-        passwords = self.passwords()
+        """What Airflow, and through it the stages, find in their environment."""
+        keys, passwords = self._keys(), self.passwords()
         airflow_home = self.home / "airflow"
         airflow_home.mkdir(exist_ok=True)
         service = {
@@ -286,8 +308,9 @@ class Stack:
             "login": SERVICE_USER,
             "password": passwords[SERVICE_USER],
         }
-        # What another Airflow on this machine was told, and who promotion reads as, is not for this one.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "BREAKHIS_AIRFLOW_"))}
+        # What another Airflow on this machine was told, and who somebody else is, is not for this one.
+        others = ("AIRFLOW", "BREAKHIS_AIRFLOW_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST, "localhost")))
         return {
             **inherited,
@@ -305,6 +328,10 @@ class Stack:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "AIRFLOW_HOME": str(airflow_home),
             "AIRFLOW_CONN_BREAKHIS_AIRFLOW": json.dumps(service),
+            **{
+                f"AIRFLOW_CONN_{connection}": json.dumps({"conn_type": "http", "login": user, "password": keys[user]})
+                for connection, user in (("BREAKHIS_MLFLOW", TRAINER), ("BREAKHIS_MLFLOW_PROMOTER", PROMOTER))
+            },
             "AIRFLOW_CONN_BREAKHIS_AUDIT": json.dumps({"conn_type": "generic", "password": keys["audit"]}),
             "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
@@ -343,12 +370,14 @@ class Stack:
             "BREAKHIS_WEIGHTS": _absolute_weights(settings.weights),
             "BREAKHIS_MLFLOW_URI": mlflow_url,
             "BREAKHIS_MLFLOW_UI": mlflow_url,
+            "BREAKHIS_CONNECTIONS": ",".join(dict.fromkeys([*settings.connections, "breakhis_mlflow"])),
         }
         if settings.gpus is not None:
             values["BREAKHIS_GPUS"] = str(settings.gpus)
         return values
 
-    def _wait_until_healthy(self, state: State) -> None:
+    def _wait_until_healthy(self, state: State, then: Mapping[str, Callable[[str], None]] | None = None) -> None:
+        """Wait for all servers; ``then`` says what is done with one, by its address, as soon as it is healthy."""
         begin = time.monotonic()
         waiting = dict(state.services)
         zombies: dict[int, float] = {}
@@ -358,6 +387,8 @@ class Stack:
                 if not trouble:
                     say(f"{name} is healthy at {service.url} ({time.monotonic() - begin:.0f} s)")
                     del waiting[name]
+                    if then and name in then:
+                        then[name](service.url)
                     continue
                 if not service.process.alive() or _lost_child(service.process, zombies):
                     raise StackError(f"{name} ended while it was starting.\n{_tail(service.log)}")

@@ -195,7 +195,7 @@ class Workflow:
                 continue
             if detail["response_received"]:
                 candidate.decision = ", ".join(detail["chosen_options"] or ())
-                candidate.reviewer = (detail["responded_by_user"] or {}).get("id", "")
+                candidate.reviewer = (detail["responded_by_user"] or {}).get("name", "")
                 candidate.reason = str((detail["params_input"] or {}).get("reason") or "")
 
     def shortcomings(self) -> list[str]:
@@ -279,6 +279,7 @@ class Workflow:
         try:
             with requests.Session() as session:
                 session.trust_env = False  # no proxy between us and ourselves
+                session.auth = (ENGINEER, self.stack.passwords()[ENGINEER])
                 answer = session.get(f"{self.mlflow}/api/2.0/mlflow/{path}", params=params, timeout=60)
         except requests.RequestException as error:
             raise TryAgain(f"MLflow at {self.mlflow} does not answer: {type(error).__name__}") from error

@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from ml.sources.spec import KEY_VARIABLES
 
 STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
-AUDIT = "breakhis_audit"
+PROMOTER, AUDIT = "breakhis_mlflow_promoter", "breakhis_audit"
 
 
 class Given(NamedTuple):
@@ -53,7 +53,11 @@ def _store(connection: Any) -> dict[str, str | None]:
 
 
 def _mlflow(connection: Any) -> dict[str, str | None]:
-    return {"MLFLOW_TRACKING_USERNAME": connection.login, "MLFLOW_TRACKING_PASSWORD": connection.password}
+    """Of the trainer or, of a stage that decides, the promoter: what is fetched last holds."""
+    return {
+        "MLFLOW_TRACKING_USERNAME": connection.login or None,
+        "MLFLOW_TRACKING_PASSWORD": connection.password or None,
+    }
 
 
 def _airflow(connection: Any) -> dict[str, str | None]:
@@ -85,10 +89,11 @@ def _address(connection: Any) -> str:
     return f"{host}:{connection.port}" if connection.port else host
 
 
-_MEANING = {STORE: _store, MLFLOW: _mlflow, AIRFLOW: _airflow, AUDIT: _audit}
+_MEANING = {STORE: _store, MLFLOW: _mlflow, PROMOTER: _mlflow, AIRFLOW: _airflow, AUDIT: _audit}
 _HOW = {
     STORE: "type aws, login and password being the key and its secret, endpoint_url in the extra",
-    MLFLOW: "type http, login and password",
+    MLFLOW: "type http, login and password of the user that trainings log as",
+    PROMOTER: "type http, login and password of the one user that may change MLflow's registry",
     AIRFLOW: "type http, host, port, login and password",
     AUDIT: "type generic, the password being the key of the audit log",
 }

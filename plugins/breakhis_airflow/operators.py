@@ -79,7 +79,8 @@ class StageOperator(BaseOperator):
     :param news: What this stage may make a new version of. An event of it is emitted, with the result as its extra,
         where the result says ``changed``, and none where it does not: what runs on that event has nothing to do then.
     :param connections: Airflow connections that this stage is given besides those in BREAKHIS_CONNECTIONS. They are
-        fetched when the task runs; :mod:`breakhis_airflow.connections` says what the stage finds of each.
+        fetched when the task runs, and what two of them say of the same thing is said by these;
+        :mod:`breakhis_airflow.connections` says what the stage finds of each.
     """
 
     template_fields: Sequence[str] = ("arguments",)

@@ -45,8 +45,10 @@ def test_the_reviewer_sees_what_the_gate_wrote(dag):
 
 def test_only_promotion_has_the_service_account_and_one_at_a_time(dag):
     connections = {task.task_id: getattr(task, "connections", {}) for task in dag.tasks}
-    assert {task for task, used in connections.items() if used} == {"promote"}
-    assert connections["promote"] == ("breakhis_airflow", "breakhis_audit")
+    assert {task: used for task, used in connections.items() if used} == {
+        "gate": ("breakhis_mlflow_promoter",),
+        "promote": ("breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"),
+    }
     assert dag.get_task("promote").pool == "promotion"
     assert dag.max_active_runs > 16  # a candidate that waits for a person holds up no other
 

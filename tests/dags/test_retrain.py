@@ -57,6 +57,11 @@ def test_ids_go_from_task_to_task(dag):
     assert dag.get_task("register_subtype").arguments == ["{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"]
 
 
+def test_what_trains_cannot_change_the_registry_and_what_registers_can(dag):
+    given = {task.task_id: task.connections for task in dag.tasks if getattr(task, "connections", ())}
+    assert given == dict.fromkeys(("register_binary", "register_subtype"), ("breakhis_mlflow_promoter",))
+
+
 def test_each_candidate_is_handed_over_once(dag):
     task = dag.get_task("trigger_promote_binary")
     assert task.trigger_dag_id == "promote"

@@ -26,7 +26,8 @@ def test_proposed_then_confirmed_then_carried_out(rollback):
 def test_what_changes_the_registry_does_so_one_at_a_time(rollback, withdraw):
     for task in (rollback.get_task("rollback"), withdraw.get_task("withdraw")):
         assert task.pool == "promotion"
-        assert task.connections == ("breakhis_airflow", "breakhis_audit")
+        assert task.connections == ("breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter")
+    assert rollback.get_task("propose").connections == ("breakhis_audit", "breakhis_mlflow_promoter")
 
 
 @pytest.mark.parametrize("wrong", [{"model": ""}, {"version": "previous"}, {"reason": "no"}])
@@ -43,4 +44,4 @@ def test_the_audit_is_checked_every_day(conf, read):
     assert dag.schedule == "@daily"
     (task,) = dag.tasks
     assert (task.stage, task.arguments) == ("audit", ["verify"])
-    assert task.connections == ("breakhis_audit",)
+    assert task.connections == ("breakhis_audit", "breakhis_mlflow_promoter")

@@ -14,7 +14,9 @@ from typing import Any
 
 import boto3
 import pytest
+import requests
 
+from ml.errors import CredentialsError
 from ml.local.watch import Run
 from ml.local.workflow import Workflow
 from tests.e2e import compose as module
@@ -93,6 +95,28 @@ def test_both_models_are_champions_by_the_reviewers_approval(compose: Compose, f
     assert finished.shortcomings() == []
     assert [candidate.reviewer for candidate in finished.candidates] == ["reviewer", "reviewer"]
     _print_what_airflow_adds(compose, finished)
+
+
+def test_nobody_but_the_promoter_moves_an_alias_and_a_reviewer_only_answers(
+    compose: Compose, finished: Workflow
+) -> None:
+    candidate = finished.candidates[0]
+    body = {"name": candidate.model, "alias": "champion", "version": candidate.version}
+    services = {f"breakhis-{name}": f"MLFLOW_{name.upper()}_PASSWORD" for name in ("trainer", "promoter")}
+    answers = {
+        user: requests.post(
+            f"{compose.mlflow}/api/2.0/mlflow/registered-models/alias",
+            json=body,
+            auth=(user, compose.environment[secret]),
+            timeout=60,
+        ).status_code
+        for user, secret in {"engineer": "ENGINEER_PASSWORD", "reviewer": "REVIEWER_PASSWORD", **services}.items()
+    }
+    assert answers == {"engineer": 403, "reviewer": 403, "breakhis-trainer": 403, "breakhis-promoter": 200}
+    with pytest.raises(CredentialsError):
+        compose.api("reviewer").trigger("retrain_demo")
+    detail = compose.api("breakhis-service").hitl_detail("promote", candidate.promote.id, "review")
+    assert detail["responded_by_user"]["id"].isdigit()  # FAB's, to which the reviewer was a name
 
 
 def test_what_computes_ran_in_containers_and_both_hosts_took_part(
@@ -211,12 +235,11 @@ _NEEDED = {
     "buckets": {"S3_SECRET"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY", "S3_SECRET"},
     "airflow-init": {
-        *(*_AIRFLOW, "S3_SECRET", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_PASSWORD", "SERVICE_PASSWORD", "AUDIT_KEY")
+        *(*_AIRFLOW, "S3_SECRET", "AUDIT_KEY"),
+        *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER", "SERVICE")),
+        *(f"MLFLOW_{name}_PASSWORD" for name in ("ADMIN", "TRAINER", "PROMOTER")),
     },
-    "apiserver": {
-        *(*_AIRFLOW, "S3_SECRET", "SERVICE_PASSWORD"),
-        *(f"{name}_PASSWORD" for name in ("ADMIN", "ENGINEER", "REVIEWER", "VIEWER")),
-    },
+    "apiserver": {*_AIRFLOW, "S3_SECRET"},
     **dict.fromkeys(("scheduler", "dag-processor", "triggerer", "worker", "worker-gpu"), _AIRFLOW),
 }
 
@@ -323,8 +346,6 @@ def test_a_training_failed_by_hand_stops_its_container(compose: Compose, survive
 
 def _runs_of(compose: Compose, task: str, seed: int) -> int:
     experiment = compose.ask_mlflow("experiments/get-by-name", experiment_name="demo")["experiment"]["experiment_id"]
-    import requests
-
     answer = requests.post(
         f"{compose.mlflow}/api/2.0/mlflow/runs/search",
         json={

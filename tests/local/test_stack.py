@@ -352,6 +352,33 @@ def test_promotion_reads_under_a_service_account(settings: Settings) -> None:
     assert "breakhis-service:viewer" in found["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].split(",")
 
 
+def test_stages_are_the_trainer_in_mlflow_unless_they_decide(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    found = environment(settings.model_copy(update={"connections": ("lab_store",)}))
+    assert found["BREAKHIS_CONNECTIONS"] == "lab_store,breakhis_mlflow"
+    trainer, promoter = (json.loads(found[f"AIRFLOW_CONN_BREAKHIS_MLFLOW{name}"]) for name in ("", "_PROMOTER"))
+    assert (trainer["login"], promoter["login"]) == ("breakhis-trainer", "breakhis-promoter")
+    assert len({trainer["password"], promoter["password"], *Stack(settings).passwords().values()}) == 7
+    assert "MLFLOW_TRACKING_USERNAME" not in found
+
+
+def test_mlflow_has_its_own_secrets_and_none_of_airflows(settings: Settings) -> None:
+    airflows = environment(settings)
+    users = settings.home / "mlflow_users.db"
+    users.write_text("of another administrator")
+    found = Stack(settings)._mlflow_environment(airflows)
+    assert not users.exists()
+    assert not [name for name in found if name.startswith("AIRFLOW")]
+    own = {name for name in found if name not in airflows}
+    assert own == {"MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"}
+    assert found["MLFLOW_AUTH_ADMIN_PASSWORD"] == Stack(settings).passwords()["admin"]
+    told = Path(found["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    assert f"database_uri = sqlite:///{users}" in told
+    assert not [name for name in own - {"MLFLOW_AUTH_CONFIG_PATH"} if found[name] in told]
+
+
 def test_every_reviewer_is_a_user(settings: Settings) -> None:
     users = Stack(settings.model_copy(update={"reviewers": ("dr_who", "viewer")})).users()
     assert (users["dr_who"], users["viewer"], users["reviewer"]) == ("user", "viewer", "user")

@@ -40,7 +40,7 @@ with DAG("promote", schedule=None):
         retry_delay=timedelta(seconds=1),
     )
 
-for name in ("rollback", "withdraw", "audit", "remind"):
+for name in ("rollback", "withdraw", "audit", "remind", "retrain_two"):
     with DAG(name, schedule=None) as globals()[name]:
         values()
 """
@@ -52,6 +52,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for name in ("sources", "training_sets", "dags", "plugins"):
         (folder / name).mkdir()
     (folder / "sources" / "one.yaml").write_text("name: one\nkind: demo\n")
+    (folder / "training_sets" / "two.yaml").write_text(
+        "name: two\nsources: [one]\nledger: two\npolicy: demo\npreset: demo\n"
+    )
     (folder / "dags" / "dags.py").write_text(DAGS)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("BREAKHIS_", "MLFLOW_"))]:
@@ -117,6 +120,26 @@ def test_the_stack_runs_a_task_and_a_review(stack: Stack) -> None:
         return bool(engineer.dag_run("promote", "one-binary-v1")["state"] == "success")
 
     wait_for("the end", ended)
+
+
+@pytest.mark.integration
+def test_mlflow_knows_the_people_and_its_service_accounts(stack: Stack) -> None:
+    url = stack.status()["services"]["mlflow"]["url"]
+    keys = json.loads((stack.home / "secrets.json").read_text())
+    passwords = stack.passwords() | {name: keys[name] for name in ("breakhis-trainer", "breakhis-promoter")}
+
+    def status(path: str, user: str, password: str) -> int:
+        proxies = {"http": ""}
+        answer = requests.get(f"{url}/api/2.0/mlflow/{path}", auth=(user, password), proxies=proxies, timeout=60)
+        return answer.status_code
+
+    for user in ("admin", "engineer", "reviewer", "viewer", "breakhis-trainer", "breakhis-promoter"):
+        assert status("experiments/get?experiment_id=0", user, passwords[user]) == 200
+        assert status("experiments/get?experiment_id=0", user, "wrong") == 401
+    assert status("experiments/get?experiment_id=0", "breakhis-service", passwords["breakhis-service"]) == 401
+    models = ("registered-models/get?name=two-binary", "registered-models/get?name=two-subtype")
+    assert [status(model, "viewer", passwords["viewer"]) for model in models] == [200, 200]
+    assert [status(model, "breakhis-trainer", passwords["breakhis-trainer"]) for model in models] == [403, 403]
 
 
 @pytest.mark.integration

@@ -194,6 +194,24 @@ def test_only_the_stage_with_the_connection_gets_the_password_and_the_log_does_n
     assert "planted" not in log
 
 
+def test_a_stage_that_decides_is_the_promoter_in_mlflow_and_any_other_the_trainer(
+    breakhis, context, monkeypatch, capsys
+):
+    for name, user in (("", "trainer"), ("_PROMOTER", "promoter")):
+        connection = {"conn_type": "http", "login": user, "password": f"planted-{user}"}
+        monkeypatch.setenv(f"AIRFLOW_CONN_BREAKHIS_MLFLOW{name}", json.dumps(connection))
+    monkeypatch.setenv("BREAKHIS_CONNECTIONS", "breakhis_mlflow")
+    breakhis(DUMP)
+    for task, user in (
+        (stage("fetch", "demo"), "trainer"),
+        (stage("gate", "m", "1", connections=["breakhis_mlflow_promoter"]), "promoter"),
+    ):
+        seen = task.execute(context())
+        assert (seen["MLFLOW_TRACKING_USERNAME"], seen["MLFLOW_TRACKING_PASSWORD"]) == (user, f"planted-{user}")
+        assert json.dumps(seen).count("planted") == 1
+    assert "planted" not in capsys.readouterr().out
+
+
 def test_secrets_are_struck_out_before_airflow_sees_them():
     # Airflow masks what goes to the task's log, but its supervisor repeats that log unmasked on its own output.
     lines = []

@@ -4,6 +4,7 @@ The product's own DAGs run; candidates are made-up training runs in the registry
 counts is what the registry and the audit log say afterwards: an attempt that promotes something is a hole.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 
 from ml.airflow_api import AirflowApi
 from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, BreakhisError, CredentialsError
+from ml.identities import TRAINER
 from ml.local import stack as stack_module
 from ml.local.stack import Stack
 from ml.registry import register_run
-from ml.settings import PROJECT, Settings
+from ml.settings import PROJECT, SECRETS, Settings
 from tests.registry_world import POLICY, RegistryWorld
 from tests.trust.rows import Row
 
 MODEL = "made-binary"
+PEOPLE = ("engineer", "reviewer", "viewer")
 
 _AGAIN = """
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -354,6 +358,32 @@ def replay_an_old_approval(a: Attempts) -> str:
     return a.breakhis("promote", MODEL, "1", "--dag-run", "first")
 
 
+def set_the_alias_as_a_trainer(a: Attempts) -> str:
+    """setting the alias in MLflow, and making a version, with a trainer's credentials and with people's"""
+    candidate = a.candidate()
+    state = a.stack.state()
+    if state is None:
+        raise RuntimeError("the stack does not run")
+    url = f"{state.services['mlflow'].url}/api/2.0/mlflow"
+    trainer = json.loads((a.stack.home / SECRETS).read_text())[TRAINER]
+    run = a.world.client.get_model_version(MODEL, str(candidate["version"])).run_id
+    asked = {
+        "registered-models/alias": {"name": MODEL, "alias": "champion", "version": str(candidate["version"])},
+        "model-versions/create": {"name": MODEL, "source": f"runs:/{run}/model", "run_id": run},
+    }
+    told = []
+    for user, password in {TRAINER: trainer, **{name: a.stack.passwords()[name] for name in PEOPLE}}.items():
+        with requests.Session() as session:
+            session.auth = (user, password)
+            if not session.get(f"{url}/runs/get", params={"run_id": run}, timeout=60).ok:
+                raise RuntimeError(f"{user} cannot log in to MLflow")
+            answers = [session.post(f"{url}/{path}", json=body, timeout=60).status_code for path, body in asked.items()]
+        if answers != [403, 403]:
+            raise RuntimeError(f"MLflow answered {user} {answers}")
+        told.append(f"{user}: 403")
+    return ", ".join(told)
+
+
 def pass_a_demo_model_off(a: Attempts) -> str:
     """registering a model of the demo set under the real set's name"""
     run = a.world.run(0.95, **{"breakhis.set": "real"})
@@ -383,6 +413,7 @@ ATTEMPTS: tuple[Callable[[Attempts], str], ...] = (
     change_the_policy,
     promote_a_failed_candidate_by_hand,
     replay_an_old_approval,
+    set_the_alias_as_a_trainer,
     pass_a_demo_model_off,
 )
 
