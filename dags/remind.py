@@ -8,7 +8,7 @@ DOC = """
 Reviews have a deadline (`BREAKHIS_REVIEW_HOURS`), after which they count as rejected. Every hour this DAG looks for
 those of promotions and rollbacks that have used up half of their time, and sends a reminder of each, once, by the
 notifiers under `on_review` in `notifications.yaml`. Without any it does nothing.
-The result of the task `remind` lists the runs that it has reminded of. Waiting reviews are under *Model reviews* in the
+The result of the task `remind` lists the runs that it has reminded of. Waiting reviews are under *Reviews* in the
 menu, and under *Required actions*.
 """
 

@@ -20,7 +20,7 @@ class BreakhisPlugin(AirflowPlugin):
         QuarantineLink(),
     ]
     external_views: ClassVar = [
-        {"name": "Model reviews", "href": "/breakhis/reviews/", "destination": "nav", "url_route": "model-reviews"}
+        {"name": "Reviews", "href": "/breakhis/reviews/", "destination": "nav", "url_route": "model-reviews"}
     ]
 
     @property

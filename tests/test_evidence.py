@@ -51,7 +51,8 @@ def trained(folder, *, shuffled):
 def test_a_planted_signal_is_found(tiny, tmp_path):  # noqa: F811
     metrics = trained(tmp_path, shuffled=False)
     for side in ("test", "oof"):
-        assert metrics[f"{side}_roc_auc_low"] > 0.9
+        # Without an interval where the AUC is 1 in every draw.
+        assert metrics.get(f"{side}_roc_auc_low", metrics[f"{side}_roc_auc"]) > 0.9
         assert metrics[f"{side}_patient_roc_auc"] > 0.95
 
 

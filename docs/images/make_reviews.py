@@ -29,6 +29,7 @@ from ml.store import Store
 
 HERE = Path(__file__).parent
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+AUDIT = "audit"
 ENGINEER, REVIEWER = "engineer", "reviewer"
 WIDTH, HEIGHT = 1280, 800
 WHY = "Read the page: nothing of note got worse, and the maps are plausible."
@@ -41,6 +42,7 @@ OURS = "/breakhis/reviews/"
 def main(model: str | None) -> None:
     """Review, approve, see the champion change, roll back; then the keyboard and axe."""
     stack = Stack(settings())
+    check_audit(stack)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
@@ -55,6 +57,13 @@ def main(model: str | None) -> None:
         with logged_in(browser, stack, REVIEWER) as page:
             confirm_rollback(page, found, version, before)
         browser.close()
+
+
+def check_audit(stack: Stack) -> None:
+    """Have the audit log checked, as Airflow does every night: the pages say when it was."""
+    api = stack.api(ENGINEER)
+    run = api.trigger(AUDIT)["dag_run_id"]
+    until(lambda: api.dag_run(AUDIT, run)["state"] == "success", "the audit log is whole")
 
 
 # --- the reviewer's way -----------------------------------------------------------------------------------------------
@@ -82,17 +91,19 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
     found, _, version = inside.locator("h1").inner_text().partition(" version ")
     take(page, "review-page")
     check(page, "a candidate")
-    comparison = inside.get_by_role("heading", name="Beside the champion")
-    to_top(comparison)
-    inside.locator("table .word", has_text="power").focus()
+    to_top(inside.get_by_role("heading", name="Beside the champion"))
+    inside.locator("table .word", has_text="power").first.focus()
     take(page, "review-comparison")
     to_top(inside.get_by_role("heading", name="Magnifications, sources"))
     take(page, "review-slices")
-    pictures = inside.locator("#roc")
     for image in inside.locator("img").all():
-        image.scroll_into_view_if_needed()
-    to_top(pictures)
+        image.scroll_into_view_if_needed()  # they are loaded when they come into sight
+    to_top(inside.get_by_role("heading", name="Can the probabilities be believed?"))
     take(page, "review-pictures")
+    with page.context.expect_page() as opened:
+        inside.get_by_role("link", name="Report of the candidate").click()
+    opened.value.get_by_role("heading", name="Model card").first.wait_for()
+    opened.value.close()
     return found, int(version), int(aliases_of(found, settings()).champion or 0)
 
 
@@ -123,10 +134,11 @@ def ask_for_rollback(page: Page, model: str, version: int) -> None:
 
 def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None:
     """The reviewer finds the question, looks at the evidence, confirms it, and sees the alias go back."""
-    evidence = ours(page).get_by_role("link", name=f"Read the evidence: Go back to {model} version {back_to}")
     for _ in range(60):
         page.goto(address(page, LIST))
-        ours(page).get_by_role("heading", name="Model reviews").wait_for()
+        inside = ours(page)
+        inside.get_by_role("heading", name="Model reviews").wait_for()
+        evidence = inside.get_by_role("link", name=f"Read the evidence: Go back to {model} version {back_to}")
         if evidence.count():
             break
         page.wait_for_timeout(2000)

@@ -28,6 +28,10 @@ from ml.training_sets import dataset_changes
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
+"""The only script of these pages: it leads out of the frame that Airflow shows them in."""
+
 AUDIT = "audit"
 """The DAG that checks the audit log."""
 
@@ -396,11 +400,14 @@ def _decisions(store: Store, model: str | None = None) -> list[Json]:
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["script"] = Markup(SCRIPT)  # noqa: S704 (a file of ours)
+    return environment

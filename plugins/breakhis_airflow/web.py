@@ -5,6 +5,8 @@
 /breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.reviews`
 """
 
+import base64
+import hashlib
 import mimetypes
 import re
 from pathlib import PurePosixPath
@@ -35,7 +37,13 @@ _OF_A_RUN = {
     # Whoever trains writes these files. So they act as no site, least of all ours, and cannot lead the page elsewhere.
     "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; sandbox allow-popups",
 }
-_FRESH = {**_HEADERS, "Cache-Control": "no-store"}
+
+
+def _with_script(script: str) -> dict[str, str]:
+    """Headers of a page that is made anew for each reader, and may run this script and no other."""
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"{_HEADERS['Content-Security-Policy']}; script-src 'sha256-{known}'"
+    return {**_HEADERS, "Content-Security-Policy": policy, "Cache-Control": "no-store"}
 
 
 def create_app() -> Any:
@@ -46,6 +54,7 @@ def create_app() -> Any:
 
     from breakhis_airflow import reviews
 
+    fresh = _with_script(reviews.SCRIPT)
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -76,7 +85,7 @@ def create_app() -> Any:
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
         page = reviews.render_list(reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store))
-        return HTMLResponse(page, headers=_FRESH)
+        return HTMLResponse(page, headers=fresh)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
@@ -87,7 +96,7 @@ def create_app() -> Any:
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
-        return HTMLResponse(page, headers=_FRESH)
+        return HTMLResponse(page, headers=fresh)
 
     @app.get("/reviews/{bundle}/{whose}/{name}", dependencies=[Depends(may_read)])
     def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
