@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from ml.errors import CredentialsError, TryAgain
 from ml.identities import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
-from ml.registry import register_run
+from ml.registry import Aliases, aliases_of, anchor_audit, anchored, judge, register_run, set_aliases
 from ml.settings import Settings
 from tests.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
@@ -87,6 +87,21 @@ def test_the_promoter_registers_and_sets_aliases(world: RegistryWorld, candidate
         world.client.set_registered_model_alias("made-binary", "champion", "1")
         world.client.delete_registered_model_alias("made-binary", "champion")
         world.client.log_dict(logged_by(world), {"passed": True}, "gates/bundle.json")
+
+
+def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: RegistryWorld) -> None:
+    run = world.run(0.95)
+    with as_user(PROMOTER):
+        made = register_run(run, world.store, world.settings)
+        number = str(made["version"])
+        judged = judge(made["model"], number, world.store, world.settings, evidence=made["evidence"])
+        assert world.client.get_model_version(made["model"], number).tags["breakhis.bundle"] == judged["bundle"]
+        before = aliases_of(made["model"], world.settings)
+        set_aliases(made["model"], Aliases(champion=made["version"], previous=1), world.settings)
+        assert aliases_of(made["model"], world.settings) == (made["version"], 1, None)
+        anchor_audit(made["model"], "1:abc", world.settings)
+        assert anchored(made["model"], world.settings) == "1:abc"
+        set_aliases(made["model"], before._replace(candidate=1), world.settings)
 
 
 def logged_by(world: RegistryWorld) -> str:
