@@ -166,8 +166,10 @@ def answer(page: Page, reason: str, picture: str) -> None:
     page.wait_for_timeout(5000)  # a busy Airflow may still be parking the question
     field.fill(reason)
     field.blur()
+    button = page.get_by_role("button", name="Approve")
+    button.scroll_into_view_if_needed()
     take(page, picture)
-    page.get_by_role("button", name="Approve").click()
+    button.click()
     page.wait_for_timeout(2000)
 
 

@@ -254,7 +254,7 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             champion=champion,
             waiting=next((one for one in waiting if one.bundle == bundle), None),
             rollback=ROLLBACK,
-            in_use=_approval_in_use(decisions),
+            in_use=_in_use(decisions),
             decided=next((one for one in decisions if one["bundle"] == bundle), None),
             metrics=metrics,
             worse=got_worse(evidence, champion),
@@ -384,17 +384,21 @@ def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
     return told
 
 
-def _approval_in_use(decisions: list[Json]) -> Json | None:
-    """The approval of the version that by a model's decisions, the latest first, is the champion."""
+def _in_use(decisions: list[Json]) -> Json | None:
+    """The decision, of one model's, by which the champion is what it is."""
     last = next((one for one in decisions if one["event"] in (APPROVED, ROLLED_BACK)), None)
-    approvals = [one for one in decisions if last and one["event"] == APPROVED and one["version"] == last["version"]]
-    return next((one for one in approvals if one["bundle"]), None)
+    return last if last and last["bundle"] else None
 
 
 def _decisions(store: Store, model: str | None = None) -> list[Json]:
-    """Decisions as a page shows them. ``fault`` is what is wrong with a record that was damaged."""
+    """Decisions as a page shows them; ``fault`` is what is wrong with a record that was damaged.
+
+    A rollback's evidence is what the version was approved on.
+    """
     shown = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
-    return [shown | {"champion": None, "bundle": None, "fault": ""} | one for one in decisions_of(store, model)]
+    found = [shown | {"champion": None, "bundle": None, "fault": ""} | one for one in decisions_of(store, model)]
+    approved = {(one["model"], one["version"]): one["bundle"] for one in reversed(found) if one["event"] == APPROVED}
+    return [one | {"bundle": one["bundle"] or approved.get((one["model"], one["version"]))} for one in found]
 
 
 @cache

@@ -1,3 +1,4 @@
+import base64
 import hashlib
 import re
 from datetime import UTC, datetime
@@ -117,7 +118,8 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
     answer = reader.get(f"/reviews/{made}/")
     page = " ".join(answer.text.split())
     assert answer.headers["cache-control"] == "no-store"
-    assert "script-src" not in answer.headers["content-security-policy"]
+    known = base64.b64encode(hashlib.sha256(re.search("<script>(.*)</script>", answer.text, re.S)[1].encode()).digest())
+    assert answer.headers["content-security-policy"].endswith(f"script-src 'sha256-{known.decode()}'")
     assert "This candidate would replace version 2 , the champion in use" in text_of(answer.text)
     assert f'<a class="button" href="{form}" target="_top">Answer in Airflow</a>' in page
     assert "ROC AUC : 0.950 before, 0.900 now (-0.050)" in text_of(answer.text)
@@ -269,6 +271,8 @@ def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store
     assert "would replace" not in page
     assert f'href="{form}"' in page
     assert "(a rollback" in reader.get("/reviews/").text
+    decide(store, tmp_path, "rolled back", version=3, champion=4)
+    assert reader.get("/reviews/").text.count(f'href="{made}/" aria-label="evidence of') == 2
 
 
 def test_when_the_audit_log_was_last_checked(reader, audited):
