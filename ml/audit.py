@@ -10,10 +10,10 @@ B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM T
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from ml.errors import ConfigError, Conflict, Refused
+from ml.errors import ConfigError, Conflict, Refused, TryAgain
 from ml.settings import Settings
 from ml.store import Json, Store, canonical
 
@@ -38,10 +38,25 @@ class AuditLog:
         self._store = store
         self._key = secret.encode()
 
-    def append(self, event: str, model: str, **facts: object) -> Json:
-        """Add a record at the end, whoever else adds one; returns it."""
+    def append(self, event: str, model: str, *, after: int | None = None, **facts: object) -> Json:
+        """Add a record at the end, whoever else adds one; returns it.
+
+        Args:
+            event: what happened.
+            model: to what.
+            after: the model's last record that it was decided on, 0 for none; default: whatever there is.
+            facts: whatever else is told.
+
+        Raises:
+            TryAgain: the model has a later record than ``after``, so it has to be decided anew.
+        """
         while True:
             records = self.records()
+            if (
+                after is not None
+                and (found := last_of(record for record in records if record["model"] == model)) != after
+            ):
+                raise TryAgain(f"{model}: record {found} of the audit log was written meanwhile; try again")
             last = records[-1] if records else None
             record: Json = {
                 "sequence": last["sequence"] + 1 if last else 1,
@@ -145,6 +160,11 @@ class AuditLog:
 
 
 CARRIED_OUT = "carried out"
+
+
+def last_of(records: Iterable[Json]) -> int:
+    """The number of the last of some records, 0 of none."""
+    return max((int(record["sequence"]) for record in records), default=0)
 
 
 def decisions_of(store: Store, model: str | None = None) -> list[Json]:

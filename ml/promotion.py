@@ -13,11 +13,21 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml.airflow_api import AirflowApi
-from ml.audit import CARRIED_OUT, AuditLog, anchor
+from ml.audit import CARRIED_OUT, AuditLog, anchor, last_of
 from ml.errors import AirflowError, ConfigError, Refused
 from ml.leases import exclusively
 from ml.progress import say
-from ml.registry import Aliases, aliases_of, anchor_audit, anchored, evidence_of, judge, read_content, set_aliases
+from ml.registry import (
+    Aliases,
+    aliases_of,
+    anchor_audit,
+    anchored,
+    evidence_of,
+    find_version,
+    judge,
+    read_content,
+    set_aliases,
+)
 from ml.reviews import (
     APPROVE,
     PROMOTE,
@@ -32,6 +42,7 @@ from ml.reviews import (
 )
 from ml.settings import Settings
 from ml.store import Json, Store, digest
+from ml.tracking import connect
 
 APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
 """Events of the audit log that are decisions."""
@@ -62,6 +73,7 @@ def promote_version(
         facts = {"evidence": answers.evidence, "champion": standing(records, aliases_of(model, settings)).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
+        airflow.check_not_rejected(records)
         if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
         if moved := check_aliases(model, log, settings):
@@ -127,11 +139,12 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
             facts["found"] = found.champion  # moved behind the log's back; this puts it right
         if answers.decision == REJECTED:
             return REJECTED, facts
+        airflow.check_not_rejected(records)
         proposed = propose_rollback(model, number, airflow.reason, store, settings)
         if any(body != proposed["review"] for body in answers.bodies):
             raise Refused(
-                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Clear its first "
-                "task, with those after it, to have it confirmed anew"
+                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Start a new run of "
+                f"the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
             )
         return ROLLED_BACK, facts
 
@@ -145,13 +158,16 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
 
     Raises:
         Refused: the version is the champion.
+        RegistryError: there is no such version.
     """
     log, airflow = AuditLog(store, settings), _Airflow(settings, WITHDRAW, dag_run)
     by, reason = airflow.started_by, airflow.reason
     airflow.check_subject(model, number)
+    find_version(connect(settings), model, number)
     if not by or not reason:
         raise Refused(f"{airflow.where}: a withdrawal is started by a person, and with a reason")
-    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, digest([WITHDRAW, dag_run, by, reason]))
+    key = digest([WITHDRAW, dag_run, by, reason])
+    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, airflow.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         champion = standing(records, aliases_of(model, settings)).champion
@@ -227,6 +243,8 @@ class Answers(NamedTuple):
     """What each of them read."""
     evidence: str | None
     started_by: str | None
+    run: str
+    """The run of the DAG, as ``dag/run``."""
     key: str
     """The same for the same answers: a review that was cleared and answered anew is another decision."""
 
@@ -246,6 +264,7 @@ class _Airflow:
         self._reviewers = settings.reviewers
         self._dag, self._run = dag, run
         self.where = f"run {run} of the DAG {dag}"
+        self.name = f"{dag}/{run}"
         told = self._api.dag_run(dag, run)
         self._conf = told["conf"] or {}
         self.started_by: str | None = told.get("triggering_user_name")
@@ -260,6 +279,15 @@ class _Airflow:
         about = (str(self._conf.get("model")), str(self._conf.get("version")))
         if about != (model, str(number)):
             raise Refused(f"{self.where} is about {about[0]} version {about[1]}, not {model} version {number}")
+
+    def check_not_rejected(self, records: Sequence[Json]) -> None:
+        """Check that nobody has rejected in this run: a review that is cleared asks again, but its end was decided."""
+        own = (one for one in records if one["event"] == REJECTED and one.get("run") == self.name)
+        if rejected := next(own, None):
+            raise Refused(
+                f"{self.where} was ended by {rejected['by']}, who rejected: {rejected['reason']}; start a new run of the "
+                f"DAG {self._dag} with the same conf, to have it judged and reviewed anew"
+            )
 
     def answers(self, model: str, number: str, evidence: str | None) -> Answers:
         """What was answered in the run, by people who may.
@@ -288,7 +316,7 @@ class _Airflow:
 
     def _told(self, decision: str, given: list[Answer], bodies: list[str], asked: str | None) -> Answers:
         key = digest([self._dag, self._run, decision, [list(one) for one in given], asked])
-        return Answers(decision, tuple(given), tuple(bodies), asked, self.started_by, key)
+        return Answers(decision, tuple(given), tuple(bodies), asked, self.started_by, self.name, key)
 
     def _detail(self, task: str) -> Json | None:
         """What Airflow has of one review; None of a further one that was not asked for."""
@@ -327,7 +355,8 @@ class _Airflow:
 def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
     """Why what was reviewed is not what there is now."""
     seen = {found for body in bodies for found in re.findall(r"bundle-[0-9a-f]{12}", body)}
-    again = "clear the task gate, with those after it, to have it judged and reviewed anew"
+    # Not by clearing tasks: Airflow keeps a question as it was put first, and its reviewer would read what was before.
+    again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
     if seen != {judged["bundle"]}:
         for oid in [one for one in seen if store.exists(one)]:
             old, new = read_content(oid, store), read_content(judged["bundle"], store)
@@ -364,11 +393,13 @@ def _carry_out(
             record = log.append(
                 event,
                 model,
+                after=last_of(records),
                 version=number,
                 by=", ".join(one.reviewer for one in answers.given),
                 reason="; ".join(one.reason for one in answers.given),
                 answers=[one._asdict() for one in answers.given],
                 started_by=answers.started_by,
+                run=answers.run,
                 answer=answers.key,
                 previous=aliases_of(model, settings).previous,
                 **facts,

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml.audit import CARRIED_OUT, AuditLog, anchor
-from ml.errors import ConfigError, Refused
+from ml.errors import ConfigError, Refused, TryAgain
 from ml.settings import Settings
 from ml.store import Store
 
@@ -131,6 +131,13 @@ def test_what_is_wrong_with_another_model_is_not_this_ones_fault(log):
     assert log.verify({}, "m-subtype") == []
     assert "its tag was removed" in log.verify({}, "m-binary")[0]
     assert log.verify({"m-subtype": "99:0"}, "m-binary")[0].startswith("the registry knows of no record of m-binary")
+
+
+def test_what_was_decided_on_what_is_past_is_decided_anew(log):
+    assert log.append("approved", "m-binary", after=4)["sequence"] == 5
+    assert log.append("approved", "m-subtype", after=0)["sequence"] == 6  # another model's records do not count
+    with pytest.raises(TryAgain, match="record 5 of the audit log was written meanwhile"):
+        log.append("approved", "m-binary", after=4)
 
 
 def test_another_key(log, tmp_path):

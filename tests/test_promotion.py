@@ -348,7 +348,9 @@ def test_a_policy_changed_after_the_review(world, airflow):
     registered = register_run(world.run(auc=0.7), world.store, world.settings)
     airflow(registered)
     world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.5, macro_f1: 0.5}\n")
-    with pytest.raises(Refused, match="the policy lenient was changed after it was reviewed; clear the task gate"):
+    with pytest.raises(
+        Refused, match="the policy lenient was changed after it was reviewed; start a new run of the DAG promote"
+    ):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
 
@@ -360,7 +362,7 @@ def test_a_champion_that_came_after_the_review(world, airflow):
     airflow(first)
     promote(world, first)
     record.run, record.details = reviewed
-    with pytest.raises(Refused, match="since it was reviewed, version 1 has become champion; clear the task gate"):
+    with pytest.raises(Refused, match="version 1 has become champion; start a new run of the DAG promote"):
         promote(world, second, "made-binary-v2")
     airflow(second)  # judged and reviewed anew
     promote(world, second, "made-binary-v2")
@@ -401,7 +403,7 @@ def test_several_have_to_approve(world, airflow):
     airflow(registered, {}, {"user": "second", "option": "Reject", "reason": "not yet"})
     assert promote(world, registered)["decision"] == "rejected"
     airflow(registered, {}, {"user": "second", "reason": "agreed"})
-    done = promote(world, registered)
+    done = promote(world, registered, "another")
     assert (done["decision"], done["reviewers"]) == ("approved", ["reviewer", "second"])
     assert aliases(world) == {"champion": 1}
 
@@ -468,12 +470,15 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     assert is_whole(world)
 
 
-def test_a_review_that_was_cleared_and_answered_anew_is_another_decision(world, airflow):
+def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered, option="Reject", reason="not yet")
     promote(world, registered)
-    airflow(registered, at="2026-01-02T00:00:00Z")
-    assert promote(world, registered)["decision"] == "approved"
+    airflow(registered, at="2026-01-02T00:00:00Z")  # the review was cleared, and asked again
+    with pytest.raises(Refused, match="ended by reviewer, who rejected: not yet; start a new run of the DAG promote"):
+        promote(world, registered)
+    assert aliases(world) == {}
+    assert promote(world, registered, "by hand")["decision"] == "approved"
     assert aliases(world) == {"champion": 1}
     assert decisions(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
 
@@ -530,6 +535,9 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
     world = two_champions
     airflow.back(1, option="Reject", reason="keep it")
     assert roll(world, 1)["decision"] == "rejected"
+    airflow.back(1, at="2026-01-02T00:00:00Z")
+    with pytest.raises(Refused, match="ended by reviewer, who rejected: looks right"):
+        roll(world, 1)
     record = airflow.back(1)
     record.details["review"]["body"] = "another"
     with pytest.raises(Refused, match="what was confirmed is not what there is now"):
@@ -568,6 +576,14 @@ def test_a_withdrawn_candidate_can_be_approved_no_more(world, airflow):
     with pytest.raises(Refused, match="started by a person"):
         withdraw_version("made-binary", "1", "out-3", world.store, world.settings)
     assert record.run["conf"]["version"] == "1"
+
+
+def test_what_is_no_version_cannot_be_withdrawn(world, airflow):
+    register_run(world.run(), world.store, world.settings)
+    airflow.back(7)
+    with pytest.raises(RegistryError, match="no version 7"):
+        withdraw_version("made-binary", "7", "out", world.store, world.settings)
+    assert decisions(world) == []
 
 
 def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
