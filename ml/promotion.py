@@ -10,23 +10,27 @@ champion, and the log says how it came about.
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from ml.airflow_api import AirflowApi
-from ml.audit import CARRIED_OUT, AuditLog, anchor, last_of
-from ml.errors import AirflowError, ConfigError, Refused
+from ml.audit import AuditLog, anchor, last_of
+from ml.errors import AirflowError, BreakhisError, ConfigError, Refused, RegistryError, StoreError, TryAgain
 from ml.leases import exclusively
 from ml.progress import say
 from ml.registry import (
-    Aliases,
     aliases_of,
     anchor_audit,
     anchored,
+    anchors,
     evidence_of,
     find_version,
     judge,
+    moved,
+    our_models,
     read_content,
     set_aliases,
+    verified_evidence,
 )
 from ml.reviews import (
     APPROVE,
@@ -41,16 +45,26 @@ from ml.reviews import (
     rollback_title,
 )
 from ml.settings import Settings
+from ml.standing import (
+    APPROVED,
+    CARRIED_OUT,
+    REJECTED,
+    ROLLED_BACK,
+    WITHDRAWN,
+    Aliases,
+    evidence_behind,
+    former_champions,
+    standing,
+    unfinished,
+)
 from ml.store import Json, Store, digest
 from ml.tracking import connect
-
-APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
-"""Events of the audit log that are decisions."""
 
 DEADLINE = "(nobody, by the deadline)"
 """Who rejects what nobody answered in time."""
 
-_DECISIONS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
+_LONG = timedelta(minutes=10)
+"""What is not carried out by then was left by a process that died, and that nobody came after."""
 
 
 def promote_version(
@@ -70,15 +84,13 @@ def promote_version(
     answers = airflow.answers(model, number, evidence)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        facts = {"evidence": answers.evidence, "champion": standing(records, aliases_of(model, settings)).champion}
+        facts = {"evidence": answers.evidence, "champion": standing(records).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
         airflow.check_not_rejected(records)
         if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
-        if moved := check_aliases(model, log, settings):
-            raise Refused(moved)
-        judged = judge(model, number, store, settings, evidence=answers.evidence)
+        judged = judge(model, number, store, settings, evidence=answers.evidence, records=records)
         if any(body != judged["review"] for body in answers.bodies):
             raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
         if not judged["passed"]:
@@ -88,7 +100,7 @@ def promote_version(
                 f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
                 f"and {len(answers.given)} did"
             )
-        return APPROVED, facts | {"bundle": judged["bundle"], "policy": judged["policy"]}
+        return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "policy")}
 
     return _carry_out(model, int(number), answers, decide, log, store, settings)
 
@@ -97,26 +109,26 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     """What a rollback would do, for its review (the ``rollback`` stage with ``--dry-run``).
 
     Returns:
-        ``{model, version, replaces, title, review}``.
+        ``{model, version, replaces, evidence, title, review}``.
 
     Raises:
-        Refused: the version never was champion, or is it now; or no reason is given.
+        Refused: the version never was champion, or is it now; it is not any more what it was then; or no reason is
+            given.
         RegistryError: there is no such version.
     """
     if not given_reason({"reason": reason}):
         raise Refused(f"rollback to {model} version {number}: say why, in at least {SHORTEST_REASON} letters")
     found = aliases_of(model, settings)
-    check_former(model, int(number), AuditLog(store, settings).of(model), found)
-    evidence, champion = (
-        evidence_of(model, one, store, settings) if one else None for one in (int(number), found.champion)
-    )
-    assert evidence is not None
+    records = AuditLog(store, settings).of(model)
+    check_former(model, int(number), records, found)
+    evidence = verified_evidence(model, int(number), records, store, settings)
     return {
         "model": model,
         "version": int(number),
         "replaces": found.champion,
+        "evidence": (known := evidence_behind(int(number), records)),
         "title": rollback_title(model, int(number), found.champion),
-        "review": rollback_body(evidence, champion, reason),
+        "review": rollback_body(evidence, str(known), _shown(model, found.champion, store, settings), reason),
     }
 
 
@@ -133,8 +145,8 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         found = aliases_of(model, settings)
-        now = standing(records, found)
-        facts = {"champion": now.champion, "asked": airflow.reason}
+        now = standing(records)
+        facts: Json = {"champion": now.champion, "asked": airflow.reason}
         if found.champion != now.champion:
             facts["found"] = found.champion  # moved behind the log's back; this puts it right
         if answers.decision == REJECTED:
@@ -146,7 +158,7 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
                 f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Start a new run of "
                 f"the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
             )
-        return ROLLED_BACK, facts
+        return ROLLED_BACK, facts | {"evidence": proposed["evidence"]}
 
     return _carry_out(model, int(number), answers, decide, log, store, settings)
 
@@ -170,7 +182,7 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, airflow.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        champion = standing(records, aliases_of(model, settings)).champion
+        champion = standing(records).champion
         if champion == int(number):
             raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
         return WITHDRAWN, {"champion": champion}
@@ -178,21 +190,15 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     return _carry_out(model, int(number), own, decide, log, store, settings)
 
 
-def standing(records: Sequence[Json], found: Aliases) -> Aliases:
-    """What the aliases have to be by a model's records; what was there before the first decision is taken as it is.
-
-    Args:
-        records: of one model, in order.
-        found: what the registry has.
-    """
-    champion, previous, candidate = found.champion, found.previous, found.candidate
-    if decided := [record for record in records if record["event"] in (APPROVED, ROLLED_BACK)]:
-        last = decided[-1]
-        champion = last["version"]
-        previous = last["champion"] if last["champion"] != champion else last.get("previous")
-    if candidate is not None and _is_over(candidate, records):
-        candidate = None
-    return Aliases(champion, previous, candidate)
+def _shown(model: str, champion: int | None, store: Store, settings: Settings) -> Json | None:
+    """What to show of the champion that would go; if it was tampered with, that is a reason to let it go."""
+    if champion is None:
+        return None
+    try:
+        evidence = evidence_of(model, champion, store, settings)
+    except BreakhisError:
+        evidence = None
+    return evidence or {"version": champion, "metrics": {}}
 
 
 def check_former(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
@@ -201,9 +207,7 @@ def check_former(model: str, number: int, records: Sequence[Json], found: Aliase
     Raises:
         Refused: it never was champion, or is it now.
     """
-    now = standing(records, found)
-    former = {record["version"] for record in records if record["event"] in (APPROVED, ROLLED_BACK)}
-    former |= {record["champion"] for record in records if record.get("champion")} | {now.previous} - {None}
+    now, former = standing(records), former_champions(records)
     if number == now.champion == found.champion:
         raise Refused(f"{model} version {number} is the champion already")
     if number not in former:
@@ -212,15 +216,56 @@ def check_former(model: str, number: int, records: Sequence[Json], found: Aliase
 
 
 def check_aliases(model: str, log: AuditLog, settings: Settings) -> str:
-    """What the registry's champion is that by the audit log it should not be, or nothing."""
+    """What the registry's champion or the one before is that by the audit log it should not be, or nothing."""
     found, records = aliases_of(model, settings), log.of(model)
-    expected = standing(records, found)
-    if found.champion == expected.champion or _unfinished(records):
+    expected = standing(records)
+    if unfinished(records):
         return ""
-    return (
-        f"{model}: the alias champion is on version {found.champion or 'none'}, but by the audit log it belongs to "
-        f"version {expected.champion or 'none'}: it was moved behind the log's back; put it right with the DAG rollback"
-    )
+    names = ("champion", "previous")
+    wrong = [name for name in names if getattr(found, name) != getattr(expected, name)]
+    return "; ".join(moved(model, name, getattr(found, name), getattr(expected, name)) for name in wrong)
+
+
+def audit(store: Store, settings: Settings) -> Json:
+    """Check the whole log, and each of our models against it, down to the champions' files.
+
+    Returns:
+        ``{passed, records, decisions, models, faults}``.
+    """
+    log = AuditLog(store, settings)
+    known = anchors(settings)
+    faults = log.verify(known)
+    records = [] if faults else log.records()
+    models = sorted({record["model"] for record in records} | known.keys() | set(our_models(settings)))
+    if not faults:
+        faults = [fault for model in models for fault in _faults_of(model, log, store, settings)]
+    return {
+        "passed": not faults,
+        "records": len(records),
+        "decisions": sum(record["event"] != CARRIED_OUT for record in records),
+        "models": models,
+        "faults": faults,
+    }
+
+
+def _faults_of(model: str, log: AuditLog, store: Store, settings: Settings) -> list[str]:
+    records = log.of(model)
+    faults = [
+        f"{model}: record {one['sequence']} ({one['event']}, version {one['version']}) has not been carried out since "
+        f"{one['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision about the "
+        "model carries it out"
+        for one in unfinished(records)
+        if datetime.now(UTC) - datetime.fromisoformat(one["at"]) > _LONG
+    ]
+    if wrong := check_aliases(model, log, settings):
+        faults.append(wrong)
+    now = standing(records)
+    for number in [one for one in (now.champion, now.previous) if one]:
+        try:
+            verified_evidence(model, number, records, store, settings)
+        except (Refused, RegistryError, StoreError) as fault:
+            faults.append(str(fault))
+    return faults
 
 
 # --- what was answered ------------------------------------------------------------------------------------------------
@@ -285,8 +330,8 @@ class _Airflow:
         own = (one for one in records if one["event"] == REJECTED and one.get("run") == self.name)
         if rejected := next(own, None):
             raise Refused(
-                f"{self.where} was ended by {rejected['by']}, who rejected: {rejected['reason']}; start a new run of the "
-                f"DAG {self._dag} with the same conf, to have it judged and reviewed anew"
+                f"{self.where} was ended by {rejected['by']}, who rejected: {rejected['reason']}; start a new run of "
+                f"the DAG {self._dag} with the same conf, to have it judged and reviewed anew"
             )
 
     def answers(self, model: str, number: str, evidence: str | None) -> Answers:
@@ -368,10 +413,6 @@ def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str)
     return f"{where}: what the reviewer read is not what there is now ({judged['bundle']}); {again}"
 
 
-def _is_over(number: int, records: Sequence[Json]) -> bool:
-    return any(record["event"] in _DECISIONS and record["version"] == number for record in records)
-
-
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +442,7 @@ def _carry_out(
                 started_by=answers.started_by,
                 run=answers.run,
                 answer=answers.key,
-                previous=aliases_of(model, settings).previous,
+                previous=standing(records).previous,
                 **facts,
             )
             settle(model, log, settings)
@@ -429,20 +470,21 @@ def settle(model: str, log: AuditLog, settings: Settings) -> None:
         raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
     late = False
     while True:
-        records = log.of(model)
-        waiting = _unfinished(records)
+        records, found = log.of(model), aliases_of(model, settings)
+        waiting = unfinished(records)
         if not waiting and not late:
+            if records:  # who was killed after the last record did not tell the registry of it
+                anchor_audit(model, anchor(records[-1]), settings)
             return
-        wanted = standing(records, aliases_of(model, settings))
-        set_aliases(model, wanted, settings)
-        anchor_audit(model, anchor([one for one in records if one["event"] in _DECISIONS][-1]), settings)
+        wanted = standing(records, found.candidate)
+        set_aliases(model, wanted, settings, over=found.candidate if wanted.candidate is None else None)
+        anchor_audit(model, anchor(records[-1]), settings)
         # If this process was stopped and another went on, the aliases were just set to what was right before.
         late = log.of(model)[-1] != records[-1]
         if waiting and not late:
             numbers = [record["sequence"] for record in waiting]
-            log.append(CARRIED_OUT, model, of=numbers, champion=wanted.champion, previous=wanted.previous)
-
-
-def _unfinished(records: Sequence[Json]) -> list[Json]:
-    done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
-    return [record for record in records if record["event"] in _DECISIONS and record["sequence"] not in done]
+            shown = {"champion": wanted.champion, "previous": wanted.previous}
+            try:
+                log.append(CARRIED_OUT, model, after=last_of(records), of=numbers, **shown)
+            except TryAgain:
+                late = True  # likewise; where it is the store that fails, reading it says so

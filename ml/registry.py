@@ -8,15 +8,18 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ml.errors import ConfigError, Refused, RegistryError
+from ml.audit import unchecked
+from ml.errors import ConfigError, DataError, Refused, RegistryError
 from ml.gates import judge_evidence
 from ml.pairing import compare_with_champion
 from ml.policies import Policy, load_policy
 from ml.reviews import review_body, review_title
 from ml.settings import Settings
+from ml.standing import Aliases, evidence_behind, standing, unfinished
 from ml.store import Json, Store, canonical, object_id
 from ml.taxonomy import SIDES, classes
 from ml.tracking import connect
@@ -132,18 +135,26 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_files(Path(folder)),
+        "model_files": _hash_model(Path(folder), f"{version.name} version {version.version}"),
     }
 
 
 def judge(
-    model: str, number: str, store: Store, settings: Settings, *, evidence: str | None = None, policy: str | None = None
+    model: str,
+    number: str,
+    store: Store,
+    settings: Settings,
+    *,
+    evidence: str | None = None,
+    policy: str | None = None,
+    records: Sequence[Json] | None = None,
 ) -> Json:
     """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
 
     What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
     comparison and the policy's hash. Its id is its hash, and an approval holds for exactly that. Another policy's
-    verdict is only shown; it is not recorded and promotes nothing.
+    verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit log, by who
+    has checked them.
 
     Returns:
         ``{model, version, passed, gates, warnings, evidence, bundle, policy, policy_hash, approvals, summary, title,
@@ -151,13 +162,13 @@ def judge(
 
     Raises:
         RegistryError: no such version, or it was never registered by us.
-        Refused: the version is not what its evidence says, or ``evidence`` is another one.
+        Refused: the version or the champion is not what its evidence says, or ``evidence`` is another one.
     """
     client = connect(settings)
     version = find_version(client, model, number)
     recorded = verify_evidence(version, store, settings, evidence)
     facts = read_content(recorded, store)
-    champion = champion_of(model, store, settings)
+    champion = champion_of(model, store, settings, records)
     if champion and champion["version"] == facts["version"]:
         champion = None  # a version is not compared with itself
     found = _policy(model, settings, policy)
@@ -212,6 +223,8 @@ def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, e
     """
     name = f"{version.name} version {version.version}"
     recorded = version.tags.get("breakhis.evidence")
+    if not recorded and expected:
+        raise Refused(f"{name}: its tag breakhis.evidence, which said {expected}, was removed")
     if not recorded:
         raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
     if expected and expected != recorded:
@@ -238,10 +251,72 @@ def read_content(oid: str, store: Store) -> Json:
     return said
 
 
-def champion_of(model: str, store: Store, settings: Settings) -> Json | None:
-    """The evidence of a model's champion as it was recorded, or None where there is no champion."""
-    number = _alias(connect(settings), model, CHAMPION)
-    return None if number is None else evidence_of(model, number, store, settings)
+def champion_of(model: str, store: Store, settings: Settings, records: Sequence[Json] | None = None) -> Json | None:
+    """The evidence of a model's champion, or None where there is no champion: it still is what it became champion as.
+
+    The champion is the one that the audit log names: while a decision is carried out, the alias may be late.
+
+    Args:
+        model: whose.
+        store: holds evidence and log.
+        settings: say where the registry is.
+        records: of the model, checked; default: what lies in the store, which is not checked without a key.
+
+    Raises:
+        Refused: the alias was moved behind the log's back, or the champion was changed after it became it.
+    """
+    told = unchecked(store, model) if records is None else records
+    while True:
+        expected, found = standing(told).champion, _alias(connect(settings), model, CHAMPION)
+        if found == expected or unfinished(told):
+            break
+        later = unchecked(store, model) if records is None else told
+        if later == told:
+            raise Refused(moved(model, CHAMPION, found, expected))
+        told = later  # a decision was carried out between the two readings
+    return None if expected is None else verified_evidence(model, expected, told, store, settings)
+
+
+def verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
+    """The evidence of a version that is or was champion, if it still is what it became champion as.
+
+    Raises:
+        RegistryError: there is no such version.
+        Refused: it never was, or its tag, evidence, run, metrics or model files were changed since.
+    """
+    expected = evidence_behind(number, records)
+    if not expected:
+        raise Refused(f"{model} version {number}: no record of the audit log says on which evidence it became champion")
+    verify_evidence(find_version(connect(settings), model, str(number)), store, settings, expected)
+    return read_content(expected, store)
+
+
+def moved(model: str, alias: str, found: int | None, expected: int | None) -> str:
+    """What to say of an alias that is not where the audit log says."""
+    mend = "put it right with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
+    return (
+        f"{model}: the alias {alias} is on version {found or 'none'}, but by the audit log it belongs to version "
+        f"{expected or 'none'}: it was moved behind the log's back; {mend}"
+    )
+
+
+def our_models(settings: Settings) -> list[str]:
+    """The registered models that a training set declares."""
+    found, token = [], None
+    while True:
+        page = connect(settings).search_registered_models(max_results=100, page_token=token)
+        found += [str(one.name) for one in page if _is_declared(str(one.name), settings)]
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_declared(model: str, settings: Settings) -> bool:
+    try:
+        training_set_of(model, settings)
+    except DataError:
+        return False
+    return True
 
 
 def evidence_of(model: str, number: int, store: Store, settings: Settings) -> Json | None:
@@ -269,25 +344,24 @@ def find_version(client: "MlflowClient", model: str, number: str) -> "ModelVersi
         raise RegistryError(f"no version {number} of a registered model {model!r} in MLflow") from None
 
 
-class Aliases(NamedTuple):
-    """The versions that a model's aliases are on."""
-
-    champion: int | None = None
-    previous: int | None = None
-    candidate: int | None = None
-
-
 def aliases_of(model: str, settings: Settings) -> Aliases:
     """A model's aliases as the registry has them."""
     client = connect(settings)
     return Aliases(*(_alias(client, model, name) for name in Aliases._fields))
 
 
-def set_aliases(model: str, wanted: Aliases, settings: Settings) -> None:
-    """Bring a model's aliases to where they belong. Calling it twice changes nothing."""
+def set_aliases(model: str, wanted: Aliases, settings: Settings, *, over: int | None = None) -> None:
+    """Bring a model's aliases to where they belong. Calling it twice changes nothing.
+
+    Args:
+        model: whose.
+        wanted: where champion and previous belong.
+        settings: say where the registry is.
+        over: the candidate that is one no longer; a newer one that was registered meanwhile stays.
+    """
     client, found = connect(settings), aliases_of(model, settings)
-    # The champion last but one: until it moves, everything is as it was but for the name of the one before.
-    for name in ("previous", "champion", "candidate"):
+    # The champion last: until it moves, everything is as it was but for the name of the one before.
+    for name in ("previous", "champion"):
         number = getattr(wanted, name)
         if number == getattr(found, name):
             continue
@@ -295,10 +369,12 @@ def set_aliases(model: str, wanted: Aliases, settings: Settings) -> None:
             client.delete_registered_model_alias(model, name)
         else:
             client.set_registered_model_alias(model, name, str(number))
+    if over is not None and _alias(client, model, CANDIDATE) == over:
+        client.delete_registered_model_alias(model, CANDIDATE)
 
 
 def anchored(model: str, settings: Settings) -> str:
-    """What the registry was told of a model's last decision, or nothing."""
+    """What the registry was told of a model's last record, or nothing."""
     return anchors(settings).get(model, "")
 
 
@@ -315,9 +391,9 @@ def anchors(settings: Settings) -> dict[str, str]:
 
 
 def anchor_audit(model: str, told: str, settings: Settings) -> None:
-    """Tell the registry of a model's last decision, unless it knows of a later one; see :mod:`ml.audit`."""
+    """Tell the registry of a model's last record, unless it knows of that or a later one; see :mod:`ml.audit`."""
     known = anchored(model, settings).partition(":")[0]
-    if known and int(known) > int(told.partition(":")[0]):
+    if known and int(known) >= int(told.partition(":")[0]):
         return
     connect(settings).set_registered_model_tag(model, _ANCHOR, told)
 
@@ -363,8 +439,24 @@ def _hash_files(folder: Path) -> dict[str, str]:
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "registered_model_meta" and "__pycache__" not in file.parts
+        if file.is_file() and file != folder / "registered_model_meta"
     }
+
+
+def _hash_model(folder: Path, name: str) -> dict[str, str]:
+    """Hashes of a model's files, of which none may be compiled code: Python would run that in place of the source.
+
+    Raises:
+        Refused: one is.
+    """
+    found = _hash_files(folder)
+    compiled = sorted(file for file in found if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
+    if compiled:
+        raise Refused(
+            f"{name}: compiled code lies among its files, which whoever loads the model would run: "
+            f"{', '.join(compiled[:3])}; find out how it came there, and delete it"
+        )
+    return found
 
 
 def _policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:

@@ -47,11 +47,12 @@ def review_title(evidence: Json) -> str:
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
-def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
+def rollback_body(version: Json, evidence_id: str, champion: Json | None, reason: str) -> str:
     """What a reviewer reads before confirming a rollback, as Markdown.
 
     Args:
         version: evidence of the former champion.
+        evidence_id: its hash.
         champion: evidence of the version that is champion now, or None.
         reason: why somebody asks for it.
     """
@@ -71,7 +72,7 @@ def rollback_body(version: Json, champion: Json | None, reason: str) -> str:
             for name, value in version["metrics"].items()
         ),
         "",
-        "Your answer is recorded with your name and reason.",
+        f"Evidence `{evidence_id}`. Your answer is recorded with your name and reason.",
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -412,7 +413,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT"])
+@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT", "the last anchor"])
 def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, where):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered)
@@ -427,6 +428,11 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
                 AuditLog,
                 "append",
                 lambda self, event, *a, **k: (killed if event == CARRIED_OUT else append)(self, event, *a, **k),
+            )
+        elif where == "the last anchor":
+            calls = []
+            patch.setattr(
+                promotion, "anchor_audit", lambda *a: killed() if calls else calls.append(registry.anchor_audit(*a))
             )
         else:
             patch.setattr(promotion, where, killed)
@@ -454,14 +460,14 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     airflow(first)
     late = []
 
-    def overtaken(model, wanted, settings):
+    def overtaken(model, wanted, settings, **over):
         if not late:
             late.append(wanted)
             monkeypatch.setattr(promotion, "exclusively", lambda *_: nullcontext())  # its lease has run out
             settle(model, log(world), settings)
             airflow(second)
             promote(world, second, "made-binary-v2")
-        registry.set_aliases(model, wanted, settings)
+        registry.set_aliases(model, wanted, settings, **over)
 
     monkeypatch.setattr(promotion, "set_aliases", overtaken)
     promote(world, first)
@@ -545,13 +551,140 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
     assert aliases(world) == {"champion": 2, "previous": 1}
 
 
+def faults(world):
+    return promotion.audit(world.store, world.settings)["faults"]
+
+
+def model_folder(version):
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/made-binary/{version}"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda w: w.client.delete_model_version_tag("made-binary", "2", "breakhis.evidence"), "was removed"),
+        (
+            lambda w: w.client.set_model_version_tag("made-binary", "2", "breakhis.evidence", "evidence-0123456789ab"),
+            "its evidence is evidence-0123456789ab, not evidence-",
+        ),
+        (lambda w: next(model_folder(2).rglob("*.pkl")).write_bytes(b""), "version 2: changed after"),
+        (lambda w: w.client.delete_registered_model_alias("made-binary", "champion"), "is on version none"),
+        (lambda w: w.client.set_registered_model_alias("made-binary", "champion", "1"), "belongs to version 2"),
+    ],
+)
+def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champions, harm, told):
+    world = two_champions
+    register_run(world.run(auc=0.97), world.store, world.settings)
+    assert faults(world) == []
+    harm(world)
+    with pytest.raises(Refused, match=told):
+        judge("made-binary", "3", world.store, world.settings)
+    assert any(told in fault for fault in faults(world))
+
+
+def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
+    world = two_champions
+    world.client.delete_registered_model_alias("made-binary", "previous")
+    assert "the alias previous is on version none, but by the audit log it belongs to version 1" in faults(world)[0]
+    world.client.set_registered_model_alias("made-binary", "previous", "1")
+    next(model_folder(1).rglob("*.pkl")).write_bytes(b"")
+    assert "version 1: changed after" in faults(world)[0]
+
+
+def test_a_champion_without_a_record_is_told(world):
+    register_run(world.run(), world.store, world.settings)
+    world.client.set_registered_model_alias("made-binary", "champion", "1")
+    told = faults(world)
+    assert "the alias champion is on version 1, but by the audit log it belongs to version none" in told[0]
+    register_run(world.run(auc=0.95), world.store, world.settings)
+    with pytest.raises(Refused, match="take the alias champion away in MLflow"):
+        judge("made-binary", "2", world.store, world.settings)
+
+
+def test_a_wiped_log_is_told_while_there_is_a_champion(two_champions):
+    world = two_champions
+    for name in world.store.keys("audit/log"):
+        world.store.remove(f"audit/log/{name}")
+    world.client.delete_registered_model_tag("made-binary", "breakhis.audit")
+    assert "the alias champion is on version 2, but by the audit log it belongs to version none" in faults(world)[0]
+
+
+def test_the_last_record_cut_off_is_told(two_champions):
+    world = two_champions
+    world.store.remove(f"audit/log/{world.store.keys('audit/log')[-1]}")
+    assert "the log's end was cut off" in faults(world)[0]
+
+
+def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered)
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "set_aliases", killed)
+        with pytest.raises(Killed):
+            promote(world, registered)
+    assert faults(world) == []  # it may be at it
+    monkeypatch.setattr(promotion, "_LONG", timedelta(0))
+    assert "record 1 (approved, version 1) has not been carried out since" in faults(world)[0]
+
+
+def test_a_rollback_is_to_what_was_champion_and_says_so(two_champions, airflow):
+    world = two_champions
+    evidence = world.client.get_model_version("made-binary", "1").tags["breakhis.evidence"]
+    record = airflow.back(1)
+    assert evidence in record.details["review"]["body"]
+    assert roll(world, 1)["evidence"] == evidence
+    next(model_folder(2).rglob("*.pkl")).write_bytes(b"")
+    airflow.back(2)
+    with pytest.raises(Refused, match="version 2: changed after"):
+        roll(world, 2, "back-2")
+    assert aliases(world) == {"champion": 1, "previous": 2}
+
+
+def test_from_a_champion_that_was_tampered_with_there_is_a_way_back(two_champions, airflow):
+    world = two_champions
+    world.client.set_model_version_tag("made-binary", "2", "breakhis.evidence", "evidence-0123456789ab")
+    airflow.back(1)
+    assert roll(world, 1)["decision"] == "rolled_back"
+
+
+def test_compiled_code_and_notes_hidden_among_model_files(world):
+    register_run(world.run(), world.store, world.settings)
+    folder = model_folder(1)
+    (folder / "registered_model_meta").write_text("MLflow's own")
+    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    (folder / "code").mkdir()
+    (folder / "code" / "registered_model_meta").write_text("hidden")
+    with pytest.raises(Refused, match="model_files"):
+        judge("made-binary", "1", world.store, world.settings)
+    (folder / "code" / "registered_model_meta").unlink()
+    (folder / "code" / "__pycache__").mkdir()
+    (folder / "code" / "__pycache__" / "serving.cpython-311.pyc").write_bytes(b"")
+    with pytest.raises(Refused, match=r"compiled code lies among its files.*serving.cpython-311.pyc"):
+        judge("made-binary", "1", world.store, world.settings)
+
+
+def test_a_candidate_that_came_meanwhile_stays_one(world):
+    for auc in (0.9, 0.95):
+        register_run(world.run(auc=auc), world.store, world.settings)
+    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=1)
+    assert aliases(world) == {"champion": 1, "candidate": 2}
+    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=2)
+    assert aliases(world) == {"champion": 1}
+
+
 def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow):
     world = two_champions
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
     moved = check_aliases("made-binary", log(world), world.settings)
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow(third)
+    world.client.set_registered_model_alias("made-binary", "champion", "1")
     with pytest.raises(Refused, match="moved behind the log's back"):
         promote(world, third, "made-binary-v3")
     airflow.back(2)
@@ -594,11 +727,11 @@ def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
 
 def test_the_end_of_the_log_cut_off_stops_everything(two_champions, airflow):
     world = two_champions
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    airflow(third)
     names = world.store.keys("audit/log")
     for name in names[2:]:
         world.store.remove(f"audit/log/{name}")
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
-    airflow(third)
     with pytest.raises(Refused, match="the log's end was cut off; nothing is decided about made-binary"):
         promote(world, third, "made-binary-v3")
     assert not is_whole(world)
