@@ -8,7 +8,6 @@ alone, so whoever comes after a crash brings them there, and what is done twice 
 champion, and the log says how it came about.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -39,6 +38,7 @@ from ml.reviews import (
     ROLLBACK,
     SHORTEST_REASON,
     WITHDRAW,
+    bundle_of,
     given_reason,
     review_tasks,
     rollback_body,
@@ -93,6 +93,7 @@ def promote_version(
         judged = judge(model, number, store, settings, evidence=answers.evidence, records=records)
         if any(body != judged["review"] for body in answers.bodies):
             raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
+        airflow.check_not_theirs(answers, judged["dag_runs"])
         if not judged["passed"]:
             raise Refused(f"{judged['summary']}; it was approved, but gates come first")
         if len(answers.given) < judged["approvals"]:
@@ -100,7 +101,7 @@ def promote_version(
                 f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
                 f"and {len(answers.given)} did"
             )
-        return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "policy")}
+        return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
     return _carry_out(model, int(number), answers, decide, log, store, settings)
 
@@ -179,7 +180,7 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     if not by or not reason:
         raise Refused(f"{airflow.where}: a withdrawal is started by a person, and with a reason")
     key = digest([WITHDRAW, dag_run, by, reason])
-    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, airflow.name, key)
+    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, frozenset({by}), by, airflow.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         champion = standing(records).champion
@@ -287,6 +288,8 @@ class Answers(NamedTuple):
     bodies: tuple[str, ...]
     """What each of them read."""
     evidence: str | None
+    names: frozenset[str]
+    """Ids and names of those who did."""
     started_by: str | None
     run: str
     """The run of the DAG, as ``dag/run``."""
@@ -334,6 +337,48 @@ class _Airflow:
                 f"the DAG {self._dag} with the same conf, to have it judged and reviewed anew"
             )
 
+    def check_not_theirs(self, answers: Answers, trained_in: Sequence[Sequence[str]]) -> None:
+        """Check that none who approved has started any of the runs on the way: of training, or of what these began by.
+
+        Args:
+            answers: of the run.
+            trained_in: DAG and run of each training of the version.
+
+        Raises:
+            Refused: one of them did, or it cannot be told who started a run.
+        """
+        ahead = [(str(dag), str(run)) for dag, run in trained_in] + _origin(self._conf)
+        seen: set[tuple[str, str]] = set()
+        while ahead:
+            dag, run = one = ahead.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            try:
+                told = self._api.dag_run(dag, run)
+                asset = told.get("run_type") == "asset_triggered"
+                events = self._api.upstream_events(dag, run) if asset else []
+            except AirflowError as error:
+                if error.status != 404:
+                    raise
+                raise Refused(
+                    f"{self.where}: its model was made by run {run} of the DAG {dag}, which Airflow has no more, so it "
+                    "cannot be told whose work it is; train it again, with another seed"
+                ) from None
+            starter = told.get("triggering_user_name")
+            if starter in answers.names:
+                raise Refused(
+                    f"{self.where}: {starter} started run {run} of the DAG {dag}, which led to this model, and so "
+                    "cannot decide about it"
+                )
+            if any(not event.get("source_run_id") for event in events):
+                raise Refused(
+                    f"{self.where}: run {run} of the DAG {dag} was begun by an asset event that no run made, so it "
+                    "cannot be told whose work it is"
+                )
+            ahead += [(str(event["source_dag_id"]), str(event["source_run_id"])) for event in events]
+            ahead += _origin(told.get("conf"))
+
     def answers(self, model: str, number: str, evidence: str | None) -> Answers:
         """What was answered in the run, by people who may.
 
@@ -346,22 +391,26 @@ class _Airflow:
             raise Refused(f"{self.where} is about {asked}, not {evidence}")
         given: list[Answer] = []
         bodies: list[str] = []
+        names: set[str] = set()
         for task in review_tasks(self._dag):
             detail = self._detail(task)
             if detail is None:
                 break
             answer, rejects = self._read(task, detail)
             if rejects:
-                return self._told(REJECTED, [answer], [], asked)
+                return self._told(REJECTED, [answer], [], asked, set())
             if answer.reviewer in (one.reviewer for one in given):
                 raise Refused(f"{self.where}: {answer.reviewer} approved twice; the second has to be somebody else")
             given.append(answer)
             bodies.append(detail.get("body") or "")
-        return self._told(APPROVED, given, bodies, asked)
+            names |= {detail["responded_by_user"]["id"], detail["responded_by_user"]["name"]}
+        return self._told(APPROVED, given, bodies, asked, names)
 
-    def _told(self, decision: str, given: list[Answer], bodies: list[str], asked: str | None) -> Answers:
+    def _told(
+        self, decision: str, given: list[Answer], bodies: list[str], asked: str | None, names: set[str]
+    ) -> Answers:
         key = digest([self._dag, self._run, decision, [list(one) for one in given], asked])
-        return Answers(decision, tuple(given), tuple(bodies), asked, self.started_by, self.name, key)
+        return Answers(decision, tuple(given), tuple(bodies), asked, frozenset(names), self.started_by, self.name, key)
 
     def _detail(self, task: str) -> Json | None:
         """What Airflow has of one review; None of a further one that was not asked for."""
@@ -397,13 +446,19 @@ class _Airflow:
         return Answer(user["id"], reason, detail.get("responded_at")), chosen == [REJECT]
 
 
+def _origin(conf: Json | None) -> list[tuple[str, str]]:
+    """DAG and run that a run was handed over by, as its conf says."""
+    said = (conf or {}).get("origin")
+    return [(str(said.get("dag")), str(said.get("run")))] if isinstance(said, dict) else []
+
+
 def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
     """Why what was reviewed is not what there is now."""
-    seen = {found for body in bodies for found in re.findall(r"bundle-[0-9a-f]{12}", body)}
+    seen = {bundle_of(body) for body in bodies}
     # Not by clearing tasks: Airflow keeps a question as it was put first, and its reviewer would read what was before.
     again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
     if seen != {judged["bundle"]}:
-        for oid in [one for one in seen if store.exists(one)]:
+        for oid in [one for one in seen if one and store.exists(one)]:
             old, new = read_content(oid, store), read_content(judged["bundle"], store)
             if old["policy_hash"] != new["policy_hash"]:
                 return f"{where}: the policy {old['policy']} was changed after it was reviewed; {again}"

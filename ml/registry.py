@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ml.audit import unchecked
 from ml.errors import ConfigError, DataError, Refused, RegistryError
-from ml.gates import judge_evidence
+from ml.gates import METRIC_NAMES, judge_evidence
 from ml.pairing import compare_with_champion
 from ml.policies import Policy, load_policy
+from ml.predictions import check_predictions
 from ml.reviews import review_body, review_title
 from ml.settings import Settings
 from ml.standing import Aliases, evidence_behind, standing, unfinished
-from ml.store import Json, Store, canonical, object_id
-from ml.taxonomy import SIDES, classes
+from ml.store import Json, Store, canonical, digest, object_id
+from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
 from ml.training_sets import training_set_of
 
@@ -66,7 +67,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
-    evidence = collect_evidence(version, store, settings)
+    evidence = collect_evidence(version, store, settings, anew=True)
     oid = store.create("evidence", evidence, evidence)
     number = str(version.version)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
@@ -89,11 +90,18 @@ def _check_set(run_id: str, tags: dict[str, str], store: Store) -> None:
         )
 
 
-def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) -> Json:
+def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, anew: bool = False) -> Json:
     """What a model version is and what it scored, read anew from MLflow and the store.
+
+    Args:
+        version: the version.
+        store: has its dataset and split.
+        settings: say where MLflow is.
+        anew: whether to compute its figures again from its predictions, too.
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
+        Refused: what its run says of itself cannot be, or is not what its predictions give.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -105,12 +113,27 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
     try:
         artifacts = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation"))
         evaluation = json.loads((artifacts / "metrics.json").read_bytes())
+        preset = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/preset.json")
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
     split = store.meta(tags["breakhis.split"])
+    name = f"{version.name} version {version.version}"
+    _check_evaluation(name, evaluation, tags["breakhis.task"])
+    if tags["breakhis.ledger"] != split["ledger"]:
+        raise Refused(
+            f"{name}: it says that it is of the ledger {tags['breakhis.ledger']}, its split {split['ledger']}"
+        )
+    if anew:
+        try:
+            check_predictions(
+                *(artifacts, evaluation, tags["breakhis.task"]),
+                *(tags["breakhis.dataset"], tags["breakhis.split"], store),
+            )
+        except Refused as error:
+            raise Refused(f"{name}, run {version.run_id}: {error}") from None
     sources = store.meta(tags["breakhis.dataset"])["sources"]
-    validations = {name: store.meta(source)["validation"] for name, source in sources.items()}
+    validations = {source: read_content(oid, store)["validation"] for source, oid in sources.items()}
     return {
         "model": str(version.name),
         "version": int(version.version),
@@ -127,16 +150,56 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         **({"split_method": split["method"], "split_group": split["group"]} if "group" in split else {}),
         "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
         "preset": tags["breakhis.preset"],
+        "preset_sha256": hashlib.sha256(preset.encode()).hexdigest(),
+        "code_sha256": tags.get("breakhis.code_sha256"),
+        "lock_sha256": tags.get("breakhis.lock_sha256"),
+        "dag_runs": _dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
-        "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
+        "weights": _weights(name, tags, store),
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
         **{name: evaluation[name] for name in ("intervals", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_model(Path(folder), f"{version.name} version {version.version}"),
+        "model_files": _hash_model(Path(folder), name),
     }
+
+
+def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
+    """Check that an evaluation has numbers only, of metrics and classes that there are: a reviewer reads their names.
+
+    Raises:
+        Refused: it has others.
+    """
+    try:
+        canonical(evaluation)
+    except ValueError:
+        raise Refused(f"{name}: its metrics.json holds what is no number (NaN or infinite)") from None
+    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(classes(task))}
+    for what, names in known.items():
+        if strange := sorted(set(map(str, evaluation.get(what, ()))) - names):
+            raise Refused(f"{name}: its metrics.json has {what} that nobody knows: {strange[0][:80]!r}")
+    lacking = [one for one in classes(task) if one not in evaluation.get("per_class", {})]
+    if lacking:
+        raise Refused(f"{name}: its metrics.json says nothing of {', '.join(lacking)}")
+
+
+def _weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
+    """The backbone's weights as the store has them: who may log may set tags."""
+    oid, kind = tags["breakhis.weights"], tags["breakhis.weights_kind"]
+    meta = store.meta(oid)
+    if object_id("weights", [meta["kind"], meta["sha256"]]) != oid or meta["kind"] != kind:
+        raise Refused(f"{name}: its run says that {oid} are {kind} weights; in the store they are {meta['kind']}")
+    return {"id": oid, "kind": kind}
+
+
+def _dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
+    """DAG and run of each training that had a part in it."""
+    try:
+        return [[str(dag), str(run)] for dag, run in json.loads(tags.get("breakhis.dag_runs", "[]"))]
+    except (ValueError, TypeError):
+        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {tags['breakhis.dag_runs']!r}") from None
 
 
 def judge(
@@ -152,13 +215,13 @@ def judge(
     """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
 
     What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
-    comparison and the policy's hash. Its id is its hash, and an approval holds for exactly that. Another policy's
-    verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit log, by who
-    has checked them.
+    comparison and the policy with its hash. Its id is its hash, and an approval holds for exactly that. Another
+    policy's verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit
+    log, by who has checked them.
 
     Returns:
-        ``{model, version, passed, gates, warnings, evidence, bundle, policy, policy_hash, approvals, summary, title,
-        review}``.
+        ``{model, version, passed, gates, warnings, evidence, bundle, bundle_sha256, dag_runs, policy, policy_hash,
+        approvals, summary, title, review}``.
 
     Raises:
         RegistryError: no such version, or it was never registered by us.
@@ -166,7 +229,7 @@ def judge(
     """
     client = connect(settings)
     version = find_version(client, model, number)
-    recorded = verify_evidence(version, store, settings, evidence)
+    recorded = verify_evidence(version, store, settings, evidence, anew=True)
     facts = read_content(recorded, store)
     champion = champion_of(model, store, settings, records)
     if champion and champion["version"] == facts["version"]:
@@ -181,6 +244,7 @@ def judge(
         "evidence": facts,
         "champion": champion,
         "comparison": comparison,
+        "policy_content": found.model_dump(mode="json") if isinstance(found, Policy) else None,
         **verdict,
     }
     oid = object_id("bundle", bundle)
@@ -189,6 +253,8 @@ def judge(
         "version": int(version.version),
         "evidence": recorded,
         "bundle": oid,
+        "bundle_sha256": digest(bundle),
+        "dag_runs": facts.get("dag_runs", []),
         **verdict,
         "title": review_title(facts),
         "review": review_body(bundle, oid, _links(facts, settings)),
@@ -214,8 +280,10 @@ def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
                 shutil.copyfile(file, folder / name / file.name)
 
 
-def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None) -> str:
-    """The id of a version's evidence, if MLflow and the store still hold exactly what it says.
+def verify_evidence(
+    version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, anew: bool = False
+) -> str:
+    """The id of a version's evidence, if MLflow and the store still hold exactly what it says; ``anew`` as above.
 
     Raises:
         RegistryError: the version was never registered by us.
@@ -231,7 +299,7 @@ def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, e
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
     said = read_content(recorded, store)
     # What an earlier release recorded is less than what is collected now, and it is all that has to hold.
-    found = json.loads(canonical(collect_evidence(version, store, settings)))
+    found = json.loads(canonical(collect_evidence(version, store, settings, anew=anew)))
     changed = sorted(key for key in said if said[key] != found.get(key))
     if changed:
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")

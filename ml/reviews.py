@@ -3,11 +3,12 @@
 Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis demo``.
 """
 
+import re
 from collections.abc import Mapping
 
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
-from ml.store import Json
+from ml.store import Json, digest
 from ml.taxonomy import SIDES, classes
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
@@ -28,6 +29,15 @@ def review_tasks(dag: str) -> tuple[str, ...]:
 
 SHORTEST_REASON = 3
 """Characters, less blanks around them."""
+
+
+_JUDGED = re.compile(r"judged as `(bundle-[0-9a-f]{12})` \(SHA-256 `[0-9a-f]{64}`\)\. Your answer is [^`]*\Z")
+
+
+def bundle_of(body: str | None) -> str | None:
+    """The bundle that a review is about, by the last words of its body: what comes before them, others have said."""
+    found = _JUDGED.search(body or "")
+    return found[1] if found else None
 
 
 def rollback_title(model: str, version: int, champion: int | None) -> str:
@@ -139,8 +149,8 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
     if links:
         lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
     lines += [
-        f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}`. Your answer is recorded with your name and "
-        "reason, and holds for exactly this.",
+        f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}` (SHA-256 `{digest(bundle)}`). Your answer is "
+        "recorded with your name and reason, and holds for exactly this.",
     ]
     return "\n".join(lines)
 

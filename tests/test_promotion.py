@@ -1,30 +1,36 @@
 """Register, gate and promote against a real MLflow registry on SQLite; Airflow's record is given by the tests."""
 
 import json
+import math
 import shutil
+import tempfile
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from ml import promotion, registry
+from ml import comparison, promotion, registry
 from ml.airflow_api import AirflowApi
 from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
 from ml.promotion import check_aliases, promote_version, propose_rollback, roll_back, settle, withdraw_version
 from ml.registry import champion_of, judge, read_content, register_run
 from ml.splits import split_dataset
+from ml.store import digest
 from tests import made_up
 from tests.registry_world import RegistryWorld
 
 
 @pytest.fixture
-def world(tmp_path, fresh_database):
+def world(tmp_path, fresh_database, monkeypatch):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""
+    monkeypatch.setattr(comparison, "_SIMULATED", 50)  # the simulation is tested elsewhere
+    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 20)
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     return RegistryWorld.made(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
@@ -137,6 +143,108 @@ def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
     assert world.client.search_registered_models() == []
 
 
+def logged(world, run, name, change):
+    """Log an artifact of a run anew, changed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(
+            mlflow.artifacts.download_artifacts(run_id=run, artifact_path=f"evaluation/{name}", dst_path=scratch)
+        )
+        change(file)
+        world.client.log_artifact(run, str(file), "evaluation")
+
+
+def metrics(**changes):
+    def change(file):
+        told = json.loads(file.read_text())
+        for key, value in changes.items():
+            told[key] = told[key] | value if isinstance(value, dict) else value
+        file.write_text(json.dumps(told))
+
+    return "metrics.json", change
+
+
+def predictions(change):
+    def changed(file):
+        change(pd.read_parquet(file)).to_parquet(file, index=False)
+
+    return "test_predictions.parquet", changed
+
+
+NICER = {"roc_auc": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("harm", "logs", "told"),
+    [
+        (metrics(metrics=NICER), NICER, "metrics.roc_auc is 0.99, computed again 0.7"),
+        (
+            metrics(per_class={"malignant": {"recall": 1.0}}),
+            {},
+            "metrics.json is not what its predictions give: per_class",
+        ),
+        (metrics(slices={"source": {"made": {"metrics": {"accuracy": 1.0}}}}), {}, "slices.source.made"),
+        (metrics(intervals={"roc_auc": [0.9, 1.0]}), {}, "intervals.roc_auc"),
+        (metrics(metrics={"accuracy": math.nan}), {}, "what is no number"),
+        (metrics(intervals={"roc_auc": [math.inf, 1.0]}), {}, "what is no number"),
+        (metrics(metrics={"bundle-0123456789ab": 1.0}), {"bundle-0123456789ab": 1.0}, "metrics that nobody knows"),
+        (metrics(absent_classes=["**all is well**"]), {}, "absent_classes that nobody knows"),
+        (predictions(lambda table: table.iloc[1:]), {}, "1 images are missing and 0 are of others"),
+        (predictions(lambda table: pd.concat([table, table.iloc[:1]])), {}, "0 images are missing and 1 are of others"),
+        (predictions(lambda table: table.assign(label="benign", subtype="A")), {}, "another subtype than the dataset"),
+        (predictions(lambda table: table.assign(p_malignant=2.0)), {}, "what are no probabilities"),
+        (predictions(lambda table: table.assign(called="benign")), {}, "not those of its probabilities and rule"),
+    ],
+)
+def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
+    run = world.run(auc=0.7)
+    logged(world, run, *harm)
+    for name, value in logs.items():
+        world.client.log_metric(run, f"test_{name}", value)
+    with pytest.raises(Refused, match=told):
+        register_run(run, world.store, world.settings)
+    assert "candidate" not in aliases(world)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [
+        ("ledger", "another", "says that it is of the ledger another, its split made"),
+        ("weights_kind", "file", "are file weights; in the store they are imagenet"),
+        ("dag_runs", "{", "does not name runs"),
+    ],
+)
+def test_tags_that_are_not_true(world, tag, value, told):
+    with pytest.raises(Refused, match=told):
+        register_run(world.run(**{f"breakhis.{tag}": value}), world.store, world.settings)
+
+
+def test_what_was_made_of_another_split_is_refused(world):
+    other = made_up.dataset(world.store, made_up.rows(made_up.every_class(images=3)), ledger="another", seed=1)
+    split = split_dataset(other, world.store)["split"]
+    run = world.run()
+    held_out = {"breakhis.split": split, "breakhis.ledger": "another"}
+    sides = world.store.meta(split)["sides"]
+    assert sides != world.store.meta(world.data["made"][1])["sides"]
+    for name, tag in held_out.items():
+        world.client.set_tag(run, name, tag)
+    with pytest.raises(Refused, match=f"not of exactly the test side of {split}"):
+        register_run(run, world.store, world.settings)
+
+
+def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    evidence = world.store.meta(registered["evidence"])
+    assert {"preset_sha256", "code_sha256", "lock_sha256", "dag_runs"} <= evidence.keys()
+    verdict = judge("made-binary", "1", world.store, world.settings)
+    bundle = read_content(verdict["bundle"], world.store)
+    assert bundle["policy_content"]["binary"]["roc_auc"]["at_least"] == 0.8
+    assert verdict["bundle_sha256"] == digest(bundle)
+    assert verdict["bundle_sha256"] in verdict["review"]
+    airflow(registered)
+    promote(world, registered)
+    assert log(world).of("made-binary")[0]["bundle_sha256"] == digest(bundle)
+
+
 def test_gate_passes_and_records_its_verdict(world):
     registered = register_run(world.run(), world.store, world.settings)
     verdict = judge("made-binary", "1", world.store, world.settings)
@@ -169,7 +277,8 @@ def test_a_model_of_a_split_by_slide_is_a_protocol_run(world):
 def test_evidence_of_a_split_of_old_comes_out_as_it_was_recorded(world):
     """A split from before there was a choice of method and group tells none, and was by case."""
     sides = {side: {"images": 3, "cases": 1} for side in ("train", "validation", "test")}
-    old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": {}, **sides})
+    known = world.store.meta(world.data["made"][1])["sides"]
+    old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": known, **sides})
     registered = register_run(world.run(**{"breakhis.split": old}), world.store, world.settings)
     assert not {"split_method", "split_group"} & world.store.meta(registered["evidence"]).keys()
     assert judge("made-binary", "1", world.store, world.settings)["passed"]
@@ -309,6 +418,49 @@ def test_answers_that_decide_nothing(world, airflow, answer, message):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
     assert decisions(world) == []
+
+
+ON_THE_WAY = {
+    ("promote", "made-binary-v1"): {"triggering_user_name": "engineer"},
+    ("retrain_made", "r1"): {"triggering_user_name": None, "run_type": "asset_triggered"},
+    ("retrain_made", "r2"): {"triggering_user_name": None},
+    ("ingest_made", "i1"): {"triggering_user_name": "reviewer"},
+}
+
+
+@pytest.mark.parametrize(
+    ("tag", "origin", "changes", "told"),
+    [
+        ([["retrain_made", "r1"]], None, {}, "reviewer started run i1 of the DAG ingest_made"),
+        ([], {"dag": "retrain_made", "run": "r1"}, {}, "reviewer started run i1 of the DAG ingest_made"),
+        ([["retrain_made", "r2"]], None, {("retrain_made", "r2"): {"triggering_user_name": "reviewer"}}, "run r2 of"),
+        ([["retrain_made", "gone"]], None, {}, "run gone of the DAG retrain_made, which Airflow has no more"),
+        ([["retrain_made", "r2"]], None, {("ingest_made", None): {}}, None),
+        ([["retrain_made", "r1"]], None, {("ingest_made", "i1"): {"triggering_user_name": "engineer"}}, None),
+        ([["retrain_made", "r1"]], None, {"by hand": True}, "an asset event that no run made"),
+    ],
+)
+def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, told):
+    registered = register_run(world.run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
+    record = airflow(registered)
+    runs = ON_THE_WAY | changes
+    events = [{"source_dag_id": "ingest_made", "source_run_id": None if "by hand" in changes else "i1"}]
+
+    def dag_run(self, dag, run):
+        if dag == "promote":
+            return record.run | {"conf": record.run["conf"] | ({"origin": origin} if origin else {})}
+        if (dag, run) not in runs:
+            raise AirflowError("no such run", status=404)
+        return {"conf": {}} | runs[dag, run]
+
+    monkeypatch.setattr(AirflowApi, "dag_run", dag_run)
+    monkeypatch.setattr(AirflowApi, "upstream_events", lambda self, dag, run: events)
+    if told is None:
+        assert promote(world, registered)["decision"] == "approved"
+        return
+    with pytest.raises(Refused, match=told):
+        promote(world, registered)
+    assert aliases(world) == {"candidate": 1}
 
 
 def test_no_answer_another_version_and_another_evidence(world, airflow):

@@ -4,7 +4,7 @@ import pytest
 
 from ml.gates import judge_evidence
 from ml.policies import Policy
-from ml.reviews import given_reason, review_body
+from ml.reviews import bundle_of, given_reason, review_body, rollback_body
 from ml.store import Json
 from tests.made_up import evidence
 
@@ -40,7 +40,7 @@ def test_the_review_says_what_would_replace_what() -> None:
     assert "no test image:** PT" in body
     assert "[MLflow](http://localhost/x)" in body
     assert "evidence-0123456789ab" in body
-    assert "judged as `bundle-0`" in body
+    assert "judged as `bundle-0` (SHA-256 `" in body
     assert body.index("| train |") < body.index("| validation |") < body.index("| test |")
     worse = body[body.index("### What got worse") : body.index("### Gates")]
     assert "ROC AUC 0.9500 → 0.9000" in worse
@@ -75,3 +75,13 @@ def test_the_comparison_and_its_warnings_are_told() -> None:
     assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 60% |" in body
     assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | |" in body
     assert "> **Warning.** too few cases" in body
+
+
+def test_the_bundle_is_told_by_the_last_words_alone() -> None:
+    own, forged = "bundle-0123456789ab", "bundle-ba9876543210"
+    words = f"judged as `{forged}` (SHA-256 `{'0' * 64}`). Your answer is recorded."
+    body = review_body(bundle(STRICT, absent_classes=[words]), own, {words: words})
+    assert forged in body
+    assert bundle_of(body) == own
+    assert bundle_of(rollback_body(evidence(), "evidence-0123456789ab", None, words)) is None
+    assert bundle_of(None) is None

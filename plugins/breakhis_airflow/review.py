@@ -1,6 +1,5 @@
 """The question to a reviewer: may this model version become the champion?"""
 
-import re
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
@@ -12,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.links import page, root
 from breakhis_airflow.notifications import Review, tell_of_review
-from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
+from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, bundle_of, given_reason
 from ml.settings import settings
 
 
@@ -107,5 +106,5 @@ def form_of(dag: str, run: str, task: str) -> str:
 
 def page_of(body: str | None) -> str:
     """The address of the review page that belongs to the body of a review, or nothing."""
-    found = re.search(r"bundle-[0-9a-f]{12}", body or "")
-    return page(f"reviews/{found.group()}/") if found else ""
+    bundle = bundle_of(body)
+    return page(f"reviews/{bundle}/") if bundle else ""
