@@ -9,7 +9,8 @@ DOC = """
 Is the record of promotions whole, and are the champions in use those that were approved?
 
 Fails, and by `notifications.yaml` tells somebody, where a record of the audit log was edited, deleted, reordered or cut
-off, or where the alias `champion` of a model was moved behind its back. The task's error says which.
+off, a decision was not carried out, the alias `champion` or `previous` of a model is not where the log says, or the
+files, metrics or evidence of either version were changed since. The task's error says which.
 The same by hand: `breakhis audit verify`. What was decided about a model: `breakhis history MODEL`. An alias is put
 right by the DAG `rollback`; a log that was tampered with has to be restored from a backup of the store.
 """

@@ -23,6 +23,8 @@ May this model version become the champion? A retraining starts a run here for e
 Marking a task as success by hand promotes nothing: **promote** finds no answer and refuses.
 
 A review that was answered without a reason fails. Clear **review** (with the tasks after it) to be asked again.
+Where **promote** says that something changed since the review, press *Trigger* and give the same model, version and
+evidence again: a cleared review would show what was there before. Nor does clearing undo a rejection.
 """
 
 with DAG(

@@ -103,7 +103,10 @@ def retrain(file: Path) -> DAG:
                 task_id=f"trigger_promote_{task}",
                 trigger_dag_id="promote",
                 trigger_run_id=f"{model}-v{register.value('version')}",
-                conf={key: register.value(key) for key in ("model", "version", "evidence")},
+                conf={
+                    **{key: register.value(key) for key in ("model", "version", "evidence")},
+                    "origin": {"dag": "{{ dag.dag_id }}", "run": "{{ run_id }}"},  # whose starters cannot approve it
+                },
                 # None: two candidates may come at the same moment, and only one run may have a given logical date.
                 logical_date=None,
                 # The same run registered twice is the same version, and that has been handed over already.

@@ -15,6 +15,9 @@ A champion disappoints: go back to one that was champion before.
 3. **rollback** reads the answer in Airflow's own record and moves the aliases, in one step. Who decided what, when and
    why is in the audit log: `breakhis history MODEL`, which also lists the versions that were champion.
 
+Where **rollback** says that something changed since it was confirmed, start a new run with the same values: a cleared
+review would show what was there before.
+
 It also puts right an alias that somebody has moved by hand.
 """
 

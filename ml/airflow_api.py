@@ -87,6 +87,11 @@ class AirflowApi:
         """One run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
         return self._call("GET", _run(dag, run))
 
+    def upstream_events(self, dag: str, run: str) -> list[Json]:
+        """The asset events that started a run: ``source_dag_id`` and ``source_run_id`` (None of an event by hand)."""
+        found: list[Json] = self._call("GET", f"{_run(dag, run)}/upstreamAssetEvents")["asset_events"]
+        return found
+
     def task_instances(self, dag: str, run: str) -> list[Json]:
         """The tasks of a run: ``task_id``, ``map_index``, ``state`` (None until scheduled), ``try_number``, dates."""
         return self._all(f"{_run(dag, run)}/taskInstances", "task_instances")

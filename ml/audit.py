@@ -2,7 +2,7 @@
 
 Append-only, under audit/log/ in the store: one file a record, numbered without a gap. Each record carries the code of
 the one before and its own, an HMAC under a key that only the service identity has, so an edit, a deletion, a reordering
-or an insertion shows. What a chain alone cannot show is that its end was cut off: the head of each model's records is
+or an insertion shows. What a chain alone cannot show is that its end was cut off: the last of each model's records is
 anchored as a tag of the registered model, which only the service identity may set.
 
 B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM TISSEC 2(2), 1999.
@@ -10,15 +10,20 @@ B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM T
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from ml.errors import ConfigError, Conflict, Refused
+from ml.errors import ConfigError, Conflict, Refused, TryAgain
 from ml.settings import Settings
+from ml.standing import CARRIED_OUT, DECISIONS
 from ml.store import Json, Store, canonical
 
 _FOLDER = "audit/log"
 _BEFORE_THE_FIRST = "0" * 64
+_UNKNOWN = "(unknown)"
+
+DAMAGED = "damaged"
+"""The event of what is shown in place of a record that cannot be read."""
 
 
 class AuditLog:
@@ -38,10 +43,25 @@ class AuditLog:
         self._store = store
         self._key = secret.encode()
 
-    def append(self, event: str, model: str, **facts: object) -> Json:
-        """Add a record at the end, whoever else adds one; returns it."""
+    def append(self, event: str, model: str, *, after: int | None = None, **facts: object) -> Json:
+        """Add a record at the end, whoever else adds one; returns it.
+
+        Args:
+            event: what happened.
+            model: to what.
+            after: the model's last record that it was decided on, 0 for none; default: whatever there is.
+            facts: whatever else is told.
+
+        Raises:
+            TryAgain: the model has a later record than ``after``, so it has to be decided anew.
+        """
         while True:
             records = self.records()
+            if (
+                after is not None
+                and (found := last_of(record for record in records if record["model"] == model)) != after
+            ):
+                raise TryAgain(f"{model}: record {found} of the audit log was written meanwhile; try again")
             last = records[-1] if records else None
             record: Json = {
                 "sequence": last["sequence"] + 1 if last else 1,
@@ -83,7 +103,7 @@ class AuditLog:
         """Everything that is wrong with the log, in plain words; nothing if it is whole.
 
         Args:
-            anchors: model -> what its tag in the registry says of its last decision, as of :func:`anchor`.
+            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor`.
             model: the only one whose anchor is looked at; default: all.
         """
         records, faults = self._read()
@@ -144,15 +164,62 @@ class AuditLog:
         return hmac.new(self._key, canonical(content), hashlib.sha256).hexdigest()
 
 
-CARRIED_OUT = "carried out"
+def last_of(records: Iterable[Json]) -> int:
+    """The number of the last of some records, 0 of none."""
+    return max((int(record["sequence"]) for record in records), default=0)
 
 
-def decisions_of(store: Store, model: str | None = None) -> list[Json]:
-    """The decisions in the log, of one model or of all, the latest first. Without the key nothing of it is checked."""
+def decisions_of(store: Store, model: str | None = None, log: AuditLog | None = None) -> list[Json]:
+    """The decisions in the log, of one model or of all, the latest first, whatever was done to them.
+
+    Args:
+        store: holds the log.
+        model: the one; a record of which nobody can tell any more what it was about is shown with each.
+        log: checks them.
+
+    Returns:
+        The records, with ``verified`` if there is a log to check them: whether each is as it was written. Of a damaged
+        one that is False, and its event says so.
+    """
+    whole = None if log is None else {record["sequence"]: record for record in log._read()[0]}
+    found = []
+    for name in store.keys(_FOLDER):
+        if not name.endswith(".json"):
+            continue
+        record = _of_file(name, store)
+        if record["event"] == CARRIED_OUT or (model is not None and record["model"] not in (model, _UNKNOWN)):
+            continue
+        told = {key: value for key, value in record.items() if key != "verified"}
+        if whole is not None or record["event"] == DAMAGED:
+            told["verified"] = record["event"] != DAMAGED and (whole or {}).get(record["sequence"]) == record
+        found.append(told)
+    return sorted(found, key=lambda one: -int(one["sequence"]))
+
+
+def unchecked(store: Store, model: str) -> list[Json]:
+    """The records of a model in order, carried out or not, as they lie there: for who has no key and looks ahead."""
     names = [name for name in store.keys(_FOLDER) if name.endswith(".json")]
-    records = [record for name in names if (record := store.read(f"{_FOLDER}/{name}")[0])]
-    of_model = [one for one in records if one["event"] != CARRIED_OUT and model in (None, one["model"])]
-    return sorted(of_model, key=lambda one: -int(one["sequence"]))
+    return [record for name in names if (record := _of_file(name, store))["model"] == model]
+
+
+def _of_file(name: str, store: Store) -> Json:
+    """A record that has at least what every record has, or what stands for one that has not."""
+    stem = name.removesuffix(".json")
+    number = int(stem) if stem.isdecimal() else 0
+    try:
+        record, _ = store.read(f"{_FOLDER}/{name}")
+        if record["event"] in DECISIONS:
+            whole = all(isinstance(record[key], str) for key in ("at", "model", "by", "reason"))
+            champion = record.get("champion")
+            whole = whole and isinstance(record["version"], int) and (champion is None or isinstance(champion, int))
+        else:
+            whole = record["event"] == CARRIED_OUT and isinstance(record["of"], list)
+        if whole and record["sequence"] == number and isinstance(record["model"], str):
+            return dict(record)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    lost = {"version": 0, "by": "", "reason": f"{name} is damaged", "champion": None, "verified": False}
+    return {"sequence": number, "at": "", "event": DAMAGED, "model": _UNKNOWN, **lost}
 
 
 def chain_faults(store: Store) -> list[str]:
@@ -178,7 +245,7 @@ def chain_faults(store: Store) -> list[str]:
 
 
 def anchor(record: Json) -> str:
-    """What the registry is told of a model's last decision."""
+    """What the registry is told of a model's last record."""
     return f"{record['sequence']}:{record['code']}"
 
 

@@ -6,12 +6,12 @@ Everything here is a pure function of policy and evidence.
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from ml.errors import ConfigError
 from ml.policies import REQUIRED_LIMITS, Limit, Policy, Required
 from ml.store import Json, digest
-from ml.taxonomy import MAGNIFICATIONS, SUBTYPES, Task
+from ml.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, classes
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -110,10 +110,12 @@ def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
                 else:
                     yield _gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
     if policy.zero_recall == "block":
+        # Of how many cases is not told by evidence from before these were counted; then it counts as several.
+        told_of = {name: evidence["per_class"].get(name, {}) for name in classes(task)}
         never = [
-            f"{name} ({told['cases']} cases)"
-            for name, told in evidence["per_class"].items()
-            if told.get("cases", 0) > 1 and not told["recall"] > 0
+            f"{name} ({told.get('cases', 'unknown')} cases)"
+            for name, told in told_of.items()
+            if not _is_number(told.get("cases", 2)) or (told.get("cases", 2) > 1 and not _is_above_zero(told))
         ]
         reason = f"never recognised: {', '.join(never)}" if never else ""
         yield _gate("every class recognised at least once", passed=not never, reason=reason)
@@ -130,6 +132,9 @@ def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
     yield _gate("split by case", passed=group == "case", reason=reason)
 
 
+PRETRAINED = frozenset({"imagenet", "file"})
+"""Kinds of backbone weights that were learnt from something; see :class:`ml.models.Weights`."""
+
 _EVIDENCE: dict[Required, str] = {
     "report": "report",
     "model_card": "model card",
@@ -142,7 +147,8 @@ def _missing(required: Required, evidence: Json) -> str:
     """Why a required piece of evidence does not count, or nothing."""
     if required == "pretrained_weights":
         kind = evidence["weights"]["kind"]
-        return f"backbone weights are {kind}; the policy asks for pretrained ones" if kind == "random" else ""
+        pretrained = kind in PRETRAINED
+        return "" if pretrained else f"backbone weights are {kind}; the policy asks for pretrained ones"
     if required == "validated_dataset":
         passed = evidence.get("validated", {})
         bad = [name for name in evidence["sources"] if passed.get(name) is not True]
@@ -167,7 +173,7 @@ def _limit(name: str, metric: str, limit: Limit, of: Json) -> Json:
         name = f"{name}, {'lower' if low else 'upper'} end of its 95% interval"
         value = ends[0 if low else 1] if ends else None
         note = of.get("interval_notes", {}).get(metric, "")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         reason = f"{name} could not be computed" + (f" ({note})" if note else "")
         return _gate(name, passed=False, metric=metric, limit=limit.bound, reason=reason)
     distance = value - limit.bound if low else limit.bound - value
@@ -175,6 +181,15 @@ def _limit(name: str, metric: str, limit: Limit, of: Json) -> Json:
     beyond = "short of" if low else "above"
     reason = "" if passed else f"{name} {value:.4f} is {-distance:.4f} {beyond} {limit.bound:g}"
     return _gate(name, passed=passed, metric=metric, value=value, limit=limit.bound, distance=distance, reason=reason)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_above_zero(of_class: Json) -> bool:
+    recall = of_class.get("recall")
+    return _is_number(recall) and recall > 0
 
 
 def _of_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]:

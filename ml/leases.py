@@ -59,8 +59,9 @@ def _take(store: Store, key: str, owner: str) -> bool:
 
 def _beat(store: Store, key: str, owner: str, stop: threading.Event) -> None:
     while not stop.wait(_SECONDS_BETWEEN_BEATS):
-        state, tag = store.read(key)
-        if not state or state["owner"] != owner:
-            return  # taken over: the process was stopped for too long
-        with suppress(Conflict):
+        # Whatever a store may answer once: with no more beats, others would take over from one that lives.
+        with suppress(Exception):
+            state, tag = store.read(key)
+            if not state or state["owner"] != owner:
+                return  # taken over: the process was stopped for too long
             store.compare_and_set(key, {"owner": owner, "beat": time.time()}, tag)

@@ -1,21 +1,23 @@
 """A candidate beside the champion: what both said of the same images, out of fold and on the locked test side."""
 
+import hashlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ml.comparison import Predictions, compare
+from ml.errors import Refused, RegistryError, TryAgain
 from ml.evaluation import Probabilities, Truth
 from ml.policies import REQUIRED_LIMITS, Comparison
 from ml.progress import say
+from ml.rescoring import classify
 from ml.store import Json, Store
 from ml.taxonomy import SUBTYPES, Task, classes
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_AT_A_TIME = 256
 
 OUT_OF_FOLD, TEST = "out of fold", "on the test side"
 
@@ -34,6 +36,11 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
 
     Returns:
         ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.comparison.compare`.
+
+    Raises:
+        TryAgain: predictions or the champion's files cannot be read.
+        Refused: predictions are not what the evidence says.
+        RegistryError: the champion cannot classify.
     """
     told: Json = {"version": champion["version"], "comparable": False, "reason": "", "pairs": []}
     mine, theirs = ((one["ledger"], one.get("split_group", "case")) for one in (evidence, champion))
@@ -46,7 +53,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
     task: Task = evidence["task"]
     say(f"comparing version {evidence['version']} with the champion, version {champion['version']}")
     for where, name in ((OUT_OF_FOLD, "out_of_fold"), (TEST, "test")):
-        new, old = (_predictions(one["run_id"], name) for one in (evidence, champion))
+        new, old = (_predictions(one, name) for one in (evidence, champion))
         if new is None or old is None:
             whose = champion if old is None else evidence
             reason = f"version {whose['version']} has no such predictions"
@@ -71,41 +78,58 @@ def _not_estimable(metric: str, where: str, reason: str) -> Json:
     }
 
 
-def _predictions(run_id: str, name: str) -> "pd.DataFrame | None":
+def _predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
+    """A version's predictions as its evidence has them, or None where it has none.
+
+    Raises:
+        TryAgain: they cannot be read.
+        Refused: they were changed.
+    """
     import mlflow
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    try:
-        file = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=f"evaluation/{name}_predictions.parquet"
-        )
-    except (MlflowException, OSError):
+    path = f"evaluation/{name}_predictions.parquet"
+    expected = evidence["artifacts"].get(path)
+    if expected is None:
         return None
-    return pd.read_parquet(Path(file))
+    whose = f"{evidence['model']} version {evidence['version']}"
+    try:
+        data = Path(mlflow.artifacts.download_artifacts(run_id=evidence["run_id"], artifact_path=path)).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise TryAgain(f"{whose}: {path} of its run cannot be read: {error}") from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise Refused(f"{whose}: {path} of its run was changed: it is not what the evidence says")
+    return pd.read_parquet(io.BytesIO(data))
 
 
 def _rescored(
     known: "pd.DataFrame", unseen: "pd.DataFrame", champion: Json, dataset: str, store: Store
 ) -> "pd.DataFrame":
-    """The champion's predictions, with those of images that came after it."""
-    import mlflow
+    """The champion's predictions, with those of images that came after it.
+
+    Raises:
+        RegistryError: it says nothing of use of them.
+    """
     import pandas as pd
 
     say(f"the ledger has grown: the champion classifies {len(unseen):,} further test images")
-    model = mlflow.pyfunc.load_model(f"models:/{champion['model']}/{champion['version']}")
     files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
-    said = pd.concat(
-        [
-            model.predict(pd.DataFrame({"image": [store.blob(file) for file in files[few]]}))
-            for few in np.array_split(unseen["pixel_sha256"].to_numpy(), -(-len(unseen) // _AT_A_TIME))
-        ],
-        ignore_index=True,
-    )
-    columns = [f"p_{name}" for name in classes(champion["task"])]
+    pictures = (store.blob(files[pixels]) for pixels in unseen["pixel_sha256"])
+    said = classify(champion["model"], champion["version"], pictures)
+    names = classes(champion["task"])
+    columns = [f"p_{name}" for name in names]
     columns = columns[1:] if champion["task"] == "binary" else columns
+    if not {*columns, "label"} <= set(said) or len(said) != len(unseen) or not set(said["label"]) <= set(names):
+        raise RegistryError(
+            f"{champion['model']} version {champion['version']} does not say {', '.join([*columns, 'label'])} of each "
+            "picture"
+        )
+    probabilities = said[columns].to_numpy(dtype=float)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise RegistryError(f"{champion['model']} version {champion['version']} gives what are no probabilities")
     fresh = unseen.drop(columns=[c for c in unseen.columns if c.startswith("p_")]).reset_index(drop=True)
-    fresh[columns] = said[columns].to_numpy()
+    fresh[columns] = probabilities
     fresh["called"] = said["label"].to_numpy()
     return pd.concat([known, fresh], ignore_index=True)
 

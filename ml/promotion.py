@@ -8,16 +8,29 @@ alone, so whoever comes after a crash brings them there, and what is done twice 
 champion, and the log says how it came about.
 """
 
-import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from ml.airflow_api import AirflowApi
-from ml.audit import CARRIED_OUT, AuditLog, anchor
-from ml.errors import AirflowError, ConfigError, Refused
+from ml.audit import AuditLog, anchor, last_of
+from ml.errors import AirflowError, BreakhisError, ConfigError, Refused, RegistryError, StoreError, TryAgain
 from ml.leases import exclusively
 from ml.progress import say
-from ml.registry import Aliases, aliases_of, anchor_audit, anchored, evidence_of, judge, read_content, set_aliases
+from ml.registry import (
+    aliases_of,
+    anchor_audit,
+    anchored,
+    anchors,
+    evidence_of,
+    find_version,
+    judge,
+    moved,
+    our_models,
+    read_content,
+    set_aliases,
+    verified_evidence,
+)
 from ml.reviews import (
     APPROVE,
     PROMOTE,
@@ -25,21 +38,33 @@ from ml.reviews import (
     ROLLBACK,
     SHORTEST_REASON,
     WITHDRAW,
+    bundle_of,
     given_reason,
     review_tasks,
     rollback_body,
     rollback_title,
 )
 from ml.settings import Settings
+from ml.standing import (
+    APPROVED,
+    CARRIED_OUT,
+    REJECTED,
+    ROLLED_BACK,
+    WITHDRAWN,
+    Aliases,
+    evidence_behind,
+    former_champions,
+    standing,
+    unfinished,
+)
 from ml.store import Json, Store, digest
-
-APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
-"""Events of the audit log that are decisions."""
+from ml.tracking import connect
 
 DEADLINE = "(nobody, by the deadline)"
 """Who rejects what nobody answered in time."""
 
-_DECISIONS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
+_LONG = timedelta(minutes=10)
+"""What is not carried out by then was left by a process that died, and that nobody came after."""
 
 
 def promote_version(
@@ -59,16 +84,16 @@ def promote_version(
     answers = airflow.answers(model, number, evidence)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        facts = {"evidence": answers.evidence, "champion": standing(records, aliases_of(model, settings)).champion}
+        facts = {"evidence": answers.evidence, "champion": standing(records).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
+        airflow.check_not_rejected(records)
         if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
-        if moved := check_aliases(model, log, settings):
-            raise Refused(moved)
-        judged = judge(model, number, store, settings, evidence=answers.evidence)
+        judged = judge(model, number, store, settings, evidence=answers.evidence, records=records)
         if any(body != judged["review"] for body in answers.bodies):
             raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
+        airflow.check_not_theirs(answers, judged["dag_runs"])
         if not judged["passed"]:
             raise Refused(f"{judged['summary']}; it was approved, but gates come first")
         if len(answers.given) < judged["approvals"]:
@@ -76,7 +101,7 @@ def promote_version(
                 f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
                 f"and {len(answers.given)} did"
             )
-        return APPROVED, facts | {"bundle": judged["bundle"], "policy": judged["policy"]}
+        return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
     return _carry_out(model, int(number), answers, decide, log, store, settings)
 
@@ -85,10 +110,11 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     """What a rollback would do, for its review (the ``rollback`` stage with ``--dry-run``).
 
     Returns:
-        ``{model, version, replaces, bundle, title, review}``; ``bundle`` is what the version was approved on, or None.
+        ``{model, version, replaces, evidence, bundle, title, review}``; ``bundle`` is what the version was approved on.
 
     Raises:
-        Refused: the version never was champion, or is it now; or no reason is given.
+        Refused: the version never was champion, or is it now; it is not any more what it was then; or no reason is
+            given.
         RegistryError: there is no such version.
     """
     if not given_reason({"reason": reason}):
@@ -96,18 +122,16 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     found = aliases_of(model, settings)
     records = AuditLog(store, settings).of(model)
     check_former(model, int(number), records, found)
-    evidence, champion = (
-        evidence_of(model, one, store, settings) if one else None for one in (int(number), found.champion)
-    )
-    assert evidence is not None
+    evidence = verified_evidence(model, int(number), records, store, settings)
     bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
         "model": model,
         "version": int(number),
         "replaces": found.champion,
+        "evidence": (known := evidence_behind(int(number), records)),
         "bundle": bundles.get(int(number)),
         "title": rollback_title(model, int(number), found.champion),
-        "review": rollback_body(evidence, champion, reason, bundles),
+        "review": rollback_body(evidence, str(known), _shown(model, found.champion, store, settings), reason, bundles),
     }
 
 
@@ -124,19 +148,20 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         found = aliases_of(model, settings)
-        now = standing(records, found)
-        facts = {"champion": now.champion, "asked": airflow.reason}
+        now = standing(records)
+        facts: Json = {"champion": now.champion, "asked": airflow.reason}
         if found.champion != now.champion:
             facts["found"] = found.champion  # moved behind the log's back; this puts it right
         if answers.decision == REJECTED:
             return REJECTED, facts
+        airflow.check_not_rejected(records)
         proposed = propose_rollback(model, number, airflow.reason, store, settings)
         if any(body != proposed["review"] for body in answers.bodies):
             raise Refused(
-                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Clear its first "
-                "task, with those after it, to have it confirmed anew"
+                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Start a new run of "
+                f"the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
             )
-        return ROLLED_BACK, facts
+        return ROLLED_BACK, facts | {"evidence": proposed["evidence"]}
 
     return _carry_out(model, int(number), answers, decide, log, store, settings)
 
@@ -148,16 +173,19 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
 
     Raises:
         Refused: the version is the champion.
+        RegistryError: there is no such version.
     """
     log, airflow = AuditLog(store, settings), _Airflow(settings, WITHDRAW, dag_run)
     by, reason = airflow.started_by, airflow.reason
     airflow.check_subject(model, number)
+    find_version(connect(settings), model, number)
     if not by or not reason:
         raise Refused(f"{airflow.where}: a withdrawal is started by a person, and with a reason")
-    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, by, digest([WITHDRAW, dag_run, by, reason]))
+    key = digest([WITHDRAW, dag_run, by, reason])
+    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, frozenset({by}), by, airflow.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        champion = standing(records, aliases_of(model, settings)).champion
+        champion = standing(records).champion
         if champion == int(number):
             raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
         return WITHDRAWN, {"champion": champion}
@@ -165,21 +193,15 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     return _carry_out(model, int(number), own, decide, log, store, settings)
 
 
-def standing(records: Sequence[Json], found: Aliases) -> Aliases:
-    """What the aliases have to be by a model's records; what was there before the first decision is taken as it is.
-
-    Args:
-        records: of one model, in order.
-        found: what the registry has.
-    """
-    champion, previous, candidate = found.champion, found.previous, found.candidate
-    if decided := [record for record in records if record["event"] in (APPROVED, ROLLED_BACK)]:
-        last = decided[-1]
-        champion = last["version"]
-        previous = last["champion"] if last["champion"] != champion else last.get("previous")
-    if candidate is not None and _is_over(candidate, records):
-        candidate = None
-    return Aliases(champion, previous, candidate)
+def _shown(model: str, champion: int | None, store: Store, settings: Settings) -> Json | None:
+    """What to show of the champion that would go; if it was tampered with, that is a reason to let it go."""
+    if champion is None:
+        return None
+    try:
+        evidence = evidence_of(model, champion, store, settings)
+    except BreakhisError:
+        evidence = None
+    return evidence or {"version": champion, "metrics": {}}
 
 
 def check_former(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
@@ -188,9 +210,7 @@ def check_former(model: str, number: int, records: Sequence[Json], found: Aliase
     Raises:
         Refused: it never was champion, or is it now.
     """
-    now = standing(records, found)
-    former = {record["version"] for record in records if record["event"] in (APPROVED, ROLLED_BACK)}
-    former |= {record["champion"] for record in records if record.get("champion")} | {now.previous} - {None}
+    now, former = standing(records), former_champions(records)
     if number == now.champion == found.champion:
         raise Refused(f"{model} version {number} is the champion already")
     if number not in former:
@@ -199,15 +219,56 @@ def check_former(model: str, number: int, records: Sequence[Json], found: Aliase
 
 
 def check_aliases(model: str, log: AuditLog, settings: Settings) -> str:
-    """What the registry's champion is that by the audit log it should not be, or nothing."""
+    """What the registry's champion or the one before is that by the audit log it should not be, or nothing."""
     found, records = aliases_of(model, settings), log.of(model)
-    expected = standing(records, found)
-    if found.champion == expected.champion or _unfinished(records):
+    expected = standing(records)
+    if unfinished(records):
         return ""
-    return (
-        f"{model}: the alias champion is on version {found.champion or 'none'}, but by the audit log it belongs to "
-        f"version {expected.champion or 'none'}: it was moved behind the log's back; put it right with the DAG rollback"
-    )
+    names = ("champion", "previous")
+    wrong = [name for name in names if getattr(found, name) != getattr(expected, name)]
+    return "; ".join(moved(model, name, getattr(found, name), getattr(expected, name)) for name in wrong)
+
+
+def audit(store: Store, settings: Settings) -> Json:
+    """Check the whole log, and each of our models against it, down to the champions' files.
+
+    Returns:
+        ``{passed, records, decisions, models, faults}``.
+    """
+    log = AuditLog(store, settings)
+    known = anchors(settings)
+    faults = log.verify(known)
+    records = [] if faults else log.records()
+    models = sorted({record["model"] for record in records} | known.keys() | set(our_models(settings)))
+    if not faults:
+        faults = [fault for model in models for fault in _faults_of(model, log, store, settings)]
+    return {
+        "passed": not faults,
+        "records": len(records),
+        "decisions": sum(record["event"] != CARRIED_OUT for record in records),
+        "models": models,
+        "faults": faults,
+    }
+
+
+def _faults_of(model: str, log: AuditLog, store: Store, settings: Settings) -> list[str]:
+    records = log.of(model)
+    faults = [
+        f"{model}: record {one['sequence']} ({one['event']}, version {one['version']}) has not been carried out since "
+        f"{one['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision about the "
+        "model carries it out"
+        for one in unfinished(records)
+        if datetime.now(UTC) - datetime.fromisoformat(one["at"]) > _LONG
+    ]
+    if wrong := check_aliases(model, log, settings):
+        faults.append(wrong)
+    now = standing(records)
+    for number in [one for one in (now.champion, now.previous) if one]:
+        try:
+            verified_evidence(model, number, records, store, settings)
+        except (Refused, RegistryError, StoreError) as fault:
+            faults.append(str(fault))
+    return faults
 
 
 # --- what was answered ------------------------------------------------------------------------------------------------
@@ -229,7 +290,11 @@ class Answers(NamedTuple):
     bodies: tuple[str, ...]
     """What each of them read."""
     evidence: str | None
+    names: frozenset[str]
+    """Ids and names of those who did."""
     started_by: str | None
+    run: str
+    """The run of the DAG, as ``dag/run``."""
     key: str
     """The same for the same answers: a review that was cleared and answered anew is another decision."""
 
@@ -249,6 +314,7 @@ class _Airflow:
         self._reviewers = settings.reviewers
         self._dag, self._run = dag, run
         self.where = f"run {run} of the DAG {dag}"
+        self.name = f"{dag}/{run}"
         told = self._api.dag_run(dag, run)
         self._conf = told["conf"] or {}
         self.started_by: str | None = told.get("triggering_user_name")
@@ -264,6 +330,57 @@ class _Airflow:
         if about != (model, str(number)):
             raise Refused(f"{self.where} is about {about[0]} version {about[1]}, not {model} version {number}")
 
+    def check_not_rejected(self, records: Sequence[Json]) -> None:
+        """Check that nobody has rejected in this run: a review that is cleared asks again, but its end was decided."""
+        own = (one for one in records if one["event"] == REJECTED and one.get("run") == self.name)
+        if rejected := next(own, None):
+            raise Refused(
+                f"{self.where} was ended by {rejected['by']}, who rejected: {rejected['reason']}; start a new run of "
+                f"the DAG {self._dag} with the same conf, to have it judged and reviewed anew"
+            )
+
+    def check_not_theirs(self, answers: Answers, trained_in: Sequence[Sequence[str]]) -> None:
+        """Check that none who approved has started any of the runs on the way: of training, or of what these began by.
+
+        Args:
+            answers: of the run.
+            trained_in: DAG and run of each training of the version.
+
+        Raises:
+            Refused: one of them did, or it cannot be told who started a run.
+        """
+        ahead = [(str(dag), str(run)) for dag, run in trained_in] + _origin(self._conf)
+        seen: set[tuple[str, str]] = set()
+        while ahead:
+            dag, run = one = ahead.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            try:
+                told = self._api.dag_run(dag, run)
+                asset = told.get("run_type") == "asset_triggered"
+                events = self._api.upstream_events(dag, run) if asset else []
+            except AirflowError as error:
+                if error.status != 404:
+                    raise
+                raise Refused(
+                    f"{self.where}: its model was made by run {run} of the DAG {dag}, which Airflow has no more, so it "
+                    "cannot be told whose work it is; train it again, with another seed"
+                ) from None
+            starter = told.get("triggering_user_name")
+            if starter in answers.names:
+                raise Refused(
+                    f"{self.where}: {starter} started run {run} of the DAG {dag}, which led to this model, and so "
+                    "cannot decide about it"
+                )
+            if any(not event.get("source_run_id") for event in events):
+                raise Refused(
+                    f"{self.where}: run {run} of the DAG {dag} was begun by an asset event that no run made, so it "
+                    "cannot be told whose work it is"
+                )
+            ahead += [(str(event["source_dag_id"]), str(event["source_run_id"])) for event in events]
+            ahead += _origin(told.get("conf"))
+
     def answers(self, model: str, number: str, evidence: str | None) -> Answers:
         """What was answered in the run, by people who may.
 
@@ -276,22 +393,26 @@ class _Airflow:
             raise Refused(f"{self.where} is about {asked}, not {evidence}")
         given: list[Answer] = []
         bodies: list[str] = []
+        names: set[str] = set()
         for task in review_tasks(self._dag):
             detail = self._detail(task)
             if detail is None:
                 break
             answer, rejects = self._read(task, detail)
             if rejects:
-                return self._told(REJECTED, [answer], [], asked)
+                return self._told(REJECTED, [answer], [], asked, set())
             if answer.reviewer in (one.reviewer for one in given):
                 raise Refused(f"{self.where}: {answer.reviewer} approved twice; the second has to be somebody else")
             given.append(answer)
             bodies.append(detail.get("body") or "")
-        return self._told(APPROVED, given, bodies, asked)
+            names |= {detail["responded_by_user"]["id"], detail["responded_by_user"]["name"]}
+        return self._told(APPROVED, given, bodies, asked, names)
 
-    def _told(self, decision: str, given: list[Answer], bodies: list[str], asked: str | None) -> Answers:
+    def _told(
+        self, decision: str, given: list[Answer], bodies: list[str], asked: str | None, names: set[str]
+    ) -> Answers:
         key = digest([self._dag, self._run, decision, [list(one) for one in given], asked])
-        return Answers(decision, tuple(given), tuple(bodies), asked, self.started_by, key)
+        return Answers(decision, tuple(given), tuple(bodies), asked, frozenset(names), self.started_by, self.name, key)
 
     def _detail(self, task: str) -> Json | None:
         """What Airflow has of one review; None of a further one that was not asked for."""
@@ -328,12 +449,19 @@ class _Airflow:
         return Answer(user["name"], reason, detail.get("responded_at")), chosen == [REJECT]
 
 
+def _origin(conf: Json | None) -> list[tuple[str, str]]:
+    """DAG and run that a run was handed over by, as its conf says."""
+    said = (conf or {}).get("origin")
+    return [(str(said.get("dag")), str(said.get("run")))] if isinstance(said, dict) else []
+
+
 def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
     """Why what was reviewed is not what there is now."""
-    seen = {found for body in bodies for found in re.findall(r"bundle-[0-9a-f]{12}", body)}
-    again = "clear the task gate, with those after it, to have it judged and reviewed anew"
+    seen = {bundle_of(body) for body in bodies}
+    # Not by clearing tasks: Airflow keeps a question as it was put first, and its reviewer would read what was before.
+    again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
     if seen != {judged["bundle"]}:
-        for oid in [one for one in seen if store.exists(one)]:
+        for oid in [one for one in seen if one and store.exists(one)]:
             old, new = read_content(oid, store), read_content(judged["bundle"], store)
             if old["policy_hash"] != new["policy_hash"]:
                 return f"{where}: the policy {old['policy']} was changed after it was reviewed; {again}"
@@ -341,10 +469,6 @@ def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str)
             if versions[0] != versions[1]:
                 return f"{where}: since it was reviewed, version {versions[1]} has become champion; {again}"
     return f"{where}: what the reviewer read is not what there is now ({judged['bundle']}); {again}"
-
-
-def _is_over(number: int, records: Sequence[Json]) -> bool:
-    return any(record["event"] in _DECISIONS and record["version"] == number for record in records)
 
 
 # --- carrying out -----------------------------------------------------------------------------------------------------
@@ -368,13 +492,15 @@ def _carry_out(
             record = log.append(
                 event,
                 model,
+                after=last_of(records),
                 version=number,
                 by=", ".join(one.reviewer for one in answers.given),
                 reason="; ".join(one.reason for one in answers.given),
                 answers=[one._asdict() for one in answers.given],
                 started_by=answers.started_by,
+                run=answers.run,
                 answer=answers.key,
-                previous=aliases_of(model, settings).previous,
+                previous=standing(records).previous,
                 **facts,
             )
             settle(model, log, settings)
@@ -402,20 +528,21 @@ def settle(model: str, log: AuditLog, settings: Settings) -> None:
         raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
     late = False
     while True:
-        records = log.of(model)
-        waiting = _unfinished(records)
+        records, found = log.of(model), aliases_of(model, settings)
+        waiting = unfinished(records)
         if not waiting and not late:
+            if records:  # who was killed after the last record did not tell the registry of it
+                anchor_audit(model, anchor(records[-1]), settings)
             return
-        wanted = standing(records, aliases_of(model, settings))
-        set_aliases(model, wanted, settings)
-        anchor_audit(model, anchor([one for one in records if one["event"] in _DECISIONS][-1]), settings)
+        wanted = standing(records, found.candidate)
+        set_aliases(model, wanted, settings, over=found.candidate if wanted.candidate is None else None)
+        anchor_audit(model, anchor(records[-1]), settings)
         # If this process was stopped and another went on, the aliases were just set to what was right before.
         late = log.of(model)[-1] != records[-1]
         if waiting and not late:
             numbers = [record["sequence"] for record in waiting]
-            log.append(CARRIED_OUT, model, of=numbers, champion=wanted.champion, previous=wanted.previous)
-
-
-def _unfinished(records: Sequence[Json]) -> list[Json]:
-    done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
-    return [record for record in records if record["event"] in _DECISIONS and record["sequence"] not in done]
+            shown = {"champion": wanted.champion, "previous": wanted.previous}
+            try:
+                log.append(CARRIED_OUT, model, after=last_of(records), of=numbers, **shown)
+            except TryAgain:
+                late = True  # likewise; where it is the store that fails, reading it says so

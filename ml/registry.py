@@ -8,17 +8,21 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ml.errors import ConfigError, Refused, RegistryError
-from ml.gates import judge_evidence
+from ml.audit import unchecked
+from ml.errors import ConfigError, DataError, Refused, RegistryError
+from ml.gates import METRIC_NAMES, judge_evidence
 from ml.pairing import compare_with_champion
 from ml.policies import Policy, load_policy
+from ml.predictions import check_predictions
 from ml.reviews import review_body, review_title
 from ml.settings import Settings
-from ml.store import Json, Store, canonical, object_id
-from ml.taxonomy import SIDES, classes
+from ml.standing import Aliases, evidence_behind, standing, unfinished
+from ml.store import Json, Store, canonical, digest, object_id
+from ml.taxonomy import SIDES, Task, classes
 from ml.tracking import connect
 from ml.training_sets import training_set_of
 
@@ -63,7 +67,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
-    evidence = collect_evidence(version, store, settings)
+    evidence = collect_evidence(version, store, settings, anew=True)
     oid = store.create("evidence", evidence, evidence)
     number = str(version.version)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
@@ -86,11 +90,18 @@ def _check_set(run_id: str, tags: dict[str, str], store: Store) -> None:
         )
 
 
-def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) -> Json:
+def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, anew: bool = False) -> Json:
     """What a model version is and what it scored, read anew from MLflow and the store.
+
+    Args:
+        version: the version.
+        store: has its dataset and split.
+        settings: say where MLflow is.
+        anew: whether to compute its figures again from its predictions, too.
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
+        Refused: what its run says of itself cannot be, or is not what its predictions give.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -102,12 +113,27 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
     try:
         artifacts = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation"))
         evaluation = json.loads((artifacts / "metrics.json").read_bytes())
+        preset = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/preset.json")
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
     split = store.meta(tags["breakhis.split"])
+    name = f"{version.name} version {version.version}"
+    _check_evaluation(name, evaluation, tags["breakhis.task"])
+    if tags["breakhis.ledger"] != split["ledger"]:
+        raise Refused(
+            f"{name}: it says that it is of the ledger {tags['breakhis.ledger']}, its split {split['ledger']}"
+        )
+    if anew:
+        try:
+            check_predictions(
+                *(artifacts, evaluation, tags["breakhis.task"]),
+                *(tags["breakhis.dataset"], tags["breakhis.split"], store),
+            )
+        except Refused as error:
+            raise Refused(f"{name}, run {version.run_id}: {error}") from None
     sources = store.meta(tags["breakhis.dataset"])["sources"]
-    validations = {name: store.meta(source)["validation"] for name, source in sources.items()}
+    validations = {source: read_content(oid, store)["validation"] for source, oid in sources.items()}
     return {
         "model": str(version.name),
         "version": int(version.version),
@@ -124,40 +150,88 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings) 
         **({"split_method": split["method"], "split_group": split["group"]} if "group" in split else {}),
         "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
         "preset": tags["breakhis.preset"],
+        "preset_sha256": hashlib.sha256(preset.encode()).hexdigest(),
+        "code_sha256": tags.get("breakhis.code_sha256"),
+        "lock_sha256": tags.get("breakhis.lock_sha256"),
+        "dag_runs": _dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
-        "weights": {"id": tags["breakhis.weights"], "kind": tags["breakhis.weights_kind"]},
+        "weights": _weights(name, tags, store),
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
         **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_files(Path(folder)),
+        "model_files": _hash_model(Path(folder), name),
     }
 
 
+def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
+    """Check that an evaluation has numbers only, of metrics and classes that there are: a reviewer reads their names.
+
+    Raises:
+        Refused: it has others.
+    """
+    try:
+        canonical(evaluation)
+    except ValueError:
+        raise Refused(f"{name}: its metrics.json holds what is no number (NaN or infinite)") from None
+    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(classes(task))}
+    for what, names in known.items():
+        if strange := sorted(set(map(str, evaluation.get(what, ()))) - names):
+            raise Refused(f"{name}: its metrics.json has {what} that nobody knows: {strange[0][:80]!r}")
+    lacking = [one for one in classes(task) if one not in evaluation.get("per_class", {})]
+    if lacking:
+        raise Refused(f"{name}: its metrics.json says nothing of {', '.join(lacking)}")
+
+
+def _weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
+    """The backbone's weights as the store has them: who may log may set tags."""
+    oid, kind = tags["breakhis.weights"], tags["breakhis.weights_kind"]
+    meta = store.meta(oid)
+    if object_id("weights", [meta["kind"], meta["sha256"]]) != oid or meta["kind"] != kind:
+        raise Refused(f"{name}: its run says that {oid} are {kind} weights; in the store they are {meta['kind']}")
+    return {"id": oid, "kind": kind}
+
+
+def _dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
+    """DAG and run of each training that had a part in it."""
+    try:
+        return [[str(dag), str(run)] for dag, run in json.loads(tags.get("breakhis.dag_runs", "[]"))]
+    except (ValueError, TypeError):
+        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {tags['breakhis.dag_runs']!r}") from None
+
+
 def judge(
-    model: str, number: str, store: Store, settings: Settings, *, evidence: str | None = None, policy: str | None = None
+    model: str,
+    number: str,
+    store: Store,
+    settings: Settings,
+    *,
+    evidence: str | None = None,
+    policy: str | None = None,
+    records: Sequence[Json] | None = None,
 ) -> Json:
     """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
 
     What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
-    comparison and the policy's hash. Its id is its hash, and an approval holds for exactly that. Another policy's
-    verdict is only shown; it is not recorded and promotes nothing.
+    comparison and the policy with its hash. Its id is its hash, and an approval holds for exactly that. Another
+    policy's verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit
+    log, by who has checked them.
 
     Returns:
-        ``{model, version, passed, gates, warnings, evidence, bundle, policy, policy_hash, approvals, summary, title,
-        review}``.
+        ``{model, version, passed, gates, warnings, evidence, bundle, bundle_sha256, dag_runs, policy, policy_hash,
+        approvals, summary, title, review}``.
 
     Raises:
         RegistryError: no such version, or it was never registered by us.
-        Refused: the version is not what its evidence says, or ``evidence`` is another one.
+        Refused: the version or the champion is not what its evidence says, or ``evidence`` is another one.
     """
     client = connect(settings)
     version = find_version(client, model, number)
-    recorded = verify_evidence(version, store, settings, evidence)
+    recorded = verify_evidence(version, store, settings, evidence, anew=True)
     facts = read_content(recorded, store)
-    champion = champion_of(model, store, settings)
+    champion = champion_of(model, store, settings, records)
     if champion and champion["version"] == facts["version"]:
         champion = None  # a version is not compared with itself
     found = _policy(model, settings, policy)
@@ -170,6 +244,7 @@ def judge(
         "evidence": facts,
         "champion": champion,
         "comparison": comparison,
+        "policy_content": found.model_dump(mode="json") if isinstance(found, Policy) else None,
         **verdict,
     }
     oid = object_id("bundle", bundle)
@@ -178,6 +253,8 @@ def judge(
         "version": int(version.version),
         "evidence": recorded,
         "bundle": oid,
+        "bundle_sha256": digest(bundle),
+        "dag_runs": facts.get("dag_runs", []),
         **verdict,
         "title": review_title(facts),
         "review": review_body(bundle, oid, _links(facts, settings)),
@@ -203,8 +280,10 @@ def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
                 shutil.copyfile(file, folder / name / file.name)
 
 
-def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None) -> str:
-    """The id of a version's evidence, if MLflow and the store still hold exactly what it says.
+def verify_evidence(
+    version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, anew: bool = False
+) -> str:
+    """The id of a version's evidence, if MLflow and the store still hold exactly what it says; ``anew`` as above.
 
     Raises:
         RegistryError: the version was never registered by us.
@@ -212,13 +291,15 @@ def verify_evidence(version: "ModelVersion", store: Store, settings: Settings, e
     """
     name = f"{version.name} version {version.version}"
     recorded = version.tags.get("breakhis.evidence")
+    if not recorded and expected:
+        raise Refused(f"{name}: its tag breakhis.evidence, which said {expected}, was removed")
     if not recorded:
         raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
     said = read_content(recorded, store)
     # What an earlier release recorded is less than what is collected now, and it is all that has to hold.
-    found = json.loads(canonical(collect_evidence(version, store, settings)))
+    found = json.loads(canonical(collect_evidence(version, store, settings, anew=anew)))
     changed = sorted(key for key in said if said[key] != found.get(key))
     if changed:
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
@@ -238,10 +319,72 @@ def read_content(oid: str, store: Store) -> Json:
     return said
 
 
-def champion_of(model: str, store: Store, settings: Settings) -> Json | None:
-    """The evidence of a model's champion as it was recorded, or None where there is no champion."""
-    number = _alias(connect(settings), model, CHAMPION)
-    return None if number is None else evidence_of(model, number, store, settings)
+def champion_of(model: str, store: Store, settings: Settings, records: Sequence[Json] | None = None) -> Json | None:
+    """The evidence of a model's champion, or None where there is no champion: it still is what it became champion as.
+
+    The champion is the one that the audit log names: while a decision is carried out, the alias may be late.
+
+    Args:
+        model: whose.
+        store: holds evidence and log.
+        settings: say where the registry is.
+        records: of the model, checked; default: what lies in the store, which is not checked without a key.
+
+    Raises:
+        Refused: the alias was moved behind the log's back, or the champion was changed after it became it.
+    """
+    told = unchecked(store, model) if records is None else records
+    while True:
+        expected, found = standing(told).champion, _alias(connect(settings), model, CHAMPION)
+        if found == expected or unfinished(told):
+            break
+        later = unchecked(store, model) if records is None else told
+        if later == told:
+            raise Refused(moved(model, CHAMPION, found, expected))
+        told = later  # a decision was carried out between the two readings
+    return None if expected is None else verified_evidence(model, expected, told, store, settings)
+
+
+def verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
+    """The evidence of a version that is or was champion, if it still is what it became champion as.
+
+    Raises:
+        RegistryError: there is no such version.
+        Refused: it never was, or its tag, evidence, run, metrics or model files were changed since.
+    """
+    expected = evidence_behind(number, records)
+    if not expected:
+        raise Refused(f"{model} version {number}: no record of the audit log says on which evidence it became champion")
+    verify_evidence(find_version(connect(settings), model, str(number)), store, settings, expected)
+    return read_content(expected, store)
+
+
+def moved(model: str, alias: str, found: int | None, expected: int | None) -> str:
+    """What to say of an alias that is not where the audit log says."""
+    mend = "put it right with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
+    return (
+        f"{model}: the alias {alias} is on version {found or 'none'}, but by the audit log it belongs to version "
+        f"{expected or 'none'}: it was moved behind the log's back; {mend}"
+    )
+
+
+def our_models(settings: Settings) -> list[str]:
+    """The registered models that a training set declares."""
+    found, token = [], None
+    while True:
+        page = connect(settings).search_registered_models(max_results=100, page_token=token)
+        found += [str(one.name) for one in page if _is_declared(str(one.name), settings)]
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_declared(model: str, settings: Settings) -> bool:
+    try:
+        training_set_of(model, settings)
+    except DataError:
+        return False
+    return True
 
 
 def evidence_of(model: str, number: int, store: Store, settings: Settings) -> Json | None:
@@ -269,25 +412,24 @@ def find_version(client: "MlflowClient", model: str, number: str) -> "ModelVersi
         raise RegistryError(f"no version {number} of a registered model {model!r} in MLflow") from None
 
 
-class Aliases(NamedTuple):
-    """The versions that a model's aliases are on."""
-
-    champion: int | None = None
-    previous: int | None = None
-    candidate: int | None = None
-
-
 def aliases_of(model: str, settings: Settings) -> Aliases:
     """A model's aliases as the registry has them."""
     client = connect(settings)
     return Aliases(*(_alias(client, model, name) for name in Aliases._fields))
 
 
-def set_aliases(model: str, wanted: Aliases, settings: Settings) -> None:
-    """Bring a model's aliases to where they belong. Calling it twice changes nothing."""
+def set_aliases(model: str, wanted: Aliases, settings: Settings, *, over: int | None = None) -> None:
+    """Bring a model's aliases to where they belong. Calling it twice changes nothing.
+
+    Args:
+        model: whose.
+        wanted: where champion and previous belong.
+        settings: say where the registry is.
+        over: the candidate that is one no longer; a newer one that was registered meanwhile stays.
+    """
     client, found = connect(settings), aliases_of(model, settings)
-    # The champion last but one: until it moves, everything is as it was but for the name of the one before.
-    for name in ("previous", "champion", "candidate"):
+    # The champion last: until it moves, everything is as it was but for the name of the one before.
+    for name in ("previous", "champion"):
         number = getattr(wanted, name)
         if number == getattr(found, name):
             continue
@@ -295,10 +437,12 @@ def set_aliases(model: str, wanted: Aliases, settings: Settings) -> None:
             client.delete_registered_model_alias(model, name)
         else:
             client.set_registered_model_alias(model, name, str(number))
+    if over is not None and _alias(client, model, CANDIDATE) == over:
+        client.delete_registered_model_alias(model, CANDIDATE)
 
 
 def anchored(model: str, settings: Settings) -> str:
-    """What the registry was told of a model's last decision, or nothing."""
+    """What the registry was told of a model's last record, or nothing."""
     return anchors(settings).get(model, "")
 
 
@@ -315,9 +459,9 @@ def anchors(settings: Settings) -> dict[str, str]:
 
 
 def anchor_audit(model: str, told: str, settings: Settings) -> None:
-    """Tell the registry of a model's last decision, unless it knows of a later one; see :mod:`ml.audit`."""
+    """Tell the registry of a model's last record, unless it knows of that or a later one; see :mod:`ml.audit`."""
     known = anchored(model, settings).partition(":")[0]
-    if known and int(known) > int(told.partition(":")[0]):
+    if known and int(known) >= int(told.partition(":")[0]):
         return
     connect(settings).set_registered_model_tag(model, _ANCHOR, told)
 
@@ -363,8 +507,24 @@ def _hash_files(folder: Path) -> dict[str, str]:
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "registered_model_meta" and "__pycache__" not in file.parts
+        if file.is_file() and file != folder / "registered_model_meta"
     }
+
+
+def _hash_model(folder: Path, name: str) -> dict[str, str]:
+    """Hashes of a model's files, of which none may be compiled code: Python would run that in place of the source.
+
+    Raises:
+        Refused: one is.
+    """
+    found = _hash_files(folder)
+    compiled = sorted(file for file in found if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
+    if compiled:
+        raise Refused(
+            f"{name}: compiled code lies among its files, which whoever loads the model would run: "
+            f"{', '.join(compiled[:3])}; find out how it came there, and delete it"
+        )
+    return found
 
 
 def _policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
-from ml.store import Json
+from ml.store import Json, digest
 from ml.taxonomy import SIDES, classes
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
@@ -34,6 +34,15 @@ SHORTEST_REASON = 3
 """Characters, less blanks around them."""
 
 
+_JUDGED = re.compile(rf"judged as `({BUNDLE})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
+
+
+def bundle_of(body: str | None) -> str | None:
+    """The bundle that a review is about, by the last words of its body: what comes before them, others have said."""
+    found = _JUDGED.search(body or "")
+    return found[1] if found else None
+
+
 def rollback_title(model: str, version: int, champion: int | None) -> str:
     """The headline of a rollback's review."""
     return f"Go back to {model} version {version}, in place of {f'version {champion}' if champion else 'none'}?"
@@ -46,15 +55,6 @@ def given_reason(params: Mapping[str, object] | None) -> str:
     return stripped if len(stripped) >= SHORTEST_REASON else ""
 
 
-def judged_bundle(body: str | None) -> str | None:
-    """The bundle that a review is about, as the end of its body names it; None if it names none.
-
-    The last one: what is above may come from people, such as the reason for a rollback, and could name another.
-    """
-    found = re.findall(r"judged as `([^`]*)`", body or "")
-    return found[-1] if found and re.fullmatch(BUNDLE, found[-1]) else None
-
-
 def review_page(bundle: str) -> str:
     """Where the page of a bundle is served, below Airflow's own address."""
     return f"/breakhis/reviews/{bundle}/"
@@ -65,11 +65,14 @@ def review_title(evidence: Json) -> str:
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
-def rollback_body(version: Json, champion: Json | None, reason: str, bundles: Mapping[int, str]) -> str:
+def rollback_body(
+    version: Json, evidence_id: str, champion: Json | None, reason: str, bundles: Mapping[int, str]
+) -> str:
     """What a reviewer reads before confirming a rollback, as Markdown.
 
     Args:
         version: evidence of the former champion.
+        evidence_id: its hash.
         champion: evidence of the version that is champion now, or None.
         reason: why somebody asks for it.
         bundles: version -> the bundle that it was approved on, where that is known.
@@ -95,9 +98,9 @@ def rollback_body(version: Json, champion: Json | None, reason: str, bundles: Ma
     if shown:
         links = [f"- [What version {number} was approved on]({review_page(bundles[number])})" for number in shown]
         lines += ["### Look closer", "", *links, ""]
+    judged = f", judged as `{bundles[version['version']]}`" if version["version"] in bundles else ""
     lines += [
-        f"Version {version['version']} was judged as `{bundles.get(version['version'], 'unknown')}`. "
-        "Your answer is recorded with your name and reason."
+        f"Evidence `{evidence_id}`{judged}. Your answer is recorded with your name and reason.",
     ]
     return "\n".join(lines)
 
@@ -169,8 +172,8 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
     }
     lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
     lines += [
-        f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}`. Your answer is recorded with your name and "
-        "reason, and holds for exactly this.",
+        f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}` (SHA-256 `{digest(bundle)}`). Your answer is "
+        "recorded with your name and reason, and holds for exactly this.",
     ]
     return "\n".join(lines)
 

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     docker_shm: str = Field("1g", pattern=r"^\d+[bkmg]?$", description="Shared memory of a container.")
     docker_store: str = Field("", description="The store's root as containers see it; default: as everything does.")
     docker_mlflow_uri: str = Field("", description="MLflow as containers see it; default: as everything does.")
+    dag: str = Field("", description="The DAG that a stage runs in; Airflow's tasks say so themselves.")
+    dag_run: str = Field("", description="And the run of it.")
     reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("reviewer",), min_length=1, description="Airflow users who may answer a review, separated by commas."
     )

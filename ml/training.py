@@ -19,18 +19,19 @@ import ml
 from ml.checkpoints import Checkpoint, sweep, wait_for_others
 from ml.devices import describe
 from ml.errors import StoreError
-from ml.evaluation import Evaluation, Scores, evaluate
+from ml.evaluation import Evaluation, evaluate
 from ml.learning import OUT_OF_FOLD, VALIDATION, Learnt, Prepared, learn, prepared, scores_of
 from ml.models import join
 from ml.packaging import log_classifier
 from ml.pixels import PixelCache
+from ml.predictions import save_predictions
 from ml.presets import Preset
 from ml.progress import say
 from ml.report import write_evaluation
 from ml.settings import Settings
 from ml.splits import read_split
 from ml.store import Json, Store, digest
-from ml.taxonomy import SIDES, Task, classes
+from ml.taxonomy import SIDES, Task
 from ml.tracking import connect, use_experiment
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def train(
         checkpoint = Checkpoint(store, job)
         with checkpoint.alive():
             with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
+                _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
                 learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
@@ -149,6 +151,18 @@ def _unnoted_run(job: str, experiment_id: str, client: "MlflowClient") -> str | 
         [experiment_id], f"tags.`breakhis.job` = '{job}' and attributes.status = 'RUNNING'", max_results=1
     )
     return str(found[0].info.run_id) if found else None
+
+
+def _log_origin(run_id: str, settings: Settings) -> None:
+    """Tag the run with the run of the DAG that trains it: who started that cannot approve the model. One that another
+    run has taken up has both."""
+    if not settings.dag_run:
+        return
+    client = connect(settings)
+    known = json.loads(client.get_run(run_id).data.tags.get("breakhis.dag_runs", "[]"))
+    own = [settings.dag, settings.dag_run]
+    if own not in known:
+        client.set_tag(run_id, "breakhis.dag_runs", json.dumps([*known, own]))
 
 
 def _log_inputs(
@@ -259,7 +273,7 @@ def _evaluate_and_log(
             (learnt.backbone, learnt.head),
         )
         for name, one in scores.items():
-            _save_predictions(folder / f"{name}_predictions.parquet", one)
+            save_predictions(folder / f"{name}_predictions.parquet", one)
         mlflow.log_artifacts(scratch)
     example = store.blob(data.rows.iloc[on_test[0]]["sha256"])
     log_classifier(network, task, choice.rule, run_id, example, {"preset": preset.name, **chosen})
@@ -300,17 +314,6 @@ def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list
     client.log_batch(run_id, metrics=points)
     # By MLflow's short way, which puts them beside the model as well.
     mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
-
-
-def _save_predictions(file: Path, scores: Scores) -> None:
-    table = scores.rows[["pixel_sha256", "patient", "slide", "subtype", "label", "magnification", "source"]].copy()
-    if scores.task == "binary":
-        table["p_malignant"] = scores.probabilities
-    else:
-        for k, name in enumerate(classes(scores.task)):
-            table[f"p_{name}"] = scores.probabilities[:, k]
-    table["called"] = [classes(scores.task)[k] for k in scores.called]
-    table.to_parquet(file, index=False)
 
 
 def _check_network(

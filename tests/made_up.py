@@ -68,7 +68,8 @@ def dataset(
         ties = pd.DataFrame(columns=list(TIES), dtype="str")
     frame = frame.sort_values("pixel_sha256", ignore_index=True)
     validation = store.create("validation", [set_name], {"passed": True})
-    version = store.create("version", [len(frame), set_name], {"source": "made", "validation": validation})
+    content = {"source": "made", "validation": validation, "images": len(frame)}
+    version = store.create("version", content, content)
     meta = {
         "set": set_name,
         "images": len(frame),

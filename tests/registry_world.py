@@ -1,16 +1,22 @@
 """A registry to decide in: made-up training runs in a real MLflow, and what decisions need around it."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow.tracking import MlflowClient
 
+from ml.decision import Rule
+from ml.evaluation import Scores, evaluate
+from ml.predictions import save_predictions
 from ml.settings import Settings
-from ml.splits import split_dataset
+from ml.splits import read_split, sides_of, split_dataset
 from ml.store import Store
 from ml.tracking import connect
+from ml.training_sets import read_dataset
 from tests import made_up
 
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
@@ -52,7 +58,7 @@ class RegistryWorld:
         own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
         data = {}
         for name in sets:
-            dataset = made_up.dataset(store, made_up.rows(made_up.every_class()), set_name=name)
+            dataset = made_up.dataset(store, made_up.rows(made_up.every_class(images=5)), set_name=name)
             data[name] = (dataset, split_dataset(dataset, store)["split"])
         client = connect(own)
         for name in sets:
@@ -61,10 +67,11 @@ class RegistryWorld:
 
     def run(self, auc: float = 0.9, training_set: str = "made", **tags: str) -> str:
         """A finished training run of a binary model."""
-        metrics = {"roc_auc": auc, "macro_f1": 0.7}
-        per_class = {c: {"recall": 0.7, "precision": 0.7, "f1": 0.7, "support": 5.0} for c in ("benign", "malignant")}
-        evaluation = {"metrics": metrics, "per_class": per_class, "absent_classes": []}
         dataset, split = self.data[training_set]
+        dataset, split = tags.get("breakhis.dataset", dataset), tags.get("breakhis.split", split)
+        scores = self.scores(auc, dataset, split)
+        evaluation = evaluate(scores, draws=0)
+        weights = {"kind": "imagenet", "sha256": "0"}
         connect(self.settings)
         experiment = self.client.get_experiment_by_name(training_set)
         assert experiment
@@ -75,17 +82,36 @@ class RegistryWorld:
                     "breakhis.task": "binary",
                     "breakhis.dataset": dataset,
                     "breakhis.split": split,
-                    "breakhis.ledger": "made",
+                    "breakhis.ledger": self.store.meta(split)["ledger"],
                     "breakhis.preset": "demo",
                     "breakhis.seed": "0",
-                    "breakhis.weights": "weights-0",
+                    "breakhis.weights": self.store.create("weights", list(weights.values()), weights),
                     "breakhis.weights_kind": "imagenet",
                 }
                 | tags
             )
-            mlflow.log_dict(evaluation, "evaluation/metrics.json")
+            mlflow.log_dict(evaluation.to_json(), "evaluation/metrics.json")
+            mlflow.log_dict({"name": "demo"}, "preset.json")
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch) / "test_predictions.parquet"
+                save_predictions(file, scores)
+                mlflow.log_artifact(str(file), "evaluation")
             for name in ("report.html", "model_card.md"):
                 mlflow.log_text("made up", f"evaluation/{name}")
-            mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
+            mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
             mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
         return str(active.info.run_id)
+
+    def scores(self, auc: float, dataset: str, split: str) -> Scores:
+        """What a binary model of this area under the ROC curve might say of the test side."""
+        rows = read_dataset(dataset, self.store)
+        rows = rows[sides_of(rows, read_split(split, self.store)) == "test"].reset_index(drop=True)
+        truth = (rows["label"] == "malignant").to_numpy(dtype=np.int64)
+        malignant, benign = int(truth.sum()), int((1 - truth).sum())
+        won = round(auc * malignant * benign)  # pairs in which the malignant image has the higher probability
+        each = np.full(malignant, won // malignant)
+        each[: won % malignant] += 1
+        said = np.empty(len(rows))
+        said[truth == 0] = (np.arange(benign) + 1) / (benign + 1)
+        said[truth == 1] = (each + 0.5) / (benign + 1)
+        return Scores("binary", rows, truth, said, Rule(threshold=0.5))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.audit import CARRIED_OUT, AuditLog, anchor, chain_faults
-from ml.errors import ConfigError, Refused
+from ml.audit import CARRIED_OUT, AuditLog, anchor, chain_faults, decisions_of
+from ml.errors import ConfigError, Refused, TryAgain
 from ml.settings import Settings
 from ml.store import Store
 
@@ -131,6 +131,30 @@ def test_what_is_wrong_with_another_model_is_not_this_ones_fault(log):
     assert log.verify({}, "m-subtype") == []
     assert "its tag was removed" in log.verify({}, "m-binary")[0]
     assert log.verify({"m-subtype": "99:0"}, "m-binary")[0].startswith("the registry knows of no record of m-binary")
+
+
+def test_what_was_decided_on_what_is_past_is_decided_anew(log):
+    assert log.append("approved", "m-binary", after=4)["sequence"] == 5
+    assert log.append("approved", "m-subtype", after=0)["sequence"] == 6  # another model's records do not count
+    with pytest.raises(TryAgain, match="record 5 of the audit log was written meanwhile"):
+        log.append("approved", "m-binary", after=4)
+
+
+def test_damaged_records_are_shown_as_such(log, tmp_path):
+    store = Store((tmp_path / "store").as_uri())
+    for number in range(5, 9):
+        log.append("approved", "m-binary", version=number, by="reviewer", reason="fine", champion=None)
+    paths = files(tmp_path)
+    paths[4].write_text("{")
+    paths[5].write_text("[]")
+    record = json.loads(paths[6].read_text())
+    paths[6].write_text(json.dumps(record | {"by": "somebody else"}))
+    told = {one["sequence"]: one for one in decisions_of(store, "m-binary", log)}
+    assert [told[n]["event"] for n in (5, 6, 7, 8)] == ["damaged", "damaged", "approved", "approved"]
+    assert [told[n]["verified"] for n in (5, 6, 7, 8)] == [False, False, False, True]
+    assert told[5]["reason"] == "00000005.json is damaged"
+    assert [one["event"] for one in decisions_of(store)][:2] == ["approved", "approved"]  # without the key
+    assert "verified" not in decisions_of(store)[0]
 
 
 def test_another_key(log, tmp_path):

@@ -154,6 +154,26 @@ def test_required_evidence(changes, reason):
     assert reason in judge_evidence(evidence(**changes), policy())["summary"]
 
 
+@pytest.mark.parametrize("recall", [0.0, math.nan, None, "0.9"])
+def test_zero_recall_blocks_whether_or_not_cases_are_told(recall):
+    of_class = {"recall": recall, "precision": 0.7, "f1": 0.75, "support": 5.0}
+    per_class = evidence()["per_class"] | {"malignant": of_class}
+    assert (
+        "never recognised: malignant (unknown cases)"
+        in judge_evidence(evidence(per_class=per_class), policy())["summary"]
+    )
+    of_class["cases"] = 2
+    assert "never recognised: malignant (2 cases)" in judge_evidence(evidence(per_class=per_class), policy())["summary"]
+    del per_class["malignant"]
+    assert "never recognised: malignant" in judge_evidence(evidence(per_class=per_class), policy())["summary"]
+
+
+def test_only_known_kinds_of_weights_are_pretrained():
+    kinds = {"imagenet": True, "file": True, "random": False, "whatever": False}
+    for kind, passed in kinds.items():
+        assert judge_evidence(evidence(weights={"id": "w", "kind": kind}), policy())["passed"] is passed
+
+
 def pair(**changes):
     return {"metric": "roc_auc", "where": "out of fold", "low": -0.02, "difference": 0.0, "estimable": True} | changes
 

@@ -67,6 +67,23 @@ def test_a_sign_of_life_keeps_it(store, monkeypatch):
             pass
 
 
+def test_a_store_that_fails_for_a_moment_does_not_end_it(store, monkeypatch):
+    monkeypatch.setattr(leases, "_SECONDS_BETWEEN_BEATS", 0.05)
+    monkeypatch.setattr(leases, "_SECONDS_UNTIL_DEAD", 0.6)
+    read, failures = Store.read, iter([OSError("reset by peer"), TryAgain("slow down")])
+
+    def hiccup(self, key):
+        if threading.current_thread() is not threading.main_thread() and (error := next(failures, None)):
+            raise error
+        return read(self, key)
+
+    monkeypatch.setattr(Store, "read", hiccup)
+    with exclusively(store, "x"):
+        time.sleep(1.0)
+        with pytest.raises(TryAgain), exclusively(store, "x", patience=0.2):
+            pass
+
+
 def test_who_is_killed_is_taken_over_from(store, monkeypatch):
     code = f"""
     from ml.leases import exclusively

@@ -1,13 +1,18 @@
 """The champion beside a candidate, on predictions in a real MLflow on SQLite."""
 
+import hashlib
+import os
 import shutil
+import sys
 
+import cloudpickle
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
 from ml import comparison
+from ml.errors import Refused, TryAgain
 from ml.pairing import OUT_OF_FOLD, TEST, compare_with_champion
 from ml.policies import Comparison
 from ml.settings import Settings
@@ -25,6 +30,7 @@ class Halves(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
         n = len(model_input)
         assert all(isinstance(one, bytes) for one in model_input.iloc[:, 0])
+        assert not [name for name in os.environ if name.startswith(("BREAKHIS_", "AWS_", "MLFLOW_TRACKING_P"))]
         return pd.DataFrame({"label": ["benign"] * n, "p_benign": [0.5] * n, "p_malignant": [0.5] * n})
 
 
@@ -62,16 +68,18 @@ def predictions(cases, seed, task="binary"):
 
 
 def version(world, number, tmp_path, ledger="made", task="binary", model=None, **tables):
+    artifacts = {}
     with mlflow.start_run(experiment_id=world[1]) as run:
         for name, table in tables.items():
             file = tmp_path / f"{name}_predictions.parquet"
             table.to_parquet(file, index=False)
             mlflow.log_artifact(str(file), "evaluation")
+            artifacts[f"evaluation/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
         if model:
             mlflow.pyfunc.log_model(
                 name="model", python_model=model, pip_requirements=[], registered_model_name=f"made-{task}"
             )
-    return evidence(task, version=number, ledger=ledger, run_id=run.info.run_id)
+    return evidence(task, version=number, ledger=ledger, run_id=run.info.run_id, artifacts=artifacts)
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
@@ -101,7 +109,16 @@ def test_the_order_of_rows_does_not_matter(world, tmp_path):
     assert all(one["difference"] == 0 and one["error"] == 0 for one in told["pairs"])
 
 
-def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path):
+def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, monkeypatch):
+    """In a process that knows no secret."""
+    for name in (
+        "BREAKHIS_AUDIT_KEY",
+        "BREAKHIS_AIRFLOW_PASSWORD",
+        "MLFLOW_TRACKING_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
+        monkeypatch.setenv(name, "secret")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the other process has no tests
     store = world[0]
     old = {"out_of_fold": predictions(range(20), 1), "test": predictions(range(30, 40), 2)}
     new = {"out_of_fold": predictions(range(20), 3), "test": predictions(range(30, 44), 4)}
@@ -131,3 +148,15 @@ def test_without_out_of_fold_predictions_it_is_not_estimable(world, tmp_path):
     pairs = compare_with_champion(candidate, champion, LOOSE, world[0])["pairs"]
     assert [one["estimable"] for one in pairs] == [False, False, True, True]
     assert pairs[0]["reason"] == "version 1 has no such predictions"
+
+
+def test_predictions_that_were_changed_or_cannot_be_read(world, tmp_path):
+    test = predictions(range(30, 40), 2)
+    champion, candidate = (version(world, k, tmp_path, test=test) for k in (1, 2))
+    (file,) = (tmp_path / "artifacts" / champion["run_id"]).rglob("test_predictions.parquet")
+    predictions(range(30, 40), 9).to_parquet(file)
+    with pytest.raises(Refused, match=r"made-binary version 1: evaluation/test_predictions\.parquet .* was changed"):
+        compare_with_champion(candidate, champion, LOOSE, world[0])
+    file.unlink()
+    with pytest.raises(TryAgain, match=r"version 1: evaluation/test_predictions\.parquet of its run cannot be read"):
+        compare_with_champion(candidate, champion, LOOSE, world[0])

@@ -1,16 +1,20 @@
 """Register, gate and promote against a real MLflow registry on SQLite; Airflow's record is given by the tests."""
 
 import json
+import math
 import shutil
+import tempfile
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from ml import promotion, registry
+from ml import comparison, promotion, registry
 from ml.airflow_api import AirflowApi
 from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
@@ -24,15 +28,18 @@ from ml.promotion import (
     withdraw_version,
 )
 from ml.registry import champion_of, judge, read_content, register_run
-from ml.reviews import judged_bundle
+from ml.reviews import bundle_of
 from ml.splits import split_dataset
+from ml.store import digest
 from tests import made_up
 from tests.registry_world import RegistryWorld
 
 
 @pytest.fixture
-def world(tmp_path, fresh_database):
+def world(tmp_path, fresh_database, monkeypatch):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""
+    monkeypatch.setattr(comparison, "_SIMULATED", 50)  # the simulation is tested elsewhere
+    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 20)
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     return RegistryWorld.made(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
@@ -145,6 +152,108 @@ def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
     assert world.client.search_registered_models() == []
 
 
+def logged(world, run, name, change):
+    """Log an artifact of a run anew, changed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(
+            mlflow.artifacts.download_artifacts(run_id=run, artifact_path=f"evaluation/{name}", dst_path=scratch)
+        )
+        change(file)
+        world.client.log_artifact(run, str(file), "evaluation")
+
+
+def metrics(**changes):
+    def change(file):
+        told = json.loads(file.read_text())
+        for key, value in changes.items():
+            told[key] = told[key] | value if isinstance(value, dict) else value
+        file.write_text(json.dumps(told))
+
+    return "metrics.json", change
+
+
+def predictions(change):
+    def changed(file):
+        change(pd.read_parquet(file)).to_parquet(file, index=False)
+
+    return "test_predictions.parquet", changed
+
+
+NICER = {"roc_auc": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("harm", "logs", "told"),
+    [
+        (metrics(metrics=NICER), NICER, "metrics.roc_auc is 0.99, computed again 0.7"),
+        (
+            metrics(per_class={"malignant": {"recall": 1.0}}),
+            {},
+            "metrics.json is not what its predictions give: per_class",
+        ),
+        (metrics(slices={"source": {"made": {"metrics": {"accuracy": 1.0}}}}), {}, "slices.source.made"),
+        (metrics(intervals={"roc_auc": [0.9, 1.0]}), {}, "intervals.roc_auc"),
+        (metrics(metrics={"accuracy": math.nan}), {}, "what is no number"),
+        (metrics(intervals={"roc_auc": [math.inf, 1.0]}), {}, "what is no number"),
+        (metrics(metrics={"bundle-0123456789ab": 1.0}), {"bundle-0123456789ab": 1.0}, "metrics that nobody knows"),
+        (metrics(absent_classes=["**all is well**"]), {}, "absent_classes that nobody knows"),
+        (predictions(lambda table: table.iloc[1:]), {}, "1 images are missing and 0 are of others"),
+        (predictions(lambda table: pd.concat([table, table.iloc[:1]])), {}, "0 images are missing and 1 are of others"),
+        (predictions(lambda table: table.assign(label="benign", subtype="A")), {}, "another subtype than the dataset"),
+        (predictions(lambda table: table.assign(p_malignant=2.0)), {}, "what are no probabilities"),
+        (predictions(lambda table: table.assign(called="benign")), {}, "not those of its probabilities and rule"),
+    ],
+)
+def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
+    run = world.run(auc=0.7)
+    logged(world, run, *harm)
+    for name, value in logs.items():
+        world.client.log_metric(run, f"test_{name}", value)
+    with pytest.raises(Refused, match=told):
+        register_run(run, world.store, world.settings)
+    assert "candidate" not in aliases(world)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [
+        ("ledger", "another", "says that it is of the ledger another, its split made"),
+        ("weights_kind", "file", "are file weights; in the store they are imagenet"),
+        ("dag_runs", "{", "does not name runs"),
+    ],
+)
+def test_tags_that_are_not_true(world, tag, value, told):
+    with pytest.raises(Refused, match=told):
+        register_run(world.run(**{f"breakhis.{tag}": value}), world.store, world.settings)
+
+
+def test_what_was_made_of_another_split_is_refused(world):
+    other = made_up.dataset(world.store, made_up.rows(made_up.every_class(images=3)), ledger="another", seed=1)
+    split = split_dataset(other, world.store)["split"]
+    run = world.run()
+    held_out = {"breakhis.split": split, "breakhis.ledger": "another"}
+    sides = world.store.meta(split)["sides"]
+    assert sides != world.store.meta(world.data["made"][1])["sides"]
+    for name, tag in held_out.items():
+        world.client.set_tag(run, name, tag)
+    with pytest.raises(Refused, match=f"not of exactly the test side of {split}"):
+        register_run(run, world.store, world.settings)
+
+
+def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
+    registered = register_run(world.run(), world.store, world.settings)
+    evidence = world.store.meta(registered["evidence"])
+    assert {"preset_sha256", "code_sha256", "lock_sha256", "dag_runs"} <= evidence.keys()
+    verdict = judge("made-binary", "1", world.store, world.settings)
+    bundle = read_content(verdict["bundle"], world.store)
+    assert bundle["policy_content"]["binary"]["roc_auc"]["at_least"] == 0.8
+    assert verdict["bundle_sha256"] == digest(bundle)
+    assert verdict["bundle_sha256"] in verdict["review"]
+    airflow(registered)
+    promote(world, registered)
+    assert log(world).of("made-binary")[0]["bundle_sha256"] == digest(bundle)
+
+
 def test_gate_passes_and_records_its_verdict(world):
     registered = register_run(world.run(), world.store, world.settings)
     verdict = judge("made-binary", "1", world.store, world.settings)
@@ -177,7 +286,8 @@ def test_a_model_of_a_split_by_slide_is_a_protocol_run(world):
 def test_evidence_of_a_split_of_old_comes_out_as_it_was_recorded(world):
     """A split from before there was a choice of method and group tells none, and was by case."""
     sides = {side: {"images": 3, "cases": 1} for side in ("train", "validation", "test")}
-    old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": {}, **sides})
+    known = world.store.meta(world.data["made"][1])["sides"]
+    old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": known, **sides})
     registered = register_run(world.run(**{"breakhis.split": old}), world.store, world.settings)
     assert not {"split_method", "split_group"} & world.store.meta(registered["evidence"]).keys()
     assert judge("made-binary", "1", world.store, world.settings)["passed"]
@@ -328,6 +438,49 @@ def test_answers_that_decide_nothing(world, airflow, answer, message):
     assert decisions(world) == []
 
 
+ON_THE_WAY = {
+    ("promote", "made-binary-v1"): {"triggering_user_name": "engineer"},
+    ("retrain_made", "r1"): {"triggering_user_name": None, "run_type": "asset_triggered"},
+    ("retrain_made", "r2"): {"triggering_user_name": None},
+    ("ingest_made", "i1"): {"triggering_user_name": "reviewer"},
+}
+
+
+@pytest.mark.parametrize(
+    ("tag", "origin", "changes", "told"),
+    [
+        ([["retrain_made", "r1"]], None, {}, "reviewer started run i1 of the DAG ingest_made"),
+        ([], {"dag": "retrain_made", "run": "r1"}, {}, "reviewer started run i1 of the DAG ingest_made"),
+        ([["retrain_made", "r2"]], None, {("retrain_made", "r2"): {"triggering_user_name": "reviewer"}}, "run r2 of"),
+        ([["retrain_made", "gone"]], None, {}, "run gone of the DAG retrain_made, which Airflow has no more"),
+        ([["retrain_made", "r2"]], None, {("ingest_made", None): {}}, None),
+        ([["retrain_made", "r1"]], None, {("ingest_made", "i1"): {"triggering_user_name": "engineer"}}, None),
+        ([["retrain_made", "r1"]], None, {"by hand": True}, "an asset event that no run made"),
+    ],
+)
+def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, told):
+    registered = register_run(world.run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
+    record = airflow(registered)
+    runs = ON_THE_WAY | changes
+    events = [{"source_dag_id": "ingest_made", "source_run_id": None if "by hand" in changes else "i1"}]
+
+    def dag_run(self, dag, run):
+        if dag == "promote":
+            return record.run | {"conf": record.run["conf"] | ({"origin": origin} if origin else {})}
+        if (dag, run) not in runs:
+            raise AirflowError("no such run", status=404)
+        return {"conf": {}} | runs[dag, run]
+
+    monkeypatch.setattr(AirflowApi, "dag_run", dag_run)
+    monkeypatch.setattr(AirflowApi, "upstream_events", lambda self, dag, run: events)
+    if told is None:
+        assert promote(world, registered)["decision"] == "approved"
+        return
+    with pytest.raises(Refused, match=told):
+        promote(world, registered)
+    assert aliases(world) == {"candidate": 1}
+
+
 def test_no_answer_another_version_and_another_evidence(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     record = airflow(registered)
@@ -366,7 +519,9 @@ def test_a_policy_changed_after_the_review(world, airflow):
     registered = register_run(world.run(auc=0.7), world.store, world.settings)
     airflow(registered)
     world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.5, macro_f1: 0.5}\n")
-    with pytest.raises(Refused, match="the policy lenient was changed after it was reviewed; clear the task gate"):
+    with pytest.raises(
+        Refused, match="the policy lenient was changed after it was reviewed; start a new run of the DAG promote"
+    ):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
 
@@ -378,7 +533,7 @@ def test_a_champion_that_came_after_the_review(world, airflow):
     airflow(first)
     promote(world, first)
     record.run, record.details = reviewed
-    with pytest.raises(Refused, match="since it was reviewed, version 1 has become champion; clear the task gate"):
+    with pytest.raises(Refused, match="version 1 has become champion; start a new run of the DAG promote"):
         promote(world, second, "made-binary-v2")
     airflow(second)  # judged and reviewed anew
     promote(world, second, "made-binary-v2")
@@ -419,7 +574,7 @@ def test_several_have_to_approve(world, airflow):
     airflow(registered, {}, {"user": "second", "option": "Reject", "reason": "not yet"})
     assert promote(world, registered)["decision"] == "rejected"
     airflow(registered, {}, {"user": "second", "reason": "agreed"})
-    done = promote(world, registered)
+    done = promote(world, registered, "another")
     assert (done["decision"], done["reviewers"]) == ("approved", ["reviewer", "second"])
     assert aliases(world) == {"champion": 1}
 
@@ -428,7 +583,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT"])
+@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT", "the last anchor"])
 def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, where):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered)
@@ -443,6 +598,11 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
                 AuditLog,
                 "append",
                 lambda self, event, *a, **k: (killed if event == CARRIED_OUT else append)(self, event, *a, **k),
+            )
+        elif where == "the last anchor":
+            calls = []
+            patch.setattr(
+                promotion, "anchor_audit", lambda *a: killed() if calls else calls.append(registry.anchor_audit(*a))
             )
         else:
             patch.setattr(promotion, where, killed)
@@ -470,14 +630,14 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     airflow(first)
     late = []
 
-    def overtaken(model, wanted, settings):
+    def overtaken(model, wanted, settings, **over):
         if not late:
             late.append(wanted)
             monkeypatch.setattr(promotion, "exclusively", lambda *_: nullcontext())  # its lease has run out
             settle(model, log(world), settings)
             airflow(second)
             promote(world, second, "made-binary-v2")
-        registry.set_aliases(model, wanted, settings)
+        registry.set_aliases(model, wanted, settings, **over)
 
     monkeypatch.setattr(promotion, "set_aliases", overtaken)
     promote(world, first)
@@ -486,12 +646,15 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     assert is_whole(world)
 
 
-def test_a_review_that_was_cleared_and_answered_anew_is_another_decision(world, airflow):
+def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered, option="Reject", reason="not yet")
     promote(world, registered)
-    airflow(registered, at="2026-01-02T00:00:00Z")
-    assert promote(world, registered)["decision"] == "approved"
+    airflow(registered, at="2026-01-02T00:00:00Z")  # the review was cleared, and asked again
+    with pytest.raises(Refused, match="ended by reviewer, who rejected: not yet; start a new run of the DAG promote"):
+        promote(world, registered)
+    assert aliases(world) == {}
+    assert promote(world, registered, "by hand")["decision"] == "approved"
     assert aliases(world) == {"champion": 1}
     assert decisions(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
 
@@ -520,7 +683,7 @@ def test_a_rollback_names_what_was_approved(two_champions):
     approved = {r["version"]: r["bundle"] for r in log(world).of("made-binary") if r["event"] == APPROVED}
     proposed = propose_rollback("made-binary", "1", "it fails on 400X", world.store, world.settings)
     assert proposed["bundle"] == approved[1]
-    assert judged_bundle(proposed["review"]) == approved[1]
+    assert bundle_of(proposed["review"]) == approved[1]
     assert f"/breakhis/reviews/{approved[2]}/" in proposed["review"]
 
 
@@ -557,6 +720,9 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
     world = two_champions
     airflow.back(1, option="Reject", reason="keep it")
     assert roll(world, 1)["decision"] == "rejected"
+    airflow.back(1, at="2026-01-02T00:00:00Z")
+    with pytest.raises(Refused, match="ended by reviewer, who rejected: looks right"):
+        roll(world, 1)
     record = airflow.back(1)
     record.details["review"]["body"] = "another"
     with pytest.raises(Refused, match="what was confirmed is not what there is now"):
@@ -564,13 +730,140 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
     assert aliases(world) == {"champion": 2, "previous": 1}
 
 
+def faults(world):
+    return promotion.audit(world.store, world.settings)["faults"]
+
+
+def model_folder(version):
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/made-binary/{version}"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda w: w.client.delete_model_version_tag("made-binary", "2", "breakhis.evidence"), "was removed"),
+        (
+            lambda w: w.client.set_model_version_tag("made-binary", "2", "breakhis.evidence", "evidence-0123456789ab"),
+            "its evidence is evidence-0123456789ab, not evidence-",
+        ),
+        (lambda w: next(model_folder(2).rglob("*.pkl")).write_bytes(b""), "version 2: changed after"),
+        (lambda w: w.client.delete_registered_model_alias("made-binary", "champion"), "is on version none"),
+        (lambda w: w.client.set_registered_model_alias("made-binary", "champion", "1"), "belongs to version 2"),
+    ],
+)
+def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champions, harm, told):
+    world = two_champions
+    register_run(world.run(auc=0.97), world.store, world.settings)
+    assert faults(world) == []
+    harm(world)
+    with pytest.raises(Refused, match=told):
+        judge("made-binary", "3", world.store, world.settings)
+    assert any(told in fault for fault in faults(world))
+
+
+def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
+    world = two_champions
+    world.client.delete_registered_model_alias("made-binary", "previous")
+    assert "the alias previous is on version none, but by the audit log it belongs to version 1" in faults(world)[0]
+    world.client.set_registered_model_alias("made-binary", "previous", "1")
+    next(model_folder(1).rglob("*.pkl")).write_bytes(b"")
+    assert "version 1: changed after" in faults(world)[0]
+
+
+def test_a_champion_without_a_record_is_told(world):
+    register_run(world.run(), world.store, world.settings)
+    world.client.set_registered_model_alias("made-binary", "champion", "1")
+    told = faults(world)
+    assert "the alias champion is on version 1, but by the audit log it belongs to version none" in told[0]
+    register_run(world.run(auc=0.95), world.store, world.settings)
+    with pytest.raises(Refused, match="take the alias champion away in MLflow"):
+        judge("made-binary", "2", world.store, world.settings)
+
+
+def test_a_wiped_log_is_told_while_there_is_a_champion(two_champions):
+    world = two_champions
+    for name in world.store.keys("audit/log"):
+        world.store.remove(f"audit/log/{name}")
+    world.client.delete_registered_model_tag("made-binary", "breakhis.audit")
+    assert "the alias champion is on version 2, but by the audit log it belongs to version none" in faults(world)[0]
+
+
+def test_the_last_record_cut_off_is_told(two_champions):
+    world = two_champions
+    world.store.remove(f"audit/log/{world.store.keys('audit/log')[-1]}")
+    assert "the log's end was cut off" in faults(world)[0]
+
+
+def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
+    registered = register_run(world.run(), world.store, world.settings)
+    airflow(registered)
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "set_aliases", killed)
+        with pytest.raises(Killed):
+            promote(world, registered)
+    assert faults(world) == []  # it may be at it
+    monkeypatch.setattr(promotion, "_LONG", timedelta(0))
+    assert "record 1 (approved, version 1) has not been carried out since" in faults(world)[0]
+
+
+def test_a_rollback_is_to_what_was_champion_and_says_so(two_champions, airflow):
+    world = two_champions
+    evidence = world.client.get_model_version("made-binary", "1").tags["breakhis.evidence"]
+    record = airflow.back(1)
+    assert evidence in record.details["review"]["body"]
+    assert roll(world, 1)["evidence"] == evidence
+    next(model_folder(2).rglob("*.pkl")).write_bytes(b"")
+    airflow.back(2)
+    with pytest.raises(Refused, match="version 2: changed after"):
+        roll(world, 2, "back-2")
+    assert aliases(world) == {"champion": 1, "previous": 2}
+
+
+def test_from_a_champion_that_was_tampered_with_there_is_a_way_back(two_champions, airflow):
+    world = two_champions
+    world.client.set_model_version_tag("made-binary", "2", "breakhis.evidence", "evidence-0123456789ab")
+    airflow.back(1)
+    assert roll(world, 1)["decision"] == "rolled_back"
+
+
+def test_compiled_code_and_notes_hidden_among_model_files(world):
+    register_run(world.run(), world.store, world.settings)
+    folder = model_folder(1)
+    (folder / "registered_model_meta").write_text("MLflow's own")
+    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    (folder / "code").mkdir()
+    (folder / "code" / "registered_model_meta").write_text("hidden")
+    with pytest.raises(Refused, match="model_files"):
+        judge("made-binary", "1", world.store, world.settings)
+    (folder / "code" / "registered_model_meta").unlink()
+    (folder / "code" / "__pycache__").mkdir()
+    (folder / "code" / "__pycache__" / "serving.cpython-311.pyc").write_bytes(b"")
+    with pytest.raises(Refused, match=r"compiled code lies among its files.*serving.cpython-311.pyc"):
+        judge("made-binary", "1", world.store, world.settings)
+
+
+def test_a_candidate_that_came_meanwhile_stays_one(world):
+    for auc in (0.9, 0.95):
+        register_run(world.run(auc=auc), world.store, world.settings)
+    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=1)
+    assert aliases(world) == {"champion": 1, "candidate": 2}
+    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=2)
+    assert aliases(world) == {"champion": 1}
+
+
 def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow):
     world = two_champions
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
     moved = check_aliases("made-binary", log(world), world.settings)
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow(third)
+    world.client.set_registered_model_alias("made-binary", "champion", "1")
     with pytest.raises(Refused, match="moved behind the log's back"):
         promote(world, third, "made-binary-v3")
     airflow.back(2)
@@ -597,6 +890,14 @@ def test_a_withdrawn_candidate_can_be_approved_no_more(world, airflow):
     assert record.run["conf"]["version"] == "1"
 
 
+def test_what_is_no_version_cannot_be_withdrawn(world, airflow):
+    register_run(world.run(), world.store, world.settings)
+    airflow.back(7)
+    with pytest.raises(RegistryError, match="no version 7"):
+        withdraw_version("made-binary", "7", "out", world.store, world.settings)
+    assert decisions(world) == []
+
+
 def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
     airflow.back(2)
     with pytest.raises(Refused, match="is the champion"):
@@ -605,11 +906,11 @@ def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
 
 def test_the_end_of_the_log_cut_off_stops_everything(two_champions, airflow):
     world = two_champions
+    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    airflow(third)
     names = world.store.keys("audit/log")
     for name in names[2:]:
         world.store.remove(f"audit/log/{name}")
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
-    airflow(third)
     with pytest.raises(Refused, match="the log's end was cut off; nothing is decided about made-binary"):
         promote(world, third, "made-binary-v3")
     assert not is_whole(world)

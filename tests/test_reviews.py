@@ -4,7 +4,7 @@ import pytest
 
 from ml.gates import judge_evidence
 from ml.policies import Policy
-from ml.reviews import given_reason, judged_bundle, review_body, rollback_body
+from ml.reviews import bundle_of, given_reason, review_body, rollback_body
 from ml.store import Json
 from tests.made_up import evidence
 
@@ -40,7 +40,7 @@ def test_the_review_says_what_would_replace_what() -> None:
     assert "no test image:** PT" in body
     assert "[MLflow](http://localhost/x)" in body
     assert "evidence-0123456789ab" in body
-    assert "judged as `bundle-0`" in body
+    assert "judged as `bundle-0` (SHA-256 `" in body
     assert body.index("| train |") < body.index("| validation |") < body.index("| test |")
     worse = body[body.index("### What got worse") : body.index("### Gates")]
     assert "ROC AUC 0.9500 → 0.9000" in worse
@@ -81,22 +81,34 @@ def test_a_review_leads_to_its_page_and_to_the_report() -> None:
     body = review_body(bundle(STRICT), "bundle-0123456789ab", {"MLflow": "http://localhost/x"})
     assert "](/breakhis/reviews/bundle-0123456789ab/)" in body
     assert "](/breakhis/reviews/bundle-0123456789ab/candidate/report.html)" in body
-    assert judged_bundle(body) == "bundle-0123456789ab"
+    assert bundle_of(body) == "bundle-0123456789ab"
 
 
 def test_a_rollback_leads_to_what_both_were_approved_on() -> None:
     old, now = evidence(version=1), evidence(version=2)
-    body = rollback_body(old, now, "fails on 400X", {1: "bundle-111111111111", 2: "bundle-222222222222"})
+    body = rollback_body(
+        old, "evidence-0123456789ab", now, "fails on 400X", {1: "bundle-111111111111", 2: "bundle-222222222222"}
+    )
     assert "[What version 1 was approved on](/breakhis/reviews/bundle-111111111111/)" in body
     assert "[What version 2 was approved on](/breakhis/reviews/bundle-222222222222/)" in body
-    assert judged_bundle(body) == "bundle-111111111111"
+    assert bundle_of(body) == "bundle-111111111111"
 
 
 def test_a_reason_cannot_name_the_bundle() -> None:
     forged = "judged as `bundle-666666666666`"
-    assert judged_bundle(rollback_body(evidence(version=1), None, forged, {1: "bundle-111111111111"})) == (
-        "bundle-111111111111"
-    )
-    assert judged_bundle(rollback_body(evidence(version=1), None, forged, {})) is None
-    assert judged_bundle(None) is None
-    assert judged_bundle("see bundle-666666666666") is None
+    assert bundle_of(
+        rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {1: "bundle-111111111111"})
+    ) == ("bundle-111111111111")
+    assert bundle_of(rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {})) is None
+    assert bundle_of(None) is None
+    assert bundle_of("see bundle-666666666666") is None
+
+
+def test_the_bundle_is_told_by_the_last_words_alone() -> None:
+    own, forged = "bundle-0123456789ab", "bundle-ba9876543210"
+    words = f"judged as `{forged}` (SHA-256 `{'0' * 64}`). Your answer is recorded."
+    body = review_body(bundle(STRICT, absent_classes=[words]), own, {words: words})
+    assert forged in body
+    assert bundle_of(body) == own
+    assert bundle_of(rollback_body(evidence(), "evidence-0123456789ab", None, words, {})) is None
+    assert bundle_of(None) is None

@@ -28,6 +28,7 @@ _PREFIXES = (
 )
 _NEVER = (
     "BREAKHIS_AIRFLOW_",  # the service account, which only the stage that is given the connection may use
+    "BREAKHIS_AUDIT_KEY",  # likewise: who has it can write the record of decisions
     "MLFLOW_FLASK_SERVER_SECRET_KEY",  # keys of the MLflow server, where it shares our environment
     "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
     "MLFLOW_AUTH_",

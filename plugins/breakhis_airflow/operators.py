@@ -128,7 +128,8 @@ class StageOperator(BaseOperator):
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
         secrets, given = self._connect()
         output = _Output(self.log, hidden=secrets)
-        job = Job([self.stage, *self.arguments], key, {**stage_environment(os.environ), **given}, context)
+        origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
+        job = Job([self.stage, *self.arguments], key, {**stage_environment(os.environ), **origin, **given}, context)
         self.log.info("Running: %s", " ".join(job.command(settings().store)))
         ended = self.run_stage(job, output)
         self.stage_result, _ = Store(settings().store, {**os.environ, **given}).read(ended.key)

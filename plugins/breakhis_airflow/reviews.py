@@ -19,8 +19,8 @@ from ml.audit import chain_faults, decisions_of
 from ml.errors import StoreError
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
-from ml.promotion import APPROVED, ROLLED_BACK
-from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, got_worse, judged_bundle
+from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, bundle_of, got_worse
+from ml.standing import APPROVED, ROLLED_BACK
 from ml.store import Json, Store, object_id
 from ml.taxonomy import SIDES, SUBTYPE_NAMES, classes
 from ml.training_sets import dataset_changes
@@ -188,7 +188,7 @@ def waiting_reviews() -> list[Waiting]:
 def _waiting(detail: Any) -> Waiting:
     ti = detail.task_instance
     form = on_this_site(form_of(ti.dag_id, ti.run_id, ti.task_id))
-    return Waiting(detail.subject, judged_bundle(detail.body), _minute(detail.created_at), form, ti.dag_id)
+    return Waiting(detail.subject, bundle_of(detail.body), _minute(detail.created_at), form, ti.dag_id)
 
 
 def audit_check() -> AuditCheck:

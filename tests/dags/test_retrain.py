@@ -67,7 +67,11 @@ def test_each_candidate_is_handed_over_once(dag):
     assert task.trigger_dag_id == "promote"
     assert task.trigger_run_id == "demo-binary-v{{ ti.xcom_pull(task_ids='register_binary')['version'] }}"
     assert task.conf == {
-        key: f"{{{{ ti.xcom_pull(task_ids='register_binary')['{key}'] }}}}" for key in ("model", "version", "evidence")
+        "origin": {"dag": "{{ dag.dag_id }}", "run": "{{ run_id }}"},
+        **{
+            key: f"{{{{ ti.xcom_pull(task_ids='register_binary')['{key}'] }}}}"
+            for key in ("model", "version", "evidence")
+        },
     }
     assert task.skip_when_already_exists is True
     assert task.wait_for_completion is False

@@ -149,6 +149,7 @@ SECRETS = {
     "AIRFLOW_CONN_BREAKHIS_AIRFLOW": '{"conn_type": "http", "host": "http://a:80", "password": "planted-4"}',
     "BREAKHIS_AIRFLOW_PASSWORD": "planted-5",
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "planted-6",
+    "BREAKHIS_AUDIT_KEY": "planted-9",
     "TF_TOKEN_app_terraform_io": "planted-7",
     "POSTGRES_PASSWORD": "planted-8",
 }
