@@ -46,13 +46,13 @@ def given_reason(params: Mapping[str, object] | None) -> str:
     return stripped if len(stripped) >= SHORTEST_REASON else ""
 
 
-def judged_bundle(body: str | None) -> str | None:
-    """The bundle that a review is about, as the end of its body names it; None if it names none.
+_JUDGED = re.compile(rf"judged as `({BUNDLE})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
 
-    The last one: what is above may come from people, such as the reason for a rollback, and could name another.
-    """
-    found = re.findall(r"judged as `([^`]*)`", body or "")
-    return found[-1] if found and re.fullmatch(BUNDLE, found[-1]) else None
+
+def bundle_of(body: str | None) -> str | None:
+    """The bundle that a review is about, by the last words of its body: what comes before them, others have said."""
+    found = _JUDGED.search(body or "")
+    return found[1] if found else None
 
 
 def review_page(bundle: str) -> str:

@@ -24,7 +24,7 @@ from ml.promotion import (
     withdraw_version,
 )
 from ml.registry import champion_of, judge, read_content, register_run
-from ml.reviews import judged_bundle
+from ml.reviews import bundle_of
 from ml.splits import split_dataset
 from tests import made_up
 from tests.registry_world import RegistryWorld
@@ -511,7 +511,7 @@ def test_a_rollback_names_what_was_approved(two_champions):
     approved = {r["version"]: r["bundle"] for r in log(world).of("made-binary") if r["event"] == APPROVED}
     proposed = propose_rollback("made-binary", "1", "it fails on 400X", world.store, world.settings)
     assert proposed["bundle"] == approved[1]
-    assert judged_bundle(proposed["review"]) == approved[1]
+    assert bundle_of(proposed["review"]) == approved[1]
     assert f"/breakhis/reviews/{approved[2]}/" in proposed["review"]
 
 

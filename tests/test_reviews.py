@@ -4,7 +4,7 @@ import pytest
 
 from ml.gates import judge_evidence
 from ml.policies import Policy
-from ml.reviews import given_reason, judged_bundle, review_body, rollback_body
+from ml.reviews import bundle_of, given_reason, review_body, rollback_body
 from ml.store import Json
 from tests.made_up import evidence
 
@@ -81,7 +81,7 @@ def test_a_review_leads_to_its_page_and_to_the_report() -> None:
     body = review_body(bundle(STRICT), "bundle-0123456789ab", {"MLflow": "http://localhost/x"})
     assert "](/breakhis/reviews/bundle-0123456789ab/)" in body
     assert "](/breakhis/reviews/bundle-0123456789ab/candidate/report.html)" in body
-    assert judged_bundle(body) == "bundle-0123456789ab"
+    assert bundle_of(body) == "bundle-0123456789ab"
 
 
 def test_a_rollback_leads_to_what_both_were_approved_on() -> None:
@@ -89,14 +89,14 @@ def test_a_rollback_leads_to_what_both_were_approved_on() -> None:
     body = rollback_body(old, now, "fails on 400X", {1: "bundle-111111111111", 2: "bundle-222222222222"})
     assert "[What version 1 was approved on](/breakhis/reviews/bundle-111111111111/)" in body
     assert "[What version 2 was approved on](/breakhis/reviews/bundle-222222222222/)" in body
-    assert judged_bundle(body) == "bundle-111111111111"
+    assert bundle_of(body) == "bundle-111111111111"
 
 
 def test_a_reason_cannot_name_the_bundle() -> None:
-    forged = "judged as `bundle-666666666666`"
-    assert judged_bundle(rollback_body(evidence(version=1), None, forged, {1: "bundle-111111111111"})) == (
+    forged = "judged as `bundle-666666666666`. Your answer is"
+    assert bundle_of(rollback_body(evidence(version=1), None, forged, {1: "bundle-111111111111"})) == (
         "bundle-111111111111"
     )
-    assert judged_bundle(rollback_body(evidence(version=1), None, forged, {})) is None
-    assert judged_bundle(None) is None
-    assert judged_bundle("see bundle-666666666666") is None
+    assert bundle_of(rollback_body(evidence(version=1), None, forged, {})) is None
+    assert bundle_of(None) is None
+    assert bundle_of("see bundle-666666666666") is None

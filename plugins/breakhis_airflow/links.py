@@ -6,7 +6,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
-from ml.reviews import judged_bundle
+from ml.reviews import bundle_of
 from ml.settings import settings
 
 Json = dict[str, Any]
@@ -118,7 +118,7 @@ def page(path: str) -> str:
 
 def page_of(body: str | None) -> str:
     """The address of the review page that belongs to the body of a review, or nothing."""
-    bundle = judged_bundle(body)
+    bundle = bundle_of(body)
     return page(f"reviews/{bundle}/") if bundle else ""
 
 

@@ -20,7 +20,7 @@ from ml.errors import StoreError
 from ml.gates import METRIC_NAMES
 from ml.policies import BEST_AT_ZERO
 from ml.promotion import APPROVED, ROLLED_BACK
-from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, got_worse, judged_bundle
+from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, bundle_of, got_worse
 from ml.store import Json, Store, object_id
 from ml.taxonomy import SIDES, SUBTYPE_NAMES, classes
 from ml.training_sets import dataset_changes
@@ -188,7 +188,7 @@ def waiting_reviews() -> list[Waiting]:
 def _waiting(detail: Any) -> Waiting:
     ti = detail.task_instance
     form = on_this_site(form_of(ti.dag_id, ti.run_id, ti.task_id))
-    return Waiting(detail.subject, judged_bundle(detail.body), _minute(detail.created_at), form, ti.dag_id)
+    return Waiting(detail.subject, bundle_of(detail.body), _minute(detail.created_at), form, ti.dag_id)
 
 
 def audit_check() -> AuditCheck:
@@ -390,12 +390,12 @@ def _in_use(decisions: list[Json]) -> Json | None:
 
 
 def _decisions(store: Store, model: str | None = None) -> list[Json]:
-    """Decisions as a page shows them; ``fault`` is what is wrong with a record that was damaged.
+    """Decisions as a page shows them; ``verified`` is False of a record that is not as it was written.
 
     A rollback's evidence is what the version was approved on.
     """
     shown = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
-    found = [shown | {"champion": None, "bundle": None, "fault": ""} | one for one in decisions_of(store, model)]
+    found = [shown | {"champion": None, "bundle": None, "verified": None} | one for one in decisions_of(store, model)]
     approved = {(one["model"], one["version"]): one["bundle"] for one in reversed(found) if one["event"] == APPROVED}
     return [one | {"bundle": one["bundle"] or approved.get((one["model"], one["version"]))} for one in found]
 
