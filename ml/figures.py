@@ -328,7 +328,7 @@ def _panels(n: int, side: float, wide: float | None = None) -> "tuple[Figure, li
     columns = min(n, 4)
     rows = -(-n // columns)
     width = wide if n == 1 and wide else columns * side
-    figure = Figure(figsize=(width, rows * side + 0.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(width, rows * side + 0.7), dpi=_DPI, layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[n:]:
         axes.axis("off")

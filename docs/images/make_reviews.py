@@ -114,7 +114,7 @@ def approve(page: Page, model: str, version: int) -> None:
     until(lambda: aliases_of(model, settings()).champion == version, f"{model} version {version} is the champion")
     until(lambda: decision(model) == ("approved", version), "the approval is in the audit log")
     page.goto(address(page, LIST))
-    ours(page).get_by_text(WHY).wait_for()
+    ours(page).get_by_text(WHY).first.wait_for()
     to_top(ours(page).get_by_role("heading", name="Decided"))
     take(page, "review-decided")
     print(f"{model} version {version} was approved and is the champion")
@@ -151,7 +151,7 @@ def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None
     until(lambda: decision(model) == ("rolled back", back_to), "the rollback is in the audit log")
     assert aliases_of(model, settings()).previous == version
     page.goto(address(page, LIST))
-    ours(page).get_by_text(WHY_CONFIRMED).wait_for()
+    ours(page).get_by_text(WHY_CONFIRMED).first.wait_for()
     to_top(ours(page).get_by_role("heading", name="Decided"))
     take(page, "rollback-decided")
     check(page, "the list after decisions")

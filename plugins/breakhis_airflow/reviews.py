@@ -391,12 +391,12 @@ def _in_use(decisions: list[Json]) -> Json | None:
 
 
 def _decisions(store: Store, model: str | None = None) -> list[Json]:
-    """Decisions as a page shows them; ``fault`` is what is wrong with a record that was damaged.
+    """Decisions as a page shows them; ``verified`` is False of a record that is not as it was written.
 
     A rollback's evidence is what the version was approved on.
     """
     shown = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
-    found = [shown | {"champion": None, "bundle": None, "fault": ""} | one for one in decisions_of(store, model)]
+    found = [shown | {"champion": None, "bundle": None, "verified": None} | one for one in decisions_of(store, model)]
     approved = {(one["model"], one["version"]): one["bundle"] for one in reversed(found) if one["event"] == APPROVED}
     return [one | {"bundle": one["bundle"] or approved.get((one["model"], one["version"]))} for one in found]
 

@@ -36,7 +36,8 @@ def test_a_training_leads_to_its_report_and_a_gate_to_the_review_page():
 
 def test_a_review_leads_to_its_page_while_it_waits():
     bundle = "bundle-0123456789ab"
-    task = ReviewOperator(task_id="review", subject="Promote?", body=f"see bundle-666666666666; judged as `{bundle}`.")
+    body = f"see bundle-666666666666; judged as `{bundle}`. Your answer is recorded."
+    task = ReviewOperator(task_id="review", subject="Promote?", body=body)
     (link,) = task.operator_extra_links
     assert link.get_link(task, ti_key=None).endswith(f"/breakhis/reviews/{bundle}/")
     task.body = "{{ ti.xcom_pull(task_ids='gate')['review'] }}"

@@ -291,9 +291,9 @@ def test_a_record_that_is_missing_or_damaged_is_told(reader, store, tmp_path, mo
     records = [decide(store, tmp_path, reason=f"reason {n}") for n in range(3)]
     assert "No record is missing" in reader.get("/reviews/").text
     monkeypatch.setattr(
-        reviews, "decisions_of", lambda store, model=None: [{**records[2], "fault": "edited"}, *records[:2]]
+        reviews, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
     )
-    assert "damaged record: edited" in reader.get("/reviews/").text
+    assert reader.get("/reviews/").text.count("this record is not as it was written") == 1
     store.remove("audit/log/00000002.json")
     page = reader.get("/reviews/").text
     assert "audit log" in page
@@ -322,7 +322,7 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     made = "bundle-0123456789ab"
     task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    body = f"judged as `{made}`."
+    body = f"judged as `{made}`. Your answer is recorded."
     found = reviews._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
     assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")
