@@ -10,7 +10,8 @@ B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM T
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from ml.errors import ConfigError, Conflict, Refused, TryAgain
@@ -34,14 +35,8 @@ class AuditLog:
     """
 
     def __init__(self, store: Store, settings: Settings) -> None:
-        secret = settings.audit_key.get_secret_value()
-        if not secret:
-            raise ConfigError(
-                "decisions are recorded under a key: set BREAKHIS_AUDIT_KEY (in Airflow: the connection "
-                "breakhis_audit); the local stack and .env have one"
-            )
         self._store = store
-        self._key = secret.encode()
+        self._key = _key_of(settings)
 
     def append(self, event: str, model: str, *, after: int | None = None, **facts: object) -> Json:
         """Add a record at the end, whoever else adds one; returns it.
@@ -162,6 +157,54 @@ class AuditLog:
     def _code(self, record: Json) -> str:
         content = {name: value for name, value in record.items() if name != "code"}
         return hmac.new(self._key, canonical(content), hashlib.sha256).hexdigest()
+
+
+class SealedMemos:
+    """Memos of the store that only who has the key can have written.
+
+    Args:
+        store: holds them, and beside them what others wrote of the same.
+        settings: have the key.
+        alike: whether what others wrote is as good as what was made anew: on another machine the last digits differ.
+
+    Raises:
+        ConfigError: the settings have no key.
+    """
+
+    def __init__(self, store: Store, settings: Settings, alike: Callable[[Json, Json], bool]) -> None:
+        self._store = store
+        self._alike = alike
+        self._key = _key_of(settings)
+
+    def memo(self, name: str, inputs: object) -> Json | None:
+        """What was made of these inputs earlier, or None."""
+        known = self._store.memo(f"{name}-sealed", inputs) or {}
+        result, code = known.get("result"), str(known.get("code"))
+        return result if hmac.compare_digest(code.encode(), self._code(name, inputs, result).encode()) else None
+
+    def set_memo(self, name: str, inputs: object, result: Json) -> None:
+        """Remember what was made of these inputs: in the words of others if these were right, else put theirs right."""
+        others = self._store.memo(name, inputs)
+        if others and self._alike(others, result):
+            result = others
+        else:
+            self._store.set_memo(name, inputs, result)
+        self._store.set_memo(f"{name}-sealed", inputs, {"result": result, "code": self._code(name, inputs, result)})
+
+    def _code(self, name: str, inputs: object, result: Json | None) -> str:
+        # Not in the canonical spelling, which knows no NaN: the simulation may.
+        told = json.dumps(["memo", name, inputs, result], sort_keys=True)
+        return hmac.new(self._key, told.encode(), hashlib.sha256).hexdigest()
+
+
+def _key_of(settings: Settings) -> bytes:
+    secret = settings.audit_key.get_secret_value()
+    if not secret:
+        raise ConfigError(
+            "decisions are recorded under a key: set BREAKHIS_AUDIT_KEY (in Airflow: the connection "
+            "breakhis_audit); the local stack and .env have one"
+        )
+    return secret.encode()
 
 
 def last_of(records: Iterable[Json]) -> int:

@@ -14,7 +14,7 @@ analysis of clustered ROC curve data", Biometrics 53(2), 1997, for the areas as 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ml.decision import Rule
 from ml.evaluation import Probabilities, Scores, Truth, bootstrap_weights
 from ml.policies import REQUIRED_LIMITS, Comparison
-from ml.store import Json, Store
+from ml.store import Json
 from ml.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ Singles = NDArray[np.float32]
 SIZE = 0.05
 """How often a version that is worse by the margin may pass."""
 
+LEAST = 1.6448536269514722
+"""The critical value of endlessly many cases, the normal distribution's 95% quantile. With fewer it is larger."""
+
 _DRAWS = 2000  # of patients, for the standard error of a real comparison
 _SIMULATED = 2000  # data sets a world
 _DRAWS_SIMULATED = 200  # of patients, in each of them
@@ -43,6 +46,16 @@ _CASE_SHARES = (0.2, 0.5, 0.8)  # of the variance of a model's scores that lies 
 _CORRELATIONS = (0.3, 0.6, 0.9)  # between the scores of the two models
 _LEVELS = tuple(round(0.05 * k, 2) for k in range(4, 20))  # what the champion's metric is rounded to
 _VERSION = 2  # of the simulation; another one finds its own critical values
+
+
+class Memos(Protocol):
+    """Where results of the simulation are kept, such as a store."""
+
+    def memo(self, name: str, inputs: object) -> Json | None:
+        """What was kept, or None."""
+
+    def set_memo(self, name: str, inputs: object, result: Json) -> None:
+        """Keep it."""
 
 
 class Predictions(NamedTuple):
@@ -83,7 +96,7 @@ class Critical:
         return float(np.interp(error, np.array(self.errors)[ordered], np.array(self.powers)[ordered]))
 
 
-def compare(where: str, both: Predictions, rule: Comparison, store: Store) -> list[Json]:
+def compare(where: str, both: Predictions, rule: Comparison, memos: Memos) -> list[Json]:
     """Compare on one side, in AUC and in macro-F1.
 
     Returns:
@@ -123,7 +136,7 @@ def compare(where: str, both: Predictions, rule: Comparison, store: Store) -> li
             )
         spread = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
         new, old = new[0], old[0]
-        found = critical(both.task, metric, counts, float(old), rule.margin, store)
+        found = critical(both.task, metric, counts, float(old), rule.margin, memos)
         # With few cases no critical value may hold; a difference of two shares is never below -1, whatever was drawn.
         low, power = max(float(new - old - found.value * spread), -1.0), found.power(spread)
         one |= {
@@ -242,8 +255,8 @@ def area_of(found: Sequence[Numbers], truth: Truth, images: Numbers, weights: Nu
 # --- the simulation ---------------------------------------------------------------------------------------------------
 
 
-def critical(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float, store: Store) -> Critical:
-    """The critical value of a comparison, its size and its power; simulated once and kept in the store.
+def critical(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float, memos: Memos) -> Critical:
+    """The critical value of a comparison, its size and its power; simulated once and kept.
 
     Args:
         task: whose classes.
@@ -251,16 +264,35 @@ def critical(task: Task, metric: str, counts: tuple[int, ...], level: float, mar
         counts: cases of each class.
         level: the champion's metric, of which the steps of 0.05 are told apart.
         margin: of the comparison.
-        store: where it is kept.
+        memos: where it is kept. What cannot have come of the simulation is simulated anew.
     """
     least = World(task, metric, counts, 0.5, 0.5).chance + margin
     near = min((one for one in _LEVELS if one >= least), key=lambda one: abs(one - level), default=_LEVELS[-1])
     inputs = [_VERSION, task, metric, list(counts), near, margin, _SIMULATED, _DRAWS_SIMULATED, _IMAGES]
-    known = store.memo("critical", inputs)
-    if not known:
-        known = simulate(task, metric, counts, near, margin)
-        store.set_memo("critical", inputs, known)
+    known = memos.memo("critical", inputs)
+    if not known or not _is_possible(known):
+        made = simulate(task, metric, counts, near, margin)
+        memos.set_memo("critical", inputs, made)
+        known = memos.memo("critical", inputs) or made
     return Critical(known["value"], known["size"], tuple(known["errors"]), tuple(known["powers"]))
+
+
+def is_alike(one: Json, other: Json) -> bool:
+    """Whether two simulations of the same came to the same, but for what differs between machines."""
+    if not (_is_possible(one) and _is_possible(other)):
+        return False
+    a, b = ([known["value"], known["size"], *known["errors"], *known["powers"]] for known in (one, other))
+    return bool(np.allclose(a, b, rtol=1e-3, atol=2e-3, equal_nan=True))
+
+
+def _is_possible(known: Json) -> bool:
+    """Whether a memo may have come of the simulation."""
+    worlds = len(_CASE_SHARES) * len(_CORRELATIONS)
+    lists = [known.get("errors"), known.get("powers")]
+    if not all(isinstance(one, list) and len(one) == worlds for one in lists):
+        return False
+    numbers = [known.get("value"), known.get("size"), *lists[0], *lists[1]]  # type: ignore[misc]
+    return all(isinstance(one, int | float) for one in numbers) and numbers[0] >= LEAST
 
 
 def simulate(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float) -> Json:
@@ -275,7 +307,7 @@ def simulate(task: Task, metric: str, counts: tuple[int, ...], level: float, mar
         difference, error = world.draw(*worse, _SIMULATED, seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # of a data set in which both say the same
             needed.append(float(np.quantile(np.nan_to_num((difference + margin) / error), 1 - SIZE)))
-    value = max(needed)
+    value = max(LEAST, *needed)
     worst = int(np.argmax(needed))
     sizes = passes(*worlds[worst].draw(*worse, _SIMULATED, 100 + worst), value, margin)
     for seed, world in enumerate(worlds):

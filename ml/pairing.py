@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.comparison import Predictions, compare
+from ml.comparison import Memos, Predictions, compare
 from ml.errors import Refused, RegistryError, TryAgain
 from ml.evaluation import Probabilities, Truth
 from ml.policies import REQUIRED_LIMITS, Comparison
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OUT_OF_FOLD, TEST = "out of fold", "on the test side"
 
 
-def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, store: Store) -> Json:
+def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, store: Store, memos: Memos) -> Json:
     """Compare a version with the champion, paired by case, on the images that both can be scored on.
 
     Where the ledger has grown since the champion was trained, the champion classifies the test images it has not seen;
@@ -32,7 +32,8 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
         evidence: of the candidate.
         champion: the same of the champion.
         rule: of the policy.
-        store: holds pictures and the simulation's results.
+        store: holds pictures.
+        memos: hold the simulation's results.
 
     Returns:
         ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.comparison.compare`.
@@ -61,7 +62,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
             continue
         if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
             old = _rescored(old, unseen, champion, evidence["dataset"], store)
-        told["pairs"] += compare(where, _paired(task, new, old), rule, store)
+        told["pairs"] += compare(where, _paired(task, new, old), rule, memos)
     return {**told, "comparable": True}
 
 

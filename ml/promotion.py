@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from ml.airflow_api import AirflowApi
-from ml.audit import AuditLog, anchor, last_of
+from ml.audit import AuditLog, SealedMemos, anchor, last_of
+from ml.comparison import is_alike
 from ml.errors import AirflowError, BreakhisError, ConfigError, Refused, RegistryError, StoreError, TryAgain
 from ml.leases import exclusively
 from ml.progress import say
@@ -90,7 +91,9 @@ def promote_version(
         airflow.check_not_rejected(records)
         if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
-        judged = judge(model, number, store, settings, evidence=answers.evidence, records=records)
+        # What the gate task has simulated, it has kept where others may write: here it is simulated again.
+        memos = SealedMemos(store, settings, is_alike)
+        judged = judge(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
         if any(body != judged["review"] for body in answers.bodies):
             raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
         airflow.check_not_theirs(answers, judged["dag_runs"])

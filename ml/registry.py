@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.audit import unchecked
+from ml.comparison import Memos
 from ml.errors import ConfigError, DataError, Refused, RegistryError
 from ml.gates import METRIC_NAMES, judge_evidence
 from ml.pairing import compare_with_champion
@@ -211,13 +212,14 @@ def judge(
     evidence: str | None = None,
     policy: str | None = None,
     records: Sequence[Json] | None = None,
+    memos: Memos | None = None,
 ) -> Json:
     """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
 
     What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
     comparison and the policy with its hash. Its id is its hash, and an approval holds for exactly that. Another
     policy's verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit
-    log, by who has checked them.
+    log, by who has checked them; ``memos`` keep the simulation's results, by default as anybody may write them.
 
     Returns:
         ``{model, version, passed, gates, warnings, evidence, bundle, bundle_sha256, dag_runs, policy, policy_hash,
@@ -237,7 +239,7 @@ def judge(
     found = _policy(model, settings, policy)
     comparison = None
     if champion and isinstance(found, Policy):
-        comparison = compare_with_champion(facts, champion, found.comparison, store)
+        comparison = compare_with_champion(facts, champion, found.comparison, store, memos or store)
     verdict = judge_evidence(facts, found, comparison)
     bundle = {
         "evidence_id": recorded,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.audit import CARRIED_OUT, AuditLog, anchor, chain_faults, decisions_of
+from ml.audit import CARRIED_OUT, AuditLog, SealedMemos, anchor, chain_faults, decisions_of
 from ml.errors import ConfigError, Refused, TryAgain
 from ml.settings import Settings
 from ml.store import Store
@@ -206,3 +206,15 @@ def test_what_is_seen_without_the_key(log, tmp_path, change, told):
     assert chain_faults(store) == []
     change(files(tmp_path))
     assert chain_faults(store)[: len(told)] == told
+
+
+def test_a_memo_that_somebody_else_wrote_is_none(tmp_path):
+    store = Store((tmp_path / "store").as_uri())
+    sealed = SealedMemos(store, Settings(home=tmp_path, store=store.root, audit_key="secret"), lambda *_: False)
+    sealed.set_memo("critical", [1], {"value": 2.0})
+    assert sealed.memo("critical", [1]) == {"value": 2.0}
+    assert sealed.memo("critical", [2]) is None
+    code = store.memo("critical-sealed", [1])["code"]
+    for forged in ({"result": {"value": 0.0}, "code": code}, {"result": {"value": 0.0}}, {}):
+        store.set_memo("critical-sealed", [1], forged)
+        assert sealed.memo("critical", [1]) is None

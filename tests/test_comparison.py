@@ -1,3 +1,6 @@
+import json
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml import comparison
+from ml.audit import SealedMemos
 from ml.comparison import (
     Critical,
     Predictions,
@@ -14,6 +18,7 @@ from ml.comparison import (
     confusions,
     critical,
     f1_of,
+    is_alike,
     pairs,
     passes,
     simulate,
@@ -21,6 +26,7 @@ from ml.comparison import (
 from ml.decision import Rule
 from ml.evaluation import Scores, metrics_of
 from ml.policies import Comparison
+from ml.settings import Settings
 from ml.store import Store
 from ml.taxonomy import SUBTYPES, Task, classes, label_of
 
@@ -161,3 +167,31 @@ def test_signals_give_the_levels_they_are_for():
         same, worse = world.signals(level, level - 0.05)
         differences, _ = world.draw(same, worse, 3, 0)
         assert differences.mean() == pytest.approx(-0.05, abs=0.02)
+
+
+def test_a_memo_that_cannot_have_come_of_the_simulation_is_simulated_anew(store, quick, monkeypatch):
+    arguments = ("binary", "roc_auc", (4, 4), 0.9, 0.05, store)
+    known = critical(*arguments)
+    memos = store.path("objects/memos/critical")
+    (file,) = memos.iterdir()
+    whole = json.loads(file.read_text())
+    for harm in ({"value": 0.0}, {"value": 1.6}, {"value": math.nan}, {"powers": []}, {"errors": None}, {"size": "0"}):
+        file.write_text(json.dumps(whole | harm))
+        assert critical(*arguments) == known
+    assert known.value >= 1.6448
+
+
+def test_who_decides_simulates_anew_and_keeps_what_is_right(store, quick, tmp_path):
+    """What somebody wrote is taken where it is the same but for the last digits, and put right where it is not."""
+    settings = Settings(home=tmp_path, store=store.root, audit_key="secret")
+    arguments = ("binary", "roc_auc", (4, 9), 0.9, 0.05)
+    plain = critical(*arguments, store)
+    (file,) = store.path("objects/memos/critical").iterdir()
+    whole = json.loads(file.read_text())
+    for harm, kept in (({"value": whole["value"] + 1e-6}, True), ({"value": 1.7, "powers": [0.9] * 9}, False)):
+        file.write_text(json.dumps(whole | harm))
+        for sealed in store.path("objects/memos").glob("critical-sealed/*"):
+            sealed.unlink()
+        found = critical(*arguments, SealedMemos(store, settings, is_alike))
+        assert found.value == ((whole | harm)["value"] if kept else plain.value)
+        assert critical(*arguments, store) == found

@@ -87,7 +87,7 @@ def test_on_the_images_in_common(world, tmp_path, task):
     old = {"out_of_fold": predictions(range(20), 1, task), "test": predictions(range(30, 40), 2, task)}
     new = {"out_of_fold": predictions(range(4, 24), 3, task), "test": predictions(range(30, 40), 4, task)}
     champion = version(world, 1, tmp_path, task=task, **old)
-    told = compare_with_champion(version(world, 2, tmp_path, task=task, **new), champion, LOOSE, world[0])
+    told = compare_with_champion(version(world, 2, tmp_path, task=task, **new), champion, LOOSE, world[0], world[0])
     assert told["comparable"]
     assert [(one["where"], one["cases"], one["images"]) for one in told["pairs"]] == [
         (OUT_OF_FOLD, 16, 32),
@@ -104,7 +104,7 @@ def test_the_order_of_rows_does_not_matter(world, tmp_path):
     tables = {"out_of_fold": predictions(range(20), 1), "test": predictions(range(30, 40), 2)}
     shuffled = {name: table.sample(frac=1, random_state=0) for name, table in tables.items()}
     told = compare_with_champion(
-        version(world, 2, tmp_path, **tables), version(world, 1, tmp_path, **shuffled), LOOSE, world[0]
+        version(world, 2, tmp_path, **tables), version(world, 1, tmp_path, **shuffled), LOOSE, world[0], world[0]
     )
     assert all(one["difference"] == 0 and one["error"] == 0 for one in told["pairs"])
 
@@ -126,7 +126,7 @@ def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, mo
     rows = new["test"][["pixel_sha256"]].assign(sha256=[store.put_blob(png(k)) for k in range(len(new["test"]))])
     dataset = store.create("dataset", ["grown"], {}, lambda folder: rows.to_parquet(folder / "dataset.parquet"))
     candidate = version(world, 2, tmp_path, **new) | {"dataset": dataset}
-    on_test = compare_with_champion(candidate, champion, LOOSE, store)["pairs"][2]
+    on_test = compare_with_champion(candidate, champion, LOOSE, store, store)["pairs"][2]
     assert (on_test["where"], on_test["cases"], on_test["images"]) == (TEST, 14, 28)
     both = pd.concat([old["test"], new["test"].iloc[20:].assign(p_malignant=0.5)])
     from sklearn.metrics import roc_auc_score
@@ -136,7 +136,7 @@ def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, mo
 
 def test_across_ledgers_there_is_no_comparison(world, tmp_path):
     mine, theirs = evidence(version=2, ledger="new"), evidence(version=1, ledger="old")
-    told = compare_with_champion(mine, theirs, LOOSE, world[0])
+    told = compare_with_champion(mine, theirs, LOOSE, world[0], world[0])
     assert not told["comparable"]
     assert "under the split ledger old by case, this version under new by case; only the limits apply" in told["reason"]
 
@@ -145,7 +145,7 @@ def test_without_out_of_fold_predictions_it_is_not_estimable(world, tmp_path):
     test = predictions(range(30, 40), 2)
     champion = version(world, 1, tmp_path, validation=test, test=test)
     candidate = version(world, 2, tmp_path, out_of_fold=predictions(range(20), 1), test=test)
-    pairs = compare_with_champion(candidate, champion, LOOSE, world[0])["pairs"]
+    pairs = compare_with_champion(candidate, champion, LOOSE, world[0], world[0])["pairs"]
     assert [one["estimable"] for one in pairs] == [False, False, True, True]
     assert pairs[0]["reason"] == "version 1 has no such predictions"
 
@@ -156,7 +156,7 @@ def test_predictions_that_were_changed_or_cannot_be_read(world, tmp_path):
     (file,) = (tmp_path / "artifacts" / champion["run_id"]).rglob("test_predictions.parquet")
     predictions(range(30, 40), 9).to_parquet(file)
     with pytest.raises(Refused, match=r"made-binary version 1: evaluation/test_predictions\.parquet .* was changed"):
-        compare_with_champion(candidate, champion, LOOSE, world[0])
+        compare_with_champion(candidate, champion, LOOSE, world[0], world[0])
     file.unlink()
     with pytest.raises(TryAgain, match=r"version 1: evaluation/test_predictions\.parquet of its run cannot be read"):
-        compare_with_champion(candidate, champion, LOOSE, world[0])
+        compare_with_champion(candidate, champion, LOOSE, world[0], world[0])

@@ -20,6 +20,7 @@ from ml.imaging import decode
 from ml.learning import prepared
 from ml.models import fetch_weights
 from ml.presets import Augmentation, load_preset, preset_names
+from ml.registry import register_run
 from ml.splits import Ledger, read_ledger, read_split, split_dataset
 from ml.store import Json
 from ml.taxonomy import LABELS, SUBTYPES
@@ -77,6 +78,26 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert expected | {"test_macro_f1", "test_accuracy"} <= result["metrics"].keys()
         names = {item.path for item in client.list_artifacts(result["run_id"], "evaluation")}
         assert {f"evaluation/{n}.png" for n in ("confusion_matrix", "roc", "training_curve")} < names
+
+
+def test_what_was_trained_can_be_registered(world, runs):
+    """Its figures come out of its predictions again, and its files are what may be registered."""
+    for task, result in runs.items():
+        evidence = world.store.meta(register_run(result["run_id"], world.store, world.settings)["evidence"])
+        assert evidence["metrics"]["macro_f1"] == result["metrics"]["test_macro_f1"]
+        assert (evidence["model"], evidence["dag_runs"]) == (f"small-{task}", [])
+        assert len(evidence["preset_sha256"]) == len(evidence["code_sha256"]) == 64
+
+
+def test_a_run_says_which_runs_of_a_dag_trained_it(world):
+    client = connect(world.settings)
+    run = client.create_run("0").info.run_id
+    for name in ("r1", "r2", "r2"):
+        own = world.settings.model_copy(update={"dag": "retrain_small", "dag_run": name})
+        training_module._log_origin(run, own)
+    training_module._log_origin(run, world.settings)  # by hand
+    told = json.loads(client.get_run(run).data.tags["breakhis.dag_runs"])
+    assert told == [["retrain_small", "r1"], ["retrain_small", "r2"]]
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from ml import cli
+from ml.audit import AuditLog
+from ml.settings import Settings
 from ml.store import Store
 from ml.taxonomy import SIDES
 from tests.made_up import dataset as made_dataset
@@ -235,3 +237,21 @@ def test_every_command_has_help(breakhis):
         code, text, _ = breakhis(command, "--help")
         assert code == 0
         assert "Usage" in text
+
+
+def test_history_shows_what_was_damaged_and_the_check_refuses_it(breakhis, tmp_path, monkeypatch):
+    monkeypatch.setenv("BREAKHIS_AUDIT_KEY", "secret")
+    store = Store((tmp_path / "home" / "store").as_uri())
+    log = AuditLog(store, Settings(home=tmp_path / "home", store=store.root, audit_key="secret"))
+    for version in (1, 2):
+        log.append("rejected", "demo-binary", version=version, by="reviewer", reason="too few", champion=None)
+    assert breakhis("history", "demo-binary")[1].count("rejected") == 2
+    file = store.local("audit/log/00000001.json")
+    file.write_text(file.read_text().replace("too few", "too many"))
+    code, out, _ = breakhis("history", "demo-binary")
+    assert code == 0
+    assert out.count("(!)") == 2  # the record, and what the mark means
+    file.write_text("{")
+    assert "00000001.json is damaged" in breakhis("history", "demo-binary")[1]
+    code, out, _ = breakhis("audit", "verify", "--json")
+    assert (code, json.loads(out)["faults"][0]) == (4, "00000001.json is no record")

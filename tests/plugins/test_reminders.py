@@ -9,6 +9,8 @@ from ml.airflow_api import AirflowApi
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
+BODY = f"judged as `bundle-0123456789ab` (SHA-256 `{'0' * 64}`). Your answer is recorded."
+
 
 @pytest.fixture
 def told(monkeypatch, store):
@@ -24,7 +26,7 @@ def told(monkeypatch, store):
             "task_instance": {"id": run, "dag_id": dag, "dag_run_id": run, "task_id": "review"},
             "created_at": (NOW - timedelta(hours=hours)).isoformat(),
             "subject": f"Promote {run}?",
-            "body": "judged as `bundle-0123456789ab`. Your answer is kept.",
+            "body": BODY,
         }
 
     record = [detail("old", 30), detail("young", 2), detail("other", 30, dag="somebodys"), detail("over", 49)]
@@ -50,9 +52,7 @@ def test_who_is_asked_is_told_at_once(monkeypatch):
     monkeypatch.setattr(review, "tell_of_review", lambda context, message: sent.append(message))
     monkeypatch.setattr(review.HITLOperator, "execute", lambda self, context: None)
     with DAG("promote"):
-        task = ReviewOperator(
-            task_id="review", subject="Promote?", body="judged as `bundle-0123456789ab`. Your answer is kept."
-        )
+        task = ReviewOperator(task_id="review", subject="Promote?", body=BODY)
 
     class Instance:
         dag_id, run_id, task_id = "promote", "m v1", "review"
