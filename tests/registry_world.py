@@ -54,7 +54,8 @@ class RegistryWorld:
         policy = conf / "policies" / "lenient.yaml"
         policy.write_text(POLICY)
         store = Store((folder / "store").as_uri())
-        given: dict[str, Any] = {"airflow_url": "http://localhost:1", "airflow_user": "service", "audit_key": "k" * 32}
+        given: dict[str, Any] = {"airflow_url": "http://localhost:1", "airflow_user": "service"}
+        given |= {"airflow_password": "stand-in", "audit_key": "k" * 32}
         own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
         data = {}
         for name in sets:

@@ -174,7 +174,9 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
     for decision in wanted:
         event = "rolled back" if decision.rollback else "approved"
         mine = [
-            r for r in records if (r["event"], r["model"], r["version"]) == (event, decision.model, decision.version)
+            r
+            for r in records
+            if (r["event"], r["model"], r.get("version")) == (event, decision.model, decision.version)
         ]
         happened = f"in the log {len(mine)} times, killed {kills.get(decision, 0)} times"
         # A rollback to what has become champion meanwhile has nothing to do.
