@@ -14,7 +14,7 @@ from ml.evaluation import Scores, evaluate
 from ml.predictions import save_predictions
 from ml.settings import Settings
 from ml.splits import read_split, sides_of, split_dataset
-from ml.store import Store
+from ml.store import Store, digest
 from ml.tracking import connect
 from ml.training_sets import read_dataset
 from tests import made_up
@@ -59,18 +59,23 @@ class RegistryWorld:
         own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
         data = {}
         for name in sets:
-            dataset = made_up.dataset(store, made_up.rows(made_up.every_class(images=5)), set_name=name)
+            rows = made_up.rows(made_up.every_class(images=5))
+            if name != sets[0]:  # pictures of its own
+                rows["pixel_sha256"] = [digest([name, one]) for one in rows["pixel_sha256"]]
+            dataset = made_up.dataset(store, rows, set_name=name)
             data[name] = (dataset, split_dataset(dataset, store)["split"])
         client = connect(own)
         for name in sets:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
         return cls(store, own, client, policy, conf, data)
 
-    def run(self, auc: float = 0.9, training_set: str = "made", **tags: str) -> str:
-        """A finished training run of a binary model."""
+    def run(
+        self, auc: float = 0.9, training_set: str = "made", *, scored_on: tuple[str, str] | None = None, **tags: str
+    ) -> str:
+        """A finished training run of a binary model; ``scored_on``: dataset and split that its predictions are of."""
         dataset, split = self.data[training_set]
         dataset, split = tags.get("breakhis.dataset", dataset), tags.get("breakhis.split", split)
-        scores = self.scores(auc, dataset, split)
+        scores = self.scores(auc, *(scored_on or (dataset, split)))
         evaluation = evaluate(scores, draws=0)
         weights = {"kind": "imagenet", "sha256": "0"}
         connect(self.settings)

@@ -251,7 +251,8 @@ def trigger_with_settings_of_ones_own(a: Attempts) -> str:
     """triggering promote with params that do not exist (approvals, policy, skip), and editing those of a run"""
     try:
         run = a.asked(a.candidate(), approvals=0, policy="none", skip=True)
-        told = a.end(run, "gate") + ", " + a.end(run)
+        a.waiting(run)
+        told = f"a review is asked for all the same, promote {a.state(run, 'promote')}"
     except BreakhisError as error:
         told = f"refused: {error}"[:120]
     good, bad = a.candidate(0.95), a.candidate(0.5)
@@ -429,7 +430,8 @@ def pass_a_demo_model_off(a: Attempts) -> str:
         return "registered by its set's name alone"
     except BreakhisError as error:
         told = f"refused: {error}"[:110]
-    run = a.world.run(0.95, **{"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split})
+    tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
+    run = a.world.run(0.95, scored_on=a.world.data["made"], **tags)
     try:
         made = register_run(run, a.world.store, a.world.settings)
     except BreakhisError as error:
@@ -438,27 +440,27 @@ def pass_a_demo_model_off(a: Attempts) -> str:
 
 
 ATTEMPTS: dict[Callable[[Attempts], str], str] = {
-    mark_the_review: r"",
-    mark_a_blocked_gate: r"",
-    mark_the_promotion: r"",
-    clear_after_a_rejection: r"",
-    write_the_reviews_xcom: r"",
-    write_the_gates_xcom: r"",
-    trigger_with_a_forged_conf: r"",
-    trigger_with_settings_of_ones_own: r"",
-    approve_ones_own_run: r"",
-    approve_ones_own_run_through_a_trigger: r"",
-    approve_as_somebody_else: r"",
-    answer_twice: r"",
-    swap_model_files: r"",
-    swap_metrics: r"",
-    swap_evidence: r"",
-    change_the_policy: r"",
-    promote_a_failed_candidate_by_hand: r"",
-    replay_an_old_approval: r"",
-    set_the_alias_as_a_trainer: r"",
-    swap_the_champions_files: r"",
-    pass_a_demo_model_off: r"",
+    mark_the_review: r"promote failed: .*nobody answered its review",
+    mark_a_blocked_gate: r"promote failed: .*gates come first",
+    mark_the_promotion: r"promote success",
+    clear_after_a_rejection: r"promote success, rejected success",
+    write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
+    write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
+    trigger_with_a_forged_conf: r"gate failed: .*its evidence is evidence-\w+, not evidence-\w+, promote upstream_fail",
+    trigger_with_settings_of_ones_own: r"(a review is asked for.*, promote None|refused: .*); editing.*: 4\d\d,",
+    approve_ones_own_run: r"promote failed: .*reviewer started it and so cannot decide it",
+    approve_ones_own_run_through_a_trigger: r"promote failed: .*reviewer started it and so cannot decide it",
+    approve_as_somebody_else: r"viewer: 403, engineer: 403, admin: 403, review (awaiting_input|deferred)",
+    answer_twice: r"second answer: 409; promote success, rejected success",
+    swap_model_files: r"promote failed: .*changed after evidence-\w+ was recorded: model_files",
+    swap_metrics: r"promote failed: .*one of them was changed",
+    swap_evidence: r"promote failed: .*was changed: it is not what was recorded under that id",
+    change_the_policy: r"promote failed: .*the policy lenient was changed after it was reviewed",
+    promote_a_failed_candidate_by_hand: r"^exit status [34]: .*; approved: exit status 4: .*(gates come|is not what)",
+    replay_an_old_approval: r"^exit status 0: .*; another version: exit status 4: .*is about made-binary version 1",
+    set_the_alias_as_a_trainer: r"^(\S+: 403(, )?){4}$",
+    swap_the_champions_files: r"^before: exit status 0; after: exit status 4: .*was recorded: model_files",
+    pass_a_demo_model_off: r"^refused: .*; with the dataset.s name: refused: ",
 }
 """Each with what it has to come to: that nothing is promoted may have other causes, such as a server that is down."""
 
