@@ -227,19 +227,19 @@ def _comparison(bundle: Json) -> list[str]:
         f"### Beside the champion, version {told['version']}",
         "",
         "On the same images, paired by case. *At least* is the lower end of the difference; a version that is worse by "
-        "the margin passes in at most 5% of draws, one as good as the champion in the share under *power*.",
+        "the margin passes in the share of draws under *size*, one as good as the champion in that under *power*.",
         "",
-        "| metric | images (cases) | champion | candidate | difference | at least | power |",
-        "|---|---|---|---|---|---|---|",
+        "| metric | images (cases) | champion | candidate | difference | at least | size | power |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in told["pairs"]:
         name = f"{METRIC_NAMES[one['metric']]}, {one['where']}"
         if one["difference"] is None:
-            lines.append(f"| {name} | {one['images']} ({one['cases']}) | | | not estimable | | |")
+            lines.append(f"| {name} | {one['images']} ({one['cases']}) | | | not estimable | | | |")
             continue
         lines.append(
             f"| {name} | {one['images']} ({one['cases']}) | {one['champion']:.4f} | {one['candidate']:.4f} "
-            f"| {one['difference']:+.4f} | {one['low']:+.4f} | {one['power']:.0%} |"
+            f"| {one['difference']:+.4f} | {one['low']:+.4f} | {one['size']:.1%} | {one['power']:.0%} |"
         )
     return [*lines, ""]
 

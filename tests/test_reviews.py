@@ -65,6 +65,7 @@ def test_the_comparison_and_its_warnings_are_told() -> None:
         "candidate": 0.91,
         "difference": 0.01,
         "low": -0.02,
+        "size": 0.046,
         "power": 0.6,
     }
     made = bundle(STRICT, evidence(version=2)) | {
@@ -72,8 +73,8 @@ def test_the_comparison_and_its_warnings_are_told() -> None:
         "warnings": ["too few cases"],
     }
     body = review_body(made, "b", {})
-    assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 60% |" in body
-    assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | |" in body
+    assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 4.6% | 60% |" in body
+    assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | | |" in body
     assert "> **Warning.** too few cases" in body
 
 
