@@ -1,7 +1,6 @@
 """A model as others get it: loaded by MLflow, and served by ``mlflow models serve``. Its network is a tiny one."""
 
 import base64
-import io
 import os
 import signal
 import socket
@@ -11,7 +10,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import keras
 import mlflow
 import numpy as np
 import pandas as pd
@@ -20,38 +18,11 @@ import requests
 from PIL import Image
 
 from ml import imaging
-from ml.decision import Rule
 from ml.errors import RegistryError
-from ml.packaging import log_classifier
-from ml.settings import Settings
-from ml.tracking import connect
 from tests.made_up import png
+from tests.served_models import encoded, logged  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.integration
-
-
-def network(outputs: int) -> keras.Model:
-    keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((224, 224, 3))
-    x = keras.layers.Rescaling(1 / 255)(keras.layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, keras.layers.Dense(outputs, activation="sigmoid" if outputs == 1 else "softmax")(x))
-
-
-@pytest.fixture(scope="module")
-def logged(tmp_path_factory):
-    """The binary and the subtype model: task -> address."""
-    root = tmp_path_factory.mktemp("serving")
-    settings = Settings(mlflow_uri=f"sqlite:///{root / 'mlflow.db'}")
-    connect(settings).create_experiment("made", artifact_location=(root / "artifacts").as_uri())
-    mlflow.set_experiment("made")
-    found = {}
-    offsets = (0.0,) * 7 + (100.0,)
-    for task, outputs, rule in (("binary", 1, Rule(threshold=0.3)), ("subtype", 8, Rule(offsets=offsets))):
-        with mlflow.start_run() as run:
-            info = log_classifier(network(outputs), task, rule, run.info.run_id, png(), {"preset": "demo"})
-            found[task] = info.model_uri
-    version = mlflow.register_model(found["binary"], "made-binary")
-    return {**found, "registered": f"models:/made-binary/{version.version}", "settings": settings}
 
 
 def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypatch):
@@ -59,12 +30,6 @@ def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypat
     monkeypatch.setitem(imaging.PREPARATION, "version", 3)  # as in a release with another way of resizing
     with pytest.raises(RegistryError, match=r"prepared as \{.*2\}; the code of this process prepares them as \{.*3\}"):
         mlflow.pyfunc.load_model(folder)
-
-
-def encoded(image: Image.Image, form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    return buffer.getvalue()
 
 
 def test_every_form_of_a_picture_says_the_same(logged, tmp_path):

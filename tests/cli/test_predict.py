@@ -7,7 +7,6 @@ import sys
 import tracemalloc
 import zlib
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +14,7 @@ from PIL import Image
 
 from ml import cli, progress
 from tests.made_up import png, tree
-from tests.test_serving import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
+from tests.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
 pytestmark = pytest.mark.integration
 
@@ -66,6 +65,8 @@ def test_files_and_folders_come_in_order_with_a_row_each(predict, tmp_path, logg
     assert json.loads(out)["model"] == logged["registered"]
     names = [tmp_path / "one.jpg", folder / "b.png", folder / "deep" / "a.png"]
     assert [row["image"] for row in rows(out)] == list(map(str, names))
+    import mlflow
+
     expected = mlflow.pyfunc.load_model(logged["registered"]).predict([str(name) for name in names])
     for row, one in zip(rows(out), expected.to_dict("records"), strict=True):
         assert row["p_malignant"] == pytest.approx(one["p_malignant"], abs=1e-6)
@@ -174,7 +175,7 @@ def test_large_pictures_are_not_held_together(predict, tmp_path, monkeypatch):
         def predict(self, frame):
             return pd.DataFrame({"label": ["benign"] * len(frame)})
 
-    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda _: Blind())
+    monkeypatch.setattr("mlflow.pyfunc.load_model", lambda _: Blind())
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 2000), (200, 100, 150)).save(buffer, "PNG", compress_level=1)
     folder = tree(tmp_path / "pictures", {f"{k}.png": buffer.getvalue() for k in range(10)})

@@ -1,0 +1,53 @@
+"""Tiny models in an MLflow of their own, shared by the tests that predict with them.
+
+TensorFlow and MLflow are imported when they are used: this is read while tests are collected.
+"""
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from ml.decision import Rule
+from ml.packaging import log_classifier
+from ml.settings import Settings
+from ml.tracking import connect
+from tests.made_up import png
+
+if TYPE_CHECKING:
+    import keras
+
+
+def network(outputs: int) -> "keras.Model":
+    import keras
+
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((224, 224, 3))
+    x = keras.layers.Rescaling(1 / 255)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, keras.layers.Dense(outputs, activation="sigmoid" if outputs == 1 else "softmax")(x))
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The binary and the subtype model: task -> address."""
+    import mlflow
+
+    root = tmp_path_factory.mktemp("serving")
+    settings = Settings(mlflow_uri=f"sqlite:///{root / 'mlflow.db'}")
+    connect(settings).create_experiment("made", artifact_location=(root / "artifacts").as_uri())
+    mlflow.set_experiment("made")
+    found = {}
+    offsets = (0.0,) * 7 + (100.0,)
+    for task, outputs, rule in (("binary", 1, Rule(threshold=0.3)), ("subtype", 8, Rule(offsets=offsets))):
+        with mlflow.start_run() as run:
+            info = log_classifier(network(outputs), task, rule, run.info.run_id, png(), {"preset": "demo"})
+            found[task] = info.model_uri
+    version = mlflow.register_model(found["binary"], "made-binary")
+    return {**found, "registered": f"models:/made-binary/{version.version}", "settings": settings}
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
