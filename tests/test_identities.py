@@ -97,11 +97,13 @@ def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: Reg
         judged = judge(made["model"], number, world.store, world.settings, evidence=made["evidence"])
         assert world.client.get_model_version(made["model"], number).tags["breakhis.bundle"] == judged["bundle"]
         before = aliases_of(made["model"], world.settings)
-        set_aliases(made["model"], Aliases(champion=made["version"], previous=1), world.settings)
+        wanted = Aliases(champion=made["version"], previous=1)
+        set_aliases(made["model"], wanted, world.settings, over=made["version"])
         assert aliases_of(made["model"], world.settings) == (made["version"], 1, None)
         anchor_audit(made["model"], "1:abc", world.settings)
         assert anchored(made["model"], world.settings) == "1:abc"
-        set_aliases(made["model"], before._replace(candidate=1), world.settings)
+        set_aliases(made["model"], before, world.settings)
+        world.client.set_registered_model_alias(made["model"], "candidate", "1")
 
 
 def logged_by(world: RegistryWorld) -> str:
