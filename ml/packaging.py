@@ -3,8 +3,11 @@
 import base64
 import json
 import platform
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +21,17 @@ from ml.taxonomy import Task, classes
 if TYPE_CHECKING:
     import keras
     from mlflow.models.model import ModelInfo
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow runs the model's code where it lies, to validate it; what Python compiles of it is not to be logged."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
 
 _NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
@@ -54,7 +68,7 @@ def log_classifier(
         "run_id": run_id,
         "preparation": PREPARATION,
     }
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _no_bytecode():
         # MLflow warns of pandas' coming changes in its own code.
         warnings.filterwarnings("ignore", message="Operation with range is deprecated")
         folder = Path(scratch)

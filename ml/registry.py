@@ -9,8 +9,10 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ml.audit import unchecked
 from ml.comparison import Memos
@@ -163,7 +165,7 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_model(Path(folder), name),
+        "model_files": _hash_model(Path(folder), name, in_place=_in_place(version, client)),
     }
 
 
@@ -513,12 +515,24 @@ def _hash_files(folder: Path) -> dict[str, str]:
     }
 
 
-def _hash_model(folder: Path, name: str) -> dict[str, str]:
+def _in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
+    """Whether a model's files are used where they lie: on a disk, not in an object store."""
+    location = client.get_model_version_download_uri(version.name, str(version.version))
+    return urlsplit(location).scheme in {"", "file"}
+
+
+def _hash_model(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
     """Hashes of a model's files, of which none may be compiled code: Python would run that in place of the source.
 
+    Where files are used in place, Python itself leaves such code with whoever loads the model. It is removed: nothing
+    is lost with it, and nothing of it is run.
+
     Raises:
-        Refused: one is.
+        Refused: one is, and was not left by Python, or cannot be removed.
     """
+    for cache in [cache for cache in folder.rglob("__pycache__") if in_place]:
+        with suppress(OSError):
+            shutil.rmtree(cache)
     found = _hash_files(folder)
     compiled = sorted(file for file in found if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
     if compiled:

@@ -83,6 +83,8 @@ def test_a_run_says_what_it_was_made_of(world, runs):
 def test_what_was_trained_can_be_registered(world, runs):
     """Its figures come out of its predictions again, and its files are what may be registered."""
     for task, result in runs.items():
+        folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{result['run_id']}/model"))
+        assert not list(folder.rglob("*.pyc"))
         evidence = world.store.meta(register_run(result["run_id"], world.store, world.settings)["evidence"])
         assert evidence["metrics"]["macro_f1"] == result["metrics"]["test_macro_f1"]
         assert (evidence["model"], evidence["dag_runs"]) == (f"small-{task}", [])
