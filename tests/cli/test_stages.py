@@ -20,6 +20,7 @@ def breakhis(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BREAKHIS_WORKERS", "1")
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow leaves behind, of another test's server
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["breakhis", *map(str, arguments)])
