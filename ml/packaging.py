@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 
-@contextmanager
-def _no_bytecode() -> Iterator[None]:
-    """MLflow runs the model's code where it lies, to validate it; what Python compiles of it is not to be logged."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
-
-
 _NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
 
@@ -86,3 +76,13 @@ def log_classifier(
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in _NEEDS],
             metadata={"python": platform.python_version(), "breakhis": metadata.version("breakhis")},
         )
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow runs the model's code where it lies, to validate it; what Python compiles of it is not to be logged."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

@@ -530,7 +530,7 @@ def _hash_model(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
     Raises:
         Refused: one is, and was not left by Python, or cannot be removed.
     """
-    for cache in [cache for cache in folder.rglob("__pycache__") if in_place]:
+    for cache in list(folder.rglob("__pycache__")) if in_place else ():
         with suppress(OSError):
             shutil.rmtree(cache)
     found = _hash_files(folder)

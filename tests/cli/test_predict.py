@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import sys
 import tracemalloc
 import zlib
 
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ml import cli, progress
+from ml import progress
 from tests.made_up import png, tree
 from tests.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
@@ -22,22 +21,14 @@ COLOUR = Image.new("RGB", (50, 50), (200, 100, 150))
 
 
 @pytest.fixture
-def predict(logged, tmp_path, monkeypatch, capsys):  # noqa: F811
+def predict(logged, tmp_path, monkeypatch, command):  # noqa: F811
     """Runs the command on a model; returns (exit status, stdout, stderr)."""
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BREAKHIS_MLFLOW_URI", logged["settings"].mlflow_uri)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments, model="binary"):
-        command = ["breakhis", "predict", "--model", logged.get(model, model), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code
-        else:
-            code = 0
-        return code, *capsys.readouterr()
+        return command("predict", "--model", logged.get(model, model), *arguments)
 
     return run
 

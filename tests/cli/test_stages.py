@@ -1,7 +1,6 @@
 """The command line as a person or a scheduler uses it: JSON, results, exit statuses and one clear line of error."""
 
 import json
-import sys
 
 import pytest
 
@@ -15,25 +14,14 @@ from tests.made_up import every_class, name, png, rows, tree
 
 
 @pytest.fixture
-def breakhis(tmp_path, monkeypatch, capsys):
+def breakhis(tmp_path, monkeypatch, command):
     """Runs the command; returns (exit status, stdout, stderr)."""
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BREAKHIS_WORKERS", "1")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow leaves behind, of another test's server
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["breakhis", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code
-        else:
-            code = 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return command
 
 
 @pytest.fixture
