@@ -341,9 +341,37 @@ def _compiled_head(task: Task, recipe: Recipe) -> "keras.Model":
         if spec.weight_decay
         else keras.optimizers.Adam(spec.learning_rate)
     )
-    head.compile(optimizer, loss=_loss(task, recipe), jit_compile=False)
+    head.compile(_in_one_kernel(optimizer), loss=_loss(task, recipe), jit_compile=False)
     optimizer.build(head.trainable_variables)
     return head
+
+
+def _in_one_kernel(optimizer: "keras.optimizers.Adam") -> "keras.optimizers.Adam":
+    """The optimizer with its step done by TensorFlow's own kernel for Adam, which has the same formula.
+
+    Keras goes through a variable and its moments a dozen times a step, which is most of a small head's training.
+    """
+    import tensorflow as tf
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        number = optimizer._get_variable_index(variable)
+        first, second = optimizer._momentums[number], optimizer._velocities[number]
+        step = tf.cast(optimizer.iterations + 1, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=first.value.handle,
+            v=second.value.handle,
+            beta1_power=tf.pow(tf.cast(optimizer.beta_1, variable.dtype), step),
+            beta2_power=tf.pow(tf.cast(optimizer.beta_2, variable.dtype), step),
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            epsilon=optimizer.epsilon,
+            grad=gradient,
+        )
+
+    optimizer.update_step = update_step
+    return optimizer
 
 
 def _loss(task: Task, recipe: Recipe) -> "keras.losses.Loss":

@@ -6,7 +6,7 @@ from both, and the test side, once. Where it chooses on validation: one network 
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
-_VERSION = 2
+_VERSION = 3
 """Raised whenever the same inputs come to another result: what was trained before is then trained anew."""
 
 OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
@@ -70,8 +70,8 @@ class Learnt(NamedTuple):
     """What a training came to, before the test side was looked at."""
 
     head: "keras.Model"
-    backbone: "keras.Model"
-    """With the weights that belong to the head: fine-tuned, if that was done."""
+    backbone: Callable[[], "keras.Model"]
+    """Loads it, with the weights that belong to the head: fine-tuned, if that was done."""
     choice: Choice
     held_out: str
     """``out_of_fold`` or ``validation``: what the next ones are of."""
@@ -195,7 +195,7 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     logits = fitter.predict(final, data.on["test"])
     return Learnt(
         fitter.head(final),
-        fitter.backbone(final),
+        lambda: fitter.backbone(final),
         choice,
         recipe.selection.using,
         rows,

@@ -5,7 +5,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from ml.imaging import SIZE, Pixels, decode, pixel_hash, resize
 from ml.progress import track
 from ml.store import Store, digest
 from ml.views import IDENTITY
-from ml.workers import in_processes
+from ml.workers import ahead, in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PART = 512  # pictures a cache part and so in memory at once: 77 MB
+_PART = 512  # pictures a cache part: 77 MB
+_AHEAD = 64  # batches that may have been decoded before they are asked for; they lie in the parts' files
 _BATCH = 64  # pictures between two looks at the progress where nothing but decoding is done
 
 
@@ -85,7 +87,9 @@ class PixelCache:
         """
         known = self.index()
         yield from self.batches([h for h in files if h in known], size)
-        yield from self._decoded({h: sha256 for h, sha256 in files.items() if h not in known}, size, workers)
+        missing = {h: sha256 for h, sha256 in files.items() if h not in known}
+        with ahead(self._decoded(missing, size, workers), _AHEAD) as decoded:
+            yield from decoded
 
     def batches(self, hashes: list[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
         """The cached pictures of these hashes, ``size`` at a time, in the order they lie on disk.
@@ -131,56 +135,91 @@ class PixelCache:
                 arrays = f"{folder}/{name.removesuffix('.json')}.npy"
                 if left:
                     pixels = np.load(store.local(arrays), mmap_mode="r")
-                    _write_part(folder, [part[row] for row in left], pixels[left], store)
+                    with store.staging() as scratch:
+                        _room(scratch / "left.npy", len(left))[:] = pixels[left]
+                        _keep_part(folder, [part[row] for row in left], scratch / "left.npy", store)
                 store.remove(f"{folder}/{name}")
                 store.remove(arrays)
 
     def _decoded(
         self, missing: Mapping[str, str], size: int, workers: int
     ) -> Generator[tuple[list[str], Pixels], None, None]:
-        todo = list(missing)
-        jobs = ((self.store.root, missing[h], h) for h in todo)
-        with closing(in_processes(_load_resized, jobs, workers)) as decoded:
-            for start in range(0, len(todo), _PART):
-                hashes = todo[start : start + _PART]
-                # Of its own, since batches are windows on it that may still be looked through when it is written.
-                part = np.empty((len(hashes), SIZE, SIZE, 3), np.uint8)
-                for begin in range(0, len(hashes), size):
-                    batch = hashes[begin : begin + size]
-                    for row, picture in enumerate(islice(decoded, len(batch)), begin):
-                        part[row] = picture
-                    yield batch, part[begin : begin + len(batch)]
-                _write_part(self.prefix, hashes, part, self.store)
+        todo, parts = list(missing), dict[int, Pixels]()
+        with self.store.staging() as scratch:
+
+            def jobs() -> Iterator[_Job]:
+                for start in range(0, len(todo), _PART):
+                    hashes = todo[start : start + _PART]
+                    parts[start] = _room(scratch / f"{start}.npy", len(hashes))
+                    for row, h in enumerate(hashes):
+                        yield _Job(self.store.root, missing[h], h, scratch / f"{start}.npy", row)
+
+            with closing(in_processes(_load_resized, jobs(), workers)) as done:
+                for start in range(0, len(todo), _PART):
+                    hashes = todo[start : start + _PART]
+                    for begin in range(0, len(hashes), size):
+                        batch = hashes[begin : begin + size]
+                        for _ in islice(done, len(batch)):
+                            pass
+                        yield batch, parts[start][begin : begin + len(batch)]
+                    parts.pop(start).flush()  # type: ignore[attr-defined]
+                    _keep_part(self.prefix, hashes, scratch / f"{start}.npy", self.store)
 
     def _part(self, name: str) -> Pixels:
         array: Pixels = np.load(self.store.local(f"{self.prefix}/{name}.npy"), mmap_mode="r")
         return array
 
 
-def _write_part(folder: str, hashes: list[str], pixels: Pixels, store: Store) -> None:
+def _room(file: Path, pictures: int) -> Pixels:
+    """A new file for so many pictures, mapped: it takes up no memory, and whoever has mapped it sees what comes in."""
+    return np.lib.format.open_memmap(file, "w+", np.uint8, (pictures, SIZE, SIZE, 3))
+
+
+def _keep_part(folder: str, hashes: list[str], file: Path, store: Store) -> None:
     name = digest(hashes)[:16]
-    with store.staging() as scratch:
-        np.save(scratch / "part.npy", pixels)
-        store.put_file(f"{folder}/{name}.npy", scratch / "part.npy")
+    store.put_file(f"{folder}/{name}.npy", file)
     store.put_json(f"{folder}/{name}.json", hashes)
 
 
-def _load_resized(job: tuple[str, str, str]) -> Pixels:
-    root, sha256, expected = job
-    store = Store(root)
-    with store.open_blob(sha256) as file:
+class _Job(NamedTuple):
+    """One file of a store, and the row of a part that its picture goes to."""
+
+    root: str
+    sha256: str
+    pixel_sha256: str
+    part: Path
+    row: int
+
+
+def _load_resized(job: _Job) -> None:
+    # Written from here, not handed back: a process that imports TensorFlow or converts a network takes nothing for a
+    # second or two, and these would wait for it.
+    _mapped(job.part)[job.row] = resize(_load(job))
+
+
+@lru_cache(maxsize=2)
+def _mapped(part: Path) -> Pixels:
+    array: Pixels = np.load(part, mmap_mode="r+")
+    return array
+
+
+def _load(job: _Job) -> Pixels:
+    store = Store(job.root)
+    with store.open_blob(job.sha256) as file:
         data = file.read()
     quick = _quickly(data)
-    if quick is not None and pixel_hash(quick) == expected:
-        return resize(quick)
+    if quick is not None and pixel_hash(quick) == job.pixel_sha256:
+        return quick
     try:
         pixels = decode(data)
     except ImageError as error:  # the manifest has it, so it could be decoded once
-        where = store.uri(store.blob_key(sha256))
+        where = store.uri(store.blob_key(job.sha256))
         raise StoreError(f"{where} is damaged ({error}); remove it and fetch its source again") from None
-    if pixel_hash(pixels) != expected:
-        raise StoreError(f"file {sha256} in {root} does not hold the picture its manifest recorded; run manifest again")
-    return resize(pixels)
+    if pixel_hash(pixels) != job.pixel_sha256:
+        raise StoreError(
+            f"file {job.sha256} in {job.root} does not hold the picture its manifest recorded; run manifest again"
+        )
+    return pixels
 
 
 _SIGNATURE, _EIGHT_BIT_RGB = b"\x89PNG\r\n\x1a\n", b"\x08\x02"

@@ -256,7 +256,8 @@ def _evaluate_and_log(
     evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
     chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
     facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}
-    network = join(learnt.backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
+    backbone = learnt.backbone()
+    network = join(backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
     pixels = PixelCache(store)
     _check_network(network, data.rows.iloc[on_test], scores["test"].probabilities, pixels)
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
@@ -270,7 +271,7 @@ def _evaluate_and_log(
             learnt.history,
             facts,
             pixels.read,
-            (learnt.backbone, learnt.head),
+            (backbone, learnt.head),
         )
         for name, one in scores.items():
             save_predictions(folder / f"{name}_predictions.parquet", one)

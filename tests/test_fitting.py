@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.fitting import Examples, _chosen, _statistics, class_weights, learnt_shares, order, unfrozen
+from ml.fitting import (
+    Examples,
+    _chosen,
+    _compiled_head,
+    _statistics,
+    _steps_of,
+    class_weights,
+    learnt_shares,
+    order,
+    unfrozen,
+)
 from ml.presets import load_preset
 
 DEMO = load_preset("demo").subtype
@@ -107,3 +117,28 @@ def test_a_network_in_float16_scales_pixels_as_it_did():
     half = unfrozen(network, DEMO.fine_tuning, mixed=True)
     assert half.layers[-1].compute_dtype == "float16"
     assert np.asarray(half(shown)) == pytest.approx(np.asarray(network(shown)), rel=2e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_head_learns_as_with_the_optimizer_of_keras(decay):
+    import keras
+
+    spec = recipe(training={"weight_decay": decay, "batch_size": 8}, head={"dropout": 0.0, "standardize": False})
+    ours = _compiled_head("subtype", spec)
+    theirs = keras.models.clone_model(ours)
+    theirs.set_weights(ours.get_weights())
+    rate = spec.training.learning_rate
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=decay) if decay else keras.optimizers.Adam(rate)
+    theirs.compile(optimizer, loss=ours.loss)
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(40, 1280)).astype("f4"), np.eye(8, dtype="f4")[rng.integers(0, 8, 40)]
+    before = ours.get_weights()
+    _steps_of(ours, 8)(features, targets, np.ones(40, "f4"))
+    for start in range(0, 40, 8):
+        theirs.train_on_batch(features[start : start + 8], targets[start : start + 8])
+    for mine, other, was in zip(ours.get_weights(), theirs.get_weights(), before, strict=True):
+        moved = np.linalg.norm(other - was)
+        assert moved > 0
+        assert np.linalg.norm(mine - other) < 1e-4 * moved
+    for mine, other in zip(ours.optimizer.variables, theirs.optimizer.variables, strict=True):
+        assert np.asarray(mine) == pytest.approx(np.asarray(other), rel=1e-3, abs=1e-7)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ml.errors import StoreError
 from ml.imaging import decode, pixel_hash, resize
-from ml.pixels import _load_resized, _quickly
+from ml.pixels import PixelCache, _quickly
 from ml.store import Store
 from tests.made_up import png
 
@@ -26,12 +26,17 @@ def test_any_other_file_is_left_to_pillow(data):
     assert _quickly(data) is None
 
 
+def cached(store: Store, data: bytes, pixels):
+    """What the cache makes of a file that the manifest recorded with these pixels."""
+    ((hashes, pictures),) = PixelCache(store).stream({pixel_hash(pixels): store.put_blob(data)}, 8, 1)
+    assert hashes == [pixel_hash(pixels)]
+    return pictures[0]
+
+
 @pytest.mark.parametrize("data", [png(), png(mode="RGBA"), jpeg()], ids=["ordinary", "other", "JPEG"])
 def test_a_picture_is_decoded_and_resized_whatever_decodes_it(tmp_path, data):
     store = Store(tmp_path.as_uri())
-    pixels = decode(data)
-    loaded = _load_resized((store.root, store.put_blob(data), pixel_hash(pixels)))
-    assert np.array_equal(loaded, resize(pixels))
+    assert np.array_equal(cached(store, data, decode(data)), resize(decode(data)))
 
 
 @pytest.mark.parametrize("place", range(60, len(png()) - 20, 797))
@@ -39,4 +44,19 @@ def test_a_changed_byte_is_never_taken_for_the_picture(tmp_path, place):
     store, broken = Store(tmp_path.as_uri()), bytearray(png())
     broken[place] ^= 0x55
     with pytest.raises(StoreError, match=r"is damaged|does not hold the picture"):
-        _load_resized((store.root, store.put_blob(bytes(broken)), pixel_hash(decode(png()))))
+        cached(store, bytes(broken), decode(png()))
+    assert not PixelCache(store).index()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_come_in_order_and_stay_what_they_were(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("ml.pixels._PART", 5)
+    store, pictures = Store(tmp_path.as_uri()), [decode(png(seed=seed)) for seed in range(13)]
+    files = {pixel_hash(one): store.put_blob(png(seed=seed)) for seed, one in enumerate(pictures)}
+    batches = list(PixelCache(store).stream(files, 2, workers))  # looked at after their parts were put away
+    assert [len(hashes) for hashes, _ in batches] == [2, 2, 1, 2, 2, 1, 2, 1]
+    assert [h for hashes, _ in batches for h in hashes] == list(files)
+    assert np.array_equal(np.concatenate([some for _, some in batches]), np.stack([resize(one) for one in pictures]))
+    assert np.array_equal(PixelCache(store).read(list(files)), np.stack([resize(one) for one in pictures]))
+    assert not list((tmp_path / "tmp").iterdir())
