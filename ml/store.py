@@ -15,7 +15,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # with boto3 they take a tenth of a second, which DAG files n
     from cloudpathlib import S3Client, S3Path
 
 Json = dict[str, Any]
+
+_SECONDS_UNTIL_LEFT_BEHIND = 24 * 3600
 
 
 def canonical(payload: object) -> bytes:
@@ -103,12 +107,18 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A scratch folder on the store's own disk (so that a rename suffices), removed afterwards."""
+        """A scratch folder on the store's own disk (so that a rename suffices), removed afterwards.
+
+        Those of processes that were killed are removed by the next one, once nothing has come into them for a day.
+        """
         if not isinstance(self._root, Path):
             parent = None
         else:
             parent = self._root / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
+            for one in parent.iterdir():
+                if time.time() - _touched(one) > _SECONDS_UNTIL_LEFT_BEHIND:
+                    shutil.rmtree(one, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
@@ -320,6 +330,14 @@ _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY
 
 
 @cache
+def _touched(folder: Path) -> float:
+    """When something last came into a folder, or now if it is gone: others remove theirs meanwhile."""
+    try:
+        return max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
+    except OSError:
+        return time.time()
+
+
 def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
     """One for a process: making it takes a good part of a second, and a store is made for each picture."""
     from cloudpathlib import S3Client

@@ -1,4 +1,6 @@
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,16 @@ def test_write_result_to_path_and_uri(tmp_path, store):
     assert (tmp_path / "r" / "result.json").read_text().strip().startswith("{")
     write_result(store.uri("jobs/r.json"), {"a": 1})
     assert store.read("jobs/r.json")[0] == {"a": 1}
+
+
+def test_scratch_of_killed_processes_is_removed_and_that_of_living_ones_stays(tmp_path):
+    store, yesterday = Store(tmp_path.as_uri()), time.time() - 25 * 3600
+    with store.staging() as living:
+        (living / "part").write_text("coming")
+        dead = living.with_name("breakhis-dead")
+        (dead / "inner").mkdir(parents=True)
+        for one in (dead / "inner", dead, living):
+            os.utime(one, (yesterday, yesterday))
+        with store.staging():
+            assert (living / "part").read_text() == "coming"
+            assert not dead.exists()
