@@ -129,7 +129,6 @@ def prepared(
             content.update(np.ascontiguousarray(vectors).data)
             features[number, wanted] = vectors
             views += wanted
-        features.flush()
         # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
         tunes = fine_tunes(recipe.fine_tuning)  # "where there is a GPU": the same recipe, and another result
         inputs = digest([_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, tunes])

@@ -1,12 +1,13 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
+import os
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ml.workers import ahead, in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_Room = np.memmap[Any, np.dtype[np.uint8]]
 
 _PART = 512  # pictures a cache part: 77 MB
 _AHEAD = 64  # batches that may have been decoded before they are asked for; they lie in the parts' files
@@ -72,7 +75,7 @@ class PixelCache:
     ) -> Generator[tuple[list[str], Pixels], None, None]:
         """Pictures a batch at a time: those that are cached, then the others as they are decoded, and cached as well.
 
-        A part is written when its last picture has been passed on: whoever is killed loses one part at the most.
+        A part is kept when its last picture has been decoded: whoever is killed loses one part at the most.
 
         Args:
             files: pixel hash -> hash of the file, of every picture that is wanted.
@@ -136,15 +139,17 @@ class PixelCache:
                 if left:
                     pixels = np.load(store.local(arrays), mmap_mode="r")
                     with store.staging() as scratch:
-                        _room(scratch / "left.npy", len(left))[:] = pixels[left]
-                        _keep_part(folder, [part[row] for row in left], scratch / "left.npy", store)
+                        room = _room(scratch / "left.npy", len(left))
+                        room[:] = pixels[left]
+                        room.flush()
+                        _keep_part(folder, [part[row] for row in left], room, store)
                 store.remove(f"{folder}/{name}")
                 store.remove(arrays)
 
     def _decoded(
         self, missing: Mapping[str, str], size: int, workers: int
     ) -> Generator[tuple[list[str], Pixels], None, None]:
-        todo, parts = list(missing), dict[int, Pixels]()
+        todo, parts = list(missing), dict[int, _Room]()
         with self.store.staging() as scratch:
 
             def jobs() -> Iterator[_Job]:
@@ -152,7 +157,8 @@ class PixelCache:
                     hashes = todo[start : start + _PART]
                     parts[start] = _room(scratch / f"{start}.npy", len(hashes))
                     for row, h in enumerate(hashes):
-                        yield _Job(self.store.root, missing[h], h, scratch / f"{start}.npy", row)
+                        place = parts[start].offset + row * parts[start][row].nbytes
+                        yield _Job(self.store.root, missing[h], h, scratch / f"{start}.npy", place)
 
             with closing(in_processes(_load_resized, jobs(), workers)) as done:
                 for start in range(0, len(todo), _PART):
@@ -162,45 +168,41 @@ class PixelCache:
                         for _ in islice(done, len(batch)):
                             pass
                         yield batch, parts[start][begin : begin + len(batch)]
-                    parts.pop(start).flush()  # type: ignore[attr-defined]
-                    _keep_part(self.prefix, hashes, scratch / f"{start}.npy", self.store)
+                    _keep_part(self.prefix, hashes, parts.pop(start), self.store)
 
     def _part(self, name: str) -> Pixels:
         array: Pixels = np.load(self.store.local(f"{self.prefix}/{name}.npy"), mmap_mode="r")
         return array
 
 
-def _room(file: Path, pictures: int) -> Pixels:
+def _room(file: Path, pictures: int) -> _Room:
     """A new file for so many pictures, mapped: it takes up no memory, and whoever has mapped it sees what comes in."""
     return np.lib.format.open_memmap(file, "w+", np.uint8, (pictures, SIZE, SIZE, 3))
 
 
-def _keep_part(folder: str, hashes: list[str], file: Path, store: Store) -> None:
+def _keep_part(folder: str, hashes: list[str], part: _Room, store: Store) -> None:
+    """Make a filled room a part of a cache."""
     name = digest(hashes)[:16]
-    store.put_file(f"{folder}/{name}.npy", file)
+    store.put_file(f"{folder}/{name}.npy", Path(str(part.filename)))
     store.put_json(f"{folder}/{name}.json", hashes)
 
 
 class _Job(NamedTuple):
-    """One file of a store, and the row of a part that its picture goes to."""
+    """One file of a store, and where in which part's file its picture goes."""
 
     root: str
     sha256: str
     pixel_sha256: str
     part: Path
-    row: int
+    place: int
 
 
 def _load_resized(job: _Job) -> None:
+    pixels = resize(_load(job))
     # Written from here, not handed back: a process that imports TensorFlow or converts a network takes nothing for a
     # second or two, and these would wait for it.
-    _mapped(job.part)[job.row] = resize(_load(job))
-
-
-@lru_cache(maxsize=2)
-def _mapped(part: Path) -> Pixels:
-    array: Pixels = np.load(part, mmap_mode="r+")
-    return array
+    with job.part.open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), np.ascontiguousarray(pixels).data, job.place)
 
 
 def _load(job: _Job) -> Pixels:

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+
+from ml.errors import EXIT_REFUSED
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -35,12 +37,13 @@ class Run(NamedTuple):
     """The JSON object it printed last."""
 
 
-def breakhis(*arguments: str, environment: Mapping[str, str]) -> Run:
-    """Run a stage by itself, start-up counted, and watch its memory."""
-    return watched(["-c", "from ml.cli import main; main()", *arguments, "--json"], environment)
+def breakhis(*arguments: str, environment: Mapping[str, str], may_say_no: bool = False) -> Run:
+    """Run a stage by itself, start-up counted, and watch its memory; ``may_say_no``: a gate may block."""
+    fine = (0, EXIT_REFUSED) if may_say_no else (0,)
+    return watched(["-c", "from ml.cli import main; main()", *arguments, "--json"], environment, fine)
 
 
-def watched(arguments: Sequence[str], environment: Mapping[str, str]) -> Run:
+def watched(arguments: Sequence[str], environment: Mapping[str, str], fine: Collection[int] = (0,)) -> Run:
     """Run Python with these arguments, start-up counted, and watch its memory; it prints a JSON object last."""
     begin = time.perf_counter()
     command = [sys.executable, *arguments]
@@ -53,7 +56,7 @@ def watched(arguments: Sequence[str], environment: Mapping[str, str]) -> Run:
         seconds = time.perf_counter() - begin
         assert process.stdout
         said = process.stdout.read().decode()
-    if process.returncode:
+    if process.returncode not in fine:
         raise SystemExit(f"python {' '.join(arguments)} ended with status {process.returncode}")
     return Run(seconds, peak, json.loads(said.splitlines()[-1]))
 
