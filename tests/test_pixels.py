@@ -50,13 +50,14 @@ def test_a_changed_byte_is_never_taken_for_the_picture(tmp_path, place):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_pictures_come_in_order_and_stay_what_they_were(tmp_path, monkeypatch, workers):
+def test_pictures_come_in_order_and_stay_what_they_were(any_store, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("ml.pixels._PART", 5)
-    store, pictures = Store(tmp_path.as_uri()), [decode(png(seed=seed)) for seed in range(13)]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store, pictures = any_store, [decode(png(seed=seed)) for seed in range(13)]
     files = {pixel_hash(one): store.put_blob(png(seed=seed)) for seed, one in enumerate(pictures)}
     batches = list(PixelCache(store).stream(files, 2, workers))  # looked at after their parts were put away
     assert [len(hashes) for hashes, _ in batches] == [2, 2, 1, 2, 2, 1, 2, 1]
     assert [h for hashes, _ in batches for h in hashes] == list(files)
     assert np.array_equal(np.concatenate([some for _, some in batches]), np.stack([resize(one) for one in pictures]))
     assert np.array_equal(PixelCache(store).read(list(files)), np.stack([resize(one) for one in pictures]))
-    assert not list((tmp_path / "tmp").iterdir())
+    assert not list(tmp_path.rglob("breakhis-*"))
