@@ -1,6 +1,5 @@
 """The cache of decoded and resized pictures: each is made once, whatever is trained on it."""
 
-import os
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -201,8 +200,9 @@ def _load_resized(job: _Job) -> None:
     pixels = resize(_load(job))
     # Written from here, not handed back: a process that imports TensorFlow or converts a network takes nothing for a
     # second or two, and these would wait for it.
-    with job.part.open("r+b", buffering=0) as file:
-        os.pwrite(file.fileno(), np.ascontiguousarray(pixels).data, job.place)
+    with job.part.open("r+b") as file:
+        file.seek(job.place)
+        file.write(np.ascontiguousarray(pixels).data)
 
 
 def _load(job: _Job) -> Pixels:
