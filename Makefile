@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product trust e2e replica guide bench images secrets lint
+.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ replica: .venv/.dev ## Set up, draw all of BreakHis' pictures (4.4 GB, kept), an
 guide: .venv/.dev ## Set up, and follow docs/add-a-data-source.md command by command in a real Airflow
 	@BREAKHIS_GUIDE=1 .venv/bin/pytest tests/docs $(ARGS)
 
+gpu: .venv/.gpu ## Set up with CUDA's libraries (3 GB), and test what a GPU computes
+	@BREAKHIS_GPU=1 .venv/bin/pytest tests/gpu $(ARGS)
+
 bench: .venv/.dev ## Measure speed and memory on this machine (ARGS="--images 640" for a quick look)
 	@.venv/bin/python -m tests.benchmarks $(ARGS)
 
@@ -85,6 +88,11 @@ SPREAD = --numprocesses=$$(n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist=loa
 .venv/.dev: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
 	@$(SYNC)
 	@touch $@
+
+.venv/.gpu: EXTRAS += --extra fab --extra gpu
+.venv/.gpu: uv.lock pyproject.toml .venv-uv/.$(UV_VERSION)
+	@$(SYNC)
+	@touch $@ .venv/.dev
 
 .venv-uv/.$(UV_VERSION):
 	@$(FIND_PYTHON); echo "Setting up with $$python" >&2; \

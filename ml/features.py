@@ -114,7 +114,7 @@ def _keep(request: Any, rows: Features) -> None:
 
 
 class TensorFlow:
-    """The backbone in TensorFlow: for a GPU. Full float32; TF32 would round at 5e-4."""
+    """The backbone in TensorFlow: for a GPU."""
 
     name = "tensorflow"
     batch = 64
@@ -123,7 +123,6 @@ class TensorFlow:
         quiet_tensorflow()
         import tensorflow as tf
 
-        tf.config.experimental.enable_tensor_float_32_execution(False)
         backbone = load_backbone(weights, store)
         self._run: Any = tf.function(
             lambda pixels: backbone(tf.cast(pixels, tf.float32), training=False),
@@ -135,6 +134,11 @@ class TensorFlow:
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
         result: Features = self._run(pixels).numpy()
         return result
+
+
+def load_extractor(backend: str, weights: str, store: Store, cache: Path) -> Extractor:
+    """The backbone with these weights, run by ``openvino`` or ``tensorflow``; ``cache`` is a folder of this machine."""
+    return OpenVINO(weights, store, cache) if backend == "openvino" else TensorFlow(weights, store)
 
 
 def choose_backend(settings: Settings) -> str:
@@ -305,9 +309,7 @@ def extract(
             name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"),
             ahead(feed, _AHEAD) as fed,  # and so decoding begins while the backbone is being loaded
         ):
-            extractor: Extractor = (
-                OpenVINO(weights.id, store, settings.cache) if backend == "openvino" else TensorFlow(weights.id, store)
-            )
+            extractor = load_extractor(backend, weights.id, store, settings.cache)
             total = sum(-(-len(some) // batch) for some in missing.values())
             _compute(caches, extractor, track(fed, total=total, what=f"extracting features, batches of {batch}"))
     said = f" of {len(wanted)} views" if plan else ""

@@ -6,6 +6,7 @@ processes the epochs were done.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,8 @@ class Fit(NamedTuple):
 class Fitter:
     """Fits networks on one training's examples, one after the other.
 
-    The head is built once: a new one for each fit would be traced anew, which takes longer than training a small one.
+    Networks are built once: a new one for each fit would be traced anew, which takes longer than training a small head,
+    and for the backbone's top as long as some epochs.
     """
 
     def __init__(self, examples: Examples, backbone: "Callable[[], keras.Model]") -> None:
@@ -91,6 +93,10 @@ class Fitter:
         self._initial = [np.asarray(v) for v in self._head.optimizer.variables]
         self._steps = _steps_of(self._head, examples.recipe.training.batch_size)
         self.fine_tunes = fine_tunes(examples.recipe.fine_tuning)
+
+    @cached_property
+    def _tuning(self) -> "_Tuning":
+        return _Tuning(self._examples, self._load_backbone)
 
     def fit(
         self,
@@ -139,7 +145,8 @@ class Fitter:
         if fitted.backbone is None:
             return np.asarray(head(self._examples.features[0, rows], training=False))
         backbone = self.backbone(fitted)
-        return _predict_pixels(lambda x: head(backbone(x, training=False), training=False), self._examples, rows)
+        traced = _traced(lambda x: head(backbone(x, training=False), training=False))
+        return _predict_pixels(traced, self._examples, rows)
 
     def _fit_head(
         self, name: str, learnt: Indices, watched: Indices, seed: int, epochs: int, checkpoint: Checkpoint
@@ -186,39 +193,63 @@ class Fitter:
         epochs: int,
         checkpoint: Checkpoint,
     ) -> Fit:
-        examples, spec = self._examples, self._examples.recipe.fine_tuning
         parts = len(fitted.head)
         if done := checkpoint.finished(name):
             heads, backbones = done.arrays[:parts], done.arrays[parts:-1]
             return Fit(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
-        strategy = _strategy()
-        with strategy.scope():
-            mixed = spec.mixed_precision and has_gpu()
-            backbone = unfrozen(self._load_backbone(), spec, mixed=mixed)
-            head = self.head(fitted)
-            network = _whole(backbone, head, examples, spec, mixed=mixed)
-        drops = _drops([*backbone.layers, *head.layers])
-
-        step = _step_of(network)
+        tuning = self._tuning
+        tuning.begin(fitted.head)
 
         def learn(left: range) -> Iterator[None]:
-            batches = _pixel_batches(examples, learnt, seed, left, spec.batch_size, strategy.num_replicas_in_sync)
-            source = iter(strategy.experimental_distribute_dataset(batches))
+            batches = tuning.batches(learnt, seed, left)
             for _ in left:
-                for _ in range(-(-len(learnt) // spec.batch_size)):
-                    step(next(source))
+                for _ in range(-(-len(learnt) // self._examples.recipe.fine_tuning.batch_size)):
+                    tuning.step(next(batches))
                 yield
 
-        def predict() -> Logits:
-            return _predict_pixels(lambda x: network(x, training=False), examples, watched)
-
-        after, history = _Loop(name, network, drops, seed, epochs, checkpoint).run(learn, predict)
+        after, history = _Loop(name, tuning.network, tuning.drops, seed, epochs, checkpoint).run(
+            learn, lambda: tuning.predict(watched)
+        )
         logits = np.concatenate([fitted.logits[-1:], after])  # none at all may be best
-        kept: Arrays = [np.asarray(v) for v in head.weights]
-        tuned: Arrays = [np.asarray(v, dtype=np.float32) for v in backbone.weights]
+        kept: Arrays = [np.asarray(v) for v in tuning.head.weights]
+        tuned: Arrays = [np.asarray(v, dtype=np.float32) for v in tuning.backbone.weights]
         history = {**fitted.history, **{f"fine_tuning_{curve}": values for curve, values in history.items()}}
         checkpoint.finish(name, history, [*kept, *tuned, logits])
         return Fit(kept, tuned, logits, history)
+
+
+class _Tuning:
+    """Backbone and head as one network whose top learns from pixels, on all devices."""
+
+    def __init__(self, examples: Examples, load_backbone: "Callable[[], keras.Model]") -> None:
+        spec = examples.recipe.fine_tuning
+        self._examples = examples
+        self._strategy = _strategy()
+        with self._strategy.scope():
+            mixed = spec.mixed_precision and has_gpu()
+            self.backbone = unfrozen(load_backbone(), spec, mixed=mixed)
+            self.head = _new_head(examples.task, examples.recipe)
+            self.network = _whole(self.backbone, self.head, examples, spec, mixed=mixed)
+        self.drops = _drops([*self.backbone.layers, *self.head.layers])
+        self.step = _step_of(self.network)
+        self._traced = _traced(lambda x: self.network(x, training=False))
+        self._initial = [(v, np.asarray(v)) for v in (*self.backbone.variables, *self.network.optimizer.variables)]
+
+    def begin(self, head: Arrays) -> None:
+        """Start anew, with this head."""
+        for variable, value in self._initial:
+            variable.assign(value)
+        self.head.set_weights(head)
+
+    def batches(self, learnt: Indices, seed: int, epochs: range) -> Iterator[Any]:
+        """What these epochs learn from, batch by batch, shared out among the devices."""
+        size, devices = self._examples.recipe.fine_tuning.batch_size, self._strategy.num_replicas_in_sync
+        batches = _pixel_batches(self._examples, learnt, seed, epochs, size, devices)
+        return iter(self._strategy.experimental_distribute_dataset(batches))
+
+    def predict(self, rows: Indices) -> Logits:
+        """Logits (rows, 1 or 8), in the precision that it learns in."""
+        return _predict_pixels(self._traced, self._examples, rows)
 
 
 def fine_tunes(spec: FineTuning) -> bool:
@@ -300,22 +331,30 @@ def _step_of(network: "keras.Model") -> Callable[[Any], Any]:
     """Keras' own training step with one batch, on all devices at once."""
     import tensorflow as tf
 
+    def on_one(pixels: Any, targets: Any, weights: Any) -> Any:
+        return network.train_step((tf.cast(pixels, tf.float32), targets, weights))
+
     def step(batch: Any) -> Any:
-        return network.distribute_strategy.run(network.train_step, args=(batch,))
+        return network.distribute_strategy.run(on_one, args=batch)
 
     return tf.function(step, autograph=False, reduce_retracing=True)  # type: ignore[no-any-return]
 
 
-def _predict_pixels(network: Callable[[Any], Any], examples: Examples, rows: Indices) -> Logits:
-    """Logits (rows, 1 or 8), on one device: Keras' ``predict`` gives each of several GPUs the whole batch."""
+def _traced(network: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A network, uint8 (n, 224, 224, 3) -> logits, as one graph for any n."""
     import tensorflow as tf
 
-    traced = tf.function(network, [tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)], autograph=False)
+    pixels = tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)
+    return tf.function(lambda x: network(tf.cast(x, tf.float32)), [pixels], autograph=False)  # type: ignore[no-any-return]
+
+
+def _predict_pixels(traced: Callable[[Any], Any], examples: Examples, rows: Indices) -> Logits:
+    """Logits (rows, 1 or 8), on one device: Keras' ``predict`` gives each of several GPUs the whole batch."""
     found = np.empty((len(rows), examples.outputs), np.float32)
     size = examples.recipe.fine_tuning.batch_size
     for start in range(0, len(rows), size):
         few = rows[start : start + size]
-        found[start : start + len(few)] = np.asarray(traced(examples.pixels(few).astype(np.float32)))
+        found[start : start + len(few)] = np.asarray(traced(examples.pixels(few)))
     return found
 
 
@@ -536,17 +575,16 @@ def _pixel_batches(
             scale = np.float32(len(whole) / len(rows))
             yield np.int64(epoch), rows[filled], targets[filled], weights[filled] * kept * scale
 
-    def seen(epoch: Any, rows: Indices) -> NDArray[np.float32]:
+    def seen(epoch: Any, rows: Indices) -> Pixels:
         pictures = examples.pixels(rows)
         if spec.augmentation is None:
-            return pictures.astype(np.float32)
+            return pictures
         # Beyond the numbers of cached views: each epoch sees each picture in a way of its own.
         view = View(1000 + int(epoch), spec.augmentation)
-        shown = [view.apply(picture, examples.names[row]) for picture, row in zip(pictures, rows, strict=True)]
-        return np.stack(shown).astype(np.float32)
+        return np.stack([view.apply(picture, examples.names[row]) for picture, row in zip(pictures, rows, strict=True)])
 
     def load(epoch: Any, rows: Any, targets: Any, weights: Any) -> tuple[Any, ...]:
-        pictures = tf.numpy_function(seen, (epoch, rows), tf.float32)
+        pictures = tf.numpy_function(seen, (epoch, rows), tf.uint8)
         return tf.ensure_shape(pictures, (None, SIZE, SIZE, 3)), targets, weights
 
     signature = (

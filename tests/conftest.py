@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "e2e": "BREAKHIS_PRODUCT",
         "replica": "BREAKHIS_REPLICA",
         "guide": "BREAKHIS_GUIDE",
+        "gpu": "BREAKHIS_GPU",
     }
     lacking = [marker for marker, variable in needs.items() if variable not in os.environ]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="module")
 def told():
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.two_devices"], check=False, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.two_devices", "CPU"], check=False, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])

@@ -1,10 +1,13 @@
 """Fine-tunes a tiny network on one device, on two, and in float16; prints what came out. In a process of its own, as
-TensorFlow takes a processor for two devices only if that is said before anything else.
+TensorFlow takes a processor or a GPU, whichever is named, for two devices only if that is said before anything else.
 """
 
 import json
+import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,8 +17,16 @@ from ml.presets import load_preset
 from tests.small_training import tiny_backbone
 
 
-def fit(images: int, *, epochs: int = 2, mixed: bool = False, rate: float = 1e-4) -> Fit:
-    """Fine-tune with batches of 4, without dropout, whose masks are another on each device."""
+def fit(
+    images: int,
+    *,
+    backbone: Callable[[], keras.Model] = tiny_backbone,
+    batch_size: int = 4,
+    epochs: int = 2,
+    mixed: bool = False,
+    rate: float = 1e-4,
+) -> Fit:
+    """Fine-tune without dropout, whose masks are another on each device."""
     recipe = (
         load_preset("demo")
         .changed(
@@ -25,7 +36,7 @@ def fit(images: int, *, epochs: int = 2, mixed: bool = False, rate: float = 1e-4
             fine_tuning={
                 "when": "always",
                 "epochs": epochs,
-                "batch_size": 4,
+                "batch_size": batch_size,
                 "learning_rate": rate,
                 "mixed_precision": mixed,
             },
@@ -34,7 +45,7 @@ def fit(images: int, *, epochs: int = 2, mixed: bool = False, rate: float = 1e-4
     )
     rows = np.arange(images)
     pixels = np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8)
-    features = np.asarray(tiny_backbone()(pixels.astype(np.float32)))[None]
+    features = np.asarray(backbone().predict(pixels, batch_size=4, verbose=0))[None]
     examples = Examples(
         "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: pixels[few], [*map(str, rows)]
     )
@@ -44,17 +55,18 @@ def fit(images: int, *, epochs: int = 2, mixed: bool = False, rate: float = 1e-4
         due=lambda: False,
         finish=lambda *_: None,
     )
-    return Fitter(examples, tiny_backbone).fit("it", rows, rows, 0, nothing)  # type: ignore[arg-type]
+    return Fitter(examples, backbone).fit("it", rows, rows, 0, nothing)  # type: ignore[arg-type]
 
 
-def _main() -> None:
-    processor = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+def _main(kind: str) -> None:
+    device = tf.config.list_physical_devices(kind)[0]
+    half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
+    tf.config.set_logical_device_configuration(device, half)
     one_device = fitting._strategy
     found = []
     for images in (12, 9):  # the last batch: whole, and of one image, for one of the devices
         one = fit(images)
-        fitting._strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        fitting._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
         two = fit(images)
         fitting._strategy = one_device
         found.append(
@@ -64,14 +76,14 @@ def _main() -> None:
             }
         )
     fitting.has_gpu = lambda: True
-    half = fit(8, epochs=8, mixed=True, rate=1e-5)
+    tuned = fit(8, epochs=8, mixed=True, rate=1e-5)
     print(
         json.dumps(
             {
                 "two": found,
                 "float16": {
-                    "loss": half.history["fine_tuning_loss"],
-                    "kept as": sorted({str(a.dtype) for a in half.backbone}),  # type: ignore[union-attr]
+                    "loss": tuned.history["fine_tuning_loss"],
+                    "kept as": sorted({str(a.dtype) for a in tuned.backbone}),  # type: ignore[union-attr]
                 },
             }
         )
@@ -79,4 +91,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    _main(*sys.argv[1:])

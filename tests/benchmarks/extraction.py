@@ -1,17 +1,20 @@
 """Extraction: pixels and features against a usual TensorFlow pipeline and against their own parts, and its memory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ml.imaging import SIZE, decode, pixel_hash, resize
 from ml.models import resolve_weights
+from ml.settings import settings
 from ml.store import Store
 from ml.workers import in_processes
 from tests import made_up
@@ -30,15 +33,9 @@ def figures(replica: Replica) -> list[Figure]:
     """All figures of this page, with random weights, which cost what any weights do."""
     with replica.home(_WORKERS, WEIGHTS="random", BACKEND="openvino") as (home, environment):
         store = Store((home / "store").as_uri())
-        files = _kept(replica, store)
+        files = kept(replica, store)
         used = min(_IMAGES, len(files) * 100 // (100 + _NEW))
-        (home / "files.json").write_text(json.dumps(dict(list(files.items())[:used])))
-        resolve_weights("random", store)
-        seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-        for _ in range(_TURNS):
-            for name, found in seconds.items():
-                found.append(_seconds_of(name, home, environment))
-        speed = {name: used / min(found) for name, found in seconds.items()}
+        speed = speeds(home, store, dict(list(files.items())[:used]), environment)
         more = used * (100 + _NEW) // 100
         unchanged = _features(store, files, used, environment)
         added = _features(store, files, more, environment)
@@ -90,10 +87,21 @@ def figures(replica: Replica) -> list[Figure]:
     ]
 
 
-def _kept(replica: Replica, store: Store) -> dict[str, str]:
+def speeds(home: Path, store: Store, files: dict[str, str], environment: Mapping[str, str]) -> dict[str, float]:
+    """Images/s of each contestant, the best of some turns, with the backend and the processes of the environment."""
+    (home / "files.json").write_text(json.dumps(files))
+    resolve_weights("random", store)
+    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    for _ in range(_TURNS):
+        for name, found in seconds.items():
+            found.append(_seconds_of(name, home, environment))
+    return {name: len(files) / min(found) for name, found in seconds.items()}
+
+
+def kept(replica: Replica, store: Store) -> dict[str, str]:
     """Pixel hash -> file hash, of every picture in the store: each once."""
     jobs = ((store.root, file) for file in sorted(replica.folder.rglob("*.png")))
-    return dict(in_processes(_keep, jobs, _WORKERS))
+    return dict(in_processes(_keep, jobs, len(os.sched_getaffinity(0))))
 
 
 def _keep(job: tuple[str, Path]) -> tuple[str, str]:
@@ -139,18 +147,18 @@ def _seconds_of(contestant: str, home: Path, environment: Mapping[str, str]) -> 
 
 def _extraction(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """What the stage does once it knows what is missing; the start of the processes that decode is counted."""
-    from ml.features import _AHEAD, FeatureCache, OpenVINO, _compute, _feed
+    from ml.features import _AHEAD, FeatureCache, _compute, _feed, load_extractor
     from ml.pixels import PixelCache
     from ml.views import IDENTITY
     from ml.workers import ahead
 
     weights = resolve_weights("random", store).id
-    backbone = OpenVINO(weights, store, home / "cache")
+    backbone = load_extractor(settings().backend, weights, store, home / "cache")
     backbone(np.zeros((backbone.batch, SIZE, SIZE, 3), np.uint8))
     caches = {IDENTITY: FeatureCache(store, weights, backbone.name)}
 
     def run() -> None:
-        with ahead(_feed({IDENTITY: files}, PixelCache(store), backbone.batch, _WORKERS), _AHEAD) as fed:
+        with ahead(_feed({IDENTITY: files}, PixelCache(store), backbone.batch, settings().worker_count), _AHEAD) as fed:
             _compute(caches, backbone, fed)
 
     return run
@@ -167,10 +175,13 @@ def _cached(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
 
 
 def _model(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
-    """OpenVINO alone, on the same few pictures over and over."""
-    from ml.features import _AT_ONCE, OpenVINO
+    """The network alone, on the same few pictures over and over."""
+    from ml.features import _AT_ONCE, OpenVINO, load_extractor
 
-    queue = OpenVINO(resolve_weights("random", store).id, store, home / "cache")._queue
+    backbone = load_extractor(settings().backend, resolve_weights("random", store).id, store, home / "cache")
+    if not isinstance(backbone, OpenVINO):
+        return _on_a_gpu(backbone, len(files))
+    queue = backbone._queue
     queue.set_callback(lambda request, _: request.get_output_tensor().data)
     some = np.random.default_rng(0).integers(0, 256, (_AT_ONCE, SIZE, SIZE, 3)).astype(np.float32)
 
@@ -183,14 +194,30 @@ def _model(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None
     return run
 
 
+def _on_a_gpu(backbone: Any, images: int) -> Callable[[], None]:
+    """On pictures that lie in the GPU's memory; only the last features are waited for."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    some = tf.constant(rng.integers(0, 256, (backbone.batch, SIZE, SIZE, 3), dtype=np.uint8))
+
+    def run() -> None:
+        for _ in range(-(-images // backbone.batch)):
+            features = backbone._run(some)
+        features.numpy()
+
+    run()
+    return run
+
+
 def _decode(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
-    """Two processes decode and resize all files, by libspng as the product does, and no more; their start counted."""
+    """Processes decode and resize all files, by libspng as the product does, and no more; their start counted."""
     from tests.benchmarks.extraction import decode_one  # not this program's own, which processes do not have
 
     paths = [store.local(store.blob_key(sha256)) for sha256 in files.values()]
 
     def run() -> None:
-        assert sum(in_processes(decode_one, paths, _WORKERS)) == SIZE * len(paths)
+        assert sum(in_processes(decode_one, paths, settings().worker_count)) == SIZE * len(paths)
 
     return run
 
