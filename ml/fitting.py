@@ -584,7 +584,8 @@ def _pixel_batches(
         return np.stack([view.apply(picture, examples.names[row]) for picture, row in zip(pictures, rows, strict=True)])
 
     def load(epoch: Any, rows: Any, targets: Any, weights: Any) -> tuple[Any, ...]:
-        pictures = tf.numpy_function(seen, (epoch, rows), tf.uint8)
+        # Said to be stateless, as it is: else the batches of a training that is to be deterministic come one by one.
+        pictures = tf.numpy_function(seen, (epoch, rows), tf.uint8, stateful=False)
         return tf.ensure_shape(pictures, (None, SIZE, SIZE, 3)), targets, weights
 
     signature = (

@@ -19,7 +19,7 @@ from ml import crossvalidation
 from ml.checkpoints import Checkpoint
 from ml.crossvalidation import Choice, Fold, Predicted, Shares
 from ml.decision import Rule
-from ml.devices import has_gpu, name_exhaustion, quiet_tensorflow, require_gpu
+from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
 from ml.errors import DataError
 from ml.evaluation import Scores, check_both_classes
 from ml.features import FeatureCache, Features, extract
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
-_VERSION = 3
+_VERSION = 4
 """Raised whenever the same inputs come to another result: what was trained before is then trained anew."""
 
 OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
@@ -161,10 +161,8 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     quiet_tensorflow()
     import tensorflow as tf
 
-    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time. On a GPU
-    # TensorFlow has no such gradient of a depthwise convolution's kernel: it would refuse to fine-tune at all.
-    if not (fine_tunes(recipe.fine_tuning) and has_gpu()):
-        tf.config.experimental.enable_op_determinism()
+    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
+    tf.config.experimental.enable_op_determinism()
     pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
     examples = Examples(
         task,

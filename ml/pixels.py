@@ -3,7 +3,7 @@
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,7 +118,8 @@ class PixelCache:
             places = [self._places[h] for h in hashes]
         except KeyError as error:
             raise StoreError(f"the picture {error.args[0]} is not in {self.prefix}; run: features") from None
-        pictures = [self._part(part)[row] for part, row in places]
+        opened = cache(self._part)
+        pictures = [opened(part)[row] for part, row in places]
         return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
 
     @cached_property

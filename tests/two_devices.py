@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ml import fitting
+from ml.devices import quiet_tensorflow
 from ml.fitting import Examples, Fit, Fitter
 from ml.presets import load_preset
 from tests.small_training import tiny_backbone
@@ -59,6 +60,7 @@ def fit(
 
 
 def _main(kind: str) -> None:
+    quiet_tensorflow()  # else what is computed before a fit is computed in TF32
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ml.devices import describe, has_gpu
+from ml.devices import describe, has_gpu, quiet_tensorflow
 from ml.fitting import Examples, Fitter
 from ml.models import load_backbone, resolve_weights
 from ml.pixels import PixelCache
@@ -73,6 +73,10 @@ def _tuned(home: Path, hashes: list[str], environment: Mapping[str, str]) -> dic
 
 def _main(folder: str) -> None:
     """The second of two epochs, and predictions after them."""
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()  # as any training
     home = Path(folder)
     store, names = Store((home / "store").as_uri()), json.loads((home / "hashes.json").read_text())
     recipe, pixels = load_preset("default").binary, PixelCache(store)
@@ -112,7 +116,7 @@ def _main(folder: str) -> None:
     np.asarray(last)
     seconds["bare predicted"] = time.perf_counter() - begin
     speed = {name: len(names) / took for name, took in seconds.items()}
-    print(json.dumps({**speed, "images": len(names), "device": describe()}))
+    print(json.dumps({**speed, "start": seconds["start"], "images": len(names), "device": describe()}))
 
 
 if __name__ == "__main__":
