@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ml.checkpoints import Arrays, Checkpoint
 from ml.devices import has_gpu, quiet_tensorflow
+from ml.errors import ConfigError
 from ml.features import Features
 from ml.imaging import SIZE, Pixels
 from ml.models import FEATURES, build_head, set_statistics
@@ -117,6 +118,9 @@ class Fitter:
             seed: of initial weights, order, views and dropout.
             checkpoint: where to go on, and where to keep what was reached.
             epochs: how many; default: what the recipe says. With fine-tuning, of that, and it may be 0.
+
+        Raises:
+            ConfigError: it is learnt so fast, or so roughly, that nothing finite comes of it.
         """
         recipe = self._examples.recipe
         of_head = recipe.training.epochs if self.fine_tunes or epochs is None else epochs
@@ -281,6 +285,9 @@ class _Loop:
         Args:
             learn: does these epochs, one whenever it is asked for the next.
             predict: logits of what is watched.
+
+        Raises:
+            ConfigError: what is learnt is no number any more.
         """
         reached = self._checkpoint.unfinished(self._name)
         history, logits = reached.history, list(reached.arrays[-1]) if reached.arrays else []
@@ -299,6 +306,12 @@ class _Loop:
             for curve, value in self._network.get_metrics_result().items():
                 history.setdefault(curve, []).append(float(value))
             logits.append(predict())
+            curves = [values[-1] for values in history.values()]
+            if not (np.isfinite(logits[-1]).all() and np.isfinite(curves).all()):
+                raise ConfigError(
+                    f"{self._name}: loss or outputs are not finite after epoch {epoch + 1} of {self._epochs}; lower "
+                    "learning_rate in the preset, or set mixed_precision to false if it happens in fine-tuning alone"
+                )
             if epoch + 1 < self._epochs and self._checkpoint.due():
                 self._checkpoint.save(self._name, epoch + 1, history, self._state(logits))
         shape = (0, *predict().shape)

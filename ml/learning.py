@@ -150,6 +150,7 @@ def learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Che
     Raises:
         DataError: nothing can be chosen.
         DeviceError: memory does not suffice.
+        ConfigError: nothing finite is learnt.
     """
     advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
     advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"

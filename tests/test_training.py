@@ -14,7 +14,7 @@ import pytest
 from ml import checkpoints, learning
 from ml import features as features_module
 from ml import training as training_module
-from ml.errors import DataError, DeviceError, NoGpuError, StoreError
+from ml.errors import ConfigError, DataError, DeviceError, NoGpuError, StoreError
 from ml.features import extract
 from ml.imaging import decode
 from ml.learning import prepared
@@ -341,6 +341,12 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch)
     monkeypatch.setattr(learning, "read_dataset", None)  # at once, rather than after any work
     with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
         again(world, settings=settings)
+
+
+def test_what_does_not_converge_names_the_setting(world):
+    preset = quick(3, training={"epochs": 3, "learning_rate": 1e30})
+    with pytest.raises(ConfigError, match=r"fold 1 of repeat 1: .* not finite after epoch 1 of 3; lower learning_rate"):
+        again(world, preset=preset)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), type("ResourceExhaustedError", (Exception,), {})("OOM when …\n")])

@@ -14,6 +14,7 @@ import tensorflow as tf
 from ml import fitting
 from ml.devices import quiet_tensorflow
 from ml.fitting import Examples, Fit, Fitter
+from ml.imaging import Pixels
 from ml.presets import load_preset
 from tests.small_training import tiny_backbone
 
@@ -22,6 +23,7 @@ def fit(
     images: int,
     *,
     backbone: Callable[[], keras.Model] = tiny_backbone,
+    pixels: Pixels | None = None,
     batch_size: int = 4,
     epochs: int = 2,
     mixed: bool = False,
@@ -45,10 +47,12 @@ def fit(
         .subtype
     )
     rows = np.arange(images)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8)
-    features = np.asarray(backbone().predict(pixels, batch_size=4, verbose=0))[None]
+    shown = (
+        np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8) if pixels is None else pixels
+    )
+    features = np.asarray(backbone().predict(shown, batch_size=4, verbose=0))[None]
     examples = Examples(
-        "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: pixels[few], [*map(str, rows)]
+        "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: shown[few], [*map(str, rows)]
     )
     nothing = SimpleNamespace(
         finished=lambda _: None,

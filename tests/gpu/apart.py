@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import tensorflow as tf
 
 from ml.devices import name_exhaustion, quiet_tensorflow
 from ml.errors import DeviceError
-from ml.features import TensorFlow
-from ml.imaging import SIZE
+from ml.features import OpenVINO, TensorFlow
+from ml.imaging import SIZE, Pixels, decode, resize
 from ml.models import load_backbone, resolve_weights
+from ml.sources.demo import pictures
 from ml.store import Store
 from tests.two_devices import fit
 
@@ -43,16 +45,34 @@ def determinism(store: Store) -> dict[str, dict[str, float]]:
     """How far apart EfficientNetB0 fine-tuned twice is, in float32 and in float16, and how much it learnt."""
     tf.config.experimental.enable_op_determinism()
     weights = resolve_weights("random", store).id
-    found = {}
+    # Drawn, as random weights are made for: what noise comes to in them is too large for float16.
+    pixels, found = _drawn(24), {}
     for name, mixed in (("float32", False), ("float16", True)):
         one, other = (
-            fit(24, backbone=lambda: load_backbone(weights, store), batch_size=8, mixed=mixed) for _ in range(2)
+            fit(24, backbone=lambda: load_backbone(weights, store), pixels=pixels, batch_size=8, mixed=mixed)
+            for _ in range(2)
         )
         found[name] = {
             "apart": float(np.abs(one.logits - other.logits).max()),
             "learnt": float(np.abs(one.logits[-1] - one.logits[0]).max()),
         }
     return found
+
+
+def rounding(store: Store) -> dict[str, float]:
+    """How far TensorFlow on the GPU is from OpenVINO on the processor, in float32 and in TF32."""
+    weights, pixels = resolve_weights("random", store).id, _drawn(64)
+    right, found = OpenVINO(weights, store, Path(store.root.removeprefix("file://")) / "cache")(pixels), {}
+    for name, rounded in (("TF32", True), ("float32", False)):
+        # Another graph each: what cuDNN runs is chosen at its first call.
+        backbone = TensorFlow(weights, store)
+        tf.config.experimental.enable_tensor_float_32_execution(rounded)
+        found[name] = float(np.linalg.norm(backbone(pixels) - right) / np.linalg.norm(right))
+    return {**found, "pictures": float(np.linalg.norm(right[0] - right[1]) / np.linalg.norm(right[1]))}
+
+
+def _drawn(images: int) -> Pixels:
+    return np.stack([resize(decode(data)) for _, data in islice(pictures(82, seed=0, workers=1), images)])
 
 
 if __name__ == "__main__":
