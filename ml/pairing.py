@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ml.progress import say
 from ml.rescoring import classify
 from ml.store import Json, Store
 from ml.taxonomy import SUBTYPES, Task, classes
+from ml.tracking import fetch_artifacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +88,6 @@ def _predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
         TryAgain: they cannot be read.
         Refused: they were changed.
     """
-    import mlflow
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
@@ -96,7 +97,8 @@ def _predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
         return None
     whose = f"{evidence['model']} version {evidence['version']}"
     try:
-        data = Path(mlflow.artifacts.download_artifacts(run_id=evidence["run_id"], artifact_path=path)).read_bytes()
+        with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+            data = fetch_artifacts(f"runs:/{evidence['run_id']}/{path}", Path(scratch)).read_bytes()
     except (MlflowException, OSError) as error:
         raise TryAgain(f"{whose}: {path} of its run cannot be read: {error}") from None
     if hashlib.sha256(data).hexdigest() != expected:

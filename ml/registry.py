@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from ml.settings import Settings
 from ml.standing import Aliases, evidence_behind, standing, unfinished
 from ml.store import Json, Store, canonical, digest, object_id
 from ml.taxonomy import SIDES, Task, classes
-from ml.tracking import connect
+from ml.tracking import connect, fetch_artifacts
 from ml.training_sets import training_set_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
         RegistryError: its run, evaluation or model files are missing.
         Refused: what its run says of itself cannot be, or is not what its predictions give.
     """
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        return _collect(version, store, settings, Path(scratch), anew=anew)
+
+
+def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, anew: bool) -> Json:
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -113,11 +119,13 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
     run = _training_run(client, version.run_id)
     tags = run.data.tags
     _check_set(version.run_id, tags, store)
+    in_place = _in_place(version, client)
     try:
-        artifacts = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation"))
+        artifacts = fetch_artifacts(f"runs:/{version.run_id}/evaluation", scratch / "run")
         evaluation = json.loads((artifacts / "metrics.json").read_bytes())
         preset = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/preset.json")
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
+        model = f"models:/{version.name}/{version.version}"
+        folder = fetch_artifacts(model, None if in_place else scratch / "model")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
     split = store.meta(tags["breakhis.split"])
@@ -165,7 +173,7 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
         "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_model(Path(folder), name, in_place=_in_place(version, client)),
+        "model_files": _hash_model(folder, name, in_place=in_place),
     }
 
 
@@ -274,14 +282,12 @@ def judge(
 
 def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
     """Put beside a bundle what its reviewer looks at: of candidate and champion, pictures, report and model card."""
-    import mlflow
-
     for name, evidence in shown.items():
-        found = mlflow.artifacts.download_artifacts(run_id=evidence["run_id"], artifact_path="evaluation")
         (folder / name).mkdir()
-        for file in Path(found).iterdir():
-            if file.suffix in {".png", ".html", ".md"}:
-                shutil.copyfile(file, folder / name / file.name)
+        with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+            for file in fetch_artifacts(f"runs:/{evidence['run_id']}/evaluation", Path(scratch)).iterdir():
+                if file.suffix in {".png", ".html", ".md"}:
+                    shutil.copyfile(file, folder / name / file.name)
 
 
 def verify_evidence(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.errors import RegistryError, TryAgain
+from ml.tracking import fetch_artifacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,6 @@ def classify(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFram
         TryAgain: its files cannot be read.
         RegistryError: it cannot classify them.
     """
-    import mlflow
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
@@ -40,8 +40,7 @@ def classify(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFram
         for k, picture in enumerate(pictures):
             (folder / "pictures" / f"{k:08d}").write_bytes(picture)
         try:
-            uri = f"models:/{model}/{number}"
-            lies = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder / "model"))
+            lies = str(fetch_artifacts(f"models:/{model}/{number}", folder / "model"))
         except (MlflowException, OSError) as error:
             raise TryAgain(f"{model} version {number}: its files cannot be read: {error}") from None
         own = {"HOME": scratch, "TMPDIR": scratch, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'none.db'}"}

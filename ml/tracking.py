@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.settings import Settings
@@ -24,6 +25,19 @@ def connect(settings: Settings) -> "MlflowClient":
     mlflow.set_tracking_uri(settings.mlflow_uri)
     mlflow.set_registry_uri(settings.mlflow_uri)
     return mlflow.tracking.MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+
+
+def fetch_artifacts(uri: str, folder: Path | None) -> Path:
+    """Artifacts, by a URI of MLflow's, put into a folder of the caller's; where in it they lie.
+
+    Without a folder MLflow puts them where nobody removes them, unless they lie on a disk: then that is where.
+
+    Raises:
+        MlflowException, OSError: they cannot be had.
+    """
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder) if folder else None))
 
 
 def use_experiment(name: str, settings: Settings) -> str:

@@ -17,10 +17,14 @@ _LONGEST = {"test_training.py", "test_resuming.py"}
 
 PROJECT = Path(__file__).parents[1]
 
-_home = tempfile.mkdtemp(prefix="breakhis-airflow-")
-atexit.register(shutil.rmtree, _home, ignore_errors=True)
+_scratch = tempfile.mkdtemp(prefix="breakhis-tests-")
+atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
+# What MLflow downloads stays in the temporary folder for good: it goes with this one. Pytest's own folders stay where
+# somebody would look for them after a failure.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+tempfile.tempdir = os.environ["TMPDIR"] = _scratch
 os.environ |= {
-    "AIRFLOW_HOME": _home,
+    "AIRFLOW_HOME": f"{_scratch}/airflow",
     "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
     "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from ml import comparison, promotion, registry
+from ml import comparison, pairing, promotion, registry
 from ml.airflow_api import AirflowApi
 from ml.audit import CARRIED_OUT, AuditLog
 from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
@@ -33,6 +33,7 @@ from ml.splits import split_dataset
 from ml.store import digest
 from tests import made_up
 from tests.registry_world import RegistryWorld
+from tests.trust.servers import mlflow_server
 
 
 @pytest.fixture
@@ -918,3 +919,19 @@ def test_the_end_of_the_log_cut_off_stops_everything(two_champions, airflow):
     with pytest.raises(Refused, match="the log's end was cut off; nothing is decided about made-binary"):
         promote(world, third, "made-binary-v3")
     assert not is_whole(world)
+
+
+@pytest.mark.integration
+def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch):
+    """Neither of runs nor of models: the audit reads those of all champions every day."""
+    for folder in ("mlflow", "world", "scratch"):
+        (tmp_path / folder).mkdir()
+    artifacts = ("--serve-artifacts", "--artifacts-destination", (tmp_path / "artifacts").as_uri())
+    with mlflow_server(tmp_path / "mlflow", *artifacts, "--default-artifact-root", "mlflow-artifacts:/") as url:
+        world = RegistryWorld.made(tmp_path / "world", url)
+        run = world.run()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+        registered = register_run(run, world.store, world.settings)
+        judge("made-binary", "1", world.store, world.settings)
+        assert len(pairing._predictions(read_content(registered["evidence"], world.store), "test")) > 0
+        assert list((tmp_path / "scratch").iterdir()) == []

@@ -2,11 +2,12 @@
 
 import json
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,9 @@ from ml.progress import track
 from ml.settings import Settings, settings
 from ml.sources.files import is_image
 from ml.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
 
 _BATCH = 32
 
@@ -115,31 +119,38 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     from ml.devices import quiet_tensorflow
-    from ml.imaging import read_image, resize
     from ml.tracking import connect
 
     connect(settings())
     quiet_tensorflow()
     import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
+        try:
+            classifier = mlflow.pyfunc.load_model(model, dst_path=scratch)
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
+        shown = track(files, total=len(files), what="classifying")
+        while batch := list(islice(shown, _BATCH)):
+            yield from _classified(batch, classifier)
+
+
+def _classified(batch: list[Path], classifier: "PyFuncModel") -> Iterator[dict[str, Any]]:
     import pandas as pd
 
-    try:
-        classifier = mlflow.pyfunc.load_model(model)
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
-    shown = track(files, total=len(files), what="classifying")
-    while batch := list(islice(shown, _BATCH)):
-        good, rows = [], {}
-        for file in batch:
-            try:
-                # At the network's size: a batch of photographs as they come may be 10 GB.
-                good.append((file, resize(read_image(file))))
-            except ImageError as error:
-                rows[file] = {"image": str(file), "error": str(error)}
-        if good:
-            predicted = classifier.predict(pd.DataFrame({"image": [pixels for _, pixels in good]})).to_dict("records")
-            rows |= {file: {"image": str(file), **row} for (file, _), row in zip(good, predicted, strict=True)}
-        yield from (rows[file] for file in batch)
+    from ml.imaging import read_image, resize
+
+    good, rows = [], {}
+    for file in batch:
+        try:
+            # At the network's size: a batch of photographs as they come may be 10 GB.
+            good.append((file, resize(read_image(file))))
+        except ImageError as error:
+            rows[file] = {"image": str(file), "error": str(error)}
+    if good:
+        predicted = classifier.predict(pd.DataFrame({"image": [pixels for _, pixels in good]})).to_dict("records")
+        rows |= {file: {"image": str(file), **row} for (file, _), row in zip(good, predicted, strict=True)}
+    yield from (rows[file] for file in batch)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -166,7 +166,7 @@ def test_large_pictures_are_not_held_together(predict, tmp_path, monkeypatch):
         def predict(self, frame):
             return pd.DataFrame({"label": ["benign"] * len(frame)})
 
-    monkeypatch.setattr("mlflow.pyfunc.load_model", lambda _: Blind())
+    monkeypatch.setattr("mlflow.pyfunc.load_model", lambda _, dst_path: Blind())
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 2000), (200, 100, 150)).save(buffer, "PNG", compress_level=1)
     folder = tree(tmp_path / "pictures", {f"{k}.png": buffer.getvalue() for k in range(10)})
