@@ -26,7 +26,7 @@ _GRID = np.linspace(0, 1, 101)
 def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -> None:
     """ROC (``kind="roc"``) or precision-recall curves with 95% bands of the patient bootstrap.
 
-    Malignant against benign, or a panel for each subtype against the rest.
+    Malignant against benign, or a panel for each subtype against the rest; with one case it has no band.
     """
     names = ["malignant"] if scores.task == "binary" else list(SUBTYPES)
     figure, panels = _panels(len(names), 5.6 if len(names) == 1 else 2.6)
@@ -34,7 +34,10 @@ def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -
     for k, (name, axes) in enumerate(zip(names, panels, strict=True)):
         positive = scores.truth == (1 if scores.task == "binary" else k)
         score = scores.probabilities if scores.task == "binary" else scores.probabilities[:, k]
-        _curve(axes, kind, name, positive, score, weights, small=len(names) > 1)
+        one_case = scores.rows["patient"][positive].nunique() == 1  # what it varies by is not known
+        _curve(axes, kind, name, positive, score, None if one_case else weights, small=len(names) > 1)
+        if one_case and weights is not None:
+            axes.set_title(f"{axes.get_title()}\none case: no band", fontsize=axes.title.get_fontsize())
     if scores.task == "binary" and not evaluation.absent and len(evaluation.rules) == 1:
         negative, malignant = evaluation.confusion
         recall, called = malignant[1] / malignant.sum(), evaluation.confusion[:, 1].sum()
@@ -76,11 +79,20 @@ def _curve(
         axes.axhline(n / len(positive), linestyle=":", color=_GREY)
     if weights is not None:
         lines = zip(*_lines(kind, positive, score, weights), strict=True)
-        heights = np.stack([np.interp(_GRID, x, y) for x, y in lines if np.isfinite(y).all()])
+        heights = [_heights(kind, x, y) for x, y in lines if np.isfinite((x, y)).all()]
         if len(heights) > 1:
             axes.fill_between(_GRID, *np.percentile(heights, (2.5, 97.5), axis=0), color=_BLUE, alpha=0.2, linewidth=0)
     (x,), (y,) = _lines(kind, positive, score, np.ones((1, len(positive))))
-    axes.plot(x, y, color=_BLUE)
+    axes.plot(x, y, color=_BLUE, drawstyle="default" if kind == "roc" else "steps-pre")
+
+
+def _heights(kind: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A curve between its points, (101,), as its area is counted: ROC by lines, precision by steps.
+
+    A line between two points of precision and recall would promise what no threshold gives: J. Davis, M. Goadrich, "The
+    relationship between Precision-Recall and ROC curves", ICML 2006.
+    """
+    return np.interp(_GRID, x, y) if kind == "roc" else y[np.searchsorted(x, _GRID)]
 
 
 def _lines(

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from ml import figures
 from ml.decision import Rule
@@ -118,6 +119,28 @@ def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch)
     labels = {label.get_text().split()[0]: label.get_text() for label in drawn[0].axes[0].get_yticklabels()}
     assert labels["A"].endswith("of 1 case recognised)\none case: no interval")
     assert labels["DC"].endswith("of 3 cases recognised)")
+
+
+@pytest.mark.parametrize("kind", ["roc", "precision_recall"])
+def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind):
+    scores = made("subtype")
+    scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
+    figures.plot_curves(scores, evaluate(scores, draws=20), tmp_path / "curves.png", kind)
+    bands = {axes.get_title().split(":")[0]: (axes.get_title(), len(axes.collections)) for axes in drawn[0].axes}
+    assert bands["A"][0].endswith("\none case: no band")
+    assert bands["A"][1] == 0
+    assert bands["DC"][0].count("\n") == 0
+    assert bands["DC"][1] == 1
+
+
+def test_precision_between_two_thresholds_is_that_of_the_next():
+    positive, score = np.array([False, True, True]), np.array([0.9, 0.8, 0.7])
+    (x,), (y,) = figures._lines("precision_recall", positive, score, np.ones((1, 3)))
+    heights = figures._heights("precision_recall", x, y)
+    assert heights[[25, 50, 75, 100]] == pytest.approx([1 / 2, 1 / 2, 2 / 3, 2 / 3])
+    assert heights[1:].mean() == pytest.approx(average_precision_score(positive, score))
 
 
 def test_a_map_lights_where_the_evidence_is():
