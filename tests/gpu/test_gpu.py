@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from ml import checkpoints, devices
 from ml.checkpoints import Checkpoint
+from ml.errors import NoGpuError
 from ml.features import FeatureCache, extract
 from ml.local import doctor
 from ml.taxonomy import SUBTYPES
@@ -25,6 +26,14 @@ pytestmark = pytest.mark.gpu
 
 TUNED = {"when": "gpu", "blocks": 2, "epochs": 4, "batch_size": 16, "learning_rate": 0.0003, "mixed_precision": True}
 ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there_is_one():
+    try:
+        devices.require_gpu()
+    except NoGpuError as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,6 @@ def apart(a, b):
 def test_the_doctor_finds_it_and_a_run_names_it():
     assert doctor.gpu().state == "ok"
     assert devices.has_gpu()
-    devices.require_gpu()
     assert not devices.describe().startswith(devices.processor())
     print(devices.describe())
 
