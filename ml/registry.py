@@ -119,8 +119,8 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
     run = _training_run(client, version.run_id)
     tags = run.data.tags
     _check_set(version.run_id, tags, store)
-    in_place = _in_place(version, client)
     try:
+        in_place = _in_place(version, client)
         artifacts = fetch_artifacts(f"runs:/{version.run_id}/evaluation", scratch / "run")
         evaluation = json.loads((artifacts / "metrics.json").read_bytes())
         preset = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/preset.json")
