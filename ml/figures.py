@@ -35,9 +35,8 @@ def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -
         positive = scores.truth == (1 if scores.task == "binary" else k)
         score = scores.probabilities if scores.task == "binary" else scores.probabilities[:, k]
         one_case = scores.rows["patient"][positive].nunique() == 1  # what it varies by is not known
-        _curve(axes, kind, name, positive, score, None if one_case else weights, small=len(names) > 1)
-        if one_case and weights is not None:
-            axes.set_title(f"{axes.get_title()}\none case: no band", fontsize=axes.title.get_fontsize())
+        title = f"{name}: {positive.sum()} of {len(positive)}" + ("\none case: no band" if one_case else "")
+        _curve(axes, kind, title, positive, score, None if one_case else weights, small=len(names) > 1)
     if scores.task == "binary" and not evaluation.absent and len(evaluation.rules) == 1:
         negative, malignant = evaluation.confusion
         recall, called = malignant[1] / malignant.sum(), evaluation.confusion[:, 1].sum()
@@ -55,7 +54,7 @@ def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -
 def _curve(
     axes: "Axes",
     kind: str,
-    name: str,
+    title: str,
     positive: NDArray[np.bool_],
     score: NDArray[np.float64],
     weights: NDArray[np.float64] | None,
@@ -66,7 +65,7 @@ def _curve(
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.set_title(f"{name}: {n} of {len(positive)}", fontsize=9 if small else 10)
+    axes.set_title(title, fontsize=9 if small else 10)
     if not small:
         axes.set_xlabel("1 - specificity" if kind == "roc" else "recall (sensitivity)")
         axes.set_ylabel("sensitivity" if kind == "roc" else "precision")

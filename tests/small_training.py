@@ -1,6 +1,8 @@
 """A set of 82 drawn pictures to train on in seconds, shared by the tests that do."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +10,9 @@ import mlflow
 import pandas as pd
 import pytest
 
-from ml import models
+from ml import checkpoints, models
 from ml import training as training_module
+from ml.checkpoints import Checkpoint
 from ml.errors import DataError
 from ml.features import extract
 from ml.imaging import SIZE
@@ -42,6 +45,41 @@ def predictions(run):
     """What a run said of the test side."""
     folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
     return pd.read_parquet(Path(folder) / "test_predictions.parquet")
+
+
+ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
+"""Without folds, of which each takes as long as the model."""
+
+
+class Killed(BaseException):
+    """A training was killed."""
+
+
+def killed_after(part, epoch, training, monkeypatch):
+    """The MLflow run of a training that is killed when it has saved this epoch of a part."""
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
+    save, saved = Checkpoint.save, []
+
+    def save_and_die(self, *given):
+        save(self, *given)
+        if given[:2] == (part, epoch):
+            saved.append(self.run_id)
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            training()
+    (run,) = saved
+    return run
+
+
+def alone(*module):
+    """What a module, with its arguments, prints as its last line in a process of its own, as JSON."""
+    command = [sys.executable, "-m", *module]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.fixture

@@ -14,7 +14,18 @@ from ml.checkpoints import Checkpoint
 from ml.registry import register_run
 from ml.tracking import connect
 from tests.conftest import PROJECT
-from tests.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
+from tests.small_training import (  # noqa: F401  # fixtures
+    ON_VALIDATION,
+    Killed,
+    again,
+    anew,
+    killed_after,
+    predictions,
+    quick,
+    tiny,
+    without_pictures,
+    world,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -29,10 +40,6 @@ def jobs(world):
     return [job for job in world.store.keys("jobs/training") if world.store.keys(f"jobs/training/{job}")]
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(world):
     """A training of four epochs that nobody disturbs."""
@@ -42,21 +49,7 @@ def whole(world):
 @pytest.fixture(params=["fold 2 of repeat 1", "the model"])
 def killed(world, whole, anew, monkeypatch, request):
     """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save, saved = Checkpoint.save, []
-
-    def save_and_die(self, part, epoch, history, arrays):
-        save(self, part, epoch, history, arrays)
-        if (part, epoch) == (request.param, 2):
-            saved.append(self.run_id)
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=quick(4))
-    (run,) = saved
-    return run
+    return killed_after(request.param, 2, lambda: again(world, preset=quick(4)), monkeypatch)
 
 
 def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
@@ -156,34 +149,18 @@ def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed,
 
 
 def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
-    """On validation alone, since a fold takes as long as the model."""
-    preset = quick(
-        1,
-        selection={"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False},
-        fine_tuning={"when": "always", "epochs": 2, "learning_rate": 0.001},
-    )
+    fine_tuning = {"when": "always", "epochs": 2, "learning_rate": 0.001}
+    preset = quick(1, selection=ON_VALIDATION, fine_tuning=fine_tuning)
     undisturbed = again(world, preset=preset)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save, killed = Checkpoint.save, []
-
-    def save_and_die(self, part, *arguments):
-        save(self, part, *arguments)
-        assert part == "the model, fine-tuning"
-        killed.append(self.run_id)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=preset)
+    killed = killed_after("the model, fine-tuning", 1, lambda: again(world, preset=preset), monkeypatch)
     resumed = again(world, preset=preset)
-    assert [resumed["run_id"]] == killed
+    assert resumed["run_id"] == killed
     assert resumed["run_id"] != undisturbed["run_id"]
     assert resumed["metrics"] == undisturbed["metrics"]
     assert predictions(resumed).equals(predictions(undisturbed))
     logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
     assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
-    untuned = again(world, preset=quick(1, selection=preset.subtype.selection.model_dump()))
+    untuned = again(world, preset=quick(1, selection=ON_VALIDATION))
     assert not predictions(untuned).equals(predictions(resumed))
 
 

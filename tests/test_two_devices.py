@@ -1,18 +1,12 @@
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+
+from tests.small_training import alone
 
 
 @pytest.fixture(scope="module")
 def told():
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.two_devices", "CPU"], check=False, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return alone("tests.two_devices", "CPU")
 
 
 @pytest.mark.parametrize("number", range(2), ids=["whole last batch", "last batch of one image"])

@@ -3,29 +3,33 @@
 TensorFlow is left in the state the product puts it in, so what needs another one is a process of its own.
 """
 
-import json
-import subprocess
-import sys
-
 import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ml import checkpoints, devices
-from ml.checkpoints import Checkpoint
+from ml import devices
 from ml.errors import NoGpuError
 from ml.features import FeatureCache, extract
 from ml.local import doctor
 from ml.taxonomy import SUBTYPES
 from ml.tracking import connect
 from ml.training_sets import read_dataset
-from tests.small_training import again, anew, predictions, prepare, quick, without_pictures  # noqa: F401  # fixtures
+from tests.small_training import (  # noqa: F401  # fixtures
+    ON_VALIDATION,
+    again,
+    alone,
+    anew,
+    killed_after,
+    predictions,
+    prepare,
+    quick,
+    without_pictures,
+)
 
 pytestmark = pytest.mark.gpu
 
 TUNED = {"when": "gpu", "blocks": 2, "epochs": 4, "batch_size": 16, "learning_rate": 0.0003, "mixed_precision": True}
-ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,14 +46,6 @@ def world(tmp_path_factory):
     made = prepare(tmp_path_factory.mktemp("gpu"), "kind: demo\nimages: 82")
     made.settings = made.settings.model_copy(update={"backend": "auto", "gpu_required": True})
     return made
-
-
-def alone(what):
-    """What a process of its own prints as its last line."""
-    command = [sys.executable, "-m", *what]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def apart(a, b):
@@ -74,7 +70,7 @@ def test_features_are_those_of_the_processor(world):
 
 
 def test_in_tf32_they_would_be_others():
-    told = alone(["tests.gpu.apart", "rounding"])
+    told = alone("tests.gpu.apart", "rounding")
     print(told)
     assert told["float32"] < 1e-4
     assert told["pictures"] > 1e-3
@@ -111,29 +107,14 @@ def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the
     print(f"probabilities of the model and of the run: {np.abs(answers - stated).max():.1e} apart")
     assert answers == pytest.approx(stated, abs=1e-4)
 
-    class Killed(BaseException):
-        pass
-
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
-    save, killed = Checkpoint.save, []
-
-    def save_and_die(self, part, epoch, *arguments):
-        save(self, part, epoch, *arguments)
-        if (part, epoch) == ("the model, fine-tuning", 2):
-            killed.append(self.run_id)
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            again(world, preset=preset)
+    killed = killed_after("the model, fine-tuning", 2, lambda: again(world, preset=preset), monkeypatch)
     resumed = again(world, preset=preset)
-    assert [resumed["run_id"]] == killed
+    assert resumed["run_id"] == killed
     assert predictions(resumed).equals(said)
 
 
 def test_two_devices_of_one_gpu_learn_what_one_does():
-    told = alone(["tests.two_devices", "GPU"])
+    told = alone("tests.two_devices", "GPU")
     print(told)
     for found in told["two"]:
         assert found["learnt"] > 1
@@ -145,7 +126,7 @@ def test_two_devices_of_one_gpu_learn_what_one_does():
 
 
 def test_memory_that_does_not_suffice_is_one_line():
-    told = alone(["tests.gpu.apart", "little_memory"])
+    told = alone("tests.gpu.apart", "little_memory")
     print(told)
     for message in told:
         assert message.startswith("out of the GPU's memory: ")
@@ -153,7 +134,7 @@ def test_memory_that_does_not_suffice_is_one_line():
 
 
 def test_fine_tuned_twice_it_is_the_same():
-    told = alone(["tests.gpu.apart", "determinism"])
+    told = alone("tests.gpu.apart", "determinism")
     print(told)
     for found in told.values():
         assert found["apart"] == 0
