@@ -117,7 +117,7 @@ class Store:
             parent = self._root / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
             for one in parent.iterdir():
-                if time.time() - _touched(one) > _SECONDS_UNTIL_LEFT_BEHIND:
+                if time.time() - _last_touched(one) > _SECONDS_UNTIL_LEFT_BEHIND:
                     shutil.rmtree(one, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
@@ -329,17 +329,23 @@ class Store:
 _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
-@cache
-def _touched(folder: Path) -> float:
-    """When something last came into a folder, or now if it is gone: others remove theirs meanwhile."""
+def _last_touched(folder: Path) -> float:
+    """Returns when something last came into a folder (seconds since the epoch), or now if the folder is gone.
+
+    Other processes remove their folders meanwhile. The answer changes with time, so it must not be cached.
+    """
     try:
         return max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
     except OSError:
         return time.time()
 
 
+@cache
 def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
-    """One for a process: making it takes a good part of a second, and a store is made for each picture."""
+    """Returns the process's one client for these credentials.
+
+    Making a client takes a good part of a second, and a store is made for each picture.
+    """
     from cloudpathlib import S3Client
 
     return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)

@@ -161,3 +161,27 @@ def test_scratch_of_killed_processes_is_removed_and_that_of_living_ones_stays(tm
         with store.staging():
             assert (living / "part").read_text() == "coming"
             assert not dead.exists()
+
+
+def test_a_folder_that_was_seen_idle_is_looked_at_again_before_it_is_removed(tmp_path):
+    store, now = Store(tmp_path.as_uri()), time.time()
+    with store.staging() as long_lived:
+        (long_lived / "part").write_text("a day ago")
+        for one in (long_lived, long_lived / "part"):
+            os.utime(one, (now - 23 * 3600, now - 23 * 3600))
+        with store.staging():
+            assert (long_lived / "part").exists()
+        # The same process goes on for hours, in which the folder's owner has written and the clock has moved.
+        (long_lived / "part").write_text("an hour ago")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", lambda: now + 2 * 3600)
+            with store.staging():
+                assert (long_lived / "part").read_text() == "an hour ago"
+
+
+def test_stores_in_one_bucket_share_a_client(s3_endpoint):
+    credentials = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "secret"}
+    first, second = (Store("s3://shared-client/store", dict(credentials)) for _ in range(2))
+    assert first.path("x").client is second.path("x").client
+    other = Store("s3://shared-client/store", credentials | {"AWS_ACCESS_KEY_ID": "two"})
+    assert other.path("x").client is not first.path("x").client

@@ -1,15 +1,19 @@
 """Ingestion: the manifest against a bare decode loop, the validation, and what unchanged and new data cost."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
+import boto3
 import numpy as np
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tests.benchmarks.measure import Figure, Run, breakhis
@@ -18,6 +22,7 @@ from tests.benchmarks.replica import Replica
 _TURNS = 2
 _WORKERS = 2
 _NEW = 10  # percent
+_FEW = 100  # pictures
 
 
 def figures(replica: Replica) -> list[Figure]:
@@ -37,6 +42,7 @@ def figures(replica: Replica) -> list[Figure]:
         again = breakhis("ingest", "replica", environment=environment)
         new = sorted(replica.folder.rglob("*.png"))[:: 100 // _NEW]
         added = _with_new(home, replica, new, environment)
+        on_disk, on_s3 = _into_folder_and_s3(home, replica, environment)
     fastest = min(run.seconds for run in ours)
     ratio = min(bare) / fastest
     per_second = f"{replica.images / fastest:.0f} images/s ({fastest:.1f} s)"
@@ -70,6 +76,12 @@ def figures(replica: Replica) -> list[Figure]:
             "the new ones alone",
             added.result["decoded"] == len(new),
         ),
+        Figure(
+            f"ingestion of {_FEW} images into an S3 store (moto on this machine)",
+            f"{on_s3:.1f} s",
+            f"into a folder: {on_disk:.1f} s",
+            on_s3 / on_disk,
+        ),
     ]
 
 
@@ -100,6 +112,47 @@ def _with_new(home: Path, replica: Replica, new: list[Path], environment: Mappin
     (home / "sources/replica.yaml").write_text(f"name: replica\nkind: directory\npath: {folder}\n")
     breakhis("fetch", "replica", environment=environment)
     return breakhis("manifest", "replica", environment=environment)
+
+
+def _into_folder_and_s3(home: Path, replica: Replica, environment: Mapping[str, str]) -> tuple[float, float]:
+    """Returns the seconds that ingesting a few pictures takes into an empty folder and into an empty bucket."""
+    folder = home / "few"
+    folder.mkdir()
+    for file in sorted(replica.folder.rglob("*.png"))[:_FEW]:
+        os.link(file, folder / file.name)
+    (home / "sources/few.yaml").write_text(f"name: few\nkind: directory\npath: {folder}\n")
+    seconds: dict[str, list[float]] = {"file": [], "s3": []}
+    with _s3_server() as server:
+        for turn in range(_TURNS):
+            _make_bucket(f"few-{turn}", server)
+            stores = {"file": (home / f"few-{turn}").as_uri(), "s3": f"s3://few-{turn}/store"}
+            for kind, store in stores.items():
+                run = breakhis("ingest", "few", environment={**environment, **server, "BREAKHIS_STORE": store})
+                seconds[kind].append(run.seconds)
+    return min(seconds["file"]), min(seconds["s3"])
+
+
+@contextmanager
+def _s3_server() -> Iterator[dict[str, str]]:
+    """An S3 server in this process, which only waits meanwhile, and the environment of its clients."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else it prints a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+    yield {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **credentials}
+    server.stop()
+
+
+def _make_bucket(name: str, server: Mapping[str, str]) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=server["AWS_ENDPOINT_URL"],
+        aws_access_key_id=server["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=server["AWS_SECRET_ACCESS_KEY"],
+        region_name=server["AWS_DEFAULT_REGION"],
+    )
+    client.create_bucket(Bucket=name)
 
 
 def _seconds_of(command: list[str], environment: Mapping[str, str]) -> float:
