@@ -9,8 +9,8 @@ from breakhis_airflow.declared import cron, dags_of, version_of
 from breakhis_airflow.links import page
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from ml.settings import settings
-from ml.sources import SourceSpec, load_source, source_files
+from ml.core.settings import settings
+from ml.data.sources import SourceSpec, load_source, source_files
 
 SETTINGS = settings()
 

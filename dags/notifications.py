@@ -7,7 +7,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.declared import dags_of
 from breakhis_airflow.notifications import Failure, Review, notification_files, read_notifications, tell
-from ml.settings import settings
+from ml.core.settings import settings
 
 DOC = """
 Is somebody told when something fails, and when a review waits? A run of this DAG sends what a failing task and a review

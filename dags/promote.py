@@ -6,7 +6,7 @@ from airflow.sdk import DAG, Param, chain, task
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review import ReviewOperator
-from ml.reviews import PROMOTE, review_tasks
+from ml.promotion.reviews import PROMOTE, review_tasks
 
 DOC = """
 May this model version become the champion? A retraining starts a run here for each model it made.

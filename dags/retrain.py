@@ -8,10 +8,10 @@ from airflow.sdk import DAG, Param
 from breakhis_airflow.declared import dags_of, on_news
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import mapped_stage, stage
-from ml.presets import preset_names
-from ml.settings import settings
-from ml.sources import name_of
-from ml.training_sets import TrainingSet, load_training_set, training_set_files
+from ml.core.settings import settings
+from ml.data.sources import name_of
+from ml.data.training_sets import TrainingSet, load_training_set, training_set_files
+from ml.training.presets import preset_names
 
 SETTINGS = settings()
 

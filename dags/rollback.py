@@ -5,7 +5,7 @@ from airflow.sdk import DAG, Param
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review import ReviewOperator
-from ml.reviews import ROLLBACK, SHORTEST_REASON
+from ml.promotion.reviews import ROLLBACK, SHORTEST_REASON
 
 DOC = """
 A champion disappoints: go back to one that was champion before.

@@ -4,7 +4,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from ml.reviews import SHORTEST_REASON, WITHDRAW
+from ml.promotion.reviews import SHORTEST_REASON, WITHDRAW
 
 DOC = """
 A candidate waits for its review and should not be promoted any more: something is wrong with its data, say. Whoever

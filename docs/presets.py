@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml.presets import Preset, load_preset, preset_names
-from ml.yamlfile import Declared
+from ml.core.yaml_files import Declared
+from ml.training.presets import Preset, load_preset, preset_names
 
 HEAD = """# Presets: every field
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ml.store import Store
+    from ml.core.store import Store
 
 _LONGEST = {"test_training.py", "test_resuming.py"}
 
@@ -66,7 +66,7 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture(params=["file", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
     """An empty store: the test runs on disk and on S3."""
-    from ml.store import Store, digest
+    from ml.core.store import Store, digest
 
     if request.param == "file":
         return Store((tmp_path / "store").as_uri())
@@ -88,8 +88,8 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with MLflow's tables to copy, made once: its migrations take seconds."""
-    from ml.settings import Settings
-    from ml.tracking import connect
+    from ml.core.mlflow_client import connect
+    from ml.core.settings import Settings
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     connect(Settings(mlflow_uri=f"sqlite:///{file}")).search_experiments()

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from ml.core.settings import settings
 from ml.local.stack import Stack
-from ml.settings import settings
 
 HERE = Path(__file__).parent
 DAG = "ingest_our-biopsies"

@@ -20,12 +20,12 @@ import axe_playwright_python
 from PIL import Image
 from playwright.sync_api import Browser, Frame, Locator, Page, sync_playwright
 
-from ml.audit import decisions_of
+from ml.core.settings import settings
+from ml.core.store import Store
 from ml.local.stack import Stack
-from ml.registry import aliases_of
-from ml.reviews import ROLLBACK
-from ml.settings import settings
-from ml.store import Store
+from ml.promotion.audit_log import decisions_of
+from ml.promotion.evidence import aliases_of
+from ml.promotion.reviews import ROLLBACK
 
 HERE = Path(__file__).parent
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()

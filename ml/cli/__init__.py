@@ -10,7 +10,7 @@ from ml.cli.decisions import DECISIONS
 from ml.cli.sources import sources
 from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
-from ml.errors import BreakhisError
+from ml.core.errors import BreakhisError
 from ml.local.cli import commands as local_commands
 
 

@@ -5,8 +5,8 @@ import time
 import click
 
 from ml.cli.options import Outcome, deliver, json_option, stage
-from ml.settings import Settings, settings
-from ml.store import Json, Store
+from ml.core.settings import Settings, settings
+from ml.core.store import Json, Store
 
 _SECONDS = 2.0
 
@@ -16,7 +16,7 @@ _SECONDS = 2.0
 @json_option
 def history(model: str, as_json: bool) -> None:
     """Show who decided what about MODEL's versions, when, why, and on which evidence."""
-    from ml.audit import AuditLog, decisions_of
+    from ml.promotion.audit_log import AuditLog, decisions_of
 
     own = settings()
     store = Store(own.store)
@@ -59,7 +59,7 @@ def verify(store: Store, own: Settings) -> Json:
     Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases moved behind the
     log's back, champions that nobody approved, and changed files, metrics or evidence of a champion or the one before.
     """
-    from ml.promotion import audit as check
+    from ml.promotion.decisions import audit as check
 
     result = check(store, own)
     if result["faults"]:

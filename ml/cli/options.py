@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ml.errors import Refused
-from ml.settings import settings
-from ml.store import Json, Store, write_result
+from ml.core.errors import Refused
+from ml.core.settings import settings
+from ml.core.store import Json, Store, write_result
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 

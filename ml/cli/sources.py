@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ml.cli.options import deliver, json_option
-from ml.errors import BreakhisError, ConfigError
-from ml.settings import settings
-from ml.sources import KINDS, TO_FILL_IN, Table, load_source, source_files
-from ml.store import Json, Store
-from ml.yamlfile import NAME_PATTERN
+from ml.core.errors import BreakhisError, ConfigError
+from ml.core.settings import settings
+from ml.core.store import Json, Store
+from ml.core.yaml_files import NAME_PATTERN
+from ml.data.sources import KINDS, TO_FILL_IN, Table, load_source, source_files
 
 _FIRST = ("name", "kind", "description")
 
@@ -65,8 +65,8 @@ def check(source: str, as_json: bool) -> None:
     """
     spec = load_source(source, settings().conf)
     if spec.validation.more:
-        from ml.validation.checks import checks
-        from ml.validation.suite import require_expectations
+        from ml.data.validation.checks import checks
+        from ml.data.validation.suite import require_expectations
 
         require_expectations(checks(spec.inventory, spec.layout, spec.validation), str(spec.file))
     deliver({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
@@ -99,7 +99,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
     """Draw pictures into FOLDER, named and filed as BreakHis is: something to try a source with."""
-    from ml.sources.demo import pictures
+    from ml.data.sources.demo import pictures
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already; name a new or empty folder")

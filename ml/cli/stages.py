@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import Outcome, show_lines, stage
-from ml.presets import load_preset, preset_names
-from ml.settings import Settings
-from ml.sources import load_source
-from ml.store import Json, Store
-from ml.taxonomy import SIDES, SUBTYPES
-from ml.training_sets import assemble as assemble_set
-from ml.training_sets import load_training_set
+from ml.core.settings import Settings
+from ml.core.store import Json, Store
+from ml.core.taxonomy import SIDES, SUBTYPES
+from ml.data.sources import load_source
+from ml.data.training_sets import assemble as assemble_set
+from ml.data.training_sets import load_training_set
+from ml.training.presets import load_preset, preset_names
 
 if TYPE_CHECKING:
-    from ml.features import Shard
-    from ml.protocols import ProtocolName
+    from ml.data.protocols import ProtocolName
+    from ml.training.features import Shard
 
 source_argument = click.argument("source")
 preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
@@ -32,7 +32,7 @@ class _ShardType(click.ParamType["Shard"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Shard":
         """``2/3`` is the second of three."""
-        from ml.features import Shard
+        from ml.training.features import Shard
 
         found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
         if not found or int(found[1]) > int(found[2]):
@@ -44,7 +44,7 @@ class _ShardType(click.ParamType["Shard"]):
 @source_argument
 def fetch(store: Store, settings: Settings, source: str) -> Json:
     """Bring the files of SOURCE (a name in dags/sources or a .yaml path) into the store as a raw version."""
-    from ml.sources import fetch as fetch_source
+    from ml.data.sources import fetch as fetch_source
 
     return fetch_source(load_source(source, settings.conf), store, settings)
 
@@ -54,7 +54,7 @@ def fetch(store: Store, settings: Settings, source: str) -> Json:
 @click.option("--raw", metavar="ID", help="Raw version to read; default: the source's latest.")
 def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> Json:
     """Read every file of SOURCE's raw version into a manifest, and quarantine what cannot be used."""
-    from ml.manifest import make_manifest
+    from ml.data.manifest import make_manifest
 
     return make_manifest(load_source(source, settings.conf), store, settings.worker_count, raw)
 
@@ -70,7 +70,7 @@ def validate(store: Store, settings: Settings, manifest: str) -> Json:
 @click.argument("manifest")
 def publish(store: Store, settings: Settings, manifest: str) -> Json:
     """Make MANIFEST, which must have passed validation, the current version of its source."""
-    from ml.versions import publish_manifest
+    from ml.data.source_versions import publish_manifest
 
     return publish_manifest(manifest, store)
 
@@ -79,9 +79,9 @@ def publish(store: Store, settings: Settings, manifest: str) -> Json:
 @source_argument
 def ingest(store: Store, settings: Settings, source: str) -> Json:
     """fetch, manifest, validate and publish SOURCE in one go."""
-    from ml.manifest import make_manifest
-    from ml.sources import fetch as fetch_source
-    from ml.versions import publish_manifest
+    from ml.data.manifest import make_manifest
+    from ml.data.source_versions import publish_manifest
+    from ml.data.sources import fetch as fetch_source
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
@@ -137,7 +137,7 @@ def _cells(counts: list[list[int]]) -> list[str]:
 def split(store: Store, settings: Settings, dataset: str, report: bool) -> Json:
     """Put every case of DATASET on its side of the ledger: train, validation or test."""
     # --report is for showing; the result is the same.
-    from ml.splits import split_dataset
+    from ml.data.splits import split_dataset
 
     return split_dataset(dataset, store)
 
@@ -146,7 +146,7 @@ def split(store: Store, settings: Settings, dataset: str, report: bool) -> Json:
 @click.option("--preset", type=click.Choice(preset_names()), help="A recipe, which may allow random weights instead.")
 def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
-    from ml.models import fetch_weights
+    from ml.training.networks import fetch_weights
 
     or_random = preset is not None and load_preset(preset).random_weights_allowed
     return fetch_weights(settings.weights, store, or_random=or_random)
@@ -170,10 +170,10 @@ def features(
     shard: "Shard | None",
 ) -> Json:
     """Compute pixels and backbone features of DATASET's images, in each view of PRESET, that are not cached yet."""
-    from ml.features import extract
-    from ml.splits import read_split, sides_of
-    from ml.training_sets import read_dataset
-    from ml.views import views_of_all
+    from ml.data.splits import read_split, sides_of
+    from ml.data.training_sets import read_dataset
+    from ml.images.augmentation import views_of_all
+    from ml.training.features import extract
 
     recipe, rows = load_preset(preset), read_dataset(dataset, store)
     sides = sides_of(rows, read_split(split, store)) if split else None
@@ -191,7 +191,7 @@ def features(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights, order and dropout.")
 def train(store: Store, settings: Settings, **arguments: Any) -> Json:
     """Train the binary or the subtype model and log run, metrics, plots and model to MLflow."""
-    from ml.training import train as train_model
+    from ml.training.run import train as train_model
 
     arguments["preset"] = load_preset(arguments["preset"])
     return train_model(store=store, settings=settings, **arguments)
@@ -202,7 +202,7 @@ def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ml.reproduction import headings, notes, table_rows
+    from ml.training.reproduction import headings, notes, table_rows
 
     console = Console(width=max(Console().width, 120))
     for title, lines in table_rows(result):
@@ -256,7 +256,7 @@ def reproduce(
 
     SET is a name in dags/training_sets or a .yaml path. Stopped, it goes on where it was when called again.
     """
-    from ml.reproduction import reproduce as reproduce_presets
+    from ml.training.reproduction import reproduce as reproduce_presets
 
     loaded = load_training_set(training_set, settings.conf)
     return reproduce_presets(
@@ -275,7 +275,7 @@ def reproduce(
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
     """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
-    from ml.registry import register_run
+    from ml.promotion.evidence import register_run
 
     return register_run(run, store, settings)
 
@@ -287,7 +287,7 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 @click.option("--policy", metavar="FILE", help="Judge under another policy, to see what it would say.")
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
-    from ml.registry import judge
+    from ml.promotion.evidence import judge
 
     result = judge(model, version, store, settings, evidence=evidence, policy=policy)
     if not result["passed"]:
@@ -302,7 +302,7 @@ def gate(store: Store, settings: Settings, model: str, version: str, evidence: s
 @click.option("--evidence", metavar="ID", help="Promote only if this is the version's evidence.")
 def promote(store: Store, settings: Settings, model: str, version: str, dag_run: str, evidence: str | None) -> Json:
     """Carry out the reviewers' decision on MODEL's VERSION, as Airflow recorded it; gates are checked again."""
-    from ml.promotion import promote_version
+    from ml.promotion.decisions import promote_version
 
     return promote_version(model, version, dag_run, store, settings, evidence=evidence)
 
@@ -317,7 +317,7 @@ def rollback(
     store: Store, settings: Settings, model: str, version: str, dag_run: str | None, dry_run: bool, reason: str
 ) -> Json:
     """Make a former champion, MODEL's VERSION, the champion again, once a reviewer has confirmed it in Airflow."""
-    from ml.promotion import propose_rollback, roll_back
+    from ml.promotion.decisions import propose_rollback, roll_back
 
     if dry_run:
         return propose_rollback(model, version, reason, store, settings)
@@ -332,13 +332,13 @@ def rollback(
 @click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG withdraw, with who and why.")
 def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run: str) -> Json:
     """Take back MODEL's VERSION, a waiting candidate: it can be approved no more."""
-    from ml.promotion import withdraw_version
+    from ml.promotion.decisions import withdraw_version
 
     return withdraw_version(model, version, dag_run, store, settings)
 
 
 def _validate(store: Store, manifest: str) -> Json:
-    from ml.validation import validate as validate_manifest
+    from ml.data.validation import validate as validate_manifest
 
     result = validate_manifest(manifest, store)
     if not result["passed"]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import deliver, json_option
-from ml.errors import BreakhisError, ImageError, RegistryError
-from ml.progress import track
-from ml.settings import Settings, settings
-from ml.sources.files import is_image
-from ml.store import Store
+from ml.core.errors import BreakhisError, ImageError, RegistryError
+from ml.core.progress import track
+from ml.core.settings import Settings, settings
+from ml.core.store import Store
+from ml.data.sources.files import is_image
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -50,7 +50,7 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
     The split ledgers keep the patient's side, and the next ingestion leaves the patient's images out. The source itself
     and what MLflow has of those trainings are left to you.
     """
-    from ml.erasure import erase_patient
+    from ml.operation.erasure import erase_patient
 
     own = settings()
     deliver(erase_patient(patient, cohort, why, Store(own.store), own), as_json, None)
@@ -118,8 +118,8 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    from ml.devices import quiet_tensorflow
-    from ml.tracking import connect
+    from ml.core.devices import quiet_tensorflow
+    from ml.core.mlflow_client import connect
 
     connect(settings())
     quiet_tensorflow()
@@ -138,7 +138,7 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
 def _classified(batch: list[Path], classifier: "PyFuncModel") -> Iterator[dict[str, Any]]:
     import pandas as pd
 
-    from ml.imaging import read_image, resize
+    from ml.images.decoding import read_image, resize
 
     good, rows = [], {}
     for file in batch:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from ml.errors import AirflowError, CredentialsError, TryAgain
+from ml.core.errors import AirflowError, CredentialsError, TryAgain
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ml.errors import DeviceError, NoGpuError
+from ml.core.errors import DeviceError, NoGpuError
 
 
 def has_gpu_driver() -> bool:

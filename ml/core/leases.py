@@ -2,7 +2,7 @@
 
 A lease is a small file with its owner's last sign of life. Who dies leaves it, and others take it over after a while. A
 process that was only stopped may wake up and believe that it still has its lease, so what is done under one has to be
-harmless when done late: see :mod:`ml.promotion`.
+harmless when done late: see :mod:`ml.promotion.decisions`.
 """
 
 import threading
@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ml.errors import Conflict, TryAgain
-from ml.store import Store
+from ml.core.errors import Conflict, TryAgain
+from ml.core.store import Store
 
 _SECONDS_BETWEEN_BEATS = 2.0
 _SECONDS_UNTIL_DEAD = 10.0

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.settings import Settings
+from ml.core.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

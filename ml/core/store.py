@@ -27,7 +27,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from ml.errors import Conflict, StoreError, TryAgain
+from ml.core.errors import Conflict, StoreError, TryAgain
 
 if TYPE_CHECKING:  # with boto3 they take a tenth of a second, which DAG files need not wait for
     from cloudpathlib import S3Client, S3Path

@@ -134,7 +134,7 @@ class InventoryRow(NamedTuple):
 @cache
 def inventory() -> tuple[InventoryRow, ...]:
     """The whole published BreakHis: 82 slide folders x 4 magnifications, 7,909 images (``ml/inventory.csv``)."""
-    with files("ml").joinpath("inventory.csv").open(encoding="utf-8") as file:
+    with files("ml.core").joinpath("inventory.csv").open(encoding="utf-8") as file:
         return tuple(
             InventoryRow(row["subtype"], row["slide"], magnification, int(row[str(magnification)]))
             for row in csv.DictReader(file)

@@ -13,7 +13,7 @@ from multiprocessing import get_context, parent_process
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-from ml.errors import TryAgain
+from ml.core.errors import TryAgain
 
 J = TypeVar("J")
 R = TypeVar("R")

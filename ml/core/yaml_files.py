@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from ml.errors import ConfigError
+from ml.core.errors import ConfigError
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """What a source, training set or policy may be called: it becomes part of DAG ids and model names."""

@@ -5,13 +5,13 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml.errors import SourceError, StoreError
-from ml.pictures import Picture, look
-from ml.progress import say
-from ml.sources import SourceSpec
-from ml.sources.tables import Row, read_table
-from ml.store import Json, Store, digest
-from ml.taxonomy import contradiction, label_of, parse_name, tree_of
+from ml.core.errors import SourceError, StoreError
+from ml.core.progress import say
+from ml.core.store import Json, Store, digest
+from ml.core.taxonomy import contradiction, label_of, parse_name, tree_of
+from ml.data.sources import SourceSpec
+from ml.data.sources.tables import Row, read_table
+from ml.images.file_facts import Picture, look
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,12 +9,12 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from ml.errors import DataError
-from ml.manifest import read_ties
-from ml.splits import Ledger, Split, extend, hold_out, read_split, sides_of, split_dataset
-from ml.store import Store
-from ml.taxonomy import Task
-from ml.training_sets import Method, read_dataset
+from ml.core.errors import DataError
+from ml.core.store import Store
+from ml.core.taxonomy import Task
+from ml.data.manifest import read_ties
+from ml.data.splits import Ledger, Split, extend, hold_out, read_split, sides_of, split_dataset
+from ml.data.training_sets import Method, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def trials(protocol: ProtocolName, task: Task, dataset: str, store: Store) -> li
 @cache
 def spanhol_test_folds() -> dict[tuple[str, str], frozenset[int]]:
     """(subtype, slide) -> in which of the five folds it is a test slide (``ml/spanhol_folds.csv``)."""
-    lines = files("ml").joinpath("spanhol_folds.csv").read_text(encoding="utf-8").splitlines()
+    lines = files("ml.data").joinpath("spanhol_folds.csv").read_text(encoding="utf-8").splitlines()
     return {
         (row["subtype"], row["slide"]): frozenset(map(int, row["test_in"].split())) for row in csv.DictReader(lines)
     }

@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ml.errors import Refused
-from ml.manifest import read_manifest
-from ml.store import Json, Store
-from ml.validation import validate
+from ml.core.errors import Refused
+from ml.core.store import Json, Store
+from ml.data.manifest import read_manifest
+from ml.data.validation import validate
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.errors import Conflict, DataError, StoreError
-from ml.manifest import read_ties
-from ml.store import Json, Store, digest
-from ml.taxonomy import SIDES, SUBTYPES, label_of
-from ml.training_sets import Group, Method, read_dataset
+from ml.core.errors import Conflict, DataError, StoreError
+from ml.core.store import Json, Store, digest
+from ml.core.taxonomy import SIDES, SUBTYPES, label_of
+from ml.data.manifest import read_ties
+from ml.data.training_sets import Group, Method, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ml.errors import ConfigError, DataError
-from ml.presets import PresetName
-from ml.settings import Settings
-from ml.sources import load_source
-from ml.store import Json, Store
-from ml.taxonomy import TASKS, Task, parse_name
-from ml.yamlfile import NAME_PATTERN, Declared, Schedule, find, read_yaml
+from ml.core.errors import ConfigError, DataError
+from ml.core.settings import Settings
+from ml.core.store import Json, Store
+from ml.core.taxonomy import TASKS, Task, parse_name
+from ml.core.yaml_files import NAME_PATTERN, Declared, Schedule, find, read_yaml
+from ml.data.sources import load_source
+from ml.training.presets import PresetName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,7 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
     """
     import pandas as pd
 
-    from ml.manifest import TIES, read_ties  # with Pillow, which DAG files need not wait for
+    from ml.data.manifest import TIES, read_ties  # with Pillow, which DAG files need not wait for
 
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
@@ -203,7 +203,7 @@ def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.Data
     """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIES`)."""
     import pandas as pd
 
-    from ml.manifest import TIES
+    from ml.data.manifest import TIES
 
     rows = published.assign(order=range(len(published)), area=published["width"] * published["height"])
     larger_first = rows.sort_values(["area", "order"], ascending=[False, True])

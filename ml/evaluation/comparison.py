@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.decision import Rule
-from ml.evaluation import Probabilities, Scores, Truth, bootstrap_weights
-from ml.policies import REQUIRED_LIMITS, Comparison
-from ml.store import Json
-from ml.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
+from ml.core.store import Json
+from ml.core.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Probabilities, Scores, Truth, bootstrap_weights
+from ml.promotion.policies import REQUIRED_LIMITS, Comparison
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.evaluation import Evaluation, Scores, bootstrap_weights, can_vary
-from ml.imaging import Pixels
-from ml.store import Json
-from ml.taxonomy import SUBTYPES, classes
+from ml.core.store import Json
+from ml.core.taxonomy import SUBTYPES, classes
+from ml.evaluation.metrics import Evaluation, Scores, bootstrap_weights, can_vary
+from ml.images.decoding import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -306,7 +306,7 @@ def plot_comparison(rows: Sequence[Json], title: str, path: Path) -> None:
     """Each preset's figures with their ends beside the notebooks', a panel for each protocol and model.
 
     Args:
-        rows: of the table that :mod:`ml.reproduction` makes.
+        rows: of the table that :mod:`ml.training.reproduction` makes.
         title: above all panels.
         path: of the PNG.
     """

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.evaluation import Scores
-from ml.imaging import SIZE, Pixels
+from ml.evaluation.metrics import Scores
+from ml.images.decoding import SIZE, Pixels
 
 if TYPE_CHECKING:
     import keras

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.decision import Rule
-from ml.errors import DataError
-from ml.store import Json
-from ml.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
+from ml.core.errors import DataError
+from ml.core.store import Json
+from ml.core.taxonomy import LABELS, SUBTYPES, Task, classes, label_of
+from ml.evaluation.decision_rule import Rule
 
 if TYPE_CHECKING:
     import pandas as pd

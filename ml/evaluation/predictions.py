@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.decision import Rule
-from ml.errors import Refused
-from ml.evaluation import Probabilities, Scores, evaluate
-from ml.splits import read_split, sides_of
-from ml.store import Json, Store
-from ml.taxonomy import LABELS, Task, classes, label_of
-from ml.training_sets import read_dataset
+from ml.core.errors import Refused
+from ml.core.store import Json, Store
+from ml.core.taxonomy import LABELS, Task, classes, label_of
+from ml.data.splits import read_split, sides_of
+from ml.data.training_sets import read_dataset
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Probabilities, Scores, evaluate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
 
     Args:
         folder: the run's ``evaluation``.
-        evaluation: what is said of the test side, as of :meth:`ml.evaluation.Evaluation.to_json`.
+        evaluation: what is said of the test side, as of :meth:`ml.evaluation.metrics.Evaluation.to_json`.
         task: whose classes.
         dataset: that the run was trained on.
         split: likewise.

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ml import figures
-from ml.evaluation import Evaluation, Scores
-from ml.gates import METRIC_NAMES
-from ml.gradcam import agreement, choose_cases, grad_cam, randomized
-from ml.imaging import Pixels
-from ml.splits import COLUMNS
-from ml.store import Json
-from ml.taxonomy import classes
+from ml.core.store import Json
+from ml.core.taxonomy import classes
+from ml.data.splits import COLUMNS
+from ml.evaluation import figures
+from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.evaluation.metrics import Evaluation, Scores
+from ml.images.decoding import Pixels
+from ml.promotion.gates import METRIC_NAMES
 
 if TYPE_CHECKING:
     import keras
     from jinja2 import Template
 
-    from ml.fitting import History
+    from ml.training.head_fitting import History
 
 _ERRORS = 12
 _WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
@@ -171,7 +171,7 @@ def _template(name: str) -> "Template":
     from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
     def read(name: str) -> str:
-        return files("ml.templates").joinpath(name).read_text(encoding="utf-8")
+        return files("ml.evaluation.templates").joinpath(name).read_text(encoding="utf-8")
 
     # Markdown is escaped where it becomes HTML.
     environment = Environment(

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.imaging import PREPARATION, Pixels
-from ml.store import Json, digest
+from ml.core.store import Json, digest
+from ml.images.decoding import PREPARATION, Pixels
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ml.presets import Augmentation, Views
+    from ml.training.presets import Augmentation, Views
 
 _AS_IT_IS: Json = {"view": "identity", **PREPARATION}
 _VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ml.errors import ImageError
+from ml.core.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 

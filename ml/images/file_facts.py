@@ -4,11 +4,11 @@ from collections.abc import Collection
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from ml.errors import ImageError
-from ml.imaging import Pixels, decode, pixel_hash
-from ml.progress import track
-from ml.store import Store, digest
-from ml.workers import in_processes
+from ml.core.errors import ImageError
+from ml.core.progress import track
+from ml.core.store import Store, digest
+from ml.core.workers import in_processes
+from ml.images.decoding import Pixels, decode, pixel_hash
 
 VERSION = 1
 """Raised when the same file would be found to be another picture, so that what is known is not taken."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ml.errors import ImageError, StoreError
-from ml.imaging import SIZE, Pixels, decode, pixel_hash, resize
-from ml.progress import track
-from ml.store import Store, digest
-from ml.views import IDENTITY
-from ml.workers import ahead, in_processes
+from ml.core.errors import ImageError, StoreError
+from ml.core.progress import track
+from ml.core.store import Store, digest
+from ml.core.workers import ahead, in_processes
+from ml.images.augmentation import IDENTITY
+from ml.images.decoding import SIZE, Pixels, decode, pixel_hash, resize
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml.errors import BreakhisError, Refused, StackError
+from ml.core.errors import BreakhisError, Refused, StackError
+from ml.core.progress import say
+from ml.core.settings import settings
 from ml.local.doctor import Check, examine
 from ml.local.stack import SERVICE_USER, Stack
 from ml.local.workflow import Candidate, Workflow
 from ml.local.workflow import demo as run_demo
 from ml.local.workflow import run as run_workflow
-from ml.progress import say
-from ml.settings import settings
 
 Json = dict[str, Any]
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ml.errors import BreakhisError, CredentialsError, RegistryError, TryAgain
-from ml.settings import Settings
-from ml.training_sets import load_training_set, training_set_files
+from ml.core.errors import BreakhisError, CredentialsError, RegistryError, TryAgain
+from ml.core.settings import Settings
+from ml.data.training_sets import load_training_set, training_set_files
 
 ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
 

@@ -35,15 +35,15 @@ import requests
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from ml.airflow_api import AirflowApi
-from ml.errors import BreakhisError, ConfigError, StackError, TryAgain
-from ml.identities import PROMOTER, TRAINER, model_names, server_config, set_up
-from ml.progress import say
-from ml.reviews import PROMOTE, ROLLBACK, WITHDRAW
-from ml.settings import PROJECT, SECRETS, Settings
-from ml.sources import load_source, source_files
-from ml.training_sets import load_training_set, training_set_files
-from ml.yamlfile import read_mapping
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import BreakhisError, ConfigError, StackError, TryAgain
+from ml.core.progress import say
+from ml.core.settings import PROJECT, SECRETS, Settings
+from ml.core.yaml_files import read_mapping
+from ml.data.sources import load_source, source_files
+from ml.data.training_sets import load_training_set, training_set_files
+from ml.local.identities import PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.promotion.reviews import PROMOTE, ROLLBACK, WITHDRAW
 
 Json = dict[str, Any]
 

@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, TryAgain
-from ml.progress import console, say
-from ml.reviews import PROMOTE
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, TryAgain
+from ml.core.progress import console, say
+from ml.promotion.reviews import PROMOTE
 
 Json = dict[str, Any]
 

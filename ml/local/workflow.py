@@ -13,15 +13,15 @@ from typing import Any
 
 import requests
 
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
+from ml.core.progress import say
+from ml.core.settings import Settings
+from ml.data.sources import load_source
+from ml.data.training_sets import TrainingSet, load_training_set
 from ml.local.stack import Stack
 from ml.local.watch import PARKED, Run, Watch, name_of
-from ml.progress import say
-from ml.reviews import APPROVE, PROMOTE, TASK
-from ml.settings import Settings
-from ml.sources import load_source
-from ml.training_sets import TrainingSet, load_training_set
+from ml.promotion.reviews import APPROVE, PROMOTE, TASK
 
 Json = dict[str, Any]
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ml.errors import DataError, RegistryError
-from ml.features import FeatureCache
-from ml.manifest import erased_patients, list_of_erased
-from ml.pictures import PictureCache
-from ml.pixels import PixelCache
-from ml.progress import say
-from ml.settings import Settings
-from ml.splits import erase_from_ledgers
-from ml.store import Json, Store
-from ml.taxonomy import parse_name
-from ml.tracking import connect
+from ml.core.errors import DataError, RegistryError
+from ml.core.mlflow_client import connect
+from ml.core.progress import say
+from ml.core.settings import Settings
+from ml.core.store import Json, Store
+from ml.core.taxonomy import parse_name
+from ml.data.manifest import erased_patients, list_of_erased
+from ml.data.splits import erase_from_ledgers
+from ml.images.file_facts import PictureCache
+from ml.images.pixel_cache import PixelCache
+from ml.training.features import FeatureCache
 
 if TYPE_CHECKING:
     import pandas as pd

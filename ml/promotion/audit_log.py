@@ -14,10 +14,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from ml.errors import ConfigError, Conflict, Refused, TryAgain
-from ml.settings import Settings
-from ml.standing import CARRIED_OUT, DECISIONS
-from ml.store import Json, Store, canonical
+from ml.core.errors import ConfigError, Conflict, Refused, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, canonical
+from ml.promotion.alias_history import CARRIED_OUT, DECISIONS
 
 _FOLDER = "audit/log"
 _BEFORE_THE_FIRST = "0" * 64

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.comparison import Memos, Predictions, compare
-from ml.errors import Refused, RegistryError, TryAgain
-from ml.evaluation import Probabilities, Truth
-from ml.policies import REQUIRED_LIMITS, Comparison
-from ml.progress import say
-from ml.rescoring import classify
-from ml.store import Json, Store
-from ml.taxonomy import SUBTYPES, Task, classes
-from ml.tracking import fetch_artifacts
+from ml.core.errors import Refused, RegistryError, TryAgain
+from ml.core.mlflow_client import fetch_artifacts
+from ml.core.progress import say
+from ml.core.store import Json, Store
+from ml.core.taxonomy import SUBTYPES, Task, classes
+from ml.evaluation.comparison import Memos, Predictions, compare
+from ml.evaluation.metrics import Probabilities, Truth
+from ml.promotion.policies import REQUIRED_LIMITS, Comparison
+from ml.registry.version_scoring import classify
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
         memos: hold the simulation's results.
 
     Returns:
-        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.comparison.compare`.
+        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.evaluation.comparison.compare`.
 
     Raises:
         TryAgain: predictions or the champion's files cannot be read.

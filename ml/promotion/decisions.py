@@ -12,13 +12,28 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ml.airflow_api import AirflowApi
-from ml.audit import AuditLog, SealedMemos, anchor, last_of
-from ml.comparison import is_alike
-from ml.errors import AirflowError, BreakhisError, ConfigError, Refused, RegistryError, StoreError, TryAgain
-from ml.leases import exclusively
-from ml.progress import say
-from ml.registry import (
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, BreakhisError, ConfigError, Refused, RegistryError, StoreError, TryAgain
+from ml.core.leases import exclusively
+from ml.core.mlflow_client import connect
+from ml.core.progress import say
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, digest
+from ml.evaluation.comparison import is_alike
+from ml.promotion.alias_history import (
+    APPROVED,
+    CARRIED_OUT,
+    REJECTED,
+    ROLLED_BACK,
+    WITHDRAWN,
+    Aliases,
+    evidence_behind,
+    former_champions,
+    standing,
+    unfinished,
+)
+from ml.promotion.audit_log import AuditLog, SealedMemos, anchor, last_of
+from ml.promotion.evidence import (
     aliases_of,
     anchor_audit,
     anchored,
@@ -32,7 +47,7 @@ from ml.registry import (
     set_aliases,
     verified_evidence,
 )
-from ml.reviews import (
+from ml.promotion.reviews import (
     APPROVE,
     PROMOTE,
     REJECT,
@@ -45,21 +60,6 @@ from ml.reviews import (
     rollback_body,
     rollback_title,
 )
-from ml.settings import Settings
-from ml.standing import (
-    APPROVED,
-    CARRIED_OUT,
-    REJECTED,
-    ROLLED_BACK,
-    WITHDRAWN,
-    Aliases,
-    evidence_behind,
-    former_champions,
-    standing,
-    unfinished,
-)
-from ml.store import Json, Store, digest
-from ml.tracking import connect
 
 DEADLINE = "(nobody, by the deadline)"
 """Who rejects what nobody answered in time."""

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ml.audit import unchecked
-from ml.comparison import Memos
-from ml.errors import ConfigError, DataError, Refused, RegistryError
-from ml.gates import METRIC_NAMES, judge_evidence
-from ml.pairing import compare_with_champion
-from ml.policies import Policy, load_policy
-from ml.predictions import check_predictions
-from ml.reviews import review_body, review_title
-from ml.settings import Settings
-from ml.standing import Aliases, evidence_behind, standing, unfinished
-from ml.store import Json, Store, canonical, digest, object_id
-from ml.taxonomy import SIDES, Task, classes
-from ml.tracking import connect, fetch_artifacts
-from ml.training_sets import training_set_of
+from ml.core.errors import ConfigError, DataError, Refused, RegistryError
+from ml.core.mlflow_client import connect, fetch_artifacts
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, canonical, digest, object_id
+from ml.core.taxonomy import SIDES, Task, classes
+from ml.data.training_sets import training_set_of
+from ml.evaluation.comparison import Memos
+from ml.evaluation.predictions import check_predictions
+from ml.promotion.alias_history import Aliases, evidence_behind, standing, unfinished
+from ml.promotion.audit_log import unchecked
+from ml.promotion.champion_comparison import compare_with_champion
+from ml.promotion.gates import METRIC_NAMES, judge_evidence
+from ml.promotion.policies import Policy, load_policy
+from ml.promotion.reviews import review_body, review_title
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -469,7 +469,7 @@ def anchors(settings: Settings) -> dict[str, str]:
 
 
 def anchor_audit(model: str, told: str, settings: Settings) -> None:
-    """Tell the registry of a model's last record, unless it knows of that or a later one; see :mod:`ml.audit`."""
+    """Tell the registry of a model's last record, unless it knows of that or a later one."""
     known = anchored(model, settings).partition(":")[0]
     if known and int(known) >= int(told.partition(":")[0]):
         return

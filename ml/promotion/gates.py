@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from ml.errors import ConfigError
-from ml.policies import REQUIRED_LIMITS, Limit, Policy, Required
-from ml.store import Json, digest
-from ml.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, classes
+from ml.core.errors import ConfigError
+from ml.core.store import Json, digest
+from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, classes
+from ml.promotion.policies import REQUIRED_LIMITS, Limit, Policy, Required
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -58,7 +58,7 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
     Args:
         evidence: of the version.
         policy: of its training set.
-        comparison: what :func:`ml.comparison.compare` said of it and the champion; None where there is no champion.
+        comparison: of it and the champion (:func:`ml.evaluation.comparison.compare`); None without a champion.
 
     Returns:
         ``{passed, gates, warnings, summary, policy, policy_hash, approvals}``. A gate has ``name``, ``metric``,
@@ -133,7 +133,7 @@ def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
 
 
 PRETRAINED = frozenset({"imagenet", "file"})
-"""Kinds of backbone weights that were learnt from something; see :class:`ml.models.Weights`."""
+"""Kinds of backbone weights that were learnt from something; see :class:`ml.training.networks.Weights`."""
 
 _EVIDENCE: dict[Required, str] = {
     "report": "report",

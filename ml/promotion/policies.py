@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from ml.taxonomy import Task
-from ml.yamlfile import Declared, find, read_yaml
+from ml.core.taxonomy import Task
+from ml.core.yaml_files import Declared, find, read_yaml
 
 REQUIRED_LIMITS: dict[Task, tuple[str, str]] = {
     "binary": ("roc_auc", "macro_f1"),

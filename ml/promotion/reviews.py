@@ -6,10 +6,10 @@ Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis d
 import re
 from collections.abc import Mapping
 
-from ml.gates import METRIC_NAMES
-from ml.policies import BEST_AT_ZERO
-from ml.store import Json, digest
-from ml.taxonomy import SIDES, classes
+from ml.core.store import Json, digest
+from ml.core.taxonomy import SIDES, classes
+from ml.promotion.gates import METRIC_NAMES
+from ml.promotion.policies import BEST_AT_ZERO
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """The DAGs in which something is decided."""
@@ -109,7 +109,7 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
     """What a reviewer reads before deciding, as Markdown.
 
     Args:
-        bundle: the evidence bundle that :func:`ml.registry.judge` made.
+        bundle: the evidence bundle that :func:`ml.promotion.evidence.judge` made.
         bundle_id: its hash.
         links: text -> address.
     """

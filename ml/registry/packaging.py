@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml
-from ml.decision import Rule
-from ml.imaging import PREPARATION
-from ml.store import Json
-from ml.taxonomy import Task, classes
+from ml.core.store import Json
+from ml.core.taxonomy import Task, classes
+from ml.evaluation.decision_rule import Rule
+from ml.images.decoding import PREPARATION
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +29,7 @@ _NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 def log_classifier(
     network: "keras.Model", task: Task, rule: Rule, run_id: str, example: bytes, facts: Json
 ) -> "ModelInfo":
-    """Log a classifier to the active MLflow run, as ``ml.serving`` loads it.
+    """Log a classifier to the active MLflow run, as ``ml.registry.pyfunc`` loads it.
 
     Args:
         network: pixels (n, 224, 224, 3) in [0, 255] -> calibrated probabilities, (n, 1) of malignant or (n, 8).

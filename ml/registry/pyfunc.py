@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ml.decision import Rule
-from ml.devices import quiet_tensorflow
-from ml.errors import ImageError, RegistryError
-from ml.imaging import MIN_SIDE, PREPARATION, Pixels, decode, read_image, resize
+from ml.core.devices import quiet_tensorflow
+from ml.core.errors import ImageError, RegistryError
+from ml.evaluation.decision_rule import Rule
+from ml.images.decoding import MIN_SIDE, PREPARATION, Pixels, decode, read_image, resize
 
 _BATCH = 32
 

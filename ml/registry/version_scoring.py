@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.errors import RegistryError, TryAgain
-from ml.tracking import fetch_artifacts
+from ml.core.errors import RegistryError, TryAgain
+from ml.core.mlflow_client import fetch_artifacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTU
 
 
 def classify(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFrame":
-    """What a model version says of pictures: a row each, as of :class:`ml.serving.ImageClassifier`.
+    """What a model version says of pictures: a row each, as of :class:`ml.registry.pyfunc.ImageClassifier`.
 
     Raises:
         TryAgain: its files cannot be read.
@@ -47,7 +47,7 @@ def classify(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFram
         # Compiled code beside the model's files would be a change of them.
         own |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(
-            [sys.executable, "-m", "ml.rescoring", lies],
+            [sys.executable, "-m", "ml.registry.version_scoring", lies],
             cwd=folder,
             env={name: os.environ[name] for name in _KEPT if name in os.environ} | own,
             stdin=subprocess.DEVNULL,

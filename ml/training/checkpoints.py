@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.errors import Conflict, StoreError, TryAgain
-from ml.progress import say
-from ml.store import Json, Store
+from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.progress import say
+from ml.core.store import Json, Store
 
 Arrays = list[NDArray[np.generic]]
 

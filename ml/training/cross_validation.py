@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.decision import Rule
-from ml.errors import DataError
-from ml.evaluation import youden_threshold
-from ml.presets import Recipe
-from ml.taxonomy import Task, classes
+from ml.core.errors import DataError
+from ml.core.taxonomy import Task, classes
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import youden_threshold
+from ml.training.presets import Recipe
 
 Logits = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.devices import has_gpu_driver, name_exhaustion, quiet_tensorflow, require_gpu
-from ml.errors import StoreError
-from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, known_weights, load_backbone, resolve_weights
-from ml.pixels import PixelCache
-from ml.progress import say, track
-from ml.settings import Settings
-from ml.store import Json, Store, digest
-from ml.training_sets import read_dataset
-from ml.views import IDENTITY, View
-from ml.workers import ahead
+from ml.core.devices import has_gpu_driver, name_exhaustion, quiet_tensorflow, require_gpu
+from ml.core.errors import StoreError
+from ml.core.progress import say, track
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, digest
+from ml.core.workers import ahead
+from ml.data.training_sets import read_dataset
+from ml.images.augmentation import IDENTITY, View
+from ml.images.decoding import SIZE, Pixels
+from ml.images.pixel_cache import PixelCache
+from ml.training.networks import FEATURES, known_weights, load_backbone, resolve_weights
 
 if TYPE_CHECKING:
-    from ml.presets import Preset
+    from ml.training.presets import Preset
 
 Features = NDArray[np.float32]
 

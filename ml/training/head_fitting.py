@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.checkpoints import Arrays, Checkpoint
-from ml.devices import has_gpu, quiet_tensorflow
-from ml.errors import ConfigError
-from ml.features import Features
-from ml.imaging import SIZE, Pixels
-from ml.models import FEATURES, build_head, set_statistics
-from ml.presets import FineTuning, Recipe
-from ml.progress import say
-from ml.taxonomy import Task, classes
-from ml.views import View
+from ml.core.devices import has_gpu, quiet_tensorflow
+from ml.core.errors import ConfigError
+from ml.core.progress import say
+from ml.core.taxonomy import Task, classes
+from ml.images.augmentation import View
+from ml.images.decoding import SIZE, Pixels
+from ml.training.checkpoints import Arrays, Checkpoint
+from ml.training.features import Features
+from ml.training.networks import FEATURES, build_head, set_statistics
+from ml.training.presets import FineTuning, Recipe
 
 if TYPE_CHECKING:
     import keras

@@ -24,13 +24,13 @@ from cloudpathlib import S3Path
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ml.devices import quiet_tensorflow
-from ml.errors import StoreError, WeightsError
-from ml.imaging import SIZE, resize
-from ml.progress import say
-from ml.sources.demo import DRAWING_VERSION, SMALLEST, draw, plan
-from ml.store import Json, Store
-from ml.taxonomy import Task, classes
+from ml.core.devices import quiet_tensorflow
+from ml.core.errors import StoreError, WeightsError
+from ml.core.progress import say
+from ml.core.store import Json, Store
+from ml.core.taxonomy import Task, classes
+from ml.data.sources.demo import DRAWING_VERSION, SMALLEST, draw, plan
+from ml.images.decoding import SIZE, resize
 
 if TYPE_CHECKING:
     import keras

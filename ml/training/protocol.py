@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml import crossvalidation
-from ml.checkpoints import Checkpoint
-from ml.crossvalidation import Choice, Fold, Predicted, Shares
-from ml.decision import Rule
-from ml.devices import name_exhaustion, quiet_tensorflow, require_gpu
-from ml.errors import DataError
-from ml.evaluation import Scores, check_both_classes
-from ml.features import FeatureCache, Features, extract
-from ml.fitting import Examples, Fitter, History, fine_tunes, learnt_shares
-from ml.models import FEATURES, Weights, load_backbone
-from ml.pixels import PixelCache
-from ml.presets import Preset, Recipe
-from ml.progress import track
-from ml.settings import Settings
-from ml.splits import COLUMNS, Split, sides_of
-from ml.store import Store, digest
-from ml.taxonomy import SIDES, Task, classes
-from ml.training_sets import read_dataset
-from ml.views import views_of
+from ml.core.devices import name_exhaustion, quiet_tensorflow, require_gpu
+from ml.core.errors import DataError
+from ml.core.progress import track
+from ml.core.settings import Settings
+from ml.core.store import Store, digest
+from ml.core.taxonomy import SIDES, Task, classes
+from ml.data.splits import COLUMNS, Split, sides_of
+from ml.data.training_sets import read_dataset
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores, check_both_classes
+from ml.images.augmentation import views_of
+from ml.images.pixel_cache import PixelCache
+from ml.training import cross_validation
+from ml.training.checkpoints import Checkpoint
+from ml.training.cross_validation import Choice, Fold, Predicted, Shares
+from ml.training.features import FeatureCache, Features, extract
+from ml.training.head_fitting import Examples, Fitter, History, fine_tunes, learnt_shares
+from ml.training.networks import FEATURES, Weights, load_backbone
+from ml.training.presets import Preset, Recipe
 
 if TYPE_CHECKING:
     import keras
@@ -179,10 +179,10 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     if recipe.selection.using == VALIDATION:
         rows = data.on["validation"]
         final = fitter.fit("the model", learnt, rows, seed, checkpoint)
-        choice = crossvalidation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
+        choice = cross_validation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
         probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
         everything = Predicted(rows, final.logits, np.ones(len(rows), dtype=bool))
-        curve, name = crossvalidation.loss_by_epoch(data.truth, everything), "validation_loss"
+        curve, name = cross_validation.loss_by_epoch(data.truth, everything), "validation_loss"
     else:
         rows = learnt
         choice, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
@@ -210,8 +210,8 @@ def _cross_validate(
     """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
     mine = _learnt_from(recipe, data.on)
     subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
-    dealt = crossvalidation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
-    truth, todo = data.truth[mine], crossvalidation.trainings(selection.folds, selection.repeats)
+    dealt = cross_validation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
+    truth, todo = data.truth[mine], cross_validation.trainings(selection.folds, selection.repeats)
     predictions: dict[Fold, Predicted] = {}
     for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
         folds = dealt[fold.repeat]
@@ -221,11 +221,11 @@ def _cross_validate(
         predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
     shares = partial(_shares, task, recipe)
     first = 0 if fitter.fine_tunes else 1
-    pooled = crossvalidation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
+    pooled = cross_validation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
     bias, log_shares = shares(truth)
-    choice = crossvalidation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
-    probabilities, choices = crossvalidation.nested(task, recipe, truth, dealt[0], predictions, shares, first=first)
-    curve = crossvalidation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
+    choice = cross_validation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
+    probabilities, choices = cross_validation.nested(task, recipe, truth, dealt[0], predictions, shares, first=first)
+    curve = cross_validation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
     return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
 
 

@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.checkpoints import Checkpoint, sweep, wait_for_others
-from ml.decision import Rule
-from ml.errors import ConfigError
-from ml.evaluation import Scores, bootstrap_weights, can_vary, interval, metrics_of
-from ml.learning import Prepared, learn, prepared, scores_of
-from ml.presets import Preset
-from ml.progress import say
-from ml.protocols import ProtocolName, Trial, trials
-from ml.settings import Settings
-from ml.splits import split_dataset
-from ml.store import Json, Store, digest
-from ml.taxonomy import MAGNIFICATIONS, TASKS, Task
-from ml.tracking import use_experiment
-from ml.training_sets import TrainingSet, assemble
+from ml.core.errors import ConfigError
+from ml.core.mlflow_client import use_experiment
+from ml.core.progress import say
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, digest
+from ml.core.taxonomy import MAGNIFICATIONS, TASKS, Task
+from ml.data.protocols import ProtocolName, Trial, trials
+from ml.data.splits import split_dataset
+from ml.data.training_sets import TrainingSet, assemble
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores, bootstrap_weights, can_vary, interval, metrics_of
+from ml.training.checkpoints import Checkpoint, sweep, wait_for_others
+from ml.training.presets import Preset
+from ml.training.protocol import Prepared, learn, prepared, scores_of
 
 if TYPE_CHECKING:
-    from ml.models import Weights
+    from ml.training.networks import Weights
 
 Draws = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def reproduce(
 
     Args:
         training_set: whose sources' published versions are taken.
-        protocols: see :func:`ml.protocols.trials`.
+        protocols: see :func:`ml.data.protocols.trials`.
         presets: the last is compared with the first.
         seeds: how many trainings each; the sides stay the same.
         output: a folder, made if need be: table.md, table.csv, reproduction.json, comparison.png and trainings/.
@@ -332,7 +332,7 @@ def table_rows(facts: Json) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def _write(facts: Json, output: Path) -> None:
-    from ml.figures import plot_comparison
+    from ml.evaluation.figures import plot_comparison
 
     whole = {**facts, "notes": notes(facts)}
     (output / "reproduction.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -16,23 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ml
-from ml.checkpoints import Checkpoint, sweep, wait_for_others
-from ml.devices import describe
-from ml.errors import StoreError
-from ml.evaluation import Evaluation, evaluate
-from ml.learning import OUT_OF_FOLD, VALIDATION, Learnt, Prepared, learn, prepared, scores_of
-from ml.models import join
-from ml.packaging import log_classifier
-from ml.pixels import PixelCache
-from ml.predictions import save_predictions
-from ml.presets import Preset
-from ml.progress import say
-from ml.report import write_evaluation
-from ml.settings import Settings
-from ml.splits import read_split
-from ml.store import Json, Store, digest
-from ml.taxonomy import SIDES, Task
-from ml.tracking import connect, use_experiment
+from ml.core.devices import describe
+from ml.core.errors import StoreError
+from ml.core.mlflow_client import connect, use_experiment
+from ml.core.progress import say
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, digest
+from ml.core.taxonomy import SIDES, Task
+from ml.data.splits import read_split
+from ml.evaluation.metrics import Evaluation, evaluate
+from ml.evaluation.predictions import save_predictions
+from ml.evaluation.report import write_evaluation
+from ml.images.pixel_cache import PixelCache
+from ml.registry.packaging import log_classifier
+from ml.training.checkpoints import Checkpoint, sweep, wait_for_others
+from ml.training.networks import join
+from ml.training.presets import Preset
+from ml.training.protocol import OUT_OF_FOLD, VALIDATION, Learnt, Prepared, learn, prepared, scores_of
 
 if TYPE_CHECKING:
     import keras

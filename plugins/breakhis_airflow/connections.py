@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
-from ml.sources.spec import KEY_VARIABLES
+from ml.data.sources.spec import KEY_VARIABLES
 
 STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
 PROMOTER, AUDIT = "breakhis_mlflow_promoter", "breakhis_audit"

@@ -21,10 +21,10 @@ from docker.types import DeviceRequest, LogConfig, Mount
 from breakhis_airflow.connections import AIRFLOW, read_connection
 from breakhis_airflow.environment import container_environment
 from breakhis_airflow.operators import Ended, Job, StageOperator
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, BreakhisError
-from ml.settings import Settings, settings
-from ml.store import digest
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, BreakhisError
+from ml.core.settings import Settings, settings
+from ml.core.store import digest
 
 LABEL = "breakhis"
 """Labels of our containers begin with it."""

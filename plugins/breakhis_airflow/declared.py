@@ -13,7 +13,7 @@ from airflow.sdk import DAG, Asset, AssetAny, AssetOrTimeSchedule, CronTriggerTi
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
-from ml.errors import BreakhisError, ConfigError
+from ml.core.errors import BreakhisError, ConfigError
 
 _INVALID = """
 ### This file cannot be used

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
 from airflow.providers.fab.www.security import permissions as fab
 
-from ml.reviews import PROMOTE, ROLLBACK
+from ml.promotion.reviews import PROMOTE, ROLLBACK
 
 
 class AuthManager(FabAuthManager):

@@ -6,8 +6,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
-from ml.reviews import bundle_of
-from ml.settings import settings
+from ml.core.settings import settings
+from ml.promotion.reviews import bundle_of
 
 Json = dict[str, Any]
 

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from breakhis_airflow.links import LINKS
-from ml.errors import ConfigError
-from ml.settings import settings
-from ml.yamlfile import Declared, read_yaml
+from ml.core.errors import ConfigError
+from ml.core.settings import settings
+from ml.core.yaml_files import Declared, read_yaml
 
 log = logging.getLogger(__name__)
 

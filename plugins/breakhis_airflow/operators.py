@@ -20,8 +20,8 @@ from breakhis_airflow.connections import read_connection
 from breakhis_airflow.environment import stage_environment
 from breakhis_airflow.links import LINKS
 from breakhis_airflow.notifications import tell_of_failure
-from ml.errors import EXIT_BAD_INPUT, EXIT_REFUSED
-from ml.settings import settings
+from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED
+from ml.core.settings import settings
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "breakhis",
@@ -121,7 +121,7 @@ class StageOperator(BaseOperator):
             AirflowFailException: the stage refused, or was called wrongly; trying again cannot help.
             AirflowException: it was killed, crashed, or asks to be tried again.
         """
-        from ml.store import Store
+        from ml.core.store import Store
 
         ti = context["ti"]
         # With the instance's own id: run ids come back (an old store under a new Airflow database), results must not.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from breakhis_airflow.operators import StageOperator
-from ml.settings import settings
+from ml.core.settings import settings
 
 COMPUTING = frozenset({"weights", "features", "train"})
 """The stages that a GPU speeds up. At the place ``docker`` these run in containers; the others are light, and a

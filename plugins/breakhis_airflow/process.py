@@ -16,7 +16,7 @@ from pathlib import Path
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import Ended, Job, StageOperator
-from ml.settings import settings
+from ml.core.settings import settings
 
 
 class ProcessStageOperator(StageOperator):

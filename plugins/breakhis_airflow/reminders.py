@@ -7,11 +7,11 @@ from typing import Any
 from breakhis_airflow.connections import AIRFLOW, read_connection
 from breakhis_airflow.links import form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
-from ml.airflow_api import AirflowApi
-from ml.errors import Conflict
-from ml.reviews import PROMOTE, ROLLBACK
-from ml.settings import settings
-from ml.store import Json, Store
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import Conflict
+from ml.core.settings import settings
+from ml.core.store import Json, Store
+from ml.promotion.reviews import PROMOTE, ROLLBACK
 
 
 def remind(context: Mapping[str, Any], now: datetime | None = None) -> list[str]:

@@ -10,8 +10,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.links import ReviewLink, form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
-from ml.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
-from ml.settings import settings
+from ml.core.settings import settings
+from ml.promotion.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
 
 
 class ReviewOperator(HITLOperator):

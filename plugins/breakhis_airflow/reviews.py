@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from breakhis_airflow.links import form_of, on_this_site, root
-from ml.audit import chain_faults, decisions_of
-from ml.errors import StoreError
-from ml.gates import METRIC_NAMES
-from ml.policies import BEST_AT_ZERO
-from ml.reviews import BUNDLE, PROMOTE, ROLLBACK, bundle_of, got_worse
-from ml.standing import APPROVED, ROLLED_BACK
-from ml.store import Json, Store, object_id
-from ml.taxonomy import SIDES, SUBTYPE_NAMES, classes
-from ml.training_sets import dataset_changes
+from ml.core.errors import StoreError
+from ml.core.store import Json, Store, object_id
+from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, classes
+from ml.data.training_sets import dataset_changes
+from ml.promotion.alias_history import APPROVED, ROLLED_BACK
+from ml.promotion.audit_log import chain_faults, decisions_of
+from ml.promotion.gates import METRIC_NAMES
+from ml.promotion.policies import BEST_AT_ZERO
+from ml.promotion.reviews import BUNDLE, PROMOTE, ROLLBACK, bundle_of, got_worse
 
 if TYPE_CHECKING:
     from jinja2 import Environment

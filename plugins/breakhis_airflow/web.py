@@ -12,11 +12,11 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from ml.errors import StoreError
-from ml.reviews import PROMOTE
-from ml.settings import settings
-from ml.store import Store
-from ml.yamlfile import NAME_PATTERN
+from ml.core.errors import StoreError
+from ml.core.settings import settings
+from ml.core.store import Store
+from ml.core.yaml_files import NAME_PATTERN
+from ml.promotion.reviews import PROMOTE
 
 PREFIX = "/breakhis"
 

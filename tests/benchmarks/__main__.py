@@ -16,8 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ml.devices import processor
-from ml.settings import settings
+from ml.core.devices import processor
+from ml.core.settings import settings
 from tests.benchmarks import extraction, gpu, ingestion, training, workflow
 from tests.benchmarks.measure import Figure
 from tests.benchmarks.replica import LARGEST, Replica

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ml.imaging import SIZE, decode, pixel_hash, resize
-from ml.models import resolve_weights
-from ml.settings import settings
-from ml.store import Store
-from ml.workers import in_processes
-from tests import made_up
+from ml.core.settings import settings
+from ml.core.store import Store
+from ml.core.workers import in_processes
+from ml.images.decoding import SIZE, decode, pixel_hash, resize
+from ml.training.networks import resolve_weights
 from tests.benchmarks.measure import Figure, Run, breakhis
 from tests.benchmarks.replica import LARGEST, Replica
+from tests.helpers import made_up
 
 _TURNS = 2
 _WORKERS = 2
@@ -147,10 +147,10 @@ def _seconds_of(contestant: str, home: Path, environment: Mapping[str, str]) -> 
 
 def _extraction(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """What the stage does once it knows what is missing; the start of the processes that decode is counted."""
-    from ml.features import _AHEAD, FeatureCache, _compute, _feed, load_extractor
-    from ml.pixels import PixelCache
-    from ml.views import IDENTITY
-    from ml.workers import ahead
+    from ml.core.workers import ahead
+    from ml.images.augmentation import IDENTITY
+    from ml.images.pixel_cache import PixelCache
+    from ml.training.features import _AHEAD, FeatureCache, _compute, _feed, load_extractor
 
     weights = resolve_weights("random", store).id
     backbone = load_extractor(settings().backend, weights, store, home / "cache")
@@ -176,7 +176,7 @@ def _cached(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
 
 def _model(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """The network alone, on the same few pictures over and over."""
-    from ml.features import _AT_ONCE, OpenVINO, load_extractor
+    from ml.training.features import _AT_ONCE, OpenVINO, load_extractor
 
     backbone = load_extractor(settings().backend, resolve_weights("random", store).id, store, home / "cache")
     if not isinstance(backbone, OpenVINO):
@@ -224,7 +224,7 @@ def _decode(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
 
 def decode_one(file: Path) -> int:
     """Decode and resize one file; returns the picture's height."""
-    from ml.pixels import _quickly
+    from ml.images.pixel_cache import _quickly
 
     quick = _quickly(file.read_bytes())
     assert quick is not None
@@ -235,7 +235,7 @@ def _keras(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None
     """What one would write with TensorFlow alone; nothing is kept of it."""
     import tensorflow as tf
 
-    from ml.models import load_backbone
+    from ml.training.networks import load_backbone
 
     backbone = load_backbone(resolve_weights("random", store).id, store)
     paths = [str(store.local(store.blob_key(sha256))) for sha256 in files.values()]

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ml.devices import describe, has_gpu, quiet_tensorflow
-from ml.fitting import Examples, Fitter
-from ml.models import load_backbone, resolve_weights
-from ml.pixels import PixelCache
-from ml.presets import load_preset
-from ml.store import Store
+from ml.core.devices import describe, has_gpu, quiet_tensorflow
+from ml.core.store import Store
+from ml.images.pixel_cache import PixelCache
+from ml.training.head_fitting import Examples, Fitter
+from ml.training.networks import load_backbone, resolve_weights
+from ml.training.presets import load_preset
 from tests.benchmarks.extraction import kept, speeds
 from tests.benchmarks.measure import Figure, watched
 from tests.benchmarks.replica import Replica

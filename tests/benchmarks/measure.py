@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from ml.errors import EXIT_REFUSED
+from ml.core.errors import EXIT_REFUSED
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ml.progress import track
-from ml.sources.demo import DRAWING_VERSION, LARGEST, pictures
+from ml.core.progress import track
+from ml.data.sources.demo import DRAWING_VERSION, LARGEST, pictures
 
 __all__ = ["LARGEST", "Replica"]
 

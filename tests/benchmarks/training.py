@@ -9,21 +9,21 @@ from statistics import mean
 
 import numpy as np
 
-from ml.checkpoints import Checkpoint
-from ml.evaluation import metrics_of
-from ml.features import extract
-from ml.imaging import SIZE
-from ml.learning import learn, prepared, scores_of
-from ml.presets import Preset, load_preset
-from ml.settings import settings
-from ml.splits import read_split, sides_of
-from ml.store import Store
-from ml.taxonomy import SIDES, TASKS, classes
-from ml.training_sets import read_dataset
-from ml.views import views_of_all
-from tests import made_up
+from ml.core.settings import settings
+from ml.core.store import Store
+from ml.core.taxonomy import SIDES, TASKS, classes
+from ml.data.splits import read_split, sides_of
+from ml.data.training_sets import read_dataset
+from ml.evaluation.metrics import metrics_of
+from ml.images.augmentation import views_of_all
+from ml.images.decoding import SIZE
+from ml.training.checkpoints import Checkpoint
+from ml.training.features import extract
+from ml.training.presets import Preset, load_preset
+from ml.training.protocol import learn, prepared, scores_of
 from tests.benchmarks.measure import Figure, Run, breakhis, watched
 from tests.benchmarks.replica import LARGEST, Replica
+from tests.helpers import made_up
 
 _WORKERS = 2
 _EPOCHS = 20
@@ -183,7 +183,7 @@ def _naive(dataset: str) -> dict[str, float]:
     import keras
     import tensorflow as tf
 
-    from ml.models import load_backbone, resolve_weights
+    from ml.training.networks import load_backbone, resolve_weights
 
     store, preset, took, measured = Store(settings().store), load_preset("paper"), dict[str, float](), 0.0
     predictions = list[float]()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from ml.settings import PROJECT
+from ml.core.settings import PROJECT
 from tests.benchmarks.measure import Figure, Run, breakhis
 from tests.benchmarks.replica import Replica
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ml import progress
-from tests.made_up import png, tree
-from tests.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
+from ml.core import progress
+from tests.helpers.made_up import png, tree
+from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
 pytestmark = pytest.mark.integration
 

@@ -11,11 +11,11 @@ import yaml
 from click.testing import CliRunner
 
 from ml.cli.sources import sources
-from ml.errors import ConfigError
-from ml.settings import PROJECT, settings
-from ml.sources import KINDS
-from ml.store import Store
-from tests.made_up import png, tree
+from ml.core.errors import ConfigError
+from ml.core.settings import PROJECT, settings
+from ml.core.store import Store
+from ml.data.sources import KINDS
+from tests.helpers.made_up import png, tree
 
 FILLED_IN = {
     "directory": {"path": "./images"},
@@ -89,9 +89,9 @@ def test_names_that_cannot_be(run: Any, name: str) -> None:
 
 
 def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Path) -> None:
-    from ml.manifest import make_manifest
-    from ml.sources import fetch, load_source
-    from ml.versions import publish_manifest
+    from ml.data.manifest import make_manifest
+    from ml.data.source_versions import publish_manifest
+    from ml.data.sources import fetch, load_source
 
     (conf / "sources").mkdir()
     (conf / "sources" / "bad.yaml").write_text("name: bad\nkind: nothing\n")

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from ml import cli
-from ml.audit import AuditLog
-from ml.settings import Settings
-from ml.store import Store
-from ml.taxonomy import SIDES
-from tests.made_up import dataset as made_dataset
-from tests.made_up import every_class, name, png, rows, tree
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.core.taxonomy import SIDES
+from ml.promotion.audit_log import AuditLog
+from tests.helpers.made_up import dataset as made_dataset
+from tests.helpers.made_up import every_class, name, png, rows, tree
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_weights_takes_random_ones_only_where_the_preset_allows_it(breakhis, mon
         asked.append((wanted, or_random))
         return {"weights": "weights-0123456789ab"}
 
-    monkeypatch.setattr("ml.models.fetch_weights", fetch_weights)
+    monkeypatch.setattr("ml.training.networks.fetch_weights", fetch_weights)
     monkeypatch.setenv("BREAKHIS_WEIGHTS", "imagenet")
     for arguments in ((), ("--preset", "demo"), ("--preset", "paper")):
         code, out, _ = breakhis("weights", *arguments, "--json")
@@ -203,7 +203,7 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_1(breakhis, monkeypatch, 
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("ml.sources.fetch", broken)
+    monkeypatch.setattr("ml.data.sources.fetch", broken)
     code, _, err = breakhis("fetch", source({name("F", "14-1"): png(1)}))
     assert code == 1
     assert "Traceback" in err

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, CredentialsError, TryAgain
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, CredentialsError, TryAgain
 
 PASSWORD = "correct"
 

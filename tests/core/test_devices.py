@@ -1,9 +1,9 @@
 import pytest
 import tensorflow as tf
 
-from ml import devices
-from ml.devices import name_exhaustion, require_gpu
-from ml.errors import DeviceError, NoGpuError
+from ml.core import devices
+from ml.core.devices import name_exhaustion, require_gpu
+from ml.core.errors import DeviceError, NoGpuError
 
 
 def seen(monkeypatch, *gpus):

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from ml import leases
-from ml.errors import TryAgain
-from ml.leases import exclusively
-from ml.store import Store
+from ml.core import leases
+from ml.core.errors import TryAgain
+from ml.core.leases import exclusively
+from ml.core.store import Store
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_a_store_that_fails_for_a_moment_does_not_end_it(store, monkeypatch):
 
 def test_who_is_killed_is_taken_over_from(store, monkeypatch):
     code = f"""
-    from ml.leases import exclusively
-    from ml.store import Store
+    from ml.core.leases import exclusively
+    from ml.core.store import Store
     with exclusively(Store({store.root!r}), "x"):
         print("in", flush=True)
         import time

@@ -1,5 +1,5 @@
-from ml.settings import Settings
-from ml.tracking import connect, use_experiment
+from ml.core.mlflow_client import connect, use_experiment
+from ml.core.settings import Settings
 
 
 def test_artifacts_of_a_new_experiment_lie_beside_the_database(fresh_database, tmp_path, monkeypatch):

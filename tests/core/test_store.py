@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import Conflict, StoreError
-from ml.store import Store, canonical, digest, object_id, write_result
+from ml.core.errors import Conflict, StoreError
+from ml.core.store import Store, canonical, digest, object_id, write_result
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.taxonomy import (
+from ml.core.taxonomy import (
     DUPLICATED_SLIDE,
     LABELS,
     MAGNIFICATIONS,

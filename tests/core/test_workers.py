@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ml.errors import ImageError, TryAgain
-from ml.workers import _CHUNK, in_processes
+from ml.core.errors import ImageError, TryAgain
+from ml.core.workers import _CHUNK, in_processes
 
 
 def square(n: int) -> int:
@@ -40,7 +40,7 @@ def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
 def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import operator, sys\n"
-        "from ml.workers import in_processes\n"
+        "from ml.core.workers import in_processes\n"
         "print('ran')\n"
         "if __name__ == '__main__':\n"
         "    assert list(in_processes(operator.neg, range(40), 2)) == [-n for n in range(40)]\n"

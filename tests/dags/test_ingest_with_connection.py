@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ml.settings import PROJECT
-from ml.store import Store
-from tests.sources.kaggle_server import KEY, MIRROR, SITE, USER, mirror_zip, serve, some_names
+from ml.core.settings import PROJECT
+from ml.core.store import Store
+from tests.data.sources.kaggle_server import KEY, MIRROR, SITE, USER, mirror_zip, serve, some_names
 
 pytestmark = pytest.mark.integration
 

@@ -2,7 +2,7 @@ import pytest
 from airflow.sdk import AssetAny
 from airflow.sdk.exceptions import ParamValidationError
 
-from ml.presets import preset_names
+from ml.training.presets import preset_names
 from tests.dags.conftest import SET
 
 

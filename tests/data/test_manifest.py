@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import SourceError, StoreError
-from ml.imaging import decode, pixel_hash
-from ml.manifest import (
+from ml.core.errors import SourceError, StoreError
+from ml.core.settings import Settings
+from ml.core.store import Store, digest
+from ml.core.taxonomy import DUPLICATED_SLIDE
+from ml.data.manifest import (
     MANIFEST_TYPES,
     _File,
     classify,
@@ -16,13 +18,11 @@ from ml.manifest import (
     read_manifest,
     read_ties,
 )
-from ml.pictures import Picture
-from ml.settings import Settings
-from ml.sources import fetch, load_source
-from ml.sources.spec import DirectorySource
-from ml.store import Store, digest
-from ml.taxonomy import DUPLICATED_SLIDE
-from tests.made_up import name, png, tree
+from ml.data.sources import fetch, load_source
+from ml.data.sources.spec import DirectorySource
+from ml.images.decoding import decode, pixel_hash
+from ml.images.file_facts import Picture
+from tests.helpers.made_up import name, png, tree
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_columns_and_types(tmp_path, store):
 def test_unchanged_files_give_the_same_manifest_without_decoding(tmp_path, store, monkeypatch):
     spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
     first, _, _ = ingest(spec, store, tmp_path)
-    monkeypatch.setattr("ml.manifest.look", None)
+    monkeypatch.setattr("ml.data.manifest.look", None)
     assert first["decoded"] == 1
     assert ingest(spec, store, tmp_path)[0] == {**first, "decoded": 0}
 
@@ -114,7 +114,7 @@ def test_new_files_cost_only_their_own_decoding(tmp_path, store, monkeypatch):
         decoded.append(file.read())
         return decode(decoded[-1], **more)
 
-    monkeypatch.setattr("ml.pictures.decode", noted)
+    monkeypatch.setattr("ml.images.file_facts.decode", noted)
     files = {name("F", "14-1", 40, n): png(n) for n in range(1, 4)} | {name("F", "14-1", 40, 9): b"no picture"}
     ingest(source_of(tmp_path, files), store, tmp_path)
     assert len(decoded) == 4

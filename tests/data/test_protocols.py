@@ -2,14 +2,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml import splits
-from ml.errors import DataError
-from ml.protocols import SPANHOL_FOLDS, spanhol_test_folds, trials
-from ml.splits import read_split, sides_of, split_dataset, stratify
-from ml.store import Store
-from ml.taxonomy import DUPLICATED_SLIDE, SIDES, case_of, inventory, label_of
-from ml.training_sets import read_dataset
-from tests import made_up
+from ml.core.errors import DataError
+from ml.core.store import Store
+from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, case_of, inventory, label_of
+from ml.data import splits
+from ml.data.protocols import SPANHOL_FOLDS, spanhol_test_folds, trials
+from ml.data.splits import read_split, sides_of, split_dataset, stratify
+from ml.data.training_sets import read_dataset
+from tests.helpers import made_up
 
 SLIDES = sorted({(row.subtype, row.slide) for row in inventory()})
 

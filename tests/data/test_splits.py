@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml import splits
-from ml.errors import Conflict, DataError, StoreError
-from ml.manifest import TIES
-from ml.splits import (
+from ml.core.errors import Conflict, DataError, StoreError
+from ml.core.store import Store, digest
+from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
+from ml.data import splits
+from ml.data.manifest import TIES
+from ml.data.splits import (
     QUARANTINED,
     Ledger,
     Split,
@@ -23,9 +25,7 @@ from ml.splits import (
     sides_of,
     split_dataset,
 )
-from ml.store import Store, digest
-from ml.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
-from tests import made_up
+from tests.helpers import made_up
 
 
 @pytest.fixture

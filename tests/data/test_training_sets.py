@@ -1,11 +1,11 @@
 import pandas as pd
 import pytest
 
-from ml.errors import ConfigError, DataError
-from ml.manifest import read_ties
-from ml.settings import PROJECT, Settings
-from ml.store import Store
-from ml.training_sets import (
+from ml.core.errors import ConfigError, DataError
+from ml.core.settings import PROJECT, Settings
+from ml.core.store import Store
+from ml.data.manifest import read_ties
+from ml.data.training_sets import (
     assemble,
     dataset_changes,
     load_training_set,
@@ -13,7 +13,7 @@ from ml.training_sets import (
     training_set_files,
     training_set_of,
 )
-from tests import made_up
+from tests.helpers import made_up
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ml.core.settings import PROJECT, Settings
+from ml.core.store import Store
 from ml.local.stack import Stack
-from ml.settings import PROJECT, Settings
-from ml.store import Store
 
 pytestmark = [pytest.mark.guide, pytest.mark.timeout(900)]
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ml.settings import PROJECT
+from ml.core.settings import PROJECT
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 

@@ -6,10 +6,10 @@ import runpy
 import pytest
 import yaml
 
-from ml.errors import ConfigError
-from ml.presets import Preset
-from ml.settings import PROJECT
-from ml.yamlfile import read_yaml
+from ml.core.errors import ConfigError
+from ml.core.settings import PROJECT
+from ml.core.yaml_files import read_yaml
+from ml.training.presets import Preset
 
 DEFAULT = yaml.safe_load((PROJECT / "ml" / "presets" / "default.yaml").read_text())
 MADE = runpy.run_path(str(PROJECT / "docs" / "presets.py"))

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import requests
 
-from ml.airflow_api import AirflowApi
+from ml.core.airflow_api import AirflowApi
+from ml.core.settings import Settings
 from ml.local.stack import Process, Service, State, free_ports
 from ml.local.workflow import Workflow
-from ml.settings import Settings
 
 Json = dict[str, Any]
 

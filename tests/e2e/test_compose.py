@@ -16,7 +16,7 @@ import boto3
 import pytest
 import requests
 
-from ml.errors import CredentialsError
+from ml.core.errors import CredentialsError
 from ml.local.watch import Run
 from ml.local.workflow import Workflow
 from tests.e2e import compose as module
@@ -162,7 +162,7 @@ def _print_what_airflow_adds(compose: Compose, workflow: Workflow) -> None:
 
 
 def _result(compose: Compose, run: Run, task: Json) -> Json | None:
-    from ml.errors import AirflowError
+    from ml.core.errors import AirflowError
 
     try:
         found = compose.api("engineer").xcom(run.dag, run.id, task["task_id"], task["map_index"])

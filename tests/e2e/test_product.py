@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, CredentialsError
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, CredentialsError
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.local.stack import Stack
-from ml.settings import Settings
-from ml.store import Store
-from ml.taxonomy import DUPLICATED_SLIDE
-from ml.tracking import connect
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -1,7 +1,7 @@
 """How often a 95% interval holds the true value, at the case counts of BreakHis' own ledger: a simulation.
 
-``python -m tests.coverage`` prints the table of docs/training-and-promotion.md, in some minutes. Cases are drawn at the
-counts of the test side; a case's images share an effect of the case, which is half of the variance within a class. The
+``python -m tests.evaluation.coverage`` prints the table of docs/training-and-promotion.md, in some minutes. Cases are
+drawn at the counts of the test side; a case's images share an effect of the case, which is half of the variance within a class. The
 true value is that of very many cases in the same shares of classes.
 """
 
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ml.decision import Rule
-from ml.evaluation import Scores, metrics_of, with_intervals
-from ml.store import Store
-from ml.taxonomy import SUBTYPES, Task
+from ml.core.store import Store
+from ml.core.taxonomy import SUBTYPES, Task
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores, metrics_of, with_intervals
 from tests.trust.simulation import binary, counts
 
 SETS, DRAWS = 600, 1000

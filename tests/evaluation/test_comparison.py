@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml import comparison
-from ml.audit import SealedMemos
-from ml.comparison import (
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.core.taxonomy import SUBTYPES, Task, classes, label_of
+from ml.evaluation import comparison
+from ml.evaluation.comparison import (
     Critical,
     Predictions,
     World,
@@ -23,12 +25,10 @@ from ml.comparison import (
     passes,
     simulate,
 )
-from ml.decision import Rule
-from ml.evaluation import Scores, metrics_of
-from ml.policies import Comparison
-from ml.settings import Settings
-from ml.store import Store
-from ml.taxonomy import SUBTYPES, Task, classes, label_of
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores, metrics_of
+from ml.promotion.audit_log import SealedMemos
+from ml.promotion.policies import Comparison
 
 LOOSE = Comparison(least_power=0)
 
@@ -131,7 +131,7 @@ def test_little_power_is_not_estimable(store, quick):
 def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
     """With few cases no critical value may hold, and the simulation then says the largest number there is."""
     none_holds = Critical(value=1.8e308, size=0.0, errors=(0.1,), powers=(0.02,))
-    monkeypatch.setattr("ml.comparison.critical", lambda *_: none_holds)
+    monkeypatch.setattr("ml.evaluation.comparison.critical", lambda *_: none_holds)
     for one in compare("x", made("binary", cases=6, skill=1.0), Comparison(least_power=0.5), store):
         assert one["low"] == -1
         assert len(one["reason"]) < 200

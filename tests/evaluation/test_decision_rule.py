@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from ml.decision import Rule
+from ml.evaluation.decision_rule import Rule
 
 
 def test_malignant_at_or_above_the_threshold():

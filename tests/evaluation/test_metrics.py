@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 from sklearn import metrics as sk
 
-from ml.decision import Rule
-from ml.errors import DataError
-from ml.evaluation import (
+from ml.core.errors import DataError
+from ml.core.settings import PROJECT
+from ml.core.taxonomy import classes
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import (
     DEGENERATE,
     Scores,
     average_precision,
@@ -22,11 +24,9 @@ from ml.evaluation import (
     roc_auc,
     youden_threshold,
 )
-from ml.gates import METRIC_NAMES
-from ml.policies import BEST_AT_ZERO, BinaryMetric, SubtypeMetric
-from ml.settings import PROJECT
-from ml.taxonomy import classes
-from tests.coverage import DRAWS, METRICS, SETS, coverage
+from ml.promotion.gates import METRIC_NAMES
+from ml.promotion.policies import BEST_AT_ZERO, BinaryMetric, SubtypeMetric
+from tests.evaluation.coverage import DRAWS, METRICS, SETS, coverage
 
 
 def scores(task, truth, p, rule=None, patients=None):
@@ -219,7 +219,7 @@ def test_intervals_cover_what_they_should():
 
 @pytest.mark.parametrize(("task", "sets", "draws"), [("binary", 80, DRAWS), ("subtype", 60, 300)])
 def test_on_the_ledgers_test_side_intervals_cover_what_the_docs_say(task, sets, draws):
-    """Of the first of the sets that `python -m tests.coverage` draws, for the larger model with fewer draws each."""
+    """The first sets that `python -m tests.evaluation.coverage` draws; for the larger model with fewer draws each."""
     page = (PROJECT / "docs" / "training-and-promotion.md").read_text()
     told = dict(re.findall(rf"^\| {task} \| `(\w+)` \| .* \| ([\d.]+)% \| [\d.]+ \|$", page, re.MULTILINE))
     found = {one.metric: one for one in coverage(task, sets, draws)}

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from ml import figures
-from ml.decision import Rule
-from ml.evaluation import Scores, evaluate
-from ml.gradcam import agreement, choose_cases, grad_cam, randomized
-from ml.models import build_head
-from ml.report import SECTIONS, write_evaluation
-from ml.taxonomy import classes
+from ml.core.taxonomy import classes
+from ml.evaluation import figures
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.evaluation.metrics import Scores, evaluate
+from ml.evaluation.report import SECTIONS, write_evaluation
+from ml.training.networks import build_head
 
 FACTS = {
     "set": "made",

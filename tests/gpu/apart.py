@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ml.devices import name_exhaustion, quiet_tensorflow
-from ml.errors import DeviceError
-from ml.features import OpenVINO, TensorFlow
-from ml.imaging import SIZE, Pixels, decode, resize
-from ml.models import load_backbone, resolve_weights
-from ml.sources.demo import pictures
-from ml.store import Store
-from tests.two_devices import fit
+from ml.core.devices import name_exhaustion, quiet_tensorflow
+from ml.core.errors import DeviceError
+from ml.core.store import Store
+from ml.data.sources.demo import pictures
+from ml.images.decoding import SIZE, Pixels, decode, resize
+from ml.training.features import OpenVINO, TensorFlow
+from ml.training.networks import load_backbone, resolve_weights
+from tests.training.two_devices import fit
 
 _MIB = 500
 _BATCH = 256

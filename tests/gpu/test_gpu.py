@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ml import devices
-from ml.errors import NoGpuError
-from ml.features import FeatureCache, extract
+from ml.core import devices
+from ml.core.errors import NoGpuError
+from ml.core.mlflow_client import connect
+from ml.core.taxonomy import SUBTYPES
+from ml.data.training_sets import read_dataset
 from ml.local import doctor
-from ml.taxonomy import SUBTYPES
-from ml.tracking import connect
-from ml.training_sets import read_dataset
-from tests.small_training import (  # noqa: F401  # fixtures
+from ml.training.features import FeatureCache, extract
+from tests.helpers.small_training import (  # noqa: F401  # fixtures
     ON_VALIDATION,
     again,
     alone,
@@ -114,7 +114,7 @@ def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the
 
 
 def test_two_devices_of_one_gpu_learn_what_one_does():
-    told = alone("tests.two_devices", "GPU")
+    told = alone("tests.training.two_devices", "GPU")
     print(told)
     for found in told["two"]:
         assert found["learnt"] > 1

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ml.manifest import MANIFEST_TYPES, TIES
-from ml.store import Json, Store, digest
-from ml.taxonomy import SIDES, SUBTYPES, ImageName, Task, classes, label_of
+from ml.core.store import Json, Store, digest
+from ml.core.taxonomy import SIDES, SUBTYPES, ImageName, Task, classes, label_of
+from ml.data.manifest import MANIFEST_TYPES, TIES
 
 
 def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:

@@ -9,15 +9,15 @@ import mlflow
 import numpy as np
 from mlflow.tracking import MlflowClient
 
-from ml.decision import Rule
-from ml.evaluation import Scores, evaluate
-from ml.predictions import save_predictions
-from ml.settings import Settings
-from ml.splits import read_split, sides_of, split_dataset
-from ml.store import Store, digest
-from ml.tracking import connect
-from ml.training_sets import read_dataset
-from tests import made_up
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.core.store import Store, digest
+from ml.data.splits import read_split, sides_of, split_dataset
+from ml.data.training_sets import read_dataset
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores, evaluate
+from ml.evaluation.predictions import save_predictions
+from tests.helpers import made_up
 
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
 

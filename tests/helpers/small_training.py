@@ -10,23 +10,23 @@ import mlflow
 import pandas as pd
 import pytest
 
-from ml import checkpoints, models
-from ml import training as training_module
-from ml.checkpoints import Checkpoint
-from ml.errors import DataError
-from ml.features import extract
-from ml.imaging import SIZE
-from ml.manifest import make_manifest
-from ml.models import FEATURES
-from ml.presets import Preset, load_preset
-from ml.settings import Settings
-from ml.sources import fetch, load_source
-from ml.splits import split_dataset
-from ml.store import Store
-from ml.tracking import connect
-from ml.training import train
-from ml.training_sets import assemble, load_training_set
-from ml.versions import publish_manifest
+from ml.core.errors import DataError
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.manifest import make_manifest
+from ml.data.source_versions import publish_manifest
+from ml.data.sources import fetch, load_source
+from ml.data.splits import split_dataset
+from ml.data.training_sets import assemble, load_training_set
+from ml.images.decoding import SIZE
+from ml.training import checkpoints, networks
+from ml.training import run as training_module
+from ml.training.checkpoints import Checkpoint
+from ml.training.features import extract
+from ml.training.networks import FEATURES
+from ml.training.presets import Preset, load_preset
+from ml.training.run import train
 
 
 def quick(epochs: int, **sections: dict[str, object]) -> Preset:
@@ -107,7 +107,7 @@ def tiny_backbone():
 def tiny():
     """Within the module random weights are those of a tiny network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_random", tiny_backbone)
+        patch.setattr(networks, "_random", tiny_backbone)
         yield
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.presets import Augmentation, Views, load_preset
-from ml.views import _DENSITY, _STAINS, _UNMIX, IDENTITY, View, stain, views_of, views_of_all
+from ml.images.augmentation import _DENSITY, _STAINS, _UNMIX, IDENTITY, View, stain, views_of, views_of_all
+from ml.training.presets import Augmentation, Views, load_preset
 
 NOTHING = {"flips": False, "rotations": False, "hed": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -33,8 +33,8 @@ def test_view_0_is_the_picture_and_its_cache_keeps_its_name():
 def test_a_view_is_the_same_in_another_process():
     code = (
         "import hashlib, numpy as np\n"
-        "from ml.presets import Augmentation\n"
-        "from ml.views import View\n"
+        "from ml.training.presets import Augmentation\n"
+        "from ml.images.augmentation import View\n"
         f"spec = Augmentation(**{ALL.model_dump()!r})\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)\n"
         "print(hashlib.sha256(View(2, spec).apply(pixels, 'abc').tobytes()).hexdigest())"

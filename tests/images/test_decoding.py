@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml import imaging
-from ml.errors import ImageError
-from ml.imaging import decode, pixel_hash, read_image, resize
-from tests.made_up import png
+from ml.core.errors import ImageError
+from ml.images import decoding
+from ml.images.decoding import decode, pixel_hash, read_image, resize
+from tests.helpers.made_up import png
 
 
 def encoded(array: np.ndarray, form: str, **options) -> bytes:
@@ -55,7 +55,7 @@ def test_what_is_no_usable_picture_is_refused_with_a_reason(data, reason):
 
 
 def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(imaging, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="size: 70x46 pixels"):
         decode(png())
 

@@ -3,12 +3,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from ml.imaging import decode
-from ml.pictures import PictureCache, look, perceptual_hash
-from ml.sources.demands import NearDuplicates
-from ml.sources.demo import pictures
-from ml.store import Store
-from tests.made_up import png
+from ml.core.store import Store
+from ml.data.sources.demands import NearDuplicates
+from ml.data.sources.demo import pictures
+from ml.images.decoding import decode
+from ml.images.file_facts import PictureCache, look, perceptual_hash
+from tests.helpers.made_up import png
 
 
 def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml.errors import StoreError
-from ml.imaging import decode, pixel_hash, resize
-from ml.pixels import PixelCache, _quickly
-from ml.store import Store
-from tests.made_up import png
+from ml.core.errors import StoreError
+from ml.core.store import Store
+from ml.images.decoding import decode, pixel_hash, resize
+from ml.images.pixel_cache import PixelCache, _quickly
+from tests.helpers.made_up import png
 
 
 def jpeg() -> bytes:
@@ -51,7 +51,7 @@ def test_a_changed_byte_is_never_taken_for_the_picture(tmp_path, place):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pictures_come_in_order_and_stay_what_they_were(any_store, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("ml.pixels._PART", 5)
+    monkeypatch.setattr("ml.images.pixel_cache._PART", 5)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store, pictures = any_store, [decode(png(seed=seed)) for seed in range(13)]
     files = {pixel_hash(one): store.put_blob(png(seed=seed)) for seed, one in enumerate(pictures)}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ml.errors import BreakhisError
+from ml.core.errors import BreakhisError
+from ml.core.settings import Settings
 from ml.local import cli, doctor
 from ml.local.doctor import GIB, Check
-from ml.settings import Settings
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import requests
 from mlflow import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ml.errors import CredentialsError, TryAgain
-from ml.identities import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
-from ml.registry import Aliases, aliases_of, anchor_audit, anchored, judge, register_run, set_aliases
-from ml.settings import Settings
-from tests.registry_world import RegistryWorld
+from ml.core.errors import CredentialsError, TryAgain
+from ml.core.settings import Settings
+from ml.local.identities import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.promotion.evidence import Aliases, aliases_of, anchor_audit, anchored, judge, register_run, set_aliases
+from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
 
 PASSWORDS = {name: f"password-of-{name}" for name in (ADMIN, TRAINER, PROMOTER, "engineer", "viewer")}

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from ml.errors import StackError, TryAgain
+from ml.core.errors import StackError, TryAgain
+from ml.core.settings import Settings
 from ml.local import stack as module
 from ml.local.stack import Process, Service, Stack, State, expected_dags, free_ports, gpu_slots
-from ml.settings import Settings
 
 SLEEPERS = "import subprocess, sys, time; p = [subprocess.Popen(['sleep', '300']) for _ in range(2)]; time.sleep(300)"
 

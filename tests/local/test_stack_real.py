@@ -10,10 +10,10 @@ import psutil
 import pytest
 import requests
 
-from ml.errors import AirflowError, CredentialsError
+from ml.core.errors import AirflowError, CredentialsError
+from ml.core.settings import Settings
 from ml.local import stack as module
 from ml.local.stack import Stack
-from ml.settings import Settings
 
 DAGS = """
 import os

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ml.errors import AirflowError, StackError, TryAgain
+from ml.core.errors import AirflowError, StackError, TryAgain
 from ml.local import watch as module
 from ml.local.watch import Run, Watch
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ml.errors import AirflowError, BreakhisError, CredentialsError, Refused, StackError
+from ml.core.errors import AirflowError, BreakhisError, CredentialsError, Refused, StackError
+from ml.core.settings import Settings
 from ml.local import cli, watch, workflow
 from ml.local.stack import Process, Service, State
 from ml.local.workflow import REASON, Workflow
-from ml.settings import Settings
 
 Json = dict[str, Any]
 NOW = "2026-01-01T00:00:00+00:00"

@@ -11,20 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml.erasure import erase_patient
-from ml.errors import DataError, RegistryError
-from ml.features import FEATURES, FeatureCache
-from ml.manifest import make_manifest, read_manifest
-from ml.pictures import PictureCache
-from ml.pixels import PixelCache
-from ml.settings import Settings
-from ml.sources import fetch, load_source
-from ml.splits import read_ledger, read_split, sides_of, split_dataset
-from ml.store import Store
-from ml.tracking import connect
-from ml.training_sets import assemble, load_training_set, read_dataset
-from ml.versions import publish_manifest
-from tests.made_up import name, png, tree
+from ml.core.errors import DataError, RegistryError
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.manifest import make_manifest, read_manifest
+from ml.data.source_versions import publish_manifest
+from ml.data.sources import fetch, load_source
+from ml.data.splits import read_ledger, read_split, sides_of, split_dataset
+from ml.data.training_sets import assemble, load_training_set, read_dataset
+from ml.images.file_facts import PictureCache
+from ml.images.pixel_cache import PixelCache
+from ml.operation.erasure import erase_patient
+from ml.training.features import FEATURES, FeatureCache
+from tests.helpers.made_up import name, png, tree
 
 pytestmark = pytest.mark.integration
 
@@ -190,7 +190,7 @@ def test_the_command_asks_before_it_erases(world: SimpleNamespace) -> None:
         "BREAKHIS_HOME": str(world.settings.home),
         "BREAKHIS_STORE": world.store.root,
         "MLFLOW_TRACKING_URI": world.settings.mlflow_uri,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     asked = subprocess.run(command, env=environment, input="n\n", capture_output=True, text=True, check=False)
     assert asked.returncode == 130

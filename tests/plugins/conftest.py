@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ml.store import Store
+from ml.core.store import Store
 
 FAKE = """#!{python}
 import json, os, signal, subprocess, sys, time

@@ -12,7 +12,7 @@ from breakhis_airflow import containers
 from breakhis_airflow.containers import DockerStageOperator
 from breakhis_airflow.places import mapped_stage, stage
 from breakhis_airflow.process import ProcessStageOperator
-from ml.store import Store
+from ml.core.store import Store
 
 Json = dict[str, Any]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from ml.airflow_api import AirflowApi
-from ml.errors import AirflowError, CredentialsError
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, CredentialsError
 from ml.local.stack import free_ports
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from breakhis_airflow.notifications import (
     tell,
     tell_of_review,
 )
-from ml.errors import ConfigError
-from ml.settings import PROJECT
+from ml.core.errors import ConfigError
+from ml.core.settings import PROJECT
 
 SMTP = """
 on_failure:

@@ -5,7 +5,7 @@ from airflow.sdk import DAG
 
 from breakhis_airflow import reminders
 from breakhis_airflow.review import ReviewOperator
-from ml.airflow_api import AirflowApi
+from ml.core.airflow_api import AirflowApi
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.review import ReviewOperator
-from ml.reviews import APPROVE, REJECT
+from ml.promotion.reviews import APPROVE, REJECT
 
 
 def review(**arguments) -> ReviewOperator:

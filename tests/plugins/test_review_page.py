@@ -12,12 +12,12 @@ from markupsafe import escape
 from breakhis_airflow import reviews
 from breakhis_airflow.reviews import TERMS, WORDS, AuditCheck, Waiting
 from breakhis_airflow.web import create_app
-from ml.audit import AuditLog
-from ml.gates import METRIC_NAMES, judge_evidence
-from ml.policies import Policy
-from ml.settings import Settings
-from ml.store import Store
-from tests.made_up import dataset, evidence, rows
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.promotion.audit_log import AuditLog
+from ml.promotion.gates import METRIC_NAMES, judge_evidence
+from ml.promotion.policies import Policy
+from tests.helpers.made_up import dataset, evidence, rows
 
 PICTURE = b"\x89PNG made up"
 REPORT = b"<h1>report</h1>"

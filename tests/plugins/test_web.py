@@ -6,7 +6,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
 from breakhis_airflow.web import PREFIX, create_app
-from ml.store import Store
+from ml.core.store import Store
 
 
 @pytest.fixture

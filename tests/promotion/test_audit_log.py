@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.audit import CARRIED_OUT, AuditLog, SealedMemos, anchor, chain_faults, decisions_of
-from ml.errors import ConfigError, Refused, TryAgain
-from ml.settings import Settings
-from ml.store import Store
+from ml.core.errors import ConfigError, Refused, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.promotion.audit_log import CARRIED_OUT, AuditLog, SealedMemos, anchor, chain_faults, decisions_of
 
 
 def open_log(folder, key="secret"):

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml import comparison
-from ml.errors import Refused, TryAgain
-from ml.pairing import OUT_OF_FOLD, TEST, compare_with_champion
-from ml.policies import Comparison
-from ml.settings import Settings
-from ml.store import Store
-from ml.taxonomy import SUBTYPES
-from ml.tracking import connect
-from tests.made_up import evidence, png
+from ml.core.errors import Refused, TryAgain
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.core.taxonomy import SUBTYPES
+from ml.evaluation import comparison
+from ml.promotion.champion_comparison import OUT_OF_FOLD, TEST, compare_with_champion
+from ml.promotion.policies import Comparison
+from tests.helpers.made_up import evidence, png
 
 LOOSE = Comparison(least_power=0)
 

@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from ml import comparison, pairing, promotion, registry
-from ml.airflow_api import AirflowApi
-from ml.audit import CARRIED_OUT, AuditLog
-from ml.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
-from ml.promotion import (
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
+from ml.core.store import digest
+from ml.data.splits import split_dataset
+from ml.evaluation import comparison
+from ml.promotion import champion_comparison, decisions, evidence
+from ml.promotion.audit_log import CARRIED_OUT, AuditLog
+from ml.promotion.decisions import (
     APPROVED,
     check_aliases,
     promote_version,
@@ -27,12 +30,10 @@ from ml.promotion import (
     settle,
     withdraw_version,
 )
-from ml.registry import champion_of, judge, read_content, register_run
-from ml.reviews import bundle_of
-from ml.splits import split_dataset
-from ml.store import digest
-from tests import made_up
-from tests.registry_world import RegistryWorld
+from ml.promotion.evidence import champion_of, judge, read_content, register_run
+from ml.promotion.reviews import bundle_of
+from tests.helpers import made_up
+from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
 
 
@@ -106,12 +107,12 @@ def log(world):
     return AuditLog(world.store, world.settings)
 
 
-def decisions(world):
+def decided(world):
     return [(r["event"], r["version"], r["by"]) for r in log(world).of("made-binary") if r["event"] != CARRIED_OUT]
 
 
 def is_whole(world):
-    faults = log(world).verify(registry.anchors(world.settings))
+    faults = log(world).verify(evidence.anchors(world.settings))
     return not faults and not check_aliases("made-binary", log(world), world.settings)
 
 
@@ -387,7 +388,7 @@ def test_an_old_approval_carried_out_again_changes_nothing(world, airflow):
     record.run, record.details = old
     assert promote(world, first)["decision"] == "approved"  # as it was
     assert aliases(world) == {"champion": 2, "previous": 1}
-    assert len(decisions(world)) == 2
+    assert len(decided(world)) == 2
     with pytest.raises(Refused, match=r"not what there is now|has become champion"):
         promote(world, first, "another-run-with-the-same-answer")
     assert aliases(world) == {"champion": 2, "previous": 1}
@@ -399,7 +400,7 @@ def test_a_rejection_changes_no_champion(world, airflow):
     done = promote(world, registered)
     assert (done["decision"], done["reason"]) == ("rejected", "too few cases")
     assert aliases(world) == {}
-    assert decisions(world) == [("rejected", 1, "reviewer")]
+    assert decided(world) == [("rejected", 1, "reviewer")]
 
 
 def test_a_reviewer_is_known_by_login_name_and_not_by_number(world, airflow):
@@ -436,7 +437,7 @@ def test_answers_that_decide_nothing(world, airflow, answer, message):
     with pytest.raises(Refused, match=message):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
-    assert decisions(world) == []
+    assert decided(world) == []
 
 
 ON_THE_WAY = {
@@ -505,7 +506,7 @@ def test_no_answer_another_version_and_another_evidence(world, airflow):
     with pytest.raises(Refused, match="its evidence is"):
         promote(world, registered)
     assert aliases(world) == {"candidate": 1}
-    assert decisions(world) == []
+    assert decided(world) == []
 
 
 def test_approved_but_the_gates_do_not_pass(world, airflow):
@@ -603,14 +604,14 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
         elif where == "the last anchor":
             calls = []
             patch.setattr(
-                promotion, "anchor_audit", lambda *a: killed() if calls else calls.append(registry.anchor_audit(*a))
+                decisions, "anchor_audit", lambda *a: killed() if calls else calls.append(evidence.anchor_audit(*a))
             )
         else:
-            patch.setattr(promotion, where, killed)
+            patch.setattr(decisions, where, killed)
         with pytest.raises(Killed):
             promote(world, registered)
     second = register_run(world.run(auc=0.95), world.store, world.settings)
-    assert decisions(world) == [("approved", 1, "reviewer")]
+    assert decided(world) == [("approved", 1, "reviewer")]
     airflow.back(1, started_by="engineer")  # another decision about the model, which is refused
     with pytest.raises(Refused):
         roll(world, 7)
@@ -618,7 +619,7 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
     settle("made-binary", log(world), world.settings)
     assert aliases(world)["champion"] == 1
     assert is_whole(world)
-    assert record is None or decisions(world) == [("approved", 1, "reviewer")]
+    assert record is None or decided(world) == [("approved", 1, "reviewer")]
     airflow(second)
     promote(world, second, "made-binary-v2")
     assert aliases(world) == {"champion": 2, "previous": 1}
@@ -634,13 +635,13 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     def overtaken(model, wanted, settings, **over):
         if not late:
             late.append(wanted)
-            monkeypatch.setattr(promotion, "exclusively", lambda *_: nullcontext())  # its lease has run out
+            monkeypatch.setattr(decisions, "exclusively", lambda *_: nullcontext())  # its lease has run out
             settle(model, log(world), settings)
             airflow(second)
             promote(world, second, "made-binary-v2")
-        registry.set_aliases(model, wanted, settings, **over)
+        evidence.set_aliases(model, wanted, settings, **over)
 
-    monkeypatch.setattr(promotion, "set_aliases", overtaken)
+    monkeypatch.setattr(decisions, "set_aliases", overtaken)
     promote(world, first)
     assert late[0].champion == 1
     assert aliases(world) == {"champion": 2, "previous": 1}
@@ -657,7 +658,7 @@ def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, air
     assert aliases(world) == {}
     assert promote(world, registered, "by hand")["decision"] == "approved"
     assert aliases(world) == {"champion": 1}
-    assert decisions(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
+    assert decided(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
 
 
 @pytest.mark.parametrize(
@@ -695,7 +696,7 @@ def test_a_rollback_brings_a_former_champion_back(two_champions, airflow):
     assert (done["decision"], done["version"], done["previous"]) == ("rolled_back", 1, 2)
     assert aliases(world) == {"champion": 1, "previous": 2}
     assert roll(world, 1) == done
-    assert decisions(world)[-1] == ("rolled back", 1, "reviewer")
+    assert decided(world)[-1] == ("rolled back", 1, "reviewer")
     assert is_whole(world)
 
 
@@ -732,7 +733,7 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
 
 
 def faults(world):
-    return promotion.audit(world.store, world.settings)["faults"]
+    return decisions.audit(world.store, world.settings)["faults"]
 
 
 def model_folder(version):
@@ -803,11 +804,11 @@ def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "set_aliases", killed)
+        patch.setattr(decisions, "set_aliases", killed)
         with pytest.raises(Killed):
             promote(world, registered)
     assert faults(world) == []  # it may be at it
-    monkeypatch.setattr(promotion, "_LONG", timedelta(0))
+    monkeypatch.setattr(decisions, "_LONG", timedelta(0))
     assert "record 1 (approved, version 1) has not been carried out since" in faults(world)[0]
 
 
@@ -854,9 +855,9 @@ def test_compiled_code_and_notes_hidden_among_model_files(world):
 def test_a_candidate_that_came_meanwhile_stays_one(world):
     for auc in (0.9, 0.95):
         register_run(world.run(auc=auc), world.store, world.settings)
-    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=1)
+    evidence.set_aliases("made-binary", evidence.Aliases(1), world.settings, over=1)
     assert aliases(world) == {"champion": 1, "candidate": 2}
-    registry.set_aliases("made-binary", registry.Aliases(1), world.settings, over=2)
+    evidence.set_aliases("made-binary", evidence.Aliases(1), world.settings, over=2)
     assert aliases(world) == {"champion": 1}
 
 
@@ -900,7 +901,7 @@ def test_what_is_no_version_cannot_be_withdrawn(world, airflow):
     airflow.back(7)
     with pytest.raises(RegistryError, match="no version 7"):
         withdraw_version("made-binary", "7", "out", world.store, world.settings)
-    assert decisions(world) == []
+    assert decided(world) == []
 
 
 def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
@@ -933,5 +934,5 @@ def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         registered = register_run(run, world.store, world.settings)
         judge("made-binary", "1", world.store, world.settings)
-        assert len(pairing._predictions(read_content(registered["evidence"], world.store), "test")) > 0
+        assert len(champion_comparison._predictions(read_content(registered["evidence"], world.store), "test")) > 0
         assert list((tmp_path / "scratch").iterdir()) == []

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml.errors import DataError
-from ml.splits import read_split
-from ml.tracking import connect
-from ml.training import train
-from ml.training_sets import read_dataset
-from tests import made_up
-from tests.small_training import prepare, quick, tiny, without_pictures  # noqa: F401  # fixtures
+from ml.core.errors import DataError
+from ml.core.mlflow_client import connect
+from ml.data.splits import read_split
+from ml.data.training_sets import read_dataset
+from ml.training.run import train
+from tests.helpers import made_up
+from tests.helpers.small_training import prepare, quick, tiny, without_pictures  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 

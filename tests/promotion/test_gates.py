@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import ConfigError
-from ml.gates import judge_evidence
-from ml.policies import REQUIRED_LIMITS, Policy
-from ml.taxonomy import MAGNIFICATIONS, SUBTYPES
-from tests.made_up import evidence
+from ml.core.errors import ConfigError
+from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES
+from ml.promotion.gates import judge_evidence
+from ml.promotion.policies import REQUIRED_LIMITS, Policy
+from tests.helpers.made_up import evidence
 
 
 def policy(**limits):

@@ -1,8 +1,8 @@
 import pytest
 
-from ml.errors import ConfigError
-from ml.policies import REQUIRED_EVIDENCE, Limit, Policy, load_policy
-from ml.settings import PROJECT
+from ml.core.errors import ConfigError
+from ml.core.settings import PROJECT
+from ml.promotion.policies import REQUIRED_EVIDENCE, Limit, Policy, load_policy
 
 
 @pytest.mark.parametrize(

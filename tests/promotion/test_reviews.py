@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 
-from ml.gates import judge_evidence
-from ml.policies import Policy
-from ml.reviews import bundle_of, given_reason, review_body, rollback_body
-from ml.store import Json
-from tests.made_up import evidence
+from ml.core.store import Json
+from ml.promotion.gates import judge_evidence
+from ml.promotion.policies import Policy
+from ml.promotion.reviews import bundle_of, given_reason, review_body, rollback_body
+from tests.helpers.made_up import evidence
 
 
 @pytest.mark.parametrize("params", [None, {}, {"reason": None}, {"reason": "  no "}, {"reason": 12345}])

@@ -17,17 +17,17 @@ import pytest
 import requests
 from PIL import Image
 
-from ml import imaging
-from ml.errors import RegistryError
-from tests.made_up import png
-from tests.served_models import encoded, logged  # noqa: F401  # a fixture
+from ml.core.errors import RegistryError
+from ml.images import decoding
+from tests.helpers.made_up import png
+from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.integration
 
 
 def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypatch):
     folder = mlflow.artifacts.download_artifacts(logged["binary"])
-    monkeypatch.setitem(imaging.PREPARATION, "version", 3)  # as in a release with another way of resizing
+    monkeypatch.setitem(decoding.PREPARATION, "version", 3)  # as in a release with another way of resizing
     with pytest.raises(RegistryError, match=r"prepared as \{.*2\}; the code of this process prepares them as \{.*3\}"):
         mlflow.pyfunc.load_model(folder)
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ml import checkpoints
-from ml.checkpoints import Checkpoint, sweep
-from ml.errors import Conflict, StoreError, TryAgain
-from ml.store import Store
+from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.store import Store
+from ml.training import checkpoints
+from ml.training.checkpoints import Checkpoint, sweep
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 

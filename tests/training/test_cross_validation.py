@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, logit
 
-from ml.crossvalidation import (
+from ml.core.errors import DataError
+from ml.training.cross_validation import (
     Fold,
     Predicted,
     assign_folds,
@@ -18,9 +19,8 @@ from ml.crossvalidation import (
     to_probabilities,
     trainings,
 )
-from ml.errors import DataError
-from ml.learning import _shares
-from ml.presets import load_preset
+from ml.training.presets import load_preset
+from ml.training.protocol import _shares
 
 RECIPE = load_preset("default").subtype
 BINARY = load_preset("default").binary

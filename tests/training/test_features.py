@@ -14,10 +14,16 @@ import numpy as np
 import psutil
 import pytest
 
-from ml import features as features_module
-from ml import pixels as pixels_module
-from ml.errors import DeviceError, NoGpuError, StoreError
-from ml.features import (
+from ml.core.errors import DeviceError, NoGpuError, StoreError
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.training_sets import read_dataset
+from ml.images import pixel_cache as pixels_module
+from ml.images.augmentation import IDENTITY, View
+from ml.images.decoding import decode, pixel_hash, resize
+from ml.images.pixel_cache import PixelCache
+from ml.training import features as features_module
+from ml.training.features import (
     FeatureCache,
     OpenVINO,
     Shard,
@@ -25,15 +31,9 @@ from ml.features import (
     choose_backend,
     extract,
 )
-from ml.imaging import decode, pixel_hash, resize
-from ml.models import FEATURES, fetch_weights, resolve_weights
-from ml.pixels import PixelCache
-from ml.presets import Augmentation, load_preset
-from ml.settings import Settings
-from ml.store import Store
-from ml.training_sets import read_dataset
-from ml.views import IDENTITY, View
-from tests import made_up
+from ml.training.networks import FEATURES, fetch_weights, resolve_weights
+from ml.training.presets import Augmentation, load_preset
+from tests.helpers import made_up
 
 pytestmark = pytest.mark.integration
 
@@ -112,7 +112,7 @@ def test_a_tenth_more_images_costs_only_them(world):
 
 
 def test_a_cache_keeps_its_name_until_pixels_are_made_another_way(world):
-    from ml.store import digest
+    from ml.core.store import digest
 
     key = {
         "weights": "weights-1",
@@ -213,10 +213,11 @@ def test_parts_are_written_as_they_come(world, monkeypatch):
 
 PROGRAM = """
 import json, sys, time
-from ml import features, pixels
-from ml.presets import Augmentation, load_preset
-from ml.settings import Settings
-from ml.store import Store
+from ml.training import features
+from ml.images import pixel_cache as pixels
+from ml.training.presets import Augmentation, load_preset
+from ml.core.settings import Settings
+from ml.core.store import Store
 
 if __name__ == "__main__":
     dataset, root, home, pause, part = sys.argv[1:]

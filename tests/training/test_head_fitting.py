@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.fitting import (
+from ml.training.head_fitting import (
     Examples,
     _chosen,
     _compiled_head,
@@ -16,7 +16,7 @@ from ml.fitting import (
     order,
     unfrozen,
 )
-from ml.presets import load_preset
+from ml.training.presets import load_preset
 
 DEMO = load_preset("demo").subtype
 

@@ -8,10 +8,11 @@ import pytest
 from filelock import Timeout
 from keras.src.legacy.saving import legacy_h5_format
 
-from ml import models
-from ml.crossvalidation import to_probabilities
-from ml.errors import StoreError, WeightsError
-from ml.models import (
+from ml.core.errors import StoreError, WeightsError
+from ml.core.store import Store
+from ml.training import networks
+from ml.training.cross_validation import to_probabilities
+from ml.training.networks import (
     FEATURES,
     build_head,
     fetch_weights,
@@ -21,7 +22,6 @@ from ml.models import (
     resolve_weights,
     set_statistics,
 )
-from ml.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def random(store):
 
 @pytest.fixture(scope="module")
 def pixels():
-    return models._calibration_pictures()[:6]
+    return networks._calibration_pictures()[:6]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +115,12 @@ def test_files_that_are_no_weights(store, tmp_path):
 
 def test_imagenet_weights_that_cannot_be_had(tmp_path, random, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "getproxies", dict)
+    monkeypatch.setattr(networks, "getproxies", dict)
 
     def refused(*_, **__):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(models.socket, "create_connection", refused)
+    monkeypatch.setattr(networks.socket, "create_connection", refused)
     store = Store(tmp_path.as_uri())
     with pytest.raises(WeightsError, match=r"Network is unreachable.*set BREAKHIS_WEIGHTS"):
         resolve_weights("imagenet", store)
@@ -138,27 +138,27 @@ def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
     store = Store((tmp_path / "store").as_uri())
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     with monkeypatch.context() as online:
-        online.setattr(models, "_check_download", lambda: None)
+        online.setattr(networks, "_check_download", lambda: None)
         online.setattr(keras.utils, "get_file", lambda *_, **__: str(notop))
         made = fetch_weights("imagenet", store, or_random=False)
     assert (made["kind"], made["from"], made["pretrained"]) == ("imagenet", "imagenet", True)
     assert made["sha256"] == store.meta(made["weights"])["sha256"]
-    monkeypatch.setattr(models.socket, "create_connection", refused)
+    monkeypatch.setattr(networks.socket, "create_connection", refused)
     monkeypatch.setattr(keras.utils, "get_file", refused)
     elsewhere = Store(store.root)
     assert fetch_weights("imagenet", elsewhere, or_random=False) == made
     assert known_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
     assert not load_backbone(made["weights"], elsewhere).trainable
-    assert not models.imagenet_cache().exists()
+    assert not networks.imagenet_cache().exists()
 
 
 def test_one_process_at_a_time_downloads(tmp_path, notop, monkeypatch):
     def get_file(*_, **__):
         with pytest.raises(Timeout):
-            models._download_lock().acquire(timeout=0)
+            networks._download_lock().acquire(timeout=0)
         return str(notop)
 
-    monkeypatch.setattr(models, "_check_download", lambda: None)
+    monkeypatch.setattr(networks, "_check_download", lambda: None)
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     resolve_weights("imagenet", Store(tmp_path.as_uri()))
 
@@ -170,7 +170,7 @@ def test_two_that_resolve_at_once_come_to_the_same(tmp_path, store, random, monk
         both.wait(60)
         return backbone, "imagenet"
 
-    monkeypatch.setattr(models, "_load", load)
+    monkeypatch.setattr(networks, "_load", load)
     fresh = Store(tmp_path.as_uri())
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: resolve_weights("imagenet", fresh), range(2))

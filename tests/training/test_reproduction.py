@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ml import reproduction
-from ml.decision import Rule
-from ml.errors import ConfigError
-from ml.evaluation import Scores
-from ml.reproduction import NEVER_FOUND, measure, reproduce, table
-from ml.tracking import connect
-from ml.training_sets import load_training_set
-from tests import made_up
-from tests.small_training import quick, tiny, world  # noqa: F401  # fixtures
+from ml.core.errors import ConfigError
+from ml.core.mlflow_client import connect
+from ml.data.training_sets import load_training_set
+from ml.evaluation.decision_rule import Rule
+from ml.evaluation.metrics import Scores
+from ml.training import reproduction
+from ml.training.reproduction import NEVER_FOUND, measure, reproduce, table
+from tests.helpers import made_up
+from tests.helpers.small_training import quick, tiny, world  # noqa: F401  # fixtures
 
 ROWS = made_up.rows({f"14-{k:03d}": ("A" if k % 2 else "DC", 4) for k in range(40)}).sort_values("pixel_sha256")
 TRUTH = (ROWS["label"] == "malignant").to_numpy().astype(np.int64)

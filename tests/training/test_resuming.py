@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from ml import checkpoints
-from ml import training as training_module
-from ml.checkpoints import Checkpoint
-from ml.registry import register_run
-from ml.tracking import connect
+from ml.core.mlflow_client import connect
+from ml.promotion.evidence import register_run
+from ml.training import checkpoints
+from ml.training import run as training_module
+from ml.training.checkpoints import Checkpoint
 from tests.conftest import PROJECT
-from tests.small_training import (  # noqa: F401  # fixtures
+from tests.helpers.small_training import (  # noqa: F401  # fixtures
     ON_VALIDATION,
     Killed,
     again,
@@ -69,10 +69,11 @@ def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, who
 PROGRAM = """
 import sys, time
 from types import SimpleNamespace
-from ml import checkpoints, training
-from ml.settings import Settings
-from ml.store import Store
-from tests.small_training import again, quick
+from ml.training import checkpoints
+from ml.training import run as training
+from ml.core.settings import Settings
+from ml.core.store import Store
+from tests.helpers.small_training import again, quick
 
 if __name__ == "__main__":
     dataset, split, root, home, mlflow_uri, weights = sys.argv[1:]

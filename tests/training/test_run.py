@@ -11,24 +11,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml import checkpoints, learning
-from ml import features as features_module
-from ml import training as training_module
-from ml.errors import ConfigError, DataError, DeviceError, NoGpuError, StoreError
-from ml.features import extract
-from ml.imaging import decode
-from ml.learning import prepared
-from ml.models import fetch_weights
-from ml.presets import Augmentation, load_preset, preset_names
-from ml.registry import register_run
-from ml.splits import Ledger, read_ledger, read_split, split_dataset
-from ml.store import Json
-from ml.taxonomy import LABELS, SUBTYPES
-from ml.tracking import connect
-from ml.training import _code, train
-from ml.training_sets import read_dataset
-from tests import made_up
-from tests.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
+from ml.core.errors import ConfigError, DataError, DeviceError, NoGpuError, StoreError
+from ml.core.mlflow_client import connect
+from ml.core.store import Json
+from ml.core.taxonomy import LABELS, SUBTYPES
+from ml.data.splits import Ledger, read_ledger, read_split, split_dataset
+from ml.data.training_sets import read_dataset
+from ml.images.decoding import decode
+from ml.promotion.evidence import register_run
+from ml.training import checkpoints, protocol
+from ml.training import features as features_module
+from ml.training import run as training_module
+from ml.training.features import extract
+from ml.training.networks import fetch_weights
+from ml.training.presets import Augmentation, load_preset, preset_names
+from ml.training.protocol import prepared
+from ml.training.run import _code, train
+from tests.helpers import made_up
+from tests.helpers.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 
@@ -130,7 +130,7 @@ def test_views_and_more_of_rare_subtypes(world):
     seen = {"augmentation": Augmentation(flips=True, rotations=True, hed=0.1, brightness=0.1, contrast=0.1)}
     seen |= {"count": 2, "rare_count": 3, "rare_below_cases": int(cases.min()) + 1}
     preset = quick(2, views=seen)
-    with learning.prepared(
+    with protocol.prepared(
         "subtype", world.dataset, read_split(world.split, world.store), preset, world.store, world.settings
     ) as data:
         assert data.views.tolist() == np.where(learnt, np.where(rare, 3, 2), 1).tolist()
@@ -169,9 +169,9 @@ def test_what_was_learnt_by_other_code_or_on_another_device_is_no_result(world, 
 
     first = named()
     assert named() == first
-    monkeypatch.setattr(learning, "_VERSION", learning._VERSION + 1)
+    monkeypatch.setattr(protocol, "_VERSION", protocol._VERSION + 1)
     newer = named()
-    monkeypatch.setattr(learning, "fine_tunes", lambda _: True)
+    monkeypatch.setattr(protocol, "fine_tunes", lambda _: True)
     assert len({first, newer, named()}) == 3
 
 
@@ -244,7 +244,7 @@ def test_quarantined_rows_take_no_part(world):
     assert sum(logged) == len(rows) - images
     assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
     dealt = read_split(split["split"], world.store)
-    with learning.prepared("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
+    with protocol.prepared("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
         used = np.concatenate(list(data.on.values()))
         assert sorted(used) == np.flatnonzero(data.rows["patient"] != lost).tolist()
     assert lost not in read_ledger("torn", world.store)[0].sides
@@ -338,7 +338,7 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch)
 
     settings = world.settings.model_copy(update={"gpu_required": True, "backend": "auto"})
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
-    monkeypatch.setattr(learning, "read_dataset", None)  # at once, rather than after any work
+    monkeypatch.setattr(protocol, "read_dataset", None)  # at once, rather than after any work
     with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
         again(world, settings=settings)
 
@@ -354,6 +354,6 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(learning, "_learn", full)
+    monkeypatch.setattr(protocol, "_learn", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         again(world, seed=8)

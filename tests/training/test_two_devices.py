@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from tests.small_training import alone
+from tests.helpers.small_training import alone
 
 
 @pytest.fixture(scope="module")
 def told():
-    return alone("tests.two_devices", "CPU")
+    return alone("tests.training.two_devices", "CPU")
 
 
 @pytest.mark.parametrize("number", range(2), ids=["whole last batch", "last batch of one image"])

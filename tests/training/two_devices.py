@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ml import fitting
-from ml.devices import quiet_tensorflow
-from ml.fitting import Examples, Fit, Fitter
-from ml.imaging import Pixels
-from ml.presets import load_preset
-from tests.small_training import tiny_backbone
+from ml.core.devices import quiet_tensorflow
+from ml.images.decoding import Pixels
+from ml.training import head_fitting
+from ml.training.head_fitting import Examples, Fit, Fitter
+from ml.training.presets import load_preset
+from tests.helpers.small_training import tiny_backbone
 
 
 def fit(
@@ -68,20 +68,20 @@ def _main(kind: str) -> None:
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)
-    one_device = fitting._strategy
+    one_device = head_fitting._strategy
     found = []
     for images in (12, 9):  # the last batch: whole, and of one image, for one of the devices
         one = fit(images)
-        fitting._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
+        head_fitting._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
         two = fit(images)
-        fitting._strategy = one_device
+        head_fitting._strategy = one_device
         found.append(
             {
                 "apart": float(np.abs(two.logits - one.logits).max()),
                 "learnt": float(np.abs(one.logits[-1] - one.logits[0]).max()),
             }
         )
-    fitting.has_gpu = lambda: True
+    head_fitting.has_gpu = lambda: True
     tuned = fit(8, epochs=8, mixed=True, rate=1e-5)
     print(
         json.dumps(

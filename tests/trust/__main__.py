@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml.store import Store
+from ml.core.store import Store
 from tests.trust import bypass, concurrency, simulation
 from tests.trust.rows import Row
 

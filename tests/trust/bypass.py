@@ -20,15 +20,15 @@ from typing import Any
 import mlflow
 import requests
 
-from ml.airflow_api import AirflowApi
-from ml.audit import CARRIED_OUT, AuditLog
-from ml.errors import AirflowError, BreakhisError, CredentialsError
-from ml.identities import TRAINER
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, BreakhisError, CredentialsError
+from ml.core.settings import PROJECT, SECRETS, Settings
 from ml.local import stack as stack_module
+from ml.local.identities import TRAINER
 from ml.local.stack import Stack
-from ml.registry import register_run
-from ml.settings import PROJECT, SECRETS, Settings
-from tests.registry_world import POLICY, RegistryWorld
+from ml.promotion.audit_log import CARRIED_OUT, AuditLog
+from ml.promotion.evidence import register_run
+from tests.helpers.registry_world import POLICY, RegistryWorld
 from tests.trust.rows import Row
 
 MODEL = "made-binary"

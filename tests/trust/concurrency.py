@@ -20,13 +20,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.audit import CARRIED_OUT, AuditLog
-from ml.errors import Refused, TryAgain
-from ml.promotion import check_aliases, promote_version, propose_rollback, roll_back, settle
-from ml.registry import aliases_of, anchors, judge, register_run
-from ml.settings import Settings
-from ml.store import Store
-from tests.registry_world import RegistryWorld
+from ml.core.errors import Refused, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.promotion.audit_log import CARRIED_OUT, AuditLog
+from ml.promotion.decisions import check_aliases, promote_version, propose_rollback, roll_back, settle
+from ml.promotion.evidence import aliases_of, anchors, judge, register_run
+from tests.helpers.registry_world import RegistryWorld
 from tests.trust.rows import Row
 from tests.trust.servers import mlflow_server
 

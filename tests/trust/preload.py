@@ -3,8 +3,8 @@
 import mlflow
 import pandas  # noqa: F401
 
-import ml.promotion
+import ml.promotion.decisions
 import tests.trust.concurrency  # noqa: F401
 
 assert mlflow.pyfunc
-assert ml.promotion
+assert ml.promotion.decisions

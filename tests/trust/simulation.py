@@ -7,11 +7,11 @@ of it, in worlds that the critical value was not found in.
 import math
 from collections.abc import Iterator
 
-from ml.comparison import SIZE, Critical, World, passes, simulate
-from ml.splits import read_split, split_dataset
-from ml.store import Store
-from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPES, Task, inventory, label_of
-from tests import made_up
+from ml.core.store import Store
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPES, Task, inventory, label_of
+from ml.data.splits import read_split, split_dataset
+from ml.evaluation.comparison import SIZE, Critical, World, passes, simulate
+from tests.helpers import made_up
 from tests.trust.rows import Row
 
 DRAWS = 2000

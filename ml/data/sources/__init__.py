@@ -6,7 +6,7 @@ Kaggle is imported when something is fetched.
 
 from typing import TYPE_CHECKING, Any
 
-from ml.sources.spec import (
+from ml.data.sources.spec import (
     KINDS,
     TO_FILL_IN,
     DemoSource,
@@ -22,8 +22,8 @@ from ml.sources.spec import (
 )
 
 if TYPE_CHECKING:
-    from ml.settings import Settings
-    from ml.store import Store
+    from ml.core.settings import Settings
+    from ml.core.store import Store
 
 __all__ = [
     "KINDS",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def fetch(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
-    """Bring a source's files into the store as a raw version; see :func:`ml.sources.raw.fetch`."""
-    from ml.sources.raw import fetch as fetch_files
+    """Bring a source's files into the store as a raw version; see :func:`ml.data.sources.raw.fetch`."""
+    from ml.data.sources.raw import fetch as fetch_files
 
     return fetch_files(spec, store, settings)

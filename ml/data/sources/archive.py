@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ml.errors import SourceError
-from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.core.errors import SourceError
+from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 
 MAX_FILES = 200_000
 MAX_RATIO = 100
@@ -55,7 +55,9 @@ def open_archive(path: Path, taken: Taken = is_image) -> "Archive | TarArchive":
 
 
 class Archive:
-    """The files in the zip archive at ``path``; implements :class:`ml.sources.files.Files`. Close it, or use ``with``.
+    """The files in the zip archive at ``path``. Close it, or use ``with``.
+
+    Implements :class:`ml.data.sources.files.Files`.
 
     Raises:
         SourceError: it is no whole zip archive, or one that an honest publisher would not make (names that lead out
@@ -82,7 +84,7 @@ class Archive:
         self._zip.close()
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`ml.sources.files.Files.items`."""
+        """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self.read, name)) for name in self.images)
 
     def read(self, name: str) -> bytes:
@@ -132,7 +134,7 @@ class TarArchive:
         """Nothing is held open."""
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`ml.sources.files.Files.items`; in the archive's order."""
+        """See :meth:`ml.data.sources.files.Files.items`; in the archive's order."""
         wanted = set(self.images)
         with self._opened() as tar:
             for member in tar:

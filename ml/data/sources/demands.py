@@ -1,14 +1,14 @@
 """What is demanded of a source's images beyond what every later stage relies on, and how its YAML can change that.
 
-The defaults here are what is demanded of every source; :mod:`ml.validation.checks` says in which words and rules.
+The defaults here are what is demanded of every source; :mod:`ml.data.validation.checks` says in which words and rules.
 """
 
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ml.taxonomy import Subtype
-from ml.yamlfile import NAME_PATTERN, Declared
+from ml.core.taxonomy import Subtype
+from ml.core.yaml_files import NAME_PATTERN, Declared
 
 Severity = Literal["critical", "warning"]
 

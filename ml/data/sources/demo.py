@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.errors import ConfigError
-from ml.taxonomy import (
+from ml.core.errors import ConfigError
+from ml.core.taxonomy import (
     DUPLICATED_SLIDE,
     IMAGE_SIZES,
     SUBTYPE_NAMES,
@@ -32,7 +32,7 @@ from ml.taxonomy import (
     inventory,
     label_of,
 )
-from ml.workers import in_processes
+from ml.core.workers import in_processes
 
 Floats = NDArray[Any]  # float32, which NumPy's type hints lose at the first operator
 Bytes = NDArray[np.uint8]

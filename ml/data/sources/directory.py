@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ml.errors import SourceError
-from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.core.errors import SourceError
+from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
 
 
 class Directory:
-    """The files below ``root``, at any depth; implements :class:`ml.sources.files.Files`.
+    """The files below ``root``, at any depth; implements :class:`ml.data.sources.files.Files`.
 
     A link to a file counts as that file if it lies below the root too. Links that lead out of it, dangle or point to
     folders are skipped: what a source holds should not depend on what lies elsewhere, and loops cannot arise.
@@ -45,7 +45,7 @@ class Directory:
         self.skipped.sort()
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`ml.sources.files.Files.items`."""
+        """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self.read, name)) for name in self.images)
 
     def read(self, name: str) -> bytes:

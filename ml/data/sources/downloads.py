@@ -11,9 +11,9 @@ from typing import IO, Any
 import requests
 from filelock import FileLock, Timeout
 
-from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
-from ml.progress import say, track
-from ml.sources.spec import HttpSource
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.progress import say, track
+from ml.data.sources.spec import HttpSource
 
 _CHUNK = 1 << 16
 _SILENCE_SECONDS = 60.0

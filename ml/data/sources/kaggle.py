@@ -23,11 +23,11 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
-from ml.progress import say, track
-from ml.sources.downloads import require_space, reserved
-from ml.sources.spec import KaggleSource
-from ml.store import Json, Store
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.progress import say, track
+from ml.core.store import Json, Store
+from ml.data.sources.downloads import require_space, reserved
+from ml.data.sources.spec import KaggleSource
 
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
 

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import pyarrow as pa
 from pyarrow import parquet
 
-from ml.errors import SourceError
-from ml.progress import say, track
-from ml.settings import Settings
-from ml.sources import kaggle
-from ml.sources.archive import open_archive
-from ml.sources.directory import Directory
-from ml.sources.downloads import download, require_space, reserved
-from ml.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
-from ml.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
-from ml.store import Json, Store, digest
+from ml.core.errors import SourceError
+from ml.core.progress import say, track
+from ml.core.settings import Settings
+from ml.core.store import Json, Store, digest
+from ml.data.sources import kaggle
+from ml.data.sources.archive import open_archive
+from ml.data.sources.directory import Directory
+from ml.data.sources.downloads import download, require_space, reserved
+from ml.data.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
+from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 
 if TYPE_CHECKING:
-    from ml.sources.s3 import Bucket
+    from ml.data.sources.s3 import Bucket
 
 _THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
 _NAMES_SHOWN = 20
@@ -94,7 +94,7 @@ def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
 
 
 def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
-    from ml.sources.s3 import Bucket
+    from ml.data.sources.s3 import Bucket
 
     bucket = Bucket(spec, _taken(spec))
     identity = bucket.look() if spec.archive else bucket.list()
@@ -194,7 +194,7 @@ def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
 
 
 def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
-    from ml.sources.demo import DRAWING_VERSION, pictures
+    from ml.data.sources.demo import DRAWING_VERSION, pictures
 
     inputs = {"source": spec.name, "images": spec.images, "seed": spec.seed, "drawing": DRAWING_VERSION}
     known = store.memo("draw", inputs)

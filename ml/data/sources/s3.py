@@ -7,12 +7,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.errors import BreakhisError, CredentialsError, SourceError, TryAgain
-from ml.progress import say
-from ml.sources.downloads import require_space, save, started, writing
-from ml.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
-from ml.sources.spec import KEY_VARIABLES, S3Source
-from ml.store import Json
+from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
+from ml.core.progress import say
+from ml.core.store import Json
+from ml.data.sources.downloads import require_space, save, started, writing
+from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.data.sources.spec import KEY_VARIABLES, S3Source
 
 _CHUNK = 1 << 16
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
@@ -30,7 +30,9 @@ class Object(NamedTuple):
 
 
 class Bucket:
-    """What a source may read of its bucket; implements :class:`ml.sources.files.Files` for the keys below its prefix.
+    """What a source may read of its bucket: the keys below its prefix.
+
+    Implements :class:`ml.data.sources.files.Files`.
 
     Raises:
         CredentialsError: no key, or one that may not read this.
@@ -99,7 +101,7 @@ class Bucket:
         }
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`ml.sources.files.Files.items`."""
+        """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self._read, self.objects[name])) for name in self.images)
 
     def look(self) -> Json:

@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from ml.errors import ConfigError
-from ml.sources.demands import Demands
-from ml.taxonomy import SUBTYPES
-from ml.yamlfile import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
+from ml.core.errors import ConfigError
+from ml.core.taxonomy import SUBTYPES
+from ml.core.yaml_files import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
+from ml.data.sources.demands import Demands
 
 if TYPE_CHECKING:
-    from ml.settings import Settings
+    from ml.core.settings import Settings
 
 KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
 """Where an S3 source's own key is found: AWS_ACCESS_KEY_ID and so on may be those of the store."""

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ml.errors import SourceError
-from ml.sources.spec import SourceSpec, Table
-from ml.taxonomy import SUBTYPES
+from ml.core.errors import SourceError
+from ml.core.taxonomy import SUBTYPES
+from ml.data.sources.spec import SourceSpec, Table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,11 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.errors import StoreError
-from ml.progress import say
-from ml.sources.demands import Demands
-from ml.store import Json, Store
-from ml.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, checks, suite_version
+from ml.core.errors import StoreError
+from ml.core.progress import say
+from ml.core.store import Json, Store
+from ml.data.sources.demands import Demands
+from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, checks, suite_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,8 @@ def validate(manifest_id: str, store: Store) -> Json:
 
     import pandas as pd
 
-    from ml.validation.pages import finish_docs
-    from ml.validation.suite import require_expectations, run_suite
+    from ml.data.validation.pages import finish_docs
+    from ml.data.validation.suite import require_expectations, run_suite
 
     frame = pd.read_parquet(store.file(manifest_id, "manifest.parquet"))
     quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))

@@ -1,7 +1,8 @@
 """What a manifest must hold to: the whole suite, one entry a check.
 
 These are plain declarations, so that the suite's version can be told without importing Great Expectations (seven
-seconds). A rule names an expectation of Great Expectations or of ``ml.validation.expectations``, with its arguments.
+seconds). A rule names an expectation of Great Expectations or of ``ml.data.validation.expectations``, with its
+arguments.
 """
 
 import hashlib
@@ -10,10 +11,10 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ml.manifest import MANIFEST_TYPES
-from ml.sources.demands import Demands, More, Severity
-from ml.store import digest
-from ml.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, inventory, label_of
+from ml.core.store import digest
+from ml.core.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, inventory, label_of
+from ml.data.manifest import MANIFEST_TYPES
+from ml.data.sources.demands import Demands, More, Severity
 
 NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
 """The columns of a manifest that a file name tells."""
@@ -266,7 +267,7 @@ _ANY_MAGNIFICATION = Check(
 
 def suite_version(suite: tuple[Check, ...]) -> str:
     """12 hex digits that change with any declaration above and with the code of our own expectations."""
-    code = files("ml.validation").joinpath("expectations.py").read_bytes()
+    code = files("ml.data.validation").joinpath("expectations.py").read_bytes()
     return digest([[asdict(check) for check in suite], hashlib.sha256(code).hexdigest()])[:12]
 
 

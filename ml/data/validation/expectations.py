@@ -1,7 +1,7 @@
 """Our own expectations: rules about groups of rows, about file names, and about the whole table.
 
 This is the one module that imports Great Expectations at its top, since classes must derive from it. Only
-:mod:`ml.validation.suite` imports it, inside a function.
+:mod:`ml.data.validation.suite` imports it, inside a function.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ from great_expectations.expectations.metrics.map_metric_provider import (  # noq
 from great_expectations.expectations.metrics.metric_provider import metric_value  # noqa: TID253
 from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider  # noqa: TID253
 
-from ml.taxonomy import parse_name
+from ml.core.taxonomy import parse_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

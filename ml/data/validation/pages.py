@@ -14,8 +14,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from ml.store import Json
-from ml.validation.suite import Outcome
+from ml.core.store import Json
+from ml.data.validation.suite import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

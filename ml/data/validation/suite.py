@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ml.errors import ConfigError
-from ml.store import Json
-from ml.validation.checks import Check, Rule
+from ml.core.errors import ConfigError
+from ml.core.store import Json
+from ml.data.validation.checks import Check, Rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def require_expectations(suite: tuple[Check, ...], file: str) -> None:
 def _expectation(check: Check, rule: Rule) -> Any:
     import great_expectations.expectations as theirs
 
-    from ml.validation import expectations as ours
+    from ml.data.validation import expectations as ours
 
     kind = getattr(ours, rule.expectation, None) or getattr(theirs, rule.expectation)
     return kind(

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ml.errors import ConfigError
-from ml.taxonomy import Task
-from ml.yamlfile import Declared, read_yaml
+from ml.core.errors import ConfigError
+from ml.core.taxonomy import Task
+from ml.core.yaml_files import Declared, read_yaml
 
 PresetName = Literal["paper", "default", "demo"]
 
@@ -146,7 +146,7 @@ def load_preset(name: str) -> Preset:
     Raises:
         ConfigError: there is none of that name.
     """
-    resource = files("ml.presets").joinpath(f"{name}.yaml")
+    resource = files("ml.training.presets").joinpath(f"{name}.yaml")
     if not resource.is_file():
         raise ConfigError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
     with as_file(resource) as path:
@@ -155,4 +155,6 @@ def load_preset(name: str) -> Preset:
 
 def preset_names() -> list[str]:
     """The names of the shipped presets."""
-    return sorted(r.name.removesuffix(".yaml") for r in files("ml.presets").iterdir() if r.name.endswith(".yaml"))
+    return sorted(
+        r.name.removesuffix(".yaml") for r in files("ml.training.presets").iterdir() if r.name.endswith(".yaml")
+    )

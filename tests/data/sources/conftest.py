@@ -7,9 +7,9 @@ import pytest
 import yaml
 from kaggle_server import TOKEN, KaggleServer, serve
 
-from ml.settings import Settings
-from ml.sources import SourceSpec, load_source
-from ml.store import Store
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.sources import SourceSpec, load_source
 
 
 @pytest.fixture

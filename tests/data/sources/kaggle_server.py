@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, inventory, label_of
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, inventory, label_of
 
 SITE = Path(__file__).resolve().with_name("site")
 """On PYTHONPATH it makes the package of that process use STANDIN_KAGGLE_URL."""

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kaggle_server import mirror_zip, some_names
 
-from ml.errors import SourceError
-from ml.sources import archive
-from ml.sources.archive import Archive, TarArchive, open_archive
+from ml.core.errors import SourceError
+from ml.data.sources import archive
+from ml.data.sources.archive import Archive, TarArchive, open_archive
 
 
 def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -30,11 +30,11 @@ import yaml
 from PIL import Image
 
 from ml import cli
-from ml.errors import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_TRY_AGAIN
-from ml.store import Json, Store
-from ml.taxonomy import SUBTYPES, label_of
-from tests.made_up import name, png, tree
-from tests.sources.kaggle_server import all_names, noise_png
+from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_TRY_AGAIN
+from ml.core.store import Json, Store
+from ml.core.taxonomy import SUBTYPES, label_of
+from tests.data.sources.kaggle_server import all_names, noise_png
+from tests.helpers.made_up import name, png, tree
 
 # Four of each subtype, of two slides: one that is lost is more than a tenth.
 IMAGES = {

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ml.errors import ConfigError
-from ml.sources.demo import LARGEST, SMALLEST, draw, pictures, plan
-from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPES, ImageName, inventory, label_of, parse_name
+from ml.core.errors import ConfigError
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPES, ImageName, inventory, label_of, parse_name
+from ml.data.sources.demo import LARGEST, SMALLEST, draw, pictures, plan
 
 
 def cells(images: int) -> Counter[tuple[str, str, int]]:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.errors import SourceError
-from ml.sources import directory
-from ml.sources.directory import Directory
+from ml.core.errors import SourceError
+from ml.data.sources import directory
+from ml.data.sources.directory import Directory
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kaggle_server import mirror_zip, some_names
 
-from ml.errors import ConfigError, CredentialsError, SourceError, TryAgain
-from ml.settings import Settings
-from ml.sources import SourceSpec, downloads, fetch
-from ml.store import Store
+from ml.core.errors import ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.sources import SourceSpec, downloads, fetch
 
 DATA = mirror_zip(some_names())
 

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import requests
 
-from ml.manifest import make_manifest, read_manifest
-from ml.settings import PROJECT, Settings
-from ml.sources import KINDS, S3Source, SourceSpec, fetch, load_source
-from ml.sources.spec import KEY_VARIABLES
-from ml.store import Store
-from ml.versions import publish_manifest
-from tests.made_up import name, png, tree
+from ml.core.settings import PROJECT, Settings
+from ml.core.store import Store
+from ml.data.manifest import make_manifest, read_manifest
+from ml.data.source_versions import publish_manifest
+from ml.data.sources import KINDS, S3Source, SourceSpec, fetch, load_source
+from ml.data.sources.spec import KEY_VARIABLES
+from tests.helpers.made_up import name, png, tree
 
 EXAMPLES = PROJECT / "docs" / "examples" / "sources"
 FILES = sorted(EXAMPLES.glob("*.yaml"))

@@ -9,10 +9,10 @@ import pytest
 from filelock import FileLock
 from kaggle_server import KEY, MIRROR, TOKEN, USER, KaggleServer, mirror_zip, some_names
 
-from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
-from ml.settings import Settings
-from ml.sources import SourceSpec, downloads, fetch, kaggle
-from ml.store import Store
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.sources import SourceSpec, downloads, fetch, kaggle
 
 Declare = Callable[..., SourceSpec]
 ZIP = mirror_zip(some_names())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from kaggle_server import KEY, MIRROR, TOKEN, USER, KaggleServer, all_names, environment, mirror_zip, serve, some_names
 
-from ml.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN
-from ml.settings import PROJECT
+from ml.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN
+from ml.core.settings import PROJECT
 
 Breakhis = Callable[..., subprocess.CompletedProcess[str]]
 

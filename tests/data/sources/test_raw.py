@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ml.errors import SourceError
-from ml.settings import Settings
-from ml.sources import SourceSpec, demo, fetch
-from ml.sources.raw import _in_threads
-from ml.store import Store
+from ml.core.errors import SourceError
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.sources import SourceSpec, demo, fetch
+from ml.data.sources.raw import _in_threads
 
 Declare = Callable[..., SourceSpec]
 

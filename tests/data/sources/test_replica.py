@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ml.manifest import make_manifest, read_manifest
-from ml.settings import Settings
-from ml.sources import fetch, load_source
-from ml.store import Store
-from ml.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, inventory, parse_name
-from ml.validation import validate
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, inventory, parse_name
+from ml.data.manifest import make_manifest, read_manifest
+from ml.data.sources import fetch, load_source
+from ml.data.validation import validate
 from tests.benchmarks.replica import LARGEST, Replica
 
 pytestmark = [pytest.mark.replica, pytest.mark.timeout(1800)]

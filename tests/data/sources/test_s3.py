@@ -22,11 +22,11 @@ import requests
 from boto3.s3.transfer import TransferConfig
 from kaggle_server import mirror_zip, noise_png, some_names
 
-from ml.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
-from ml.settings import Settings
-from ml.sources import SourceSpec, fetch
-from ml.sources.spec import KEY_VARIABLES
-from ml.store import Store, digest
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.settings import Settings
+from ml.core.store import Store, digest
+from ml.data.sources import SourceSpec, fetch
+from ml.data.sources.spec import KEY_VARIABLES
 
 pytestmark = pytest.mark.integration
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import ConfigError
-from ml.settings import PROJECT, Settings
-from ml.sources import (
+from ml.core.errors import ConfigError
+from ml.core.settings import PROJECT, Settings
+from ml.core.yaml_files import build
+from ml.data.sources import (
     KINDS,
     DemoSource,
     DirectorySource,
@@ -21,8 +22,7 @@ from ml.sources import (
     load_source,
     source_files,
 )
-from ml.sources.spec import DEMO_IMAGES
-from ml.yamlfile import build
+from ml.data.sources.spec import DEMO_IMAGES
 
 
 def read(tmp_path: Path, text: str, name: str = "mine.yaml") -> SourceSpec:
@@ -151,7 +151,7 @@ def test_source_files_are_those_in_conf_and_those_that_training_sets_refer_to(tm
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = ("pandas", "pyarrow", "numpy", "PIL", "kaggle", "kagglesdk", "requests", "boto3", "rich", "airflow")
-    code = f"import sys, ml.sources; print(*[name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, ml.data.sources; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import ConfigError, SourceError
-from ml.manifest import make_manifest, read_manifest
-from ml.settings import Settings
-from ml.sources import SourceSpec, Table, fetch
-from ml.sources.spec import DirectorySource
-from ml.sources.tables import read_table
-from ml.store import Store
-from ml.validation import validate
-from tests.made_up import png, tree
+from ml.core.errors import ConfigError, SourceError
+from ml.core.settings import Settings
+from ml.core.store import Store
+from ml.data.manifest import make_manifest, read_manifest
+from ml.data.sources import SourceSpec, Table, fetch
+from ml.data.sources.spec import DirectorySource
+from ml.data.sources.tables import read_table
+from ml.data.validation import validate
+from tests.helpers.made_up import png, tree
 
 COLUMNS = {"path": "Image", "patient": "PatientID", "subtype": "Diagnosis", "magnification": "Objective"}
 SUBTYPES = {"invasive ductal": "DC", "fibroadenoma": "F"}

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from made_up import Keep, manifest_table, quarantine_table, row
 
-from ml.store import Store, digest
-from ml.taxonomy import inventory
+from ml.core.store import Store, digest
+from ml.core.taxonomy import inventory
 
 
 @pytest.fixture(scope="session")

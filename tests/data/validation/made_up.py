@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ml.manifest import MANIFEST_TYPES, QUARANTINE_TYPES
-from ml.taxonomy import ImageName, label_of
+from ml.core.taxonomy import ImageName, label_of
+from ml.data.manifest import MANIFEST_TYPES, QUARANTINE_TYPES
 
 Keep = Callable[..., str]
 """The fixture that puts a manifest into the store and returns its id."""

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml.store import canonical
-from ml.taxonomy import parse_name
-from ml.validation.checks import Check, checks, suite_version
+from ml.core.store import canonical
+from ml.core.taxonomy import parse_name
+from ml.data.validation.checks import Check, checks, suite_version
 
 
 def regex() -> str:

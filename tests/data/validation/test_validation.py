@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import Keep, manifest_table, named_wrongly, quarantine_table, quarantined, row
 
-from ml.errors import ConfigError, Refused, StoreError
-from ml.store import Json, Store
-from ml.taxonomy import DUPLICATED_SLIDE
-from ml.validation import images_before, only_in_quarantine, validate
-from ml.validation.checks import ONLY_IN_QUARANTINE, checks
-from ml.versions import publish_manifest
+from ml.core.errors import ConfigError, Refused, StoreError
+from ml.core.store import Json, Store
+from ml.core.taxonomy import DUPLICATED_SLIDE
+from ml.data.source_versions import publish_manifest
+from ml.data.validation import images_before, only_in_quarantine, validate
+from ml.data.validation.checks import ONLY_IN_QUARANTINE, checks
 
 
 def names(found: list[Json]) -> set[str]:
@@ -142,7 +142,7 @@ def test_a_missing_column_fails_the_schema_and_what_needs_it_is_errored(
 def test_a_crash_is_errored_blocks_and_is_not_remembered(
     small: pd.DataFrame, keep: Keep, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ml.validation import expectations
+    from ml.data.validation import expectations
 
     def crash(*_: Any) -> bool:
         raise RuntimeError("out of paper")
@@ -169,8 +169,8 @@ def test_the_answer_is_remembered_and_great_expectations_not_even_imported(
     first = validate(manifest, store)
     program = (
         "import json, sys\n"
-        "from ml.store import Store\n"
-        "from ml.validation import validate\n"
+        "from ml.core.store import Store\n"
+        "from ml.data.validation import validate\n"
         "result = validate(sys.argv[1], Store(sys.argv[2]))\n"
         "print(json.dumps([result, 'great_expectations' in sys.modules]))\n"
     )
@@ -233,7 +233,7 @@ def split_off(whole: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
 
 def inventory_finding(frame: pd.DataFrame, quarantine: list[dict[str, Any]], tmp_path: Path) -> Any:
     """What became of the inventory check alone."""
-    from ml.validation.suite import run_suite
+    from ml.data.validation.suite import run_suite
 
     (check,) = (one for one in checks(True) if one.name == "inventory")
     only = {ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine_table(quarantine))}
@@ -488,7 +488,7 @@ def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))
 def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, int]], distance: int) -> None:
-    from ml.validation.expectations import _within
+    from ml.data.validation.expectations import _within
 
     hashes = np.array([look for look, _ in looks], dtype=np.uint64)
     patients = np.array([patient for _, patient in looks], dtype=object)

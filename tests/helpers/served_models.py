@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from ml.decision import Rule
-from ml.packaging import log_classifier
-from ml.settings import Settings
-from ml.tracking import connect
-from tests.made_up import png
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.evaluation.decision_rule import Rule
+from ml.registry.packaging import log_classifier
+from tests.helpers.made_up import png
 
 if TYPE_CHECKING:
     import keras

@@ -1,0 +1,1 @@
+"""Pictures: decoding, facts of a file, augmentation, and the cache of decoded pixels."""

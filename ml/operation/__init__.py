@@ -1,0 +1,1 @@
+"""What happens to data and models afterwards: erasing a patient."""
