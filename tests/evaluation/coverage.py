@@ -1,8 +1,8 @@
 """How often a 95% interval holds the true value, at the case counts of BreakHis' own ledger: a simulation.
 
 ``python -m tests.evaluation.coverage`` prints the table of docs/training-and-promotion.md, in some minutes. Cases are
-drawn at the counts of the test side; a case's images share an effect of the case, which is half of the variance within a class. The
-true value is that of very many cases in the same shares of classes.
+drawn at the counts of the test side; a case's images share an effect of the case, which is half of the variance within
+a class. The true value is that of very many cases in the same shares of classes.
 """
 
 import tempfile
