@@ -18,7 +18,7 @@ from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, credentials
 from ml.local.stack import HOST, Stack, free_ports, gpu_count
-from ml.training.networks import IMAGENET_URL, imagenet_cache, weights_file
+from ml.training.backbone_weights import IMAGENET_URL, imagenet_cache, weights_file
 
 GIB = 2**30
 DISK_DEMO = 3 * GIB

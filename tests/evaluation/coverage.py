@@ -17,7 +17,9 @@ import pandas as pd
 from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES, Task
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, metrics_of, with_intervals
+from ml.evaluation.intervals import with_intervals
+from ml.evaluation.metrics import metrics_of
+from ml.evaluation.scores import Scores
 from tests.trust.simulation import binary, counts
 
 SETS, DRAWS = 600, 1000
