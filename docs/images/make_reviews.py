@@ -108,6 +108,7 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
 
 
 def champion_of(model: str) -> int | None:
+    """Returns the version that the alias champion is on."""
     return RegisteredModel(model, settings()).aliases().champion
 
 

@@ -4,8 +4,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,7 @@ from ml.core.store import Store
 from ml.data.sources.files import is_image
 
 if TYPE_CHECKING:
-    from mlflow.pyfunc import PyFuncModel
-
-_BATCH = 32
+    from ml.registry.version_scoring import ModelProcess
 
 
 @click.command()
@@ -118,39 +115,41 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    from ml.core.devices import quiet_tensorflow
-    from ml.core.mlflow_client import connect
+    from ml.core.mlflow_client import connect, fetch_artifacts
+    from ml.registry.version_scoring import ModelProcess, batches
 
     connect(settings())
-    quiet_tensorflow()
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         try:
-            classifier = mlflow.pyfunc.load_model(model, dst_path=scratch)
+            folder = fetch_artifacts(model, Path(scratch))
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
-        shown = track(files, total=len(files), what="classifying")
-        while batch := list(islice(shown, _BATCH)):
-            yield from _classified(batch, classifier)
+        with ModelProcess(folder, model) as process:
+            contents = _read(track(files, total=len(files), what="classifying"))
+            for batch in batches(contents, lambda one: len(one[1]) if isinstance(one[1], bytes) else 0):
+                yield from _classified(batch, process)
 
 
-def _classified(batch: list[Path], classifier: "PyFuncModel") -> Iterator[dict[str, Any]]:
-    import pandas as pd
+def _read(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:
+    """Yields files with their content, or with why no model can say anything about them."""
+    from ml.images.decoding import read_image
 
-    from ml.images.decoding import read_image, resize
-
-    good, rows = [], {}
-    for file in batch:
+    for file in files:
         try:
-            # At the network's size: a batch of photographs as they come may be 10 GB.
-            good.append((file, resize(read_image(file))))
+            read_image(file)
+            yield file, file.read_bytes()
         except ImageError as error:
-            rows[file] = {"image": str(file), "error": str(error)}
-    if good:
-        predicted = classifier.predict(pd.DataFrame({"image": [pixels for _, pixels in good]})).to_dict("records")
-        rows |= {file: {"image": str(file), **row} for (file, _), row in zip(good, predicted, strict=True)}
-    yield from (rows[file] for file in batch)
+            yield file, error
+
+
+def _classified(batch: list[tuple[Path, bytes | ImageError]], process: "ModelProcess") -> Iterator[dict[str, Any]]:
+    pictures = [content for _, content in batch if isinstance(content, bytes)]
+    predicted = iter(process.predict(pictures) if pictures else ())
+    for file, content in batch:
+        row = {"error": str(content)} if isinstance(content, ImageError) else next(predicted)
+        yield {"image": str(file), **row}
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from ml.evaluation.comparison_simulation import Memos
 from ml.evaluation.metric_names import GATED_METRICS
 from ml.evaluation.scores import Probabilities, Truth
 from ml.promotion.policies import Comparison
-from ml.registry.version_scoring import classify
+from ml.registry.version_scoring import classify_pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ def _rescored(
     say(f"the ledger has grown: the champion classifies {len(unseen):,} further test images")
     files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
     pictures = (store.blob(files[pixels]) for pixels in unseen["pixel_sha256"])
-    said = classify(champion["model"], champion["version"], pictures)
+    said = classify_pictures(champion["model"], champion["version"], pictures)
     names = classes(champion["task"])
     columns = [f"p_{name}" for name in names]
     columns = columns[1:] if champion["task"] == "binary" else columns

@@ -1,79 +1,163 @@
-"""A registered model classifies pictures, in a process of its own.
+"""A logged model classifies pictures, in a process of its own that has imported nothing of this package.
 
-A model is code that somebody has logged. Who decides about models holds the key of the audit log and passwords, and
-never runs that code itself: the process here is given the model's files and pictures, and none of the secrets.
+Two reasons. A model is code that somebody has logged: who decides about models holds the key of the audit log and
+passwords, and never runs that code itself. And a model brings along the package that it was logged with: where ``ml``
+is imported already, Python would run the model with this release's code in place of its own, without a warning.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from ml.core.errors import RegistryError, TryAgain
 from ml.core.mlflow_client import fetch_artifacts
+from ml.core.store import Json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_AT_A_TIME = 256
-_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
-"""What is passed on of the environment: where Python, its packages and the GPU are."""
+T = TypeVar("T")
+
+_WORKER = Path(__file__).with_name("model_worker.py")
+_KEPT_VARIABLES = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"),
+)
+"""What the process is given of the environment: where Python, its packages and the GPU are. No address, no secret."""
+
+MAX_PICTURES, MAX_BYTES = 32, 64 * 2**20
+"""A batch has at most so many pictures, and ends with the one that makes it larger than this."""
 
 
-def classify(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFrame":
-    """What a model version says of pictures: a row each, as of :class:`ml.registry.pyfunc.ImageClassifier`.
+class ModelProcess:
+    """A logged model in a process of its own. Use it with ``with``.
+
+    Args:
+        folder: the model's files, as MLflow downloads them.
+        name: what people call the model, for errors.
 
     Raises:
-        TryAgain: its files cannot be read.
-        RegistryError: it cannot classify them.
+        RegistryError: the model cannot be loaded, or its process has ended.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._name = name
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="breakhis-"))
+            self._log: IO[str] = stack.enter_context((Path(scratch) / "log").open("w+", encoding="utf-8"))
+            reading, writing = os.pipe()
+            self._answers = stack.enter_context(os.fdopen(reading, encoding="utf-8"))
+            try:
+                own = {"HOME": scratch, "TMPDIR": scratch, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/none.db"}
+                # Compiled code beside the model's files would be a change of them.
+                own |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+                kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+                self._process = subprocess.Popen(
+                    # -P: beside the worker lie modules of ours that are named like libraries.
+                    [sys.executable, "-P", str(_WORKER), str(self._folder.resolve()), str(writing)],
+                    cwd=scratch,
+                    env=kept | own,
+                    stdin=subprocess.PIPE,
+                    stdout=self._log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(writing,),
+                )
+            finally:
+                os.close(writing)
+            stack.callback(self._stop)
+            if not self._answers.readline():
+                raise RegistryError(f"{self._name} cannot be loaded: {self._last_words()}")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def predict(self, pictures: Sequence[bytes]) -> list[Json]:
+        """Classify encoded pictures.
+
+        Returns:
+            A row a picture: the columns of :class:`ml.registry.pyfunc.ImageClassifier`, or ``{error}`` for a picture
+            that the model refuses.
+        """
+        stdin = self._process.stdin
+        assert stdin
+        try:
+            stdin.write(json.dumps([len(picture) for picture in pictures]).encode() + b"\n")
+            for picture in pictures:
+                stdin.write(picture)
+            stdin.flush()
+            rows = json.loads(self._answers.readline())
+        except (OSError, ValueError):
+            raise RegistryError(f"{self._name} ended while it classified pictures: {self._last_words()}") from None
+        if not isinstance(rows, list) or len(rows) != len(pictures) or not all(isinstance(row, dict) for row in rows):
+            raise RegistryError(f"{self._name} does not answer with a row a picture")
+        return rows
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        return lines[-1] if lines else f"its process ended with status {status}"
+
+    def _stop(self) -> None:
+        self._process.kill()
+        if self._process.stdin:
+            with suppress(OSError):  # nobody reads what was still to be written
+                self._process.stdin.close()
+        self._process.wait()
+
+
+def classify_pictures(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFrame":
+    """Classify encoded pictures with a model version.
+
+    Returns:
+        A row a picture, with the columns of :class:`ml.registry.pyfunc.ImageClassifier`.
+
+    Raises:
+        TryAgain: the version's files cannot be read.
+        RegistryError: the version cannot classify the pictures.
     """
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
+    name = f"{model} version {number}"
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        folder = Path(scratch)
-        (folder / "pictures").mkdir()
-        (folder / "model").mkdir()
-        for k, picture in enumerate(pictures):
-            (folder / "pictures" / f"{k:08d}").write_bytes(picture)
         try:
-            lies = str(fetch_artifacts(f"models:/{model}/{number}", folder / "model"))
+            folder = fetch_artifacts(f"models:/{model}/{number}", Path(scratch))
         except (MlflowException, OSError) as error:
-            raise TryAgain(f"{model} version {number}: its files cannot be read: {error}") from None
-        own = {"HOME": scratch, "TMPDIR": scratch, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'none.db'}"}
-        # Compiled code beside the model's files would be a change of them.
-        own |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        done = subprocess.run(
-            [sys.executable, "-m", "ml.registry.version_scoring", lies],
-            cwd=folder,
-            env={name: os.environ[name] for name in _KEPT if name in os.environ} | own,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-            raise RegistryError(f"{model} version {number} cannot classify the test images that came after it: {why}")
-        return pd.read_parquet(folder / "said.parquet")
+            raise TryAgain(f"{name}: its files cannot be read: {error}") from None
+        rows: list[Json] = []
+        try:
+            with ModelProcess(folder, name) as process:
+                for batch in batches(pictures, len):
+                    rows += process.predict(batch)
+        except RegistryError as error:
+            raise RegistryError(f"{name} cannot classify the test images that came after it: {error}") from None
+    refused = next((row["error"] for row in rows if "error" in row), None)
+    if refused is not None:
+        raise RegistryError(f"{name} cannot classify the test images that came after it: {refused}")
+    return pd.DataFrame(rows)
 
 
-def main(model: str) -> None:
-    """Classify the files in ``pictures/`` of the working folder, and write ``said.parquet`` there."""
-    import mlflow.pyfunc
-    import pandas as pd
-
-    loaded = mlflow.pyfunc.load_model(model)
-    files = sorted(Path("pictures").iterdir())
-    said = [
-        loaded.predict(pd.DataFrame({"image": [file.read_bytes() for file in files[start : start + _AT_A_TIME]]}))
-        for start in range(0, len(files), _AT_A_TIME)
-    ]
-    pd.concat(said, ignore_index=True).to_parquet("said.parquet", index=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+def batches(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yields items in batches that fit into memory; ``size_of`` says how many bytes one takes."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == MAX_PICTURES or sum(map(size_of, batch)) > MAX_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
