@@ -10,14 +10,9 @@ from ml.core.errors import SourceError, StoreError
 from ml.core.settings import Settings
 from ml.core.store import Store, digest
 from ml.core.taxonomy import DUPLICATED_SLIDE
-from ml.data.manifest import (
-    MANIFEST_TYPES,
-    _File,
-    classify,
-    make_manifest,
-    read_manifest,
-    read_ties,
-)
+from ml.data.image_facts import SourceFile
+from ml.data.manifest import MANIFEST_TYPES, make_manifest, read_manifest, read_ties
+from ml.data.quarantine import classify
 from ml.data.sources import fetch, load_source
 from ml.data.sources.spec import DirectorySource
 from ml.images.decoding import decode, pixel_hash
@@ -184,7 +179,7 @@ names = st.builds(
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), names, st.integers(0, 9)), unique_by=lambda f: f[:2]))
 def test_no_file_disappears(found):
-    files = [_File(f"{folder}/{base}", digest(n)) for folder, base, n in found]
+    files = [SourceFile(f"{folder}/{base}", digest(n)) for folder, base, n in found]
     pictures = {digest(n): Picture(digest([n]), "", 7, 4) if n else Picture(reason="undecodable") for n in range(10)}
     rows, quarantine, _, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
     assert len(rows) + len(quarantine) + duplicates == len(files)
