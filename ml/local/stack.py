@@ -42,7 +42,7 @@ from ml.core.settings import PROJECT, SECRETS, Settings
 from ml.core.yaml_files import read_mapping
 from ml.data.sources import load_source, source_files
 from ml.data.training_sets import load_training_set, training_set_files
-from ml.local.identities import PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.local.mlflow_users import PROMOTER, TRAINER, model_names, server_config, set_up
 from ml.promotion.reviews import PROMOTE, ROLLBACK, WITHDRAW
 
 Json = dict[str, Any]

@@ -2,7 +2,7 @@
 
 operators.py      a stage as a task, and where it runs
 environment.py    what a stage may see of the worker's environment
-review.py         the question to a reviewer
+review_operator.py  the question to a reviewer
 notifications.py  who is told when a task fails
 links.py          buttons on tasks: MLflow and validation reports
 web.py            serves validation reports behind Airflow's login

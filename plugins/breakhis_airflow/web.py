@@ -2,7 +2,7 @@
 
 /breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
-/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.reviews`
+/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
 """
 
 import base64
@@ -52,9 +52,9 @@ def create_app() -> Any:
     from fastapi import Depends, FastAPI, HTTPException
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
-    from breakhis_airflow import reviews
+    from breakhis_airflow import review_pages
 
-    fresh = _with_script(reviews.SCRIPT)
+    fresh = _with_script(review_pages.SCRIPT)
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -84,15 +84,17 @@ def create_app() -> Any:
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
-        page = reviews.render_list(reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store))
+        page = review_pages.render_list(
+            review_pages.waiting_reviews(), review_pages.audit_check(), Store(settings().store)
+        )
         return HTMLResponse(page, headers=fresh)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
         """One candidate beside the champion."""
         try:
-            page = reviews.render_review(
-                bundle, reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store)
+            page = review_pages.render_review(
+                bundle, review_pages.waiting_reviews(), review_pages.audit_check(), Store(settings().store)
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
@@ -102,7 +104,7 @@ def create_app() -> Any:
     def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
         """A picture or report of the candidate or the champion."""
         try:
-            file = reviews.bundle_file(bundle, whose, name, Store(settings().store))
+            file = review_pages.bundle_file(bundle, whose, name, Store(settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)

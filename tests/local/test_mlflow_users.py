@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
-from ml.local.identities import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.local.mlflow_users import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
 from ml.promotion.evidence import Aliases, aliases_of, anchor_audit, anchored, judge, register_run, set_aliases
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server

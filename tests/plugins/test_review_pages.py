@@ -9,8 +9,8 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 from markupsafe import escape
 
-from breakhis_airflow import reviews
-from breakhis_airflow.reviews import TERMS, WORDS, AuditCheck, Waiting
+from breakhis_airflow import review_pages
+from breakhis_airflow.review_pages import TERMS, WORDS, AuditCheck, Waiting
 from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
 from ml.core.store import Store
@@ -63,14 +63,14 @@ def bundle(store: Store, champion: bool = True, before: dict | None = None, **ch
 @pytest.fixture
 def waiting(monkeypatch):
     found: list[Waiting] = []
-    monkeypatch.setattr(reviews, "waiting_reviews", lambda: found)
+    monkeypatch.setattr(review_pages, "waiting_reviews", lambda: found)
     return found
 
 
 @pytest.fixture
 def audited(monkeypatch):
     def ended(*told: str) -> None:
-        monkeypatch.setattr(reviews, "audit_check", lambda: AuditCheck(*told))
+        monkeypatch.setattr(review_pages, "audit_check", lambda: AuditCheck(*told))
 
     ended()
     return ended
@@ -291,7 +291,7 @@ def test_a_record_that_is_missing_or_damaged_is_told(reader, store, tmp_path, mo
     records = [decide(store, tmp_path, reason=f"reason {n}") for n in range(3)]
     assert "No record is missing" in reader.get("/reviews/").text
     monkeypatch.setattr(
-        reviews, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
+        review_pages, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
     )
     assert reader.get("/reviews/").text.count("this record is not as it was written") == 1
     store.remove("audit/log/00000002.json")
@@ -323,6 +323,6 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
     body = f"judged as `{made}`. Your answer is recorded."
-    found = reviews._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
+    found = review_pages._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
     assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")

@@ -24,7 +24,7 @@ from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError, CredentialsError
 from ml.core.settings import PROJECT, SECRETS, Settings
 from ml.local import stack as stack_module
-from ml.local.identities import TRAINER
+from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
 from ml.promotion.audit_log import CARRIED_OUT, AuditLog
 from ml.promotion.evidence import register_run
