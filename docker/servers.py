@@ -86,9 +86,9 @@ def load() -> None:
 def init() -> None:
     """Bring Airflow's database up to date; set pools and connections, and the users of Airflow and MLflow."""
     from ml.core.settings import settings
+    from ml.local.accounts import SERVICE_USER
     from ml.local.mlflow_users import PROMOTER, TRAINER, model_names
     from ml.local.mlflow_users import set_up as set_up_mlflow
-    from ml.local.stack import SERVICE_USER
 
     env = os.environ
     _airflow("db", "migrate")

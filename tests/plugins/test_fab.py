@@ -13,7 +13,7 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, CredentialsError
-from ml.local.stack import free_ports
+from ml.local.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PEOPLE = {
