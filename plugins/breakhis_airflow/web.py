@@ -18,8 +18,6 @@ from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE
 
-PREFIX = "/breakhis"
-
 _VALIDATION = re.compile(r"validation-[0-9a-f]{12}")
 _HEADERS = {
     # A report shows what came with the data, file names among it. A script hidden there would act as the reader, who
@@ -52,7 +50,7 @@ def create_app() -> Any:
     from fastapi import Depends, FastAPI, HTTPException
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
-    from breakhis_airflow import review_pages
+    from breakhis_airflow import airflow_database, review_pages
 
     fresh = _with_script(review_pages.SCRIPT)
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
@@ -85,7 +83,7 @@ def create_app() -> Any:
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
         page = review_pages.render_list(
-            review_pages.waiting_reviews(), review_pages.audit_check(), Store(settings().store)
+            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
         )
         return HTMLResponse(page, headers=fresh)
 
@@ -94,7 +92,7 @@ def create_app() -> Any:
         """One candidate beside the champion."""
         try:
             page = review_pages.render_review(
-                bundle, review_pages.waiting_reviews(), review_pages.audit_check(), Store(settings().store)
+                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
