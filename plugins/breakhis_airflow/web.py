@@ -46,18 +46,20 @@ def _with_script(script: str) -> dict[str, str]:
 
 def create_app() -> Any:
     """The FastAPI application."""
-    from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
-    from fastapi import Depends, FastAPI, HTTPException
-    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+    from fastapi import FastAPI
 
-    from breakhis_airflow import airflow_database, review_pages
-
-    fresh = _with_script(review_pages.SCRIPT)
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_reports(app)
+    _add_reviews(app)
+    return app
 
-    # Who may see the DAG in which reviews are answered.
-    may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
+
+def _add_reports(app: Any) -> None:
+    """The pages of validation reports."""
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi import Depends, HTTPException
+    from fastapi.responses import FileResponse, RedirectResponse
 
     @app.get("/docs/{validation}/{path:path}", dependencies=[Depends(get_user)])
     def report(validation: str, path: str) -> FileResponse:
@@ -78,6 +80,18 @@ def create_app() -> Any:
             raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"
         return RedirectResponse(address, headers={"Cache-Control": "no-store"})
+
+
+def _add_reviews(app: Any) -> None:
+    """The review pages, for whoever may see the DAG in which reviews are answered."""
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+    from fastapi import Depends, HTTPException
+    from fastapi.responses import FileResponse, HTMLResponse
+
+    from breakhis_airflow import airflow_database, review_pages
+
+    fresh = _with_script(review_pages.SCRIPT)
+    may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
 
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
@@ -106,8 +120,6 @@ def create_app() -> Any:
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)
-
-    return app
 
 
 def report_file(store: Store, validation: str, path: str) -> Any:
