@@ -24,8 +24,8 @@ from ml.core.settings import settings
 from ml.core.store import Store
 from ml.local.stack import Stack
 from ml.promotion.audit_log import decisions_of
-from ml.promotion.evidence import aliases_of
 from ml.promotion.reviews import ROLLBACK
+from ml.registry.registered_model import RegisteredModel
 
 HERE = Path(__file__).parent
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
@@ -104,14 +104,21 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
         inside.get_by_role("link", name="Report of the candidate").click()
     opened.value.get_by_role("heading", name="Model card").first.wait_for()
     opened.value.close()
-    return found, int(version), int(aliases_of(found, settings()).champion or 0)
+    return found, int(version), int(champion_of(found) or 0)
+
+
+def champion_of(model: str) -> int | None:
+    return RegisteredModel(model, settings()).aliases().champion
 
 
 def approve(page: Page, model: str, version: int) -> None:
     """Answer in Airflow's own form, and see that the champion has changed."""
     ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
     answer(page, WHY, "review-answer")
-    until(lambda: aliases_of(model, settings()).champion == version, f"{model} version {version} is the champion")
+    until(
+        lambda: champion_of(model) == version,
+        f"{model} version {version} is the champion",
+    )
     until(lambda: decision(model) == ("approved", version), "the approval is in the audit log")
     page.goto(address(page, LIST))
     ours(page).get_by_text(WHY).first.wait_for()
@@ -147,9 +154,12 @@ def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None
     check(page, "the evidence of a rollback")
     ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
     answer(page, WHY_CONFIRMED, "rollback-answer")
-    until(lambda: aliases_of(model, settings()).champion == back_to, f"{model} version {back_to} is the champion again")
+    until(
+        lambda: champion_of(model) == back_to,
+        f"{model} version {back_to} is the champion again",
+    )
     until(lambda: decision(model) == ("rolled back", back_to), "the rollback is in the audit log")
-    assert aliases_of(model, settings()).previous == version
+    assert RegisteredModel(model, settings()).aliases().previous == version
     page.goto(address(page, LIST))
     ours(page).get_by_text(WHY_CONFIRMED).first.wait_for()
     to_top(ours(page).get_by_role("heading", name="Decided"))

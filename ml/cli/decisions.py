@@ -59,7 +59,7 @@ def verify(store: Store, own: Settings) -> Json:
     Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases moved behind the
     log's back, champions that nobody approved, and changed files, metrics or evidence of a champion or the one before.
     """
-    from ml.promotion.decisions import audit as check
+    from ml.promotion.auditing import audit as check
 
     result = check(store, own)
     if result["faults"]:

@@ -146,7 +146,7 @@ def split(store: Store, settings: Settings, dataset: str, report: bool) -> Json:
 @click.option("--preset", type=click.Choice(preset_names()), help="A recipe, which may allow random weights instead.")
 def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
-    from ml.training.networks import fetch_weights
+    from ml.training.backbone_weights import fetch_weights
 
     or_random = preset is not None and load_preset(preset).random_weights_allowed
     return fetch_weights(settings.weights, store, or_random=or_random)
@@ -275,7 +275,7 @@ def reproduce(
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
     """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
-    from ml.promotion.evidence import register_run
+    from ml.promotion.registration import register_run
 
     return register_run(run, store, settings)
 
@@ -287,7 +287,7 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 @click.option("--policy", metavar="FILE", help="Judge under another policy, to see what it would say.")
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
-    from ml.promotion.evidence import judge
+    from ml.promotion.judging import judge
 
     result = judge(model, version, store, settings, evidence=evidence, policy=policy)
     if not result["passed"]:

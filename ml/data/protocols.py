@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from ml.core.errors import DataError
 from ml.core.store import Store
 from ml.core.taxonomy import Task
+from ml.data.ledger import Ledger
 from ml.data.manifest import read_ties
-from ml.data.splits import Ledger, Split, extend, hold_out, read_split, sides_of, split_dataset
+from ml.data.split_methods import hold_out
+from ml.data.splits import Split, extend, read_split, sides_of, split_dataset
 from ml.data.training_sets import Method, read_dataset
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
 from ml.core.yaml_files import NAME_PATTERN, Declared, Schedule, find, read_yaml
 from ml.data.sources import load_source
-from ml.training.presets import PresetName
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PresetName = Literal["paper", "default", "demo"]
 Method = Literal["allocator", "sgkf", "stratified"]
 Group = Literal["case", "slide"]
 

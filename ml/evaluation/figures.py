@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from ml.core.store import Json
 from ml.core.taxonomy import SUBTYPES, classes
-from ml.evaluation.metrics import Evaluation, Scores, bootstrap_weights, can_vary
+from ml.evaluation.evaluation import Evaluation
+from ml.evaluation.intervals import bootstrap_weights, can_vary
+from ml.evaluation.scores import Scores
 from ml.images.decoding import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+History = dict[str, list[float]]
+"""Training curves: name -> a value an epoch."""
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#d55e00", "#009e73", "#b00020", "#888888"  # told apart by anyone
 _COLOURS = (_BLUE, _ORANGE, _GREEN)
@@ -223,7 +228,7 @@ def plot_slices(evaluation: Evaluation, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_history(history: dict[str, list[float]], chosen: int | None, path: Path) -> None:
+def plot_history(history: History, chosen: int | None, path: Path) -> None:
     """Loss by epoch, and the epoch that was chosen."""
     figure, (axes,) = _panels(1, 4, wide=6.4)
     drawn = [name for name in history if name.endswith("loss")]

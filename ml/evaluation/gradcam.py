@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.evaluation.metrics import Scores
+from ml.evaluation.scores import Scores
 from ml.images.decoding import SIZE, Pixels
 
 if TYPE_CHECKING:

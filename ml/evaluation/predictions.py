@@ -17,7 +17,8 @@ from ml.core.taxonomy import LABELS, Task, classes, label_of
 from ml.data.splits import read_split, sides_of
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Probabilities, Scores, evaluate
+from ml.evaluation.evaluation import evaluate
+from ml.evaluation.scores import Probabilities, Scores
 
 if TYPE_CHECKING:
     import pandas as pd

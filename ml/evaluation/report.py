@@ -16,16 +16,15 @@ from ml.core.store import Json
 from ml.core.taxonomy import classes
 from ml.data.splits import COLUMNS
 from ml.evaluation import figures
+from ml.evaluation.evaluation import Evaluation
 from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
-from ml.evaluation.metrics import Evaluation, Scores
+from ml.evaluation.metric_names import METRIC_NAMES
+from ml.evaluation.scores import Scores
 from ml.images.decoding import Pixels
-from ml.promotion.gates import METRIC_NAMES
 
 if TYPE_CHECKING:
     import keras
     from jinja2 import Template
-
-    from ml.training.head_fitting import History
 
 _ERRORS = 12
 _WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
@@ -78,7 +77,7 @@ def write_evaluation(
     folder: Path,
     test: tuple[Scores, Evaluation],
     held_out: tuple[Scores, Evaluation],
-    history: "History",
+    history: figures.History,
     facts: Json,
     pictures: Callable[[list[str]], Pixels],
     network: "tuple[keras.Model, keras.Model]",

@@ -19,7 +19,7 @@ from ml.images.decoding import PREPARATION, Pixels
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ml.training.presets import Augmentation, Views
+    from ml.images.augmentation_settings import Augmentation, Views
 
 _AS_IT_IS: Json = {"view": "identity", **PREPARATION}
 _VERSION = 1

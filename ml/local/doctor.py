@@ -20,7 +20,7 @@ from ml.data.sources.kaggle import TOKEN_PAGE, credentials
 from ml.local.gpus import gpu_count
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
-from ml.training.networks import IMAGENET_URL, imagenet_cache, weights_file
+from ml.training.backbone_weights import IMAGENET_URL, imagenet_cache, weights_file
 
 GIB = 2**30
 DISK_DEMO = 3 * GIB

@@ -16,8 +16,8 @@ from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import parse_name
+from ml.data.ledger import erase_from_ledgers
 from ml.data.manifest import erased_patients, list_of_erased
-from ml.data.splits import erase_from_ledgers
 from ml.images.file_facts import PictureCache
 from ml.images.pixel_cache import PixelCache
 from ml.training.features import FeatureCache

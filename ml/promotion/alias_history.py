@@ -1,9 +1,9 @@
 """Where a model's aliases have to be by its records in the audit log: the log says it, the registry only shows it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ml.core.store import Json
+from ml.registry.registered_model import Aliases
 
 APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
 """Events of the audit log that are decisions."""
@@ -16,15 +16,7 @@ CARRIED_OUT = "carried out"
 _MAKE_CHAMPION = (APPROVED, ROLLED_BACK)
 
 
-class Aliases(NamedTuple):
-    """The versions that a model's aliases are on."""
-
-    champion: int | None = None
-    previous: int | None = None
-    candidate: int | None = None
-
-
-def standing(records: Sequence[Json], candidate: int | None = None) -> Aliases:
+def aliases_by_log(records: Sequence[Json], candidate: int | None = None) -> Aliases:
     """What the aliases have to be. There is no champion but by a record.
 
     Args:
@@ -41,7 +33,7 @@ def standing(records: Sequence[Json], candidate: int | None = None) -> Aliases:
     return Aliases(champion, previous, candidate)
 
 
-def unfinished(records: Sequence[Json]) -> list[Json]:
+def not_carried_out(records: Sequence[Json]) -> list[Json]:
     """The decisions that the registry may not show yet."""
     done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
     return [record for record in records if record["event"] in DECISIONS and record["sequence"] not in done]

@@ -98,7 +98,7 @@ class AuditLog:
         """Everything that is wrong with the log, in plain words; nothing if it is whole.
 
         Args:
-            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor`.
+            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor_of`.
             model: the only one whose anchor is looked at; default: all.
         """
         records, faults = self._read()
@@ -239,7 +239,7 @@ def decisions_of(store: Store, model: str | None = None, log: AuditLog | None = 
     return sorted(found, key=lambda one: -int(one["sequence"]))
 
 
-def unchecked(store: Store, model: str) -> list[Json]:
+def read_unverified(store: Store, model: str) -> list[Json]:
     """The records of a model in order, carried out or not, as they lie there: for who has no key and looks ahead."""
     names = [name for name in store.keys(_FOLDER) if name.endswith(".json")]
     return [record for name in names if (record := _of_file(name, store))["model"] == model]
@@ -287,7 +287,7 @@ def chain_faults(store: Store) -> list[str]:
     return faults
 
 
-def anchor(record: Json) -> str:
+def anchor_of(record: Json) -> str:
     """What the registry is told of a model's last record."""
     return f"{record['sequence']}:{record['code']}"
 

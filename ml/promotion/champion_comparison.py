@@ -13,9 +13,11 @@ from ml.core.mlflow_client import fetch_artifacts
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SUBTYPES, Task, classes
-from ml.evaluation.comparison import Memos, Predictions, compare
-from ml.evaluation.metrics import Probabilities, Truth
-from ml.promotion.policies import REQUIRED_LIMITS, Comparison
+from ml.evaluation.comparison import Predictions, compare
+from ml.evaluation.comparison_simulation import Memos
+from ml.evaluation.metric_names import GATED_METRICS
+from ml.evaluation.scores import Probabilities, Truth
+from ml.promotion.policies import Comparison
 from ml.registry.version_scoring import classify
 
 if TYPE_CHECKING:
@@ -60,11 +62,13 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
         if new is None or old is None:
             whose = champion if old is None else evidence
             reason = f"version {whose['version']} has no such predictions"
-            told["pairs"] += [_not_estimable(metric, where, reason) for metric in REQUIRED_LIMITS[task]]
+            told["pairs"] += [_not_estimable(metric, where, reason) for metric in GATED_METRICS[task]]
             continue
         if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
             old = _rescored(old, unseen, champion, evidence["dataset"], store)
-        told["pairs"] += compare(where, _paired(task, new, old), rule, memos)
+        told["pairs"] += compare(
+            where, _paired(task, new, old), memos, margin=rule.margin, least_power=rule.least_power
+        )
     return {**told, "comparable": True}
 
 

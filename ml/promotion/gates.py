@@ -11,45 +11,8 @@ from typing import Any, TypeGuard
 from ml.core.errors import ConfigError
 from ml.core.store import Json, digest
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, classes
-from ml.promotion.policies import REQUIRED_LIMITS, Limit, Policy, Required
-
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "roc_auc": "ROC AUC",
-    "pr_auc": "PR AUC",
-    "precision": "precision",
-    "recall": "recall (sensitivity)",
-    "specificity": "specificity",
-    "f1": "F1",
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "roc_auc_ovr": "ROC AUC, one against the rest",
-    "threshold": "threshold",
-    "balanced_accuracy": "balanced accuracy",
-    "weighted_f1": "weighted F1",
-    "mcc": "Matthews correlation",
-    "brier": "Brier score (0 is best)",
-    "ece": "calibration error, ECE (0 is best)",
-    "pr_auc_ovr": "PR AUC, one against the rest",
-    "patient_accuracy": "accuracy",
-    "patient_balanced_accuracy": "balanced accuracy",
-    "patient_precision": "precision",
-    "patient_recall": "recall (sensitivity)",
-    "patient_specificity": "specificity",
-    "patient_f1": "F1",
-    "patient_micro_f1": "micro-F1",
-    "patient_macro_f1": "macro-F1",
-    "patient_weighted_f1": "weighted F1",
-    "patient_mcc": "Matthews correlation",
-    "patient_roc_auc": "ROC AUC",
-    "patient_pr_auc": "PR AUC",
-    "patient_roc_auc_ovr": "ROC AUC, one against the rest",
-    "patient_pr_auc_ovr": "PR AUC, one against the rest",
-    "patient_brier": "Brier score (0 is best)",
-    "patient_ece": "calibration error, ECE (0 is best)",
-    "patient_recognition_rate": "recognition rate: mean share of a patient's images that are right",
-}
-"""What people call a metric; those of patients stand in tables of their own."""
+from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
+from ml.promotion.policies import Limit, Policy, Required
 
 
 def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
@@ -93,7 +56,7 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
 def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
     task: Task = evidence["task"]
     limits = policy.limits(task)
-    for metric in REQUIRED_LIMITS[task]:
+    for metric in GATED_METRICS[task]:
         if metric not in limits:
             why = f"policy {policy.name!r} sets no {task} limit for {metric}"
             yield _gate(f"a limit for {metric}", passed=False, reason=why)

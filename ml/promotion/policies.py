@@ -11,15 +11,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from ml.core.taxonomy import Task
 from ml.core.yaml_files import Declared, find, read_yaml
-
-REQUIRED_LIMITS: dict[Task, tuple[str, str]] = {
-    "binary": ("roc_auc", "macro_f1"),
-    "subtype": ("roc_auc_ovr", "macro_f1"),
-}
-"""A policy without a limit for each of these blocks."""
-
-BEST_AT_ZERO = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
-"""Metrics of which less is better."""
+from ml.evaluation.metric_names import BEST_AT_ZERO
 
 BinaryMetric = Literal[
     "accuracy",

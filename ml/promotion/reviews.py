@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from ml.core.store import Json, digest
 from ml.core.taxonomy import SIDES, classes
-from ml.promotion.gates import METRIC_NAMES
-from ml.promotion.policies import BEST_AT_ZERO
+from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """The DAGs in which something is decided."""

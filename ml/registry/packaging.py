@@ -66,7 +66,7 @@ def log_classifier(
         (folder / "facts.json").write_text(json.dumps(kept, indent=1))
         return mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(ml.__file__).with_name("serving.py")),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"network": str(folder / "network.keras"), "facts": str(folder / "facts.json")},
             signature=signature,
             input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),

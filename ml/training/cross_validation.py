@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from ml.core.errors import DataError
 from ml.core.taxonomy import Task, classes
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import youden_threshold
+from ml.evaluation.thresholds import youden_threshold
+from ml.training.networks import Logits
 from ml.training.presets import Recipe
+from ml.training.sampling import Indices
 
-Logits = NDArray[np.float32]
-Indices = NDArray[np.int64]
 Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
 """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
 

@@ -27,7 +27,7 @@ from ml.data.training_sets import read_dataset
 from ml.images.augmentation import IDENTITY, View
 from ml.images.decoding import SIZE, Pixels
 from ml.images.pixel_cache import PixelCache
-from ml.training.networks import FEATURES, known_weights, load_backbone, resolve_weights
+from ml.training.backbone_weights import FEATURES, known_weights, load_backbone, resolve_weights
 
 if TYPE_CHECKING:
     from ml.training.presets import Preset

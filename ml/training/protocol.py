@@ -24,22 +24,26 @@ from ml.core.taxonomy import SIDES, Task, classes
 from ml.data.splits import COLUMNS, Split, sides_of
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, check_both_classes
+from ml.evaluation.figures import History
+from ml.evaluation.scores import Scores
+from ml.evaluation.thresholds import check_both_classes
 from ml.images.augmentation import views_of
 from ml.images.pixel_cache import PixelCache
 from ml.training import cross_validation
+from ml.training.backbone_weights import FEATURES, Weights, load_backbone
 from ml.training.checkpoints import Checkpoint
 from ml.training.cross_validation import Choice, Fold, Predicted, Shares
+from ml.training.examples import Examples
 from ml.training.features import FeatureCache, Features, extract
-from ml.training.head_fitting import Examples, Fitter, History, fine_tunes, learnt_shares
-from ml.training.networks import FEATURES, Weights, load_backbone
+from ml.training.fine_tuning import fine_tunes
+from ml.training.head_fitting import Fitter
 from ml.training.presets import Preset, Recipe
+from ml.training.sampling import Indices, learnt_shares
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-Indices = NDArray[np.int64]
 
 _VERSION = 4
 """Raised whenever the same inputs come to another result: what was trained before is then trained anew."""

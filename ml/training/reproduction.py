@@ -27,13 +27,15 @@ from ml.data.protocols import ProtocolName, Trial, trials
 from ml.data.splits import split_dataset
 from ml.data.training_sets import TrainingSet, assemble
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, bootstrap_weights, can_vary, interval, metrics_of
+from ml.evaluation.intervals import bootstrap_weights, can_vary, interval
+from ml.evaluation.metrics import metrics_of
+from ml.evaluation.scores import Scores
 from ml.training.checkpoints import Checkpoint, sweep, wait_for_others
 from ml.training.presets import Preset
 from ml.training.protocol import Prepared, learn, prepared, scores_of
 
 if TYPE_CHECKING:
-    from ml.training.networks import Weights
+    from ml.training.backbone_weights import Weights
 
 Draws = NDArray[np.float64]
 

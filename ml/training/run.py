@@ -24,7 +24,7 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import SIDES, Task
 from ml.data.splits import read_split
-from ml.evaluation.metrics import Evaluation, evaluate
+from ml.evaluation.evaluation import Evaluation, evaluate
 from ml.evaluation.predictions import save_predictions
 from ml.evaluation.report import write_evaluation
 from ml.images.pixel_cache import PixelCache

@@ -19,10 +19,9 @@ from ml.core.errors import StoreError
 from ml.core.store import Json, Store, object_id
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, classes
 from ml.data.training_sets import dataset_changes
+from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
 from ml.promotion.alias_history import APPROVED, ROLLED_BACK
 from ml.promotion.audit_log import chain_faults, decisions_of
-from ml.promotion.gates import METRIC_NAMES
-from ml.promotion.policies import BEST_AT_ZERO
 from ml.promotion.reviews import BUNDLE, ROLLBACK, got_worse
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ml.core.settings import settings
 from ml.core.store import Store
 from ml.core.workers import in_processes
 from ml.images.decoding import SIZE, decode, pixel_hash, resize
-from ml.training.networks import resolve_weights
+from ml.training.backbone_weights import resolve_weights
 from tests.benchmarks.measure import Figure, Run, breakhis
 from tests.benchmarks.replica import LARGEST, Replica
 from tests.helpers import made_up
@@ -235,7 +235,7 @@ def _keras(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None
     """What one would write with TensorFlow alone; nothing is kept of it."""
     import tensorflow as tf
 
-    from ml.training.networks import load_backbone
+    from ml.training.backbone_weights import load_backbone
 
     backbone = load_backbone(resolve_weights("random", store).id, store)
     paths = [str(store.local(store.blob_key(sha256))) for sha256 in files.values()]

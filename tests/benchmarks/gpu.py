@@ -13,8 +13,9 @@ import numpy as np
 from ml.core.devices import describe, has_gpu, quiet_tensorflow
 from ml.core.store import Store
 from ml.images.pixel_cache import PixelCache
-from ml.training.head_fitting import Examples, Fitter
-from ml.training.networks import load_backbone, resolve_weights
+from ml.training.backbone_weights import load_backbone, resolve_weights
+from ml.training.examples import Examples
+from ml.training.head_fitting import Fitter
 from ml.training.presets import load_preset
 from tests.benchmarks.extraction import kept, speeds
 from tests.benchmarks.measure import Figure, watched

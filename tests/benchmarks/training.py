@@ -183,7 +183,7 @@ def _naive(dataset: str) -> dict[str, float]:
     import keras
     import tensorflow as tf
 
-    from ml.training.networks import load_backbone, resolve_weights
+    from ml.training.backbone_weights import load_backbone, resolve_weights
 
     store, preset, took, measured = Store(settings().store), load_preset("paper"), dict[str, float](), 0.0
     predictions = list[float]()

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from ml.core.errors import DataError
 from ml.core.store import Store
 from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, case_of, inventory, label_of
-from ml.data import splits
+from ml.data.ledger import FRACTIONS
 from ml.data.protocols import SPANHOL_FOLDS, spanhol_test_folds, trials
-from ml.data.splits import read_split, sides_of, split_dataset, stratify
+from ml.data.split_methods import fold, stratify
+from ml.data.splits import read_split, sides_of, split_dataset
 from ml.data.training_sets import read_dataset
 from tests.helpers import made_up
 
@@ -61,7 +62,7 @@ def test_spanhol_is_for_breakhis_alone(store):
         trials("spanhol", "binary", made_up.dataset(store, rows), store)
 
 
-@pytest.mark.parametrize(("task", "method"), [("binary", stratify), ("subtype", splits.fold)])
+@pytest.mark.parametrize(("task", "method"), [("binary", stratify), ("subtype", fold)])
 def test_the_notebooks_split_by_slide_each_model_by_its_own_method(store, dataset, task, method):
     rows = read_dataset(dataset, store)
     (trial,) = trials("notebooks", task, dataset, store)
@@ -89,7 +90,7 @@ def test_stratified_sides_have_their_shares_of_both_labels(benign, malignant, se
     for label, n in (("benign", benign - 2), ("malignant", malignant)):
         mine = [group for group, subtype in zip(groups, subtypes, strict=True) if label_of(subtype) == label]
         mine = [group for group in mine if group not in {"b1", "b2"}]
-        for side, share in zip(SIDES, splits.FRACTIONS, strict=True):
+        for side, share in zip(SIDES, FRACTIONS, strict=True):
             assert abs(sum(sides[group] == side for group in mine) - share * n) <= 2
     assert sides == stratify(groups, subtypes, seed=seed, together=[{"b0", "b1", "b2"}])
 

@@ -10,21 +10,11 @@ from hypothesis import strategies as st
 from ml.core.errors import Conflict, DataError, StoreError
 from ml.core.store import Store, digest
 from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
-from ml.data import splits
+from ml.data import split_methods
+from ml.data.ledger import FRACTIONS, Ledger, erase_from_ledgers, read_ledger
 from ml.data.manifest import TIES
-from ml.data.splits import (
-    QUARANTINED,
-    Ledger,
-    Split,
-    allocate,
-    erase_from_ledgers,
-    extend,
-    fold,
-    read_ledger,
-    read_split,
-    sides_of,
-    split_dataset,
-)
+from ml.data.split_methods import allocate, fold
+from ml.data.splits import QUARANTINED, Split, extend, read_split, sides_of, split_dataset
 from tests.helpers import made_up
 
 
@@ -52,7 +42,7 @@ def test_breakhis_keeps_every_class_in_train_and_test(seed):
     sides = allocate(counts, {}, seed=seed)
     assert sides == allocate(counts, {}, seed=seed)
     total = sum(map(sum, counts.values()))
-    for side, wanted in zip(SIDES, splits.FRACTIONS, strict=True):
+    for side, wanted in zip(SIDES, FRACTIONS, strict=True):
         share = sum(sum(counts[c]) for c in counts if sides[c] == side) / total
         assert share == pytest.approx(wanted, abs=0.02)
     for k in range(len(SUBTYPES)):
@@ -66,7 +56,7 @@ def test_two_thousand_groups_keep_their_shares():
     sides = allocate(counts, {}, seed=0)
     for k in range(8):
         images = [sum(counts[c][k] for c in counts if sides[c] == side) for side in SIDES]
-        assert np.array(images) / sum(images) == pytest.approx(splits.FRACTIONS, abs=0.005)
+        assert np.array(images) / sum(images) == pytest.approx(FRACTIONS, abs=0.005)
 
 
 def padded(rows):
@@ -115,7 +105,7 @@ def test_the_covering_program_is_exact_by_itself(counts, data):
     cases = sorted(counts)
     free = np.array([i for i, c in enumerate(cases) if c not in frozen], dtype=np.int64)
     start = np.array([SIDES.index(frozen.get(c, data.draw(st.sampled_from(SIDES)))) for c in cases])
-    found = splits._cover(np.array([counts[c] for c in cases]) > 0, start, free)
+    found = split_methods._cover(np.array([counts[c] for c in cases]) > 0, start, free)
     sides = {c: SIDES[side] for c, side in zip(cases, found, strict=True)}
     assert all(sides[c] == side for c, side in frozen.items())
     assert penalty(counts, sides) == least_penalty(counts, frozen)
@@ -123,9 +113,9 @@ def test_the_covering_program_is_exact_by_itself(counts, data):
 
 def test_what_the_search_misses_the_covering_program_finds(monkeypatch):
     counts = padded([[int(n) for n in row] for row in ("00101001", "00000010", "00101000", "10000011", "10011000")])
-    monkeypatch.setattr(splits, "_RESTARTS", 1)
+    monkeypatch.setattr(split_methods, "_RESTARTS", 1)
     assert penalty(counts, allocate(counts, {}, seed=0)) == least_penalty(counts, {})
-    monkeypatch.setattr(splits, "_cover", lambda has, sides, free: sides)
+    monkeypatch.setattr(split_methods, "_cover", lambda has, sides, free: sides)
     assert penalty(counts, allocate(counts, {}, seed=0)) > least_penalty(counts, {})
 
 
@@ -436,7 +426,7 @@ def test_sgkf_is_two_stages_of_scikit_learns():
     assert {g for g, side in sides.items() if side == "test"} == set(groups[test])
     assert {g for g, side in sides.items() if side == "validation"} == set(groups[rest][validation])
     share = np.array([sum(sides[g] == side for g in groups) for side in SIDES]) / len(groups)
-    assert share == pytest.approx(splits.FRACTIONS, abs=0.06)
+    assert share == pytest.approx(FRACTIONS, abs=0.06)
 
 
 @settings(max_examples=60, deadline=None)
@@ -619,7 +609,7 @@ def check_sides(ledger, rows, ties, quarantine):
 @given(st.integers(0, 10_000))
 def test_no_case_changes_side_over_thousands_of_random_additions(seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "_RESTARTS", 1)  # what holds, holds whatever the search finds
+        patch.setattr(split_methods, "_RESTARTS", 1)  # what holds, holds whatever the search finds
         add_at_random(seed)
 
 

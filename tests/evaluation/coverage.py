@@ -1,8 +1,8 @@
 """How often a 95% interval holds the true value, at the case counts of BreakHis' own ledger: a simulation.
 
 ``python -m tests.evaluation.coverage`` prints the table of docs/training-and-promotion.md, in some minutes. Cases are
-drawn at the counts of the test side; a case's images share an effect of the case, which is half of the variance within a class. The
-true value is that of very many cases in the same shares of classes.
+drawn at the counts of the test side; a case's images share an effect of the case, which is half of the variance within
+a class. The true value is that of very many cases in the same shares of classes.
 """
 
 import tempfile
@@ -17,7 +17,9 @@ import pandas as pd
 from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES, Task
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, metrics_of, with_intervals
+from ml.evaluation.intervals import with_intervals
+from ml.evaluation.metrics import metrics_of
+from ml.evaluation.scores import Scores
 from tests.trust.simulation import binary, counts
 
 SETS, DRAWS = 600, 1000

@@ -10,23 +10,13 @@ from hypothesis import strategies as st
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES, Task, classes, label_of
-from ml.evaluation import comparison
-from ml.evaluation.comparison import (
-    Critical,
-    Predictions,
-    World,
-    area_of,
-    compare,
-    confusions,
-    critical,
-    f1_of,
-    is_alike,
-    pairs,
-    passes,
-    simulate,
-)
+from ml.evaluation import comparison, comparison_simulation
+from ml.evaluation.comparison import Predictions, compare
+from ml.evaluation.comparison_simulation import Critical, World, critical, is_alike, passes, simulate
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, metrics_of
+from ml.evaluation.metrics import metrics_of
+from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
+from ml.evaluation.scores import Scores
 from ml.promotion.audit_log import SealedMemos
 from ml.promotion.policies import Comparison
 
@@ -36,8 +26,8 @@ LOOSE = Comparison(least_power=0)
 @pytest.fixture
 def quick(monkeypatch):
     """A simulation of a tenth of the draws, for tests of what is around it."""
-    monkeypatch.setattr(comparison, "_SIMULATED", 200)
-    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 50)
+    monkeypatch.setattr(comparison_simulation, "_SIMULATED", 200)
+    monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 50)
     monkeypatch.setattr(comparison, "_DRAWS", 300)
 
 
@@ -139,7 +129,7 @@ def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
 
 def test_a_simulation_is_kept(store, quick, monkeypatch):
     first = critical("binary", "roc_auc", (4, 9), 0.9, 0.05, store)
-    monkeypatch.setattr(comparison, "simulate", lambda *_: pytest.fail("simulated again"))
+    monkeypatch.setattr(comparison_simulation, "simulate", lambda *_: pytest.fail("simulated again"))
     assert critical("binary", "roc_auc", (4, 9), 0.91, 0.05, store) == first
 
 

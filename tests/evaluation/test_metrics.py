@@ -14,18 +14,13 @@ from ml.core.errors import DataError
 from ml.core.settings import PROJECT
 from ml.core.taxonomy import classes
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import (
-    DEGENERATE,
-    Scores,
-    average_precision,
-    bootstrap_weights,
-    evaluate,
-    metrics_of,
-    roc_auc,
-    youden_threshold,
-)
-from ml.promotion.gates import METRIC_NAMES
-from ml.promotion.policies import BEST_AT_ZERO, BinaryMetric, SubtypeMetric
+from ml.evaluation.evaluation import evaluate
+from ml.evaluation.intervals import DEGENERATE, bootstrap_weights
+from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
+from ml.evaluation.metrics import average_precision, metrics_of, roc_auc
+from ml.evaluation.scores import Scores
+from ml.evaluation.thresholds import youden_threshold
+from ml.promotion.policies import BinaryMetric, SubtypeMetric
 from tests.evaluation.coverage import DRAWS, METRICS, SETS, coverage
 
 

@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score
 from ml.core.taxonomy import classes
 from ml.evaluation import figures
 from ml.evaluation.decision_rule import Rule
+from ml.evaluation.evaluation import evaluate
 from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
-from ml.evaluation.metrics import Scores, evaluate
 from ml.evaluation.report import SECTIONS, write_evaluation
+from ml.evaluation.scores import Scores
 from ml.training.networks import build_head
 
 FACTS = {

@@ -14,8 +14,8 @@ from ml.core.errors import DeviceError
 from ml.core.store import Store
 from ml.data.sources.demo import pictures
 from ml.images.decoding import SIZE, Pixels, decode, resize
+from ml.training.backbone_weights import load_backbone, resolve_weights
 from ml.training.features import OpenVINO, TensorFlow
-from ml.training.networks import load_backbone, resolve_weights
 from tests.training.two_devices import fit
 
 _MIB = 500

@@ -15,8 +15,9 @@ from ml.core.store import Store, digest
 from ml.data.splits import read_split, sides_of, split_dataset
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores, evaluate
+from ml.evaluation.evaluation import evaluate
 from ml.evaluation.predictions import save_predictions
+from ml.evaluation.scores import Scores
 from tests.helpers import made_up
 
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"

@@ -20,11 +20,11 @@ from ml.data.sources import fetch, load_source
 from ml.data.splits import split_dataset
 from ml.data.training_sets import assemble, load_training_set
 from ml.images.decoding import SIZE
-from ml.training import checkpoints, networks
+from ml.training import backbone_weights, checkpoints
 from ml.training import run as training_module
+from ml.training.backbone_weights import FEATURES
 from ml.training.checkpoints import Checkpoint
 from ml.training.features import extract
-from ml.training.networks import FEATURES
 from ml.training.presets import Preset, load_preset
 from ml.training.run import train
 
@@ -107,7 +107,7 @@ def tiny_backbone():
 def tiny():
     """Within the module random weights are those of a tiny network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "_random", tiny_backbone)
+        patch.setattr(backbone_weights, "_random", tiny_backbone)
         yield
 
 

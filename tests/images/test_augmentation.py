@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.images.augmentation import _DENSITY, _STAINS, _UNMIX, IDENTITY, View, stain, views_of, views_of_all
-from ml.training.presets import Augmentation, Views, load_preset
+from ml.images.augmentation_settings import Augmentation
+from ml.training.presets import Views, load_preset
 
 NOTHING = {"flips": False, "rotations": False, "hed": 0.0, "brightness": 0.0, "contrast": 0.0}
 

@@ -14,7 +14,9 @@ from mlflow.tracking import MlflowClient
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
 from ml.local.mlflow_users import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
-from ml.promotion.evidence import Aliases, aliases_of, anchor_audit, anchored, judge, register_run, set_aliases
+from ml.promotion.judging import judge
+from ml.promotion.registration import register_run
+from ml.registry.registered_model import Aliases, RegisteredModel
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
 
@@ -96,13 +98,14 @@ def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: Reg
         number = str(made["version"])
         judged = judge(made["model"], number, world.store, world.settings, evidence=made["evidence"])
         assert world.client.get_model_version(made["model"], number).tags["breakhis.bundle"] == judged["bundle"]
-        before = aliases_of(made["model"], world.settings)
+        registered = RegisteredModel(made["model"], world.settings)
+        before = registered.aliases()
         wanted = Aliases(champion=made["version"], previous=1)
-        set_aliases(made["model"], wanted, world.settings, over=made["version"])
-        assert aliases_of(made["model"], world.settings) == (made["version"], 1, None)
-        anchor_audit(made["model"], "1:abc", world.settings)
-        assert anchored(made["model"], world.settings) == "1:abc"
-        set_aliases(made["model"], before, world.settings)
+        registered.move_aliases(wanted, decided=made["version"])
+        assert registered.aliases() == (made["version"], 1, None)
+        registered.set_audit_anchor("1:abc")
+        assert registered.audit_anchor() == "1:abc"
+        registered.move_aliases(before)
         world.client.set_registered_model_alias(made["model"], "candidate", "1")
 
 

@@ -15,15 +15,17 @@ from ml.core.errors import DataError, RegistryError
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
 from ml.core.store import Store
+from ml.data.ledger import read_ledger
 from ml.data.manifest import make_manifest, read_manifest
 from ml.data.source_versions import publish_manifest
 from ml.data.sources import fetch, load_source
-from ml.data.splits import read_ledger, read_split, sides_of, split_dataset
+from ml.data.splits import read_split, sides_of, split_dataset
 from ml.data.training_sets import assemble, load_training_set, read_dataset
 from ml.images.file_facts import PictureCache
 from ml.images.pixel_cache import PixelCache
 from ml.operation.erasure import erase_patient
-from ml.training.features import FEATURES, FeatureCache
+from ml.training.backbone_weights import FEATURES
+from ml.training.features import FeatureCache
 from tests.helpers.made_up import name, png, tree
 
 pytestmark = pytest.mark.integration

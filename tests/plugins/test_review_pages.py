@@ -15,8 +15,9 @@ from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
 from ml.core.store import Store
+from ml.evaluation.metric_names import METRIC_NAMES
 from ml.promotion.audit_log import AuditLog
-from ml.promotion.gates import METRIC_NAMES, judge_evidence
+from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
 from tests.helpers.made_up import dataset, evidence, rows
 

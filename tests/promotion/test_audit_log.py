@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from ml.core.errors import ConfigError, Refused, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.promotion.audit_log import CARRIED_OUT, AuditLog, SealedMemos, anchor, chain_faults, decisions_of
+from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.audit_log import AuditLog, SealedMemos, anchor_of, chain_faults, decisions_of
 
 
 def open_log(folder, key="secret"):
@@ -33,7 +34,7 @@ def test_records_follow_one_another(log):
     records = log.records()
     assert [record["sequence"] for record in records] == [1, 2, 3, 4]
     assert all(after["before"] == before["code"] for before, after in itertools.pairwise(records))
-    assert log.verify({"m-binary": anchor(records[-1])}) == []
+    assert log.verify({"m-binary": anchor_of(records[-1])}) == []
     assert log.of("other") == []
 
 
@@ -98,7 +99,7 @@ def odd_code(paths):
     ],
 )
 def test_every_change_shows(log, tmp_path, harm, told):
-    known = {"m-binary": anchor(log.records()[0])}
+    known = {"m-binary": anchor_of(log.records()[0])}
     harm(files(tmp_path))
     assert any(told in fault for fault in log.verify(known))
     assert not any("cut off" in fault for fault in log.verify(known))
@@ -109,7 +110,7 @@ def test_every_change_shows(log, tmp_path, harm, told):
 
 
 def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
-    told = anchor(log.records()[-1])
+    told = anchor_of(log.records()[-1])
     files(tmp_path)[-1].unlink()
     assert log.records()  # the chain by itself is whole
     assert "the log's end was cut off" in log.verify({"m-binary": told})[0]
@@ -120,9 +121,9 @@ def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
 def test_the_registrys_tag_taken_away_or_set_back_shows(log):
     records = log.records()
     log.append(CARRIED_OUT, "m-binary", of=[4])
-    assert log.verify({"m-binary": anchor(records[3])}) == []
+    assert log.verify({"m-binary": anchor_of(records[3])}) == []
     assert "its tag was removed" in log.verify({})[0]
-    assert "was set back" in log.verify({"m-binary": anchor(records[1])})[0]
+    assert "was set back" in log.verify({"m-binary": anchor_of(records[1])})[0]
     assert log.verify({"m-binary": "nonsense"})
 
 

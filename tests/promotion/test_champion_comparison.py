@@ -16,7 +16,7 @@ from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES
-from ml.evaluation import comparison
+from ml.evaluation import comparison_simulation
 from ml.promotion.champion_comparison import OUT_OF_FOLD, TEST, compare_with_champion
 from ml.promotion.policies import Comparison
 from tests.helpers.made_up import evidence, png
@@ -36,8 +36,8 @@ class Halves(mlflow.pyfunc.PythonModel):
 
 @pytest.fixture
 def world(tmp_path, fresh_database, monkeypatch):
-    monkeypatch.setattr(comparison, "_SIMULATED", 100)
-    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 30)
+    monkeypatch.setattr(comparison_simulation, "_SIMULATED", 100)
+    monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 30)
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     store = Store((tmp_path / "store").as_uri())
     client = connect(Settings(home=tmp_path, store=store.root, mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))

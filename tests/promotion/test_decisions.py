@@ -18,20 +18,17 @@ from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, ConfigError, DataError, Refused, RegistryError
 from ml.core.store import digest
 from ml.data.splits import split_dataset
-from ml.evaluation import comparison
-from ml.promotion import champion_comparison, decisions, evidence
-from ml.promotion.audit_log import CARRIED_OUT, AuditLog
-from ml.promotion.decisions import (
-    APPROVED,
-    check_aliases,
-    promote_version,
-    propose_rollback,
-    roll_back,
-    settle,
-    withdraw_version,
-)
-from ml.promotion.evidence import champion_of, judge, read_content, register_run
+from ml.evaluation import comparison_simulation
+from ml.promotion import auditing, champion_comparison, decisions
+from ml.promotion.alias_history import APPROVED, CARRIED_OUT
+from ml.promotion.audit_log import AuditLog
+from ml.promotion.champion import carry_out_decisions, find_misplaced_aliases, read_champion
+from ml.promotion.decisions import promote_version, propose_rollback, roll_back, withdraw_version
+from ml.promotion.evidence import read_content
+from ml.promotion.judging import judge
+from ml.promotion.registration import register_run
 from ml.promotion.reviews import bundle_of
+from ml.registry.registered_model import Aliases, RegisteredModel, audit_anchors
 from tests.helpers import made_up
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
@@ -40,8 +37,8 @@ from tests.trust.servers import mlflow_server
 @pytest.fixture
 def world(tmp_path, fresh_database, monkeypatch):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""
-    monkeypatch.setattr(comparison, "_SIMULATED", 50)  # the simulation is tested elsewhere
-    monkeypatch.setattr(comparison, "_DRAWS_SIMULATED", 20)
+    monkeypatch.setattr(comparison_simulation, "_SIMULATED", 50)  # the simulation is tested elsewhere
+    monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 20)
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     return RegistryWorld.made(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
@@ -112,8 +109,8 @@ def decided(world):
 
 
 def is_whole(world):
-    faults = log(world).verify(evidence.anchors(world.settings))
-    return not faults and not check_aliases("made-binary", log(world), world.settings)
+    faults = log(world).verify(audit_anchors(world.settings))
+    return not faults and not find_misplaced_aliases("made-binary", log(world), world.settings)
 
 
 def aliases(world):
@@ -348,7 +345,7 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     )
     assert aliases(world) == {"champion": 1}
     assert promote(world, first) == done
-    assert champion_of("made-binary", world.store, world.settings)["version"] == 1
+    assert read_champion("made-binary", world.store, world.settings)["version"] == 1
 
     second = register_run(world.run(auc=0.95), world.store, world.settings)
     airflow(second)
@@ -585,7 +582,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("where", ["set_aliases", "anchor_audit", "CARRIED_OUT", "the last anchor"])
+@pytest.mark.parametrize("where", ["move_aliases", "set_audit_anchor", "CARRIED_OUT", "the last anchor"])
 def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, where):
     registered = register_run(world.run(), world.store, world.settings)
     airflow(registered)
@@ -602,12 +599,14 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
                 lambda self, event, *a, **k: (killed if event == CARRIED_OUT else append)(self, event, *a, **k),
             )
         elif where == "the last anchor":
-            calls = []
+            calls, set_audit_anchor = [], RegisteredModel.set_audit_anchor
             patch.setattr(
-                decisions, "anchor_audit", lambda *a: killed() if calls else calls.append(evidence.anchor_audit(*a))
+                RegisteredModel,
+                "set_audit_anchor",
+                lambda *a: killed() if calls else calls.append(set_audit_anchor(*a)),
             )
         else:
-            patch.setattr(decisions, where, killed)
+            patch.setattr(RegisteredModel, where, killed)
         with pytest.raises(Killed):
             promote(world, registered)
     second = register_run(world.run(auc=0.95), world.store, world.settings)
@@ -615,8 +614,8 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
     airflow.back(1, started_by="engineer")  # another decision about the model, which is refused
     with pytest.raises(Refused):
         roll(world, 7)
-    record = airflow(registered) if where != "set_aliases" else None
-    settle("made-binary", log(world), world.settings)
+    record = airflow(registered) if where != "move_aliases" else None
+    carry_out_decisions("made-binary", log(world), world.settings)
     assert aliases(world)["champion"] == 1
     assert is_whole(world)
     assert record is None or decided(world) == [("approved", 1, "reviewer")]
@@ -630,18 +629,18 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     """Between its reading and its setting of aliases, another process promotes a newer version."""
     first, second = (register_run(world.run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
     airflow(first)
-    late = []
+    late, move_aliases = [], RegisteredModel.move_aliases
 
-    def overtaken(model, wanted, settings, **over):
+    def overtaken(model, wanted, **decided):
         if not late:
             late.append(wanted)
             monkeypatch.setattr(decisions, "exclusively", lambda *_: nullcontext())  # its lease has run out
-            settle(model, log(world), settings)
+            carry_out_decisions(model.name, log(world), world.settings)
             airflow(second)
             promote(world, second, "made-binary-v2")
-        evidence.set_aliases(model, wanted, settings, **over)
+        move_aliases(model, wanted, **decided)
 
-    monkeypatch.setattr(decisions, "set_aliases", overtaken)
+    monkeypatch.setattr(RegisteredModel, "move_aliases", overtaken)
     promote(world, first)
     assert late[0].champion == 1
     assert aliases(world) == {"champion": 2, "previous": 1}
@@ -733,7 +732,7 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
 
 
 def faults(world):
-    return decisions.audit(world.store, world.settings)["faults"]
+    return auditing.audit(world.store, world.settings)["faults"]
 
 
 def model_folder(version):
@@ -804,11 +803,11 @@ def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(decisions, "set_aliases", killed)
+        patch.setattr(RegisteredModel, "move_aliases", killed)
         with pytest.raises(Killed):
             promote(world, registered)
     assert faults(world) == []  # it may be at it
-    monkeypatch.setattr(decisions, "_LONG", timedelta(0))
+    monkeypatch.setattr(auditing, "_LONG", timedelta(0))
     assert "record 1 (approved, version 1) has not been carried out since" in faults(world)[0]
 
 
@@ -855,9 +854,9 @@ def test_compiled_code_and_notes_hidden_among_model_files(world):
 def test_a_candidate_that_came_meanwhile_stays_one(world):
     for auc in (0.9, 0.95):
         register_run(world.run(auc=auc), world.store, world.settings)
-    evidence.set_aliases("made-binary", evidence.Aliases(1), world.settings, over=1)
+    RegisteredModel("made-binary", world.settings).move_aliases(Aliases(1), decided=1)
     assert aliases(world) == {"champion": 1, "candidate": 2}
-    evidence.set_aliases("made-binary", evidence.Aliases(1), world.settings, over=2)
+    RegisteredModel("made-binary", world.settings).move_aliases(Aliases(1), decided=2)
     assert aliases(world) == {"champion": 1}
 
 
@@ -865,7 +864,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow)
     world = two_champions
     third = register_run(world.run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
-    moved = check_aliases("made-binary", log(world), world.settings)
+    moved = find_misplaced_aliases("made-binary", log(world), world.settings)
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
     world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow(third)

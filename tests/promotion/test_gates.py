@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES
+from ml.evaluation.metric_names import GATED_METRICS
 from ml.promotion.gates import judge_evidence
-from ml.promotion.policies import REQUIRED_LIMITS, Policy
+from ml.promotion.policies import Policy
 from tests.helpers.made_up import evidence
 
 
@@ -64,7 +65,7 @@ def test_what_is_no_number_blocks(value):
 def test_an_empty_policy_blocks(task):
     verdict = judge_evidence(evidence(task), Policy(name="empty"))
     assert not verdict["passed"]
-    assert sum("sets no" in g["reason"] for g in verdict["gates"]) == len(REQUIRED_LIMITS[task])
+    assert sum("sets no" in g["reason"] for g in verdict["gates"]) == len(GATED_METRICS[task])
 
 
 def test_a_policy_that_cannot_be_read_blocks_with_the_reason():

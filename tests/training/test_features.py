@@ -20,9 +20,11 @@ from ml.core.store import Store
 from ml.data.training_sets import read_dataset
 from ml.images import pixel_cache as pixels_module
 from ml.images.augmentation import IDENTITY, View
+from ml.images.augmentation_settings import Augmentation
 from ml.images.decoding import decode, pixel_hash, resize
 from ml.images.pixel_cache import PixelCache
 from ml.training import features as features_module
+from ml.training.backbone_weights import FEATURES, fetch_weights, resolve_weights
 from ml.training.features import (
     FeatureCache,
     OpenVINO,
@@ -31,8 +33,7 @@ from ml.training.features import (
     choose_backend,
     extract,
 )
-from ml.training.networks import FEATURES, fetch_weights, resolve_weights
-from ml.training.presets import Augmentation, load_preset
+from ml.training.presets import load_preset
 from tests.helpers import made_up
 
 pytestmark = pytest.mark.integration
@@ -215,7 +216,8 @@ PROGRAM = """
 import json, sys, time
 from ml.training import features
 from ml.images import pixel_cache as pixels
-from ml.training.presets import Augmentation, load_preset
+from ml.images.augmentation_settings import Augmentation
+from ml.training.presets import load_preset
 from ml.core.settings import Settings
 from ml.core.store import Store
 

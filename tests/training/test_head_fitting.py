@@ -5,18 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.training.head_fitting import (
-    Examples,
-    _chosen,
-    _compiled_head,
-    _statistics,
-    _steps_of,
-    class_weights,
-    learnt_shares,
-    order,
-    unfrozen,
-)
+from ml.training.examples import Examples, choose_batches, feature_statistics
+from ml.training.fine_tuning import unfrozen
+from ml.training.head_fitting import _compiled_head, _steps_of
 from ml.training.presets import load_preset
+from ml.training.sampling import class_weights, learnt_shares, order
 
 DEMO = load_preset("demo").subtype
 
@@ -74,7 +67,7 @@ def examples(n: int = 10, views: int = 1) -> Examples:
 
 def test_an_epoch_has_its_own_order_wherever_one_begins():
     def batches(epochs):
-        return [rows.tolist() for _, rows, *_ in _chosen(examples(), np.arange(10), 0, epochs, 4)]
+        return [rows.tolist() for _, rows, *_ in choose_batches(examples(), np.arange(10), 0, epochs, 4)]
 
     from_start, resumed = batches(range(4)), batches(range(2, 4))
     assert [len(batch) for batch in from_start] == [4, 4, 2] * 4
@@ -85,12 +78,12 @@ def test_an_epoch_has_its_own_order_wherever_one_begins():
 
 
 def test_an_epoch_takes_one_view_of_each_and_all_in_time():
-    taken = [numbers for _, _, numbers, *_ in _chosen(examples(views=4), np.arange(10), 0, range(20), 10)]
+    taken = [numbers for _, _, numbers, *_ in choose_batches(examples(views=4), np.arange(10), 0, range(20), 10)]
     assert set(np.concatenate(taken)) == {0, 1, 2, 3}
 
 
 def test_targets_and_weights_of_a_batch():
-    ((_, rows, _, targets, weights),) = _chosen(examples(8), np.arange(8), 0, range(1), 8)
+    ((_, rows, _, targets, weights),) = choose_batches(examples(8), np.arange(8), 0, range(1), 8)
     assert (targets.argmax(axis=1) == rows).all()
     assert weights == pytest.approx(np.ones(8))
 
@@ -98,7 +91,7 @@ def test_targets_and_weights_of_a_batch():
 def test_statistics_are_numpys():
     features = np.random.default_rng(0).normal(50, 2, (1, 3000, 1280)).astype("f4")
     rows = np.arange(0, 3000, 2)
-    mean, variance = _statistics(features, rows)
+    mean, variance = feature_statistics(features, rows)
     assert np.allclose(mean, features[0, rows].mean(axis=0), rtol=1e-4)
     assert np.allclose(variance, features[0, rows].var(axis=0), rtol=1e-3)
 

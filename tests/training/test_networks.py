@@ -10,18 +10,10 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from ml.core.errors import StoreError, WeightsError
 from ml.core.store import Store
-from ml.training import networks
+from ml.training import backbone_weights
+from ml.training.backbone_weights import FEATURES, fetch_weights, known_weights, load_backbone, resolve_weights
 from ml.training.cross_validation import to_probabilities
-from ml.training.networks import (
-    FEATURES,
-    build_head,
-    fetch_weights,
-    join,
-    known_weights,
-    load_backbone,
-    resolve_weights,
-    set_statistics,
-)
+from ml.training.networks import build_head, join, set_statistics
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,7 @@ def random(store):
 
 @pytest.fixture(scope="module")
 def pixels():
-    return networks._calibration_pictures()[:6]
+    return backbone_weights._calibration_pictures()[:6]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +107,12 @@ def test_files_that_are_no_weights(store, tmp_path):
 
 def test_imagenet_weights_that_cannot_be_had(tmp_path, random, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(networks, "getproxies", dict)
+    monkeypatch.setattr(backbone_weights, "getproxies", dict)
 
     def refused(*_, **__):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(networks.socket, "create_connection", refused)
+    monkeypatch.setattr(backbone_weights.socket, "create_connection", refused)
     store = Store(tmp_path.as_uri())
     with pytest.raises(WeightsError, match=r"Network is unreachable.*set BREAKHIS_WEIGHTS"):
         resolve_weights("imagenet", store)
@@ -138,27 +130,27 @@ def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
     store = Store((tmp_path / "store").as_uri())
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     with monkeypatch.context() as online:
-        online.setattr(networks, "_check_download", lambda: None)
+        online.setattr(backbone_weights, "_check_download", lambda: None)
         online.setattr(keras.utils, "get_file", lambda *_, **__: str(notop))
         made = fetch_weights("imagenet", store, or_random=False)
     assert (made["kind"], made["from"], made["pretrained"]) == ("imagenet", "imagenet", True)
     assert made["sha256"] == store.meta(made["weights"])["sha256"]
-    monkeypatch.setattr(networks.socket, "create_connection", refused)
+    monkeypatch.setattr(backbone_weights.socket, "create_connection", refused)
     monkeypatch.setattr(keras.utils, "get_file", refused)
     elsewhere = Store(store.root)
     assert fetch_weights("imagenet", elsewhere, or_random=False) == made
     assert known_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
     assert not load_backbone(made["weights"], elsewhere).trainable
-    assert not networks.imagenet_cache().exists()
+    assert not backbone_weights.imagenet_cache().exists()
 
 
 def test_one_process_at_a_time_downloads(tmp_path, notop, monkeypatch):
     def get_file(*_, **__):
         with pytest.raises(Timeout):
-            networks._download_lock().acquire(timeout=0)
+            backbone_weights._download_lock().acquire(timeout=0)
         return str(notop)
 
-    monkeypatch.setattr(networks, "_check_download", lambda: None)
+    monkeypatch.setattr(backbone_weights, "_check_download", lambda: None)
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     resolve_weights("imagenet", Store(tmp_path.as_uri()))
 
@@ -170,7 +162,7 @@ def test_two_that_resolve_at_once_come_to_the_same(tmp_path, store, random, monk
         both.wait(60)
         return backbone, "imagenet"
 
-    monkeypatch.setattr(networks, "_load", load)
+    monkeypatch.setattr(backbone_weights, "_load", load)
     fresh = Store(tmp_path.as_uri())
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: resolve_weights("imagenet", fresh), range(2))

@@ -11,7 +11,7 @@ from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect
 from ml.data.training_sets import load_training_set
 from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import Scores
+from ml.evaluation.scores import Scores
 from ml.training import reproduction
 from ml.training.reproduction import NEVER_FOUND, measure, reproduce, table
 from tests.helpers import made_up

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ml.core.mlflow_client import connect
-from ml.promotion.evidence import register_run
+from ml.promotion.registration import register_run
 from ml.training import checkpoints
 from ml.training import run as training_module
 from ml.training.checkpoints import Checkpoint

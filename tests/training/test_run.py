@@ -15,16 +15,18 @@ from ml.core.errors import ConfigError, DataError, DeviceError, NoGpuError, Stor
 from ml.core.mlflow_client import connect
 from ml.core.store import Json
 from ml.core.taxonomy import LABELS, SUBTYPES
-from ml.data.splits import Ledger, read_ledger, read_split, split_dataset
+from ml.data.ledger import Ledger, read_ledger
+from ml.data.splits import read_split, split_dataset
 from ml.data.training_sets import read_dataset
+from ml.images.augmentation_settings import Augmentation
 from ml.images.decoding import decode
-from ml.promotion.evidence import register_run
+from ml.promotion.registration import register_run
 from ml.training import checkpoints, protocol
 from ml.training import features as features_module
 from ml.training import run as training_module
+from ml.training.backbone_weights import fetch_weights
 from ml.training.features import extract
-from ml.training.networks import fetch_weights
-from ml.training.presets import Augmentation, load_preset, preset_names
+from ml.training.presets import load_preset, preset_names
 from ml.training.protocol import prepared
 from ml.training.run import _code, train
 from tests.helpers import made_up

@@ -14,7 +14,8 @@ import tensorflow as tf
 from ml.core.devices import quiet_tensorflow
 from ml.images.decoding import Pixels
 from ml.training import head_fitting
-from ml.training.head_fitting import Examples, Fit, Fitter
+from ml.training.examples import Examples
+from ml.training.head_fitting import Fit, Fitter
 from ml.training.presets import load_preset
 from tests.helpers.small_training import tiny_backbone
 

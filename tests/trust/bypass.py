@@ -26,8 +26,9 @@ from ml.core.settings import PROJECT, SECRETS, Settings
 from ml.local import airflow_server
 from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
-from ml.promotion.audit_log import CARRIED_OUT, AuditLog
-from ml.promotion.evidence import register_run
+from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.audit_log import AuditLog
+from ml.promotion.registration import register_run
 from tests.helpers.registry_world import POLICY, RegistryWorld
 from tests.trust.rows import Row
 

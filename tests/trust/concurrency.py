@@ -23,9 +23,13 @@ from typing import Any, NamedTuple
 from ml.core.errors import Refused, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.promotion.audit_log import CARRIED_OUT, AuditLog
-from ml.promotion.decisions import check_aliases, promote_version, propose_rollback, roll_back, settle
-from ml.promotion.evidence import aliases_of, anchors, judge, register_run
+from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.audit_log import AuditLog
+from ml.promotion.champion import carry_out_decisions, find_misplaced_aliases
+from ml.promotion.decisions import promote_version, propose_rollback, roll_back
+from ml.promotion.judging import judge
+from ml.promotion.registration import register_run
+from ml.registry.registered_model import RegisteredModel, audit_anchors
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.rows import Row
 from tests.trust.servers import mlflow_server
@@ -169,7 +173,7 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
 
     log = AuditLog(world.store, world.settings)
     for model in sorted({one.model for one in wanted}):
-        settle(model, log, world.settings)
+        carry_out_decisions(model, log, world.settings)
     records = [one for one in log.records() if one["sequence"] not in before]
     for decision in wanted:
         event = "rolled back" if decision.rollback else "approved"
@@ -182,15 +186,16 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
         # A rollback to what has become champion meanwhile has nothing to do.
         yield Row(decision.run, happened, len(mine) == 1 or (decision.rollback and not mine))
     for model in sorted({one.model for one in wanted}):
-        found, last = aliases_of(model, world.settings), [r for r in log.of(model) if r["event"] == CARRIED_OUT][-1]
-        moved = check_aliases(model, log, world.settings)
+        found = RegisteredModel(model, world.settings).aliases()
+        last = [r for r in log.of(model) if r["event"] == CARRIED_OUT][-1]
+        moved = find_misplaced_aliases(model, log, world.settings)
         yield Row(
             f"{model}: champion",
             f"version {found.champion}, by the log {last['champion']}; previous {found.previous}, by the log "
             f"{last['previous']}",
             not moved and (found.champion, found.previous) == (last["champion"], last["previous"]),
         )
-    faults = log.verify(anchors(world.settings))
+    faults = log.verify(audit_anchors(world.settings))
     yield Row(f"the log of {len(records)} new records", "; ".join(faults) or "whole", not faults)
     total = sum(kills.values())
     yield Row("processes killed", f"{total} of {_KILLS}", total == _KILLS)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ml.core.store import Store
 from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPES, Task, inventory, label_of
 from ml.data.splits import read_split, split_dataset
-from ml.evaluation.comparison import SIZE, Critical, World, passes, simulate
+from ml.evaluation.comparison_simulation import SIZE, Critical, World, passes, simulate
 from tests.helpers import made_up
 from tests.trust.rows import Row
 

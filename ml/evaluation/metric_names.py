@@ -1,0 +1,50 @@
+"""Names of metrics, what people call them, and which of them decide. Light: DAG files and forms import it."""
+
+from ml.core.taxonomy import Task
+
+GATED_METRICS: dict[Task, tuple[str, str]] = {
+    "binary": ("roc_auc", "macro_f1"),
+    "subtype": ("roc_auc_ovr", "macro_f1"),
+}
+"""The area and the F1 that every policy has to limit, and that a version is compared with the champion in."""
+
+BEST_AT_ZERO = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
+"""Metrics of which less is better."""
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC",
+    "precision": "precision",
+    "recall": "recall (sensitivity)",
+    "specificity": "specificity",
+    "f1": "F1",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "roc_auc_ovr": "ROC AUC, one against the rest",
+    "threshold": "threshold",
+    "balanced_accuracy": "balanced accuracy",
+    "weighted_f1": "weighted F1",
+    "mcc": "Matthews correlation",
+    "brier": "Brier score (0 is best)",
+    "ece": "calibration error, ECE (0 is best)",
+    "pr_auc_ovr": "PR AUC, one against the rest",
+    "patient_accuracy": "accuracy",
+    "patient_balanced_accuracy": "balanced accuracy",
+    "patient_precision": "precision",
+    "patient_recall": "recall (sensitivity)",
+    "patient_specificity": "specificity",
+    "patient_f1": "F1",
+    "patient_micro_f1": "micro-F1",
+    "patient_macro_f1": "macro-F1",
+    "patient_weighted_f1": "weighted F1",
+    "patient_mcc": "Matthews correlation",
+    "patient_roc_auc": "ROC AUC",
+    "patient_pr_auc": "PR AUC",
+    "patient_roc_auc_ovr": "ROC AUC, one against the rest",
+    "patient_pr_auc_ovr": "PR AUC, one against the rest",
+    "patient_brier": "Brier score (0 is best)",
+    "patient_ece": "calibration error, ECE (0 is best)",
+    "patient_recognition_rate": "recognition rate: mean share of a patient's images that are right",
+}
+"""What people call a metric; those of patients stand in tables of their own."""

@@ -1,0 +1,161 @@
+"""Registered models in MLflow: their versions, their aliases, and what the registry knows of the audit log."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ml.core.errors import DataError, RegistryError
+from ml.core.mlflow_client import connect
+from ml.core.settings import Settings
+from ml.data.training_sets import training_set_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+"""Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
+
+_ANCHOR_TAG = "breakhis.audit"
+
+
+class Aliases(NamedTuple):
+    """The version that each alias of a model points to."""
+
+    champion: int | None = None
+    previous: int | None = None
+    candidate: int | None = None
+
+
+class RegisteredModel:
+    """One registered model, such as ``breakhis-binary``. It need not exist yet.
+
+    Args:
+        name: its name in the registry.
+        settings: say where MLflow is.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._client = connect(settings)
+
+    def find_version(self, number: int | str) -> "ModelVersion":
+        """Returns a version.
+
+        Raises:
+            RegistryError: there is no such version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_model_version(self.name, str(number))
+        except MlflowException:
+            raise RegistryError(f"no version {number} of a registered model {self.name!r} in MLflow") from None
+
+    def aliases(self) -> Aliases:
+        """Returns the model's aliases as the registry has them."""
+        return Aliases(*(self.alias(name) for name in Aliases._fields))
+
+    def alias(self, name: str) -> int | None:
+        """Returns the version that an alias points to, or None where the alias or the model does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return int(self._client.get_model_version_by_alias(self.name, name).version)
+        except MlflowException as error:
+            # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
+            if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
+                return None
+            raise
+
+    def set_candidate(self, number: int) -> None:
+        """Make a version the candidate."""
+        self._client.set_registered_model_alias(self.name, CANDIDATE, str(number))
+
+    def move_aliases(self, wanted: Aliases, *, decided: int | None = None) -> None:
+        """Move ``champion`` and ``previous`` to where they belong. Doing it twice changes nothing.
+
+        Args:
+            wanted: where the two belong.
+            decided: the candidate that was decided about, which loses its alias; a newer candidate keeps it.
+        """
+        current = self.aliases()
+        # The champion last: until it moves, everything is as it was but for the name of the one before.
+        for name in (PREVIOUS, CHAMPION):
+            number = getattr(wanted, name)
+            if number == getattr(current, name):
+                continue
+            if number is None:
+                self._client.delete_registered_model_alias(self.name, name)
+            else:
+                self._client.set_registered_model_alias(self.name, name, str(number))
+        if decided is not None and self.alias(CANDIDATE) == decided:
+            self._client.delete_registered_model_alias(self.name, CANDIDATE)
+
+    def audit_anchor(self) -> str:
+        """Returns what the registry was told of the model's last audit record, or nothing."""
+        return _anchors(self._client).get(self.name, "")
+
+    def set_audit_anchor(self, anchor: str) -> None:
+        """Tell the registry of the model's last audit record, unless it knows of that or a later one.
+
+        Args:
+            anchor: ``<sequence>:<code>``, as :func:`ml.promotion.audit_log.anchor_of` makes it.
+        """
+        known = self.audit_anchor().partition(":")[0]
+        if known and int(known) >= int(anchor.partition(":")[0]):
+            return
+        self._client.set_registered_model_tag(self.name, _ANCHOR_TAG, anchor)
+
+
+def audit_anchors(settings: Settings) -> dict[str, str]:
+    """Returns what the registry was told of the last audit record of each model that has one."""
+    return _anchors(connect(settings))
+
+
+def _anchors(client: "MlflowClient") -> dict[str, str]:
+    anchors: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_registered_models(max_results=100, page_token=token)
+        anchors |= {str(model.name): model.tags[_ANCHOR_TAG] for model in page if _ANCHOR_TAG in model.tags}
+        token = page.token
+        if not token:
+            return anchors
+
+
+def declared_models(settings: Settings) -> list[str]:
+    """Returns the names of the registered models that belong to a declared training set."""
+    names, token = [], None
+    while True:
+        page = connect(settings).search_registered_models(max_results=100, page_token=token)
+        names += [str(model.name) for model in page if _is_declared(str(model.name), settings)]
+        token = page.token
+        if not token:
+            return names
+
+
+def _is_declared(model: str, settings: Settings) -> bool:
+    try:
+        training_set_of(model, settings)
+    except DataError:
+        return False
+    return True
+
+
+def find_training_run(run_id: str, settings: Settings) -> "Run":
+    """Returns a finished training run.
+
+    Raises:
+        RegistryError: there is no such run, it is not a training run of ours, or it is unfinished.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = connect(settings).get_run(run_id)
+    except MlflowException:
+        raise RegistryError(f"no run {run_id!r} in MLflow") from None
+    if "breakhis.task" not in run.data.tags:
+        raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
+    if run.info.status != "FINISHED":
+        raise RegistryError(f"run {run_id} is {run.info.status}; only a finished run can become a model version")
+    return run
