@@ -5,8 +5,8 @@ from typing import Any
 
 from airflow.sdk import DAG
 
+from breakhis_airflow.addresses import page
 from breakhis_airflow.declared import cron, dags_of, version_of
-from breakhis_airflow.links import page
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from ml.core.settings import settings

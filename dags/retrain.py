@@ -54,22 +54,7 @@ def retrain(file: Path) -> DAG:
         max_active_runs=1,
         is_paused_upon_creation=True,
         default_args=DEFAULT_ARGS,
-        params={
-            "preset": Param(
-                training_set.preset,
-                type="string",
-                enum=preset_names(),
-                title="Recipe",
-                description="default: ours. paper: the published notebooks' recipe. demo: small and quick, for trying.",
-            ),
-            "seed": Param(
-                training_set.seed,
-                type="integer",
-                minimum=0,
-                title="Seed of the training",
-                description="The same data, recipe and seed train the same model. The split does not depend on it.",
-            ),
-        },
+        params=form(training_set),
         tags=["retrain"],
         auto_register=False,
     ) as dag:
@@ -114,6 +99,26 @@ def retrain(file: Path) -> DAG:
             )
             features >> train >> register >> promote
     return dag
+
+
+def form(training_set: TrainingSet) -> dict[str, Param]:
+    """The form for starting a run by hand: the training set's recipe and seed are filled in."""
+    return {
+        "preset": Param(
+            training_set.preset,
+            type="string",
+            enum=preset_names(),
+            title="Recipe",
+            description="default: ours. paper: the published notebooks' recipe. demo: small and quick, for trying.",
+        ),
+        "seed": Param(
+            training_set.seed,
+            type="integer",
+            minimum=0,
+            title="Seed of the training",
+            description="The same data, recipe and seed train the same model. The split does not depend on it.",
+        ),
+    }
 
 
 def documentation(training_set: TrainingSet) -> str:

@@ -4,7 +4,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from breakhis_airflow.review import ReviewOperator
+from breakhis_airflow.review_operator import ReviewOperator
 from ml.promotion.reviews import ROLLBACK, SHORTEST_REASON
 
 DOC = """

@@ -86,9 +86,9 @@ def load() -> None:
 def init() -> None:
     """Bring Airflow's database up to date; set pools and connections, and the users of Airflow and MLflow."""
     from ml.core.settings import settings
-    from ml.local.identities import PROMOTER, TRAINER, model_names
-    from ml.local.identities import set_up as set_up_mlflow
-    from ml.local.stack import SERVICE_USER
+    from ml.local.accounts import SERVICE_USER
+    from ml.local.mlflow_users import PROMOTER, TRAINER, model_names
+    from ml.local.mlflow_users import set_up as set_up_mlflow
 
     env = os.environ
     _airflow("db", "migrate")
@@ -130,7 +130,7 @@ def init() -> None:
 
 def mlflow() -> NoReturn:
     """Become the MLflow server, with its users in a database of their own."""
-    from ml.local.identities import server_config
+    from ml.local.mlflow_users import server_config
 
     database = _mlflow_database()
     _write("/tmp/users.ini", server_config(f"{database}/mlflow_users"))  # noqa: S108

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
+from breakhis_airflow.addresses import PREFIX
 from breakhis_airflow.links import DataDocsLink, ModelVersionLink, QuarantineLink, ReportLink, ReviewLink, RunLink
 
 
@@ -26,6 +27,6 @@ class BreakhisPlugin(AirflowPlugin):
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:
         """The pages, made when the API server asks: workers load plugins too, and need no web framework."""
-        from breakhis_airflow.web import PREFIX, create_app
+        from breakhis_airflow.web import create_app
 
         return [{"name": "breakhis", "url_prefix": PREFIX, "app": create_app()}]

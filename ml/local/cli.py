@@ -13,8 +13,9 @@ from rich.table import Table
 from ml.core.errors import BreakhisError, Refused, StackError
 from ml.core.progress import say
 from ml.core.settings import settings
+from ml.local.accounts import SERVICE_USER
 from ml.local.doctor import Check, examine
-from ml.local.stack import SERVICE_USER, Stack
+from ml.local.stack import Stack
 from ml.local.workflow import Candidate, Workflow
 from ml.local.workflow import demo as run_demo
 from ml.local.workflow import run as run_workflow

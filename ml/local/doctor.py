@@ -17,7 +17,9 @@ import requests
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, credentials
-from ml.local.stack import HOST, Stack, free_ports, gpu_count
+from ml.local.gpus import gpu_count
+from ml.local.ports import HOST, free_ports
+from ml.local.stack import Stack
 from ml.training.backbone_weights import IMAGENET_URL, imagenet_cache, weights_file
 
 GIB = 2**30

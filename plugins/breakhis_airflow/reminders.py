@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from breakhis_airflow.addresses import form_of, page_of
 from breakhis_airflow.connections import AIRFLOW, read_connection
-from breakhis_airflow.links import form_of, page_of
 from breakhis_airflow.notifications import Review, tell_of_review
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import Conflict

@@ -2,7 +2,7 @@
 
 /breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
-/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.reviews`
+/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
 """
 
 import base64
@@ -17,8 +17,6 @@ from ml.core.settings import settings
 from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE
-
-PREFIX = "/breakhis"
 
 _VALIDATION = re.compile(r"validation-[0-9a-f]{12}")
 _HEADERS = {
@@ -48,18 +46,20 @@ def _with_script(script: str) -> dict[str, str]:
 
 def create_app() -> Any:
     """The FastAPI application."""
-    from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
-    from fastapi import Depends, FastAPI, HTTPException
-    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+    from fastapi import FastAPI
 
-    from breakhis_airflow import reviews
-
-    fresh = _with_script(reviews.SCRIPT)
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_reports(app)
+    _add_reviews(app)
+    return app
 
-    # Who may see the DAG in which reviews are answered.
-    may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
+
+def _add_reports(app: Any) -> None:
+    """The pages of validation reports."""
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi import Depends, HTTPException
+    from fastapi.responses import FileResponse, RedirectResponse
 
     @app.get("/docs/{validation}/{path:path}", dependencies=[Depends(get_user)])
     def report(validation: str, path: str) -> FileResponse:
@@ -81,18 +81,32 @@ def create_app() -> Any:
         address = f"../docs/{published['validation']}/index.html"
         return RedirectResponse(address, headers={"Cache-Control": "no-store"})
 
+
+def _add_reviews(app: Any) -> None:
+    """The review pages, for whoever may see the DAG in which reviews are answered."""
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+    from fastapi import Depends, HTTPException
+    from fastapi.responses import FileResponse, HTMLResponse
+
+    from breakhis_airflow import airflow_database, review_pages
+
+    fresh = _with_script(review_pages.SCRIPT)
+    may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
+
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
-        page = reviews.render_list(reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store))
+        page = review_pages.render_list(
+            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
+        )
         return HTMLResponse(page, headers=fresh)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
         """One candidate beside the champion."""
         try:
-            page = reviews.render_review(
-                bundle, reviews.waiting_reviews(), reviews.audit_check(), Store(settings().store)
+            page = review_pages.render_review(
+                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
@@ -102,12 +116,10 @@ def create_app() -> Any:
     def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
         """A picture or report of the candidate or the champion."""
         try:
-            file = reviews.bundle_file(bundle, whose, name, Store(settings().store))
+            file = review_pages.bundle_file(bundle, whose, name, Store(settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)
-
-    return app
 
 
 def report_file(store: Store, validation: str, path: str) -> Any:

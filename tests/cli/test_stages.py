@@ -184,7 +184,7 @@ def test_weights_takes_random_ones_only_where_the_preset_allows_it(breakhis, mon
         asked.append((wanted, or_random))
         return {"weights": "weights-0123456789ab"}
 
-    monkeypatch.setattr("ml.training.networks.fetch_weights", fetch_weights)
+    monkeypatch.setattr("ml.training.backbone_weights.fetch_weights", fetch_weights)
     monkeypatch.setenv("BREAKHIS_WEIGHTS", "imagenet")
     for arguments in ((), ("--preset", "demo"), ("--preset", "paper")):
         code, out, _ = breakhis("weights", *arguments, "--json")

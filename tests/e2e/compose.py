@@ -17,7 +17,9 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.settings import Settings
-from ml.local.stack import Process, Service, State, free_ports
+from ml.local.ports import free_ports
+from ml.local.processes import Process
+from ml.local.stack import Service, State
 from ml.local.workflow import Workflow
 
 Json = dict[str, Any]

@@ -12,7 +12,8 @@ import requests
 
 from ml.core.errors import AirflowError, CredentialsError
 from ml.core.settings import Settings
-from ml.local import stack as module
+from ml.local import airflow_server
+from ml.local.processes import find_family
 from ml.local.stack import Stack
 
 DAGS = """
@@ -59,8 +60,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("BREAKHIS_", "MLFLOW_"))]:
             patch.delenv(name)
-        patch.setattr(module, "DAGS", folder / "dags")
-        patch.setattr(module, "PLUGINS", folder / "plugins")
+        patch.setattr(airflow_server, "DAGS", folder / "dags")
+        patch.setattr(airflow_server, "PLUGINS", folder / "plugins")
         stack = Stack(Settings(home=folder / "home", conf=folder, gpus=1))
         try:
             state = stack.up()
@@ -151,7 +152,7 @@ def test_down_leaves_no_process_and_up_finds_everything_again(stack: Stack) -> N
     stack.api("engineer").trigger("promote", "kept", {"model": "m"})
     passwords = stack.passwords()
 
-    family = module._family(state)
+    family = find_family(state.recorded())
     assert len(family) > 8
     secrets = [*passwords.values(), *json.loads((stack.home / "secrets.json").read_text()).values()]
     told = [" ".join(process.cmdline()) for process in family if process.is_running()]

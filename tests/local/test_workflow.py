@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from ml.core.errors import AirflowError, BreakhisError, CredentialsError, Refused, StackError
 from ml.core.settings import Settings
 from ml.local import cli, watch, workflow
-from ml.local.stack import Process, Service, State
+from ml.local.processes import Process
+from ml.local.stack import Service, State
 from ml.local.workflow import REASON, Workflow
 
 Json = dict[str, Any]

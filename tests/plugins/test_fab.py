@@ -13,7 +13,7 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, CredentialsError
-from ml.local.stack import free_ports
+from ml.local.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PEOPLE = {
@@ -37,7 +37,7 @@ ASK = """
 from airflow.models.hitl import HITLDetail
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
-from breakhis_airflow.review import ReviewOperator
+from breakhis_airflow.review_operator import ReviewOperator
 
 asked = ReviewOperator(task_id="review", subject="May it?", body="evidence").assigned_users
 with create_session() as session:

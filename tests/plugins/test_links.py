@@ -2,7 +2,7 @@ import pytest
 
 from breakhis_airflow.links import LINKS
 from breakhis_airflow.places import stage
-from breakhis_airflow.review import ReviewOperator
+from breakhis_airflow.review_operator import ReviewOperator
 
 
 def link(name: str, result) -> str:

@@ -4,7 +4,7 @@ import pytest
 from airflow.sdk import DAG
 
 from breakhis_airflow import reminders
-from breakhis_airflow.review import ReviewOperator
+from breakhis_airflow.review_operator import ReviewOperator
 from ml.core.airflow_api import AirflowApi
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -46,11 +46,11 @@ def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(told):
 
 
 def test_who_is_asked_is_told_at_once(monkeypatch):
-    from breakhis_airflow import review
+    from breakhis_airflow import review_operator
 
     sent = []
-    monkeypatch.setattr(review, "tell_of_review", lambda context, message: sent.append(message))
-    monkeypatch.setattr(review.HITLOperator, "execute", lambda self, context: None)
+    monkeypatch.setattr(review_operator, "tell_of_review", lambda context, message: sent.append(message))
+    monkeypatch.setattr(review_operator.HITLOperator, "execute", lambda self, context: None)
     with DAG("promote"):
         task = ReviewOperator(task_id="review", subject="Promote?", body=BODY)
 

@@ -5,7 +5,8 @@ import pytest
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
-from breakhis_airflow.web import PREFIX, create_app
+from breakhis_airflow.addresses import PREFIX
+from breakhis_airflow.web import create_app
 from ml.core.store import Store
 
 

@@ -23,8 +23,8 @@ import requests
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError, CredentialsError
 from ml.core.settings import PROJECT, SECRETS, Settings
-from ml.local import stack as stack_module
-from ml.local.identities import TRAINER
+from ml.local import airflow_server
+from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
 from ml.promotion.alias_history import CARRIED_OUT
 from ml.promotion.audit_log import AuditLog
@@ -538,7 +538,7 @@ def _product() -> Iterator[Attempts]:
         for dag in ("promote", "rollback", "withdraw", "audit"):
             shutil.copy(PROJECT / "dags" / f"{dag}.py", dags)
         (dags / "again.py").write_text(_AGAIN)
-        stack_module.DAGS = dags
+        airflow_server.DAGS = dags
         stack = Stack(Settings(home=home, conf=world.conf, store=world.store.root))
         try:
             stack.up()

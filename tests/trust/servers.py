@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from ml.local.stack import free_ports
+from ml.local.ports import free_ports
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from breakhis_airflow.links import ReviewLink, form_of, page_of
+from breakhis_airflow.addresses import form_of, page_of
+from breakhis_airflow.links import ReviewLink
 from breakhis_airflow.notifications import Review, tell_of_review
 from ml.core.settings import settings
 from ml.promotion.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason

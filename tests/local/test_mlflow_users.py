@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
-from ml.local.identities import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.local.mlflow_users import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
 from ml.promotion.judging import judge
 from ml.promotion.registration import register_run
 from ml.registry.registered_model import Aliases, RegisteredModel

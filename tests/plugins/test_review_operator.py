@@ -5,7 +5,7 @@ from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
-from breakhis_airflow.review import ReviewOperator
+from breakhis_airflow.review_operator import ReviewOperator
 from ml.promotion.reviews import APPROVE, REJECT
 
 

@@ -9,8 +9,9 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 from markupsafe import escape
 
-from breakhis_airflow import reviews
-from breakhis_airflow.reviews import TERMS, WORDS, AuditCheck, Waiting
+from breakhis_airflow import airflow_database, review_pages
+from breakhis_airflow.airflow_database import AuditCheck, Waiting
+from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
 from ml.core.store import Store
@@ -64,14 +65,14 @@ def bundle(store: Store, champion: bool = True, before: dict | None = None, **ch
 @pytest.fixture
 def waiting(monkeypatch):
     found: list[Waiting] = []
-    monkeypatch.setattr(reviews, "waiting_reviews", lambda: found)
+    monkeypatch.setattr(airflow_database, "waiting_reviews", lambda: found)
     return found
 
 
 @pytest.fixture
 def audited(monkeypatch):
     def ended(*told: str) -> None:
-        monkeypatch.setattr(reviews, "audit_check", lambda: AuditCheck(*told))
+        monkeypatch.setattr(airflow_database, "audit_check", lambda: AuditCheck(*told))
 
     ended()
     return ended
@@ -125,7 +126,7 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
     assert f'<a class="button" href="{form}" target="_top">Answer in Airflow</a>' in page
     assert "ROC AUC : 0.950 before, 0.900 now (-0.050)" in text_of(answer.text)
     assert "not estimable: too few cases" in page
-    assert WORDS["macro_f1"] in page
+    assert METRIC_MEANINGS["macro_f1"] in page
     for whose in ("candidate", "champion"):
         assert f'src="{whose}/roc.png"' in page
     assert "precision_recall.png" not in page  # the evidence has none
@@ -182,8 +183,8 @@ def test_a_bundle_that_was_changed_is_not_shown(reader, store):
 
 def test_every_metric_is_explained():
     images = {name for name in METRIC_NAMES if not name.startswith("patient_")}
-    assert images <= WORDS.keys()
-    assert not re.search(r"[<>]", "".join([*WORDS.values(), *TERMS.values()]))
+    assert images <= METRIC_MEANINGS.keys()
+    assert not re.search(r"[<>]", "".join([*METRIC_MEANINGS.values(), *TERMS.values()]))
 
 
 def text_of(page: str) -> str:
@@ -292,7 +293,7 @@ def test_a_record_that_is_missing_or_damaged_is_told(reader, store, tmp_path, mo
     records = [decide(store, tmp_path, reason=f"reason {n}") for n in range(3)]
     assert "No record is missing" in reader.get("/reviews/").text
     monkeypatch.setattr(
-        reviews, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
+        review_pages, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
     )
     assert reader.get("/reviews/").text.count("this record is not as it was written") == 1
     store.remove("audit/log/00000002.json")
@@ -324,6 +325,8 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
     body = f"judged as `{made}`. Your answer is recorded."
-    found = reviews._waiting(SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked))
+    found = airflow_database._waiting(
+        SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked)
+    )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
     assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")

@@ -1,0 +1,66 @@
+"""Who logs in to the local Airflow and MLflow, their passwords, and the keys that the servers sign and encrypt with."""
+
+import json
+import os
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+from ml.core.errors import StackError
+from ml.core.settings import SECRETS, Settings
+from ml.local.mlflow_users import PROMOTER, TRAINER
+
+SERVICE_USER = "breakhis-service"
+ROLES = {"admin": "admin", "engineer": "user", "reviewer": "user", "viewer": "viewer", SERVICE_USER: "viewer"}
+"""Users and their roles in Airflow's SimpleAuthManager. The service account only reads runs and answered reviews.
+
+The people are users of MLflow too, where all but the administrator read."""
+
+PASSWORDS = "passwords.json"
+"""File in the home folder with the users' passwords."""
+
+
+def list_users(settings: Settings) -> dict[str, str]:
+    """People and Airflow's service account, with their roles there. Those in BREAKHIS_REVIEWERS are users, too."""
+    return {**ROLES, **{name: ROLES.get(name, "user") for name in settings.reviewers}}
+
+
+def read_passwords(settings: Settings) -> dict[str, str]:
+    """The users' passwords; made at random the first time, then kept."""
+    return _kept_secrets(settings.home / PASSWORDS, dict.fromkeys(list_users(settings), _password))
+
+
+def read_keys(settings: Settings) -> dict[str, str]:
+    """The servers' keys and the passwords of MLflow's service accounts; made at random the first time, then kept."""
+    names = ("jwt", "api", "audit", "mlflow", TRAINER, PROMOTER)
+    makers = {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), **dict.fromkeys(names, _token)}
+    return _kept_secrets(settings.home / SECRETS, makers)
+
+
+def _kept_secrets(path: Path, makers: dict[str, Callable[[], str]]) -> dict[str, str]:
+    """The secrets in a file only its owner can read; those that are missing are made and kept."""
+    try:
+        kept = json.loads(path.read_text())
+    except FileNotFoundError:
+        kept = {}
+    except ValueError:
+        raise StackError(f"{path} is damaged; remove it, and new passwords will be made") from None
+    missing = {name: make() for name, make in makers.items() if name not in kept}
+    if missing:
+        kept |= missing
+        scratch = path.with_suffix(".new")
+        scratch.unlink(missing_ok=True)
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(kept, file, indent=1)
+        scratch.replace(path)
+    return {name: str(value) for name, value in kept.items()}
+
+
+def _password() -> str:
+    alphabet = "abcdefghkmnpqrstuvwxyzABCDEFGHKMNPQRSTUVWXYZ23456789"  # nothing that looks like something else
+    return "".join(secrets.choice(alphabet) for _ in range(16))
+
+
+def _token() -> str:
+    return secrets.token_urlsafe(48)

@@ -1,0 +1,212 @@
+"""The local Airflow server: its environment, whether it is healthy, its pools, and the DAGs that it has to find."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import BreakhisError, ConfigError, TryAgain
+from ml.core.settings import PROJECT, Settings
+from ml.core.yaml_files import read_mapping
+from ml.data.sources import load_source, source_files
+from ml.data.training_sets import load_training_set, training_set_files
+from ml.local.accounts import PASSWORDS, SERVICE_USER, list_users, read_keys, read_passwords
+from ml.local.gpus import gpu_slots
+from ml.local.mlflow_users import PROMOTER, TRAINER
+from ml.local.ports import HOST
+from ml.promotion.reviews import PROMOTE, ROLLBACK, WITHDRAW
+
+Json = dict[str, Any]
+
+DAGS = PROJECT / "dags"
+PLUGINS = PROJECT / "plugins"
+
+_SECONDS_TO_SET_POOLS = 300.0
+_SECONDS_TO_PARSE = 120.0
+_COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+
+
+def airflow_environment(
+    settings: Settings, airflow_url: str, mlflow_url: str, log_ports: Sequence[int]
+) -> dict[str, str]:
+    """What Airflow, and through it the stages, find in their environment."""
+    # What another Airflow on this machine was told, and who somebody else is, is not for this one.
+    others = ("AIRFLOW", "BREAKHIS_AIRFLOW_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+    no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST, "localhost")))
+    return {
+        **inherited,
+        **breakhis_environment(settings, mlflow_url),
+        "PATH": os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath))),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+        "DO_NOT_TRACK": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+        "MLFLOW_TRACKING_URI": mlflow_url,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **_airflow_settings(settings, airflow_url, log_ports),
+    }
+
+
+def breakhis_environment(settings: Settings, mlflow_url: str) -> dict[str, str]:
+    """The BREAKHIS_* environment that tasks get."""
+    values = {key: value for key, value in os.environ.items() if key.startswith("BREAKHIS_")}
+    values = {key: value for key, value in values.items() if not key.startswith("BREAKHIS_AIRFLOW_")}
+    values |= {
+        "BREAKHIS_HOME": str(settings.home),
+        "BREAKHIS_STORE": settings.store,
+        "BREAKHIS_CONF": str(settings.conf),
+        "BREAKHIS_TRAINING_SETS": os.pathsep.join(str(path) for path in settings.training_sets),
+        "BREAKHIS_WEIGHTS": _absolute_weights(settings.weights),
+        "BREAKHIS_MLFLOW_URI": mlflow_url,
+        "BREAKHIS_MLFLOW_UI": mlflow_url,
+        "BREAKHIS_CONNECTIONS": ",".join(dict.fromkeys([*settings.connections, "breakhis_mlflow"])),
+    }
+    if settings.gpus is not None:
+        values["BREAKHIS_GPUS"] = str(settings.gpus)
+    return values
+
+
+def _airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequence[int]) -> dict[str, str]:
+    """Airflow's own settings and its connections, which hold the passwords that stages are given."""
+    keys, passwords = read_keys(settings), read_passwords(settings)
+    airflow_home = settings.home / "airflow"
+    airflow_home.mkdir(exist_ok=True)
+    service = {
+        "conn_type": "http",
+        "host": airflow_url,
+        "login": SERVICE_USER,
+        "password": passwords[SERVICE_USER],
+    }
+    return {
+        "AIRFLOW_HOME": str(airflow_home),
+        "AIRFLOW_CONN_BREAKHIS_AIRFLOW": json.dumps(service),
+        **{
+            f"AIRFLOW_CONN_{connection}": json.dumps({"conn_type": "http", "login": user, "password": keys[user]})
+            for connection, user in (("BREAKHIS_MLFLOW", TRAINER), ("BREAKHIS_MLFLOW_PROMOTER", PROMOTER))
+        },
+        "AIRFLOW_CONN_BREAKHIS_AUDIT": json.dumps({"conn_type": "generic", "password": keys["audit"]}),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
+        "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # the default asks DNS, slow where there is none
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow_url}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{n}:{role}" for n, role in list_users(settings).items()),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(settings.home / PASSWORDS),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow_home / 'airflow.db'}",
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": airflow_url.rpartition(":")[2],
+        "AIRFLOW__API__BASE_URL": airflow_url,
+        "AIRFLOW__API__SECRET_KEY": keys["api"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
+        "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        # The default of 5 s is how long a task waits that could start, and how long an answer to a review that came
+        # early is lost on a task that is still being parked.
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+def set_pools(settings: Settings, api: AirflowApi) -> None:
+    """Set the sizes of Airflow's pools ``gpu`` and ``promotion``, as its administrator."""
+    slots = gpu_slots(settings)
+    deadline = time.monotonic() + _SECONDS_TO_SET_POOLS
+    while True:
+        try:
+            api.set_pool("gpu", slots, "Trainings at a time: one per GPU; two on a machine without")
+            api.set_pool("promotion", 1, "Promotions change the registry one after the other")
+            return
+        except TryAgain:  # just started and on SQLite, a busy Airflow can find its database locked
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def check_dags(settings: Settings, api: AirflowApi, started: datetime) -> list[str]:
+    """Wait until this start's DAGs are parsed; returns what is wrong with them, one text a problem; [] is well."""
+    expected, problems = expected_dags(settings)
+    deadline = time.monotonic() + _SECONDS_TO_PARSE
+    broken_since = None
+    while True:
+        fresh = {d["dag_id"]: d for d in api.dags() if _since(d.get("last_parsed_time"), started)}
+        errors = [e for e in api.import_errors() if _since(e.get("timestamp"), started)]
+        missing = sorted(expected - fresh.keys())
+        if not missing and not errors:
+            # A YAML file that cannot be used has a DAG all the same, which says why.
+            refused = [d["description"] for d in fresh.values() if "invalid" in _tags(d)]
+            return list(dict.fromkeys([*problems, *refused]))
+        now = time.monotonic()
+        broken_since = broken_since or (now if errors else None)
+        # A file with an error may have been half written; one second look, then it is reported.
+        if now > deadline or (broken_since and now > broken_since + 10):
+            problems += [f"{e['filename']} does not import: {e['stack_trace'].strip()}" for e in errors]
+            if missing:
+                problems.append(f"these DAGs are missing: {', '.join(missing)}")
+            return problems
+        time.sleep(1)
+
+
+def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
+    """The ids of the DAGs that the YAML files ask for, and what is wrong with those files."""
+    ids = {PROMOTE, ROLLBACK, WITHDRAW, "audit", "remind"}
+    problems = []
+
+    def collect(files: Callable[[], Iterable[Path]], name_of: Callable[[Path], str]) -> None:
+        try:
+            for path in files():
+                try:
+                    ids.add(name_of(path))
+                except BreakhisError as error:
+                    problems.append(str(error))
+        except ConfigError as error:
+            problems.append(str(error))
+
+    collect(lambda: source_files(settings), lambda path: f"ingest_{load_source(path, settings.conf).name}")
+    collect(
+        lambda: training_set_files(settings), lambda path: f"retrain_{load_training_set(str(path), settings.conf).name}"
+    )
+    try:
+        if read_mapping(settings.conf / "notifications.yaml", optional=True).get("on_failure"):
+            ids.add("try_notifications")
+    except ConfigError as error:
+        problems.append(str(error))
+    return ids, list(dict.fromkeys(problems))
+
+
+def airflow_trouble(url: str) -> str:
+    """What is wrong with Airflow's components at this address; empty if all are healthy."""
+    try:
+        health = AirflowApi(url, "", "", timeout=10).health()
+    except BreakhisError as error:
+        return str(error)
+    sick = [name for name in _COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]
+    return f"not healthy: {', '.join(sick)}" if sick else ""
+
+
+def _tags(dag: Json) -> set[str]:
+    return {tag["name"] for tag in dag["tags"]}
+
+
+def _since(stamp: str | None, start: datetime) -> bool:
+    return bool(stamp) and datetime.fromisoformat(str(stamp)) >= start
+
+
+def _absolute_weights(weights: str) -> str:
+    """Servers have another working folder, so a relative path is made absolute."""
+    if weights in {"imagenet", "random"} or "://" in weights:
+        return weights
+    return str(Path(weights).expanduser().resolve())
