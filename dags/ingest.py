@@ -9,10 +9,10 @@ from breakhis_airflow.addresses import page
 from breakhis_airflow.declared import cron, dags_of, version_of
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.data.sources import SourceSpec, load_source, source_files
 
-SETTINGS = settings()
+SETTINGS = read_settings()
 
 DOC = """
 {description}

@@ -7,7 +7,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.declared import dags_of
 from breakhis_airflow.notifications import Failure, Review, notification_files, read_notifications, tell
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 
 DOC = """
 Is somebody told when something fails, and when a review waits? A run of this DAG sends what a failing task and a review
@@ -38,7 +38,9 @@ def trial(file: Path) -> DAG:
             ti = context["ti"]
             error = "This is a trial: nothing has failed."
             failure = Failure(ti.dag_id, ti.run_id, ti.task_id, error, ti.log_url, ())
-            review = Review("This is a trial: nothing waits for a review.", ti.log_url, "", settings().review_hours)
+            review = Review(
+                "This is a trial: nothing waits for a review.", ti.log_url, "", read_settings().review_hours
+            )
             problems = tell(wanted.on_failure, context, failure=failure)
             problems += tell(wanted.on_review, context, review=review)
             if problems:
@@ -48,4 +50,4 @@ def trial(file: Path) -> DAG:
     return dag
 
 
-globals().update(dags_of(notification_files(settings().conf), trial, prefix="try"))
+globals().update(dags_of(notification_files(read_settings().conf), trial, prefix="try"))

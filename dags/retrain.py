@@ -8,12 +8,12 @@ from airflow.sdk import DAG, Param
 from breakhis_airflow.declared import dags_of, on_news
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import mapped_stage, stage
-from ml.core.settings import settings
-from ml.data.sources import name_of
+from ml.core.settings import read_settings
+from ml.data.sources import source_name
 from ml.data.training_sets import TrainingSet, load_training_set, training_set_files
 from ml.training.presets import preset_names
 
-SETTINGS = settings()
+SETTINGS = read_settings()
 
 DOC = """
 {description}
@@ -49,7 +49,7 @@ def retrain(file: Path) -> DAG:
         f"retrain_{training_set.name}",
         description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
         doc_md=documentation(training_set),
-        schedule=on_news(map(name_of, training_set.sources), training_set.schedule),
+        schedule=on_news(map(source_name, training_set.sources), training_set.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=True,

@@ -5,7 +5,7 @@ from airflow.sdk import DAG, Param
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
-from ml.promotion.reviews import ROLLBACK, SHORTEST_REASON
+from ml.promotion.reviews import MIN_REASON_LENGTH, ROLLBACK
 
 DOC = """
 A champion disappoints: go back to one that was champion before.
@@ -42,7 +42,7 @@ with DAG(
         ),
         "reason": Param(
             type="string",
-            minLength=SHORTEST_REASON,
+            minLength=MIN_REASON_LENGTH,
             title="Reason",
             description="Why; kept with the decision for good.",
         ),

@@ -4,7 +4,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from ml.promotion.reviews import SHORTEST_REASON, WITHDRAW
+from ml.promotion.reviews import MIN_REASON_LENGTH, WITHDRAW
 
 DOC = """
 A candidate waits for its review and should not be promoted any more: something is wrong with its data, say. Whoever
@@ -27,7 +27,7 @@ with DAG(
         "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
         "reason": Param(
             type="string",
-            minLength=SHORTEST_REASON,
+            minLength=MIN_REASON_LENGTH,
             title="Reason",
             description="Why; kept with the decision for good.",
         ),

@@ -85,10 +85,10 @@ def load() -> None:
 
 def init() -> None:
     """Bring Airflow's database up to date; set pools and connections, and the users of Airflow and MLflow."""
-    from ml.core.settings import settings
+    from ml.core.settings import read_settings
     from ml.local.accounts import SERVICE_USER
-    from ml.local.mlflow_users import PROMOTER, TRAINER, model_names
-    from ml.local.mlflow_users import set_up as set_up_mlflow
+    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names
+    from ml.local.mlflow_users import set_up_mlflow_users as set_up_mlflow
 
     env = os.environ
     _airflow("db", "migrate")
@@ -124,16 +124,16 @@ def init() -> None:
     people = {name: env[f"{name.upper()}_PASSWORD"] for name in ("engineer", "reviewer", "viewer")}
     _set_up_airflow({**people, "admin": env["ADMIN_PASSWORD"], SERVICE_USER: env["SERVICE_PASSWORD"]})
     passwords = {**people, **services, "admin": env["MLFLOW_ADMIN_PASSWORD"]}
-    set_up_mlflow("http://mlflow:5000", passwords, model_names(settings()))
+    set_up_mlflow("http://mlflow:5000", passwords, registered_model_names(read_settings()))
     print("users are set up")
 
 
 def mlflow() -> NoReturn:
     """Become the MLflow server, with its users in a database of their own."""
-    from ml.local.mlflow_users import server_config
+    from ml.local.mlflow_users import auth_config_text
 
     database = _mlflow_database()
-    _write("/tmp/users.ini", server_config(f"{database}/mlflow_users"))  # noqa: S108
+    _write("/tmp/users.ini", auth_config_text(f"{database}/mlflow_users"))  # noqa: S108
     # By the environment and not on the command line, which every process on the machine can read.
     os.environ |= {
         "MLFLOW_AUTH_CONFIG_PATH": "/tmp/users.ini",  # noqa: S108

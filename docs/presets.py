@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml.core.yaml_files import Declared
+from ml.core.yaml_files import YamlModel
 from ml.training.presets import Preset, load_preset, preset_names
 
 HEAD = """# Presets: every field
@@ -20,7 +20,7 @@ they have these values, is told in [training and promotion](training-and-promoti
 """
 
 
-def fields(model: type[Declared], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
+def fields(model: type[YamlModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """Path, bounds or choices, and description of each field; of the two recipes, which are alike, the first."""
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -31,10 +31,10 @@ def fields(model: type[Declared], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Declared)
+    return isinstance(kind, type) and issubclass(kind, YamlModel)
 
 
-def _takes(model: type[Declared], name: str) -> str:
+def _takes(model: type[YamlModel], name: str) -> str:
     schema = model.model_json_schema()["properties"][name]
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])

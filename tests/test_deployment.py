@@ -112,7 +112,7 @@ def test_each_start_sets_up_users_connections_and_names_of_models(monkeypatch: p
     monkeypatch.setattr(module, "_airflow", lambda *arguments: ran.append(arguments))
     monkeypatch.setattr(module, "_import", lambda what, values, *_: imported.update({what: values}))
     monkeypatch.setattr(module, "_set_up_airflow", airflow.update)
-    monkeypatch.setattr("ml.local.mlflow_users.set_up", lambda *arguments: mlflow.extend(arguments))
+    monkeypatch.setattr("ml.local.mlflow_users.set_up_mlflow_users", lambda *arguments: mlflow.extend(arguments))
     monkeypatch.setenv("BREAKHIS_CONF", str(ROOT / "dags"))
     module.init()
     assert ran == [("db", "migrate")]

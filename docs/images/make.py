@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.local.stack import Stack
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ DAG = "ingest_our-biopsies"
 
 def main() -> None:
     """Log in as the engineer and take each picture."""
-    stack = Stack(settings())
+    stack = Stack(read_settings())
     api = stack.api("engineer")
     runs = api._all(f"/api/v2/dags/{DAG}/dagRuns", "dag_runs")
     first = {state: next(run["dag_run_id"] for run in runs if run["state"] == state) for state in ("success", "failed")}

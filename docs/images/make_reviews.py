@@ -20,10 +20,10 @@ import axe_playwright_python
 from PIL import Image
 from playwright.sync_api import Browser, Frame, Locator, Page, sync_playwright
 
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.local.stack import Stack
-from ml.promotion.audit_log import decisions_of
+from ml.promotion.audit_log import read_decisions
 from ml.promotion.reviews import ROLLBACK
 from ml.registry.registered_model import RegisteredModel
 
@@ -41,7 +41,7 @@ OURS = "/breakhis/reviews/"
 
 def main(model: str | None) -> None:
     """Review, approve, see the champion change, roll back; then the keyboard and axe."""
-    stack = Stack(settings())
+    stack = Stack(read_settings())
     check_audit(stack)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -109,7 +109,7 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
 
 def champion_of(model: str) -> int | None:
     """Returns the version that the alias champion is on."""
-    return RegisteredModel(model, settings()).aliases().champion
+    return RegisteredModel(model, read_settings()).aliases().champion
 
 
 def approve(page: Page, model: str, version: int) -> None:
@@ -160,7 +160,7 @@ def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None
         f"{model} version {back_to} is the champion again",
     )
     until(lambda: decision(model) == ("rolled back", back_to), "the rollback is in the audit log")
-    assert RegisteredModel(model, settings()).aliases().previous == version
+    assert RegisteredModel(model, read_settings()).aliases().previous == version
     page.goto(address(page, LIST))
     ours(page).get_by_text(WHY_CONFIRMED).first.wait_for()
     to_top(ours(page).get_by_role("heading", name="Decided"))
@@ -289,7 +289,7 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
 
 def decision(model: str) -> tuple[str, int]:
     """The last decision about a model."""
-    last = decisions_of(Store(settings().store), model)[0]
+    last = read_decisions(Store(read_settings().store), model)[0]
     return last["event"], last["version"]
 
 

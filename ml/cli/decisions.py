@@ -5,7 +5,7 @@ import time
 import click
 
 from ml.cli.options import Outcome, deliver, json_option, stage
-from ml.core.settings import Settings, settings
+from ml.core.settings import Settings, read_settings
 from ml.core.store import Json, Store
 
 _SECONDS = 2.0
@@ -16,11 +16,11 @@ _SECONDS = 2.0
 @json_option
 def history(model: str, as_json: bool) -> None:
     """Show who decided what about MODEL's versions, when, why, and on which evidence."""
-    from ml.promotion.audit_log import AuditLog, decisions_of
+    from ml.promotion.audit_log import AuditLog, read_decisions
 
-    own = settings()
+    own = read_settings()
     store = Store(own.store)
-    records = decisions_of(store, model, AuditLog(store, own))[::-1]
+    records = read_decisions(store, model, AuditLog(store, own))[::-1]
     deliver({"model": model, "decisions": records}, as_json, None, _show_history)
 
 
@@ -59,7 +59,7 @@ def verify(store: Store, own: Settings) -> Json:
     Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases moved behind the
     log's back, champions that nobody approved, and changed files, metrics or evidence of a champion or the one before.
     """
-    from ml.promotion.auditing import audit as check
+    from ml.promotion.auditing import audit_registry as check
 
     result = check(store, own)
     if result["faults"]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ml.core.errors import Refused
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Json, Store, write_result
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
@@ -38,7 +38,7 @@ def stage(function: Callable[..., Json], show: Callable[[Json, dict[str, Any]], 
     @functools.wraps(function)
     def run(as_json: bool, result_uri: str | None, **arguments: Any) -> None:
         begin = time.monotonic()
-        configuration = settings()
+        configuration = read_settings()
 
         def timed(result: Json) -> Json:
             return {**result, "seconds": round(time.monotonic() - begin, 1)}

@@ -14,10 +14,10 @@ from pydantic_core import PydanticUndefined
 
 from ml.cli.options import deliver, json_option
 from ml.core.errors import BreakhisError, ConfigError
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Json, Store
 from ml.core.yaml_files import NAME_PATTERN
-from ml.data.sources import KINDS, TO_FILL_IN, Table, load_source, source_files
+from ml.data.sources import PLACEHOLDER, SOURCE_KINDS, TableSpec, load_source, source_files
 
 _FIRST = ("name", "kind", "description")
 
@@ -29,7 +29,7 @@ def sources() -> None:
 
 @sources.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="Where its images come from.")
+@click.option("--kind", type=click.Choice(list(SOURCE_KINDS)), required=True, help="Where its images come from.")
 @click.option("--layout", type=click.Choice(["breakhis", "table"]), default="breakhis", help="What tells of an image.")
 @json_option
 def new(name: str, kind: str, layout: str, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def new(name: str, kind: str, layout: str, as_json: bool) -> None:
         raise ConfigError(
             f"{name!r} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
         )
-    path = settings().conf / "sources" / f"{name}.yaml"
+    path = read_settings().conf / "sources" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Beside it first: Airflow may look at any moment.
@@ -49,9 +49,9 @@ def new(name: str, kind: str, layout: str, as_json: bool) -> None:
         raise ConfigError(f"{path}: is there already; edit it, or choose another name") from None
     finally:
         scratch.unlink(missing_ok=True)
-    missing = [field for field, about in KINDS[kind].model_fields.items() if _required(field, about)]
+    missing = [field for field, about in SOURCE_KINDS[kind].model_fields.items() if _required(field, about)]
     if layout == "table":
-        missing += [f"table.{field}" for field, about in Table.model_fields.items() if _required(field, about)]
+        missing += [f"table.{field}" for field, about in TableSpec.model_fields.items() if _required(field, about)]
     deliver({"file": str(path), "fill_in": missing, "then": f"breakhis sources check {name}"}, as_json, None)
 
 
@@ -63,12 +63,12 @@ def check(source: str, as_json: bool) -> None:
 
     Exit status 3 if it does not fit.
     """
-    spec = load_source(source, settings().conf)
+    spec = load_source(source, read_settings().conf)
     if spec.validation.more:
-        from ml.data.validation.checks import checks
-        from ml.data.validation.suite import require_expectations
+        from ml.data.validation.checks import build_suite
+        from ml.data.validation.suite import verify_expectations
 
-        require_expectations(checks(spec.inventory, spec.layout, spec.validation), str(spec.file))
+        verify_expectations(build_suite(spec.inventory, spec.layout, spec.validation), str(spec.file))
     deliver({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
 
 
@@ -76,7 +76,7 @@ def check(source: str, as_json: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List every source: its kind, its schedule, its last version and how far it has come."""
-    own = settings()
+    own = read_settings()
     rows = [_row(file, Store(own.store)) for file in source_files(own)]
     if as_json:
         click.echo(json.dumps({"sources": rows}, sort_keys=True))
@@ -99,11 +99,11 @@ def list_(as_json: bool) -> None:
 @json_option
 def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
     """Draw pictures into FOLDER, named and filed as BreakHis is: something to try a source with."""
-    from ml.data.sources.demo import pictures
+    from ml.data.sources.demo import draw_files
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already; name a new or empty folder")
-    for path, content in pictures(images, seed, settings().worker_count):
+    for path, content in draw_files(images, seed, read_settings().worker_count):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -114,7 +114,7 @@ def _row(file: Path, store: Store) -> Json:
     row: dict[str, Any] = dict.fromkeys(("kind", "schedule", "images", "version", "published"))
     row |= {"name": file.stem, "file": str(file)}
     try:
-        spec = load_source(str(file), settings().conf)
+        spec = load_source(str(file), read_settings().conf)
     except BreakhisError as error:
         return {**row, "state": f"invalid: {error}"}
     row |= {"name": spec.name, "kind": spec.kind, "schedule": spec.schedule}
@@ -140,14 +140,16 @@ def _required(name: str, about: Any) -> bool:
 
 def _commented(said: dict[str, str]) -> str:
     """A source's YAML file with every key that its kind knows, what each means, and its default."""
-    kind = KINDS[said["kind"]]
+    kind = SOURCE_KINDS[said["kind"]]
     fields = {key: kind.model_fields[key] for key in (*_FIRST, *(k for k in kind.model_fields if k not in _FIRST))}
     lines = [f"# {(kind.__doc__ or '').strip()}", "# Lines with a default may be left out.", ""]
     for key, about in fields.items():
         if key == "table" and said["layout"] == "table":
             lines += [*_remark(about.description), "table:", *textwrap.indent(_table(), "  ").splitlines(), ""]
         else:
-            value = said.get(key, TO_FILL_IN if _required(key, about) else about.get_default(call_default_factory=True))
+            value = said.get(
+                key, PLACEHOLDER if _required(key, about) else about.get_default(call_default_factory=True)
+            )
             value = value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
             lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
     return "\n".join(lines)
@@ -155,8 +157,8 @@ def _commented(said: dict[str, str]) -> str:
 
 def _table() -> str:
     lines: list[str] = []
-    for key, about in Table.model_fields.items():
-        value = TO_FILL_IN if _required(key, about) else about.get_default(call_default_factory=True)
+    for key, about in TableSpec.model_fields.items():
+        value = PLACEHOLDER if _required(key, about) else about.get_default(call_default_factory=True)
         lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip()]
     return "\n".join(lines)
 

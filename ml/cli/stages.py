@@ -12,7 +12,7 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
 from ml.data.sources import load_source
-from ml.data.training_sets import assemble as assemble_set
+from ml.data.training_sets import assemble_dataset as assemble_set
 from ml.data.training_sets import load_training_set
 from ml.training.presets import load_preset, preset_names
 
@@ -44,7 +44,7 @@ class _ShardType(click.ParamType["Shard"]):
 @source_argument
 def fetch(store: Store, settings: Settings, source: str) -> Json:
     """Bring the files of SOURCE (a name in dags/sources or a .yaml path) into the store as a raw version."""
-    from ml.data.sources import fetch as fetch_source
+    from ml.data.sources import fetch_source
 
     return fetch_source(load_source(source, settings.conf), store, settings)
 
@@ -81,7 +81,7 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
     """fetch, manifest, validate and publish SOURCE in one go."""
     from ml.data.manifest import make_manifest
     from ml.data.source_versions import publish_manifest
-    from ml.data.sources import fetch as fetch_source
+    from ml.data.sources import fetch_source
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
@@ -170,16 +170,16 @@ def features(
     shard: "Shard | None",
 ) -> Json:
     """Compute pixels and backbone features of DATASET's images, in each view of PRESET, that are not cached yet."""
-    from ml.data.splits import read_split, sides_of
+    from ml.data.splits import look_up_sides, read_split
     from ml.data.training_sets import read_dataset
-    from ml.images.augmentation import views_of_all
-    from ml.training.features import extract
+    from ml.images.augmentation import plan_shared_views
+    from ml.training.features import extract_features
 
     recipe, rows = load_preset(preset), read_dataset(dataset, store)
-    sides = sides_of(rows, read_split(split, store)) if split else None
-    seen = views_of_all([recipe.binary.views, recipe.subtype.views], rows, sides)
+    sides = look_up_sides(rows, read_split(split, store)) if split else None
+    seen = plan_shared_views([recipe.binary.views, recipe.subtype.views], rows, sides)
     plan = [(view, rows.loc[wanted, "pixel_sha256"].tolist()) for view, wanted in seen]
-    return extract(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
+    return extract_features(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
 
 
 @stage
@@ -202,15 +202,15 @@ def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ml.training.reproduction import headings, notes, table_rows
+    from ml.training.reproduction import column_headings, format_tables, table_notes
 
     console = Console(width=max(Console().width, 120))
-    for title, lines in table_rows(result):
-        grid = Table(*headings(result), title=escape(title), title_justify="left")
+    for title, lines in format_tables(result):
+        grid = Table(*column_headings(result), title=escape(title), title_justify="left")
         for line in lines:
             grid.add_row(*map(escape, line))
         console.print(grid)
-    for note in notes(result):
+    for note in table_notes(result):
         console.print(escape(note))
     console.print(escape(f"{result['output']}/table.md; MLflow run {result['run_id']}"))
 
@@ -287,9 +287,9 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 @click.option("--policy", metavar="FILE", help="Judge under another policy, to see what it would say.")
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
-    from ml.promotion.judging import judge
+    from ml.promotion.judging import judge_version
 
-    result = judge(model, version, store, settings, evidence=evidence, policy=policy)
+    result = judge_version(model, version, store, settings, evidence=evidence, policy=policy)
     if not result["passed"]:
         raise Outcome(result, result["summary"])
     return result
@@ -338,7 +338,7 @@ def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run
 
 
 def _validate(store: Store, manifest: str) -> Json:
-    from ml.data.validation import validate as validate_manifest
+    from ml.data.validation import validate_manifest
 
     result = validate_manifest(manifest, store)
     if not result["passed"]:

@@ -13,7 +13,7 @@ import click
 from ml.cli.options import deliver, json_option
 from ml.core.errors import BreakhisError, ImageError, RegistryError
 from ml.core.progress import track
-from ml.core.settings import Settings, settings
+from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
 from ml.data.sources.files import is_image
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @json_option
 def config(as_json: bool) -> None:
     """Show every setting with its value; each can be set as an environment variable BREAKHIS_<NAME>."""
-    values = settings().model_dump(mode="json")
+    values = read_settings().model_dump(mode="json")
     values["mlflow_uri"] = re.sub(r"//[^/@]*@", "//**********@", values["mlflow_uri"])
     if as_json:
         deliver(values, as_json=True, result_uri=None)
@@ -49,7 +49,7 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
     """
     from ml.operation.erasure import erase_patient
 
-    own = settings()
+    own = read_settings()
     deliver(erase_patient(patient, cohort, why, Store(own.store), own), as_json, None)
 
 
@@ -118,7 +118,7 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     from ml.core.mlflow_client import connect, fetch_artifacts
     from ml.registry.version_scoring import ModelProcess, batches
 
-    connect(settings())
+    connect(read_settings())
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:

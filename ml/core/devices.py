@@ -21,23 +21,23 @@ def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU; without a driver, told without importing it."""
     if not has_gpu_driver():
         return False
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def describe() -> str:
+def describe_devices() -> str:
     """What this machine computes on, for the record: GPUs by name, or the processor, and the number of cores."""
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     names = [str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")) for gpu in gpus]
-    return ", ".join([*(names or [processor()]), f"{len(os.sched_getaffinity(0))} cores"])
+    return ", ".join([*(names or [processor_name()]), f"{len(os.sched_getaffinity(0))} cores"])
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -52,7 +52,7 @@ def require_gpu() -> None:
     Raises:
         NoGpuError: it sees none.
     """
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
@@ -67,7 +67,7 @@ def require_gpu() -> None:
 
 
 @contextmanager
-def name_exhaustion(advice: str) -> Iterator[None]:
+def convert_memory_errors(advice: str) -> Iterator[None]:
     """Turn running out of memory, the GPU's or the machine's, into one line that ends with ``advice``.
 
     Raises:
@@ -84,7 +84,7 @@ def name_exhaustion(advice: str) -> Iterator[None]:
         raise DeviceError(f"out of the GPU's memory: {advice}") from None
 
 
-def quiet_tensorflow() -> None:
+def import_tensorflow_quietly() -> None:
     """Import TensorFlow without its start-up chatter, which it writes before any of its own settings apply.
 
     And in half the time, the process's end counted: its million of objects, which all stay to the end, are not looked

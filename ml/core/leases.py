@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @contextmanager
-def exclusively(store: Store, name: str, *, patience: float = 300.0) -> Iterator[None]:
+def hold_lease(store: Store, name: str, *, patience: float = 300.0) -> Iterator[None]:
     """Hold the lease ``name``; waits for whoever holds it.
 
     Raises:

@@ -19,12 +19,12 @@ PROJECT = Path(__file__).resolve().parents[2]
 """The checkout this package lies in: dags/ and plugins/ are beside it."""
 
 
-SECRETS = "secrets.json"
+SECRETS_FILE = "secrets.json"
 """The local stack's keys, in the home folder."""
 
 
 class Settings(BaseSettings):
-    """The settings, read from the environment. Call :func:`settings` rather than this."""
+    """The settings, read from the environment. Call :func:`read_settings` rather than this."""
 
     model_config = SettingsConfigDict(env_prefix="BREAKHIS_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
             # For pages and messages: a password in the address is for the client alone.
             object.__setattr__(self, "mlflow_ui", re.sub(r"//[^/@]*@", "//", self.mlflow_uri))
         if not self.audit_key.get_secret_value():
-            object.__setattr__(self, "audit_key", SecretStr(_kept_key(self.home / SECRETS)))
+            object.__setattr__(self, "audit_key", SecretStr(_kept_key(self.home / SECRETS_FILE)))
         return self
 
     @cached_property
@@ -149,7 +149,7 @@ def _kept_key(file: Path) -> str:
         return ""
 
 
-def settings() -> Settings:
+def read_settings() -> Settings:
     """The settings as the environment has them now.
 
     Raises:

@@ -54,7 +54,7 @@ NAME_PATTERN = _NAME.pattern
 _SLIDE = re.compile(r"([0-9]{2})-([0-9]+)([A-Z]*)")
 
 
-def classes(task: str) -> tuple[str, ...]:
+def class_names(task: str) -> tuple[str, ...]:
     """The class names of a task, in the order of the model's outputs."""
     return LABELS if task == "binary" else SUBTYPES
 
@@ -132,7 +132,7 @@ class InventoryRow(NamedTuple):
 
 
 @cache
-def inventory() -> tuple[InventoryRow, ...]:
+def read_inventory() -> tuple[InventoryRow, ...]:
     """The whole published BreakHis: 82 slide folders x 4 magnifications, 7,909 images (``ml/inventory.csv``)."""
     with files("ml.core").joinpath("inventory.csv").open(encoding="utf-8") as file:
         return tuple(
@@ -149,7 +149,7 @@ _TREES = {
 }
 
 
-def tree_of(paths: Collection[str]) -> str:
+def detect_folder_layout(paths: Collection[str]) -> str:
     """Which of the trees that BreakHis comes in most of these files lie in, or ``folders of its own``."""
     for name, pattern in _TREES.items():
         if sum(pattern.search(path) is not None for path in paths) * 2 > len(paths):
@@ -157,7 +157,7 @@ def tree_of(paths: Collection[str]) -> str:
     return "folders of its own"
 
 
-def contradiction(path: str) -> str | None:
+def find_folder_contradiction(path: str) -> str | None:
     """What the folders of a file say against its BreakHis name, or None.
 
     Folders that are called like a label, a subtype, a slide of the original tree or a magnification count, the

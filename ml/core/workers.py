@@ -29,7 +29,7 @@ _CHUNK = 8
 """Jobs handed over at once: fewer messages between the processes."""
 
 
-def in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Generator[R, None, None]:
+def map_in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Generator[R, None, None]:
     """The result of each job, in order. Only a few chunks wait to be taken, however many jobs there are.
 
     Args:
@@ -82,7 +82,7 @@ def _main_unnamed() -> Iterator[None]:
 
 
 @contextmanager
-def ahead(items: Generator[R, None, None], count: int) -> Iterator[Iterator[R]]:
+def prefetch(items: Generator[R, None, None], count: int) -> Iterator[Iterator[R]]:
     """The same items, made by a thread while something else is done: it begins at once and is ``count`` of them ahead.
 
     Args:

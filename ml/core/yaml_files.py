@@ -12,7 +12,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """What a source, training set or policy may be called: it becomes part of DAG ids and model names."""
 
 
-class Declared(BaseModel):
+class YamlModel(BaseModel):
     """Base of everything declared in YAML: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +37,7 @@ def read_yaml(path: Path, model: type[Model], *, optional: bool = False) -> Mode
     Raises:
         ConfigError: the file is missing, is no YAML, or does not fit; names the file and each offending key.
     """
-    return build(read_mapping(path, optional=optional), model, path)
+    return validate_mapping(read_mapping(path, optional=optional), model, path)
 
 
 def read_mapping(path: Path, *, optional: bool = False) -> dict[str, object]:
@@ -65,7 +65,7 @@ def read_mapping(path: Path, *, optional: bool = False) -> dict[str, object]:
     return data
 
 
-def build(data: dict[str, object], model: type[Model], path: Path) -> Model:
+def validate_mapping(data: dict[str, object], model: type[Model], path: Path) -> Model:
     """Fit a mapping into ``model``; ``path`` is for the message and for paths relative to the file.
 
     Raises:
@@ -77,7 +77,7 @@ def build(data: dict[str, object], model: type[Model], path: Path) -> Model:
         raise ConfigError(f"{path}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
 
 
-def find(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
+def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
     """The YAML file that a reference means: a bare name is looked up in ``folder``, anything ending in .yaml is a path.
 
     Raises:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from ml.core.errors import Conflict, DataError, StoreError
 from ml.core.store import Json, Store, digest
-from ml.data.training_sets import Group, Method
+from ml.data.training_sets import SplitLevel, SplitMethod
 
 FRACTIONS = (0.70, 0.15, 0.15)
 """Wanted share of the images on each side."""
@@ -36,8 +36,8 @@ class Ledger:
     """
 
     name: str
-    method: Method = "allocator"
-    group: Group = "case"
+    method: SplitMethod = "allocator"
+    group: SplitLevel = "case"
     entries: tuple[Json, ...] = ()
 
     @cached_property
@@ -182,7 +182,7 @@ def _on_two_sides(ledger: Ledger) -> str | None:
 
 
 def read_ledger(
-    name: str, store: Store, method: Method | None = None, group: Group | None = None
+    name: str, store: Store, method: SplitMethod | None = None, group: SplitLevel | None = None
 ) -> tuple[Ledger, str | None]:
     """A ledger, verified, and its version tag for compare-and-set; an empty one where there is none yet.
 
@@ -219,8 +219,8 @@ def change_ledger(
     name: str,
     store: Store,
     change: Callable[[Ledger], Ledger],
-    method: Method | None = None,
-    group: Group | None = None,
+    method: SplitMethod | None = None,
+    group: SplitLevel | None = None,
 ) -> Ledger:
     """Change a ledger in the store: read it, and write what ``change`` makes of it unless another run came between."""
     for attempt in range(_ATTEMPTS):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ml.core.errors import SourceError, StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store, digest
-from ml.core.taxonomy import tree_of
+from ml.core.taxonomy import detect_folder_layout
 from ml.data.image_facts import Describe, SourceFile, Unusable, by_file_name, by_table
 from ml.data.quarantine import classify, quarantine_row
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import Row
-from ml.images.file_facts import look
+from ml.images.file_facts import inspect_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ QUARANTINE_TYPES = {
 """Columns of quarantine.parquet; what the file name does not tell is null."""
 
 
-TIES = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
+TIE_COLUMNS = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
 """Columns of ties.parquet, of a manifest and of a dataset: copies of images that were left out, and whose image was
 kept in their place."""
 
@@ -87,7 +87,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "validation": spec.validation.model_dump(exclude_defaults=True),
     }
     assert spec.cohort
-    erased = erased_patients(spec.cohort, store)
+    erased = read_erased_patients(spec.cohort, store)
     inputs = {"raw": raw, **declared, "erased": sorted(erased), "version": VERSION}
     known = store.memo("manifest", inputs)
     if known and store.exists(known["manifest"]) and not erased:
@@ -96,7 +96,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     files = _without_erased(files, describe, erased, store)
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
-    pictures, decoded = look({f.sha256 for f in files if f.sha256}, store, workers)
+    pictures, decoded = inspect_files({f.sha256 for f in files if f.sha256}, store, workers)
     rows, quarantine, ties, duplicates = classify(files, pictures, spec, describe)
     quarantine += [
         quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost
@@ -112,7 +112,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "images": len(rows),
         "duplicates": duplicates,
         "quarantined": _reasons(quarantine),
-        "tree": "as its table says" if spec.table else tree_of([file.path for file in files]),
+        "tree": "as its table says" if spec.table else detect_folder_layout([file.path for file in files]),
     }
     say(f"{spec.name}: {len(rows):,} images in {result['tree']}, {len(quarantine):,} files in quarantine")
     result = {"manifest": _store_manifest(spec, declared, result, rows, quarantine, ties, store), **result}
@@ -160,7 +160,7 @@ def _store_manifest(
     def fill(folder: Path) -> None:
         manifest_frame.to_parquet(folder / "manifest.parquet", index=False)
         quarantine_frame.to_parquet(folder / "quarantine.parquet", index=False)
-        pd.DataFrame(ties, columns=list(TIES), dtype="str").to_parquet(folder / "ties.parquet", index=False)
+        pd.DataFrame(ties, columns=list(TIE_COLUMNS), dtype="str").to_parquet(folder / "ties.parquet", index=False)
 
     meta = {
         **result,
@@ -173,14 +173,14 @@ def _store_manifest(
     return store.create("manifest", [VERSION, spec.name, declared, rows, quarantine, ties], meta, fill)
 
 
-def list_of_erased(cohort: str) -> str:
+def erased_patients_key(cohort: str) -> str:
     """The key of the list of a cohort's patients of whom nothing may be used again."""
     return f"refs/erased/{cohort}.json"
 
 
-def erased_patients(cohort: str, store: Store) -> frozenset[str]:
+def read_erased_patients(cohort: str, store: Store) -> frozenset[str]:
     """The patients of a cohort of whom nothing may be used again."""
-    known, _ = store.read(list_of_erased(cohort))
+    known, _ = store.read(erased_patients_key(cohort))
     return frozenset(known or ())
 
 
@@ -222,7 +222,7 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
     its patient and the kept one have the same picture, and may be one person.
 
     Returns:
-        columns :data:`TIES`; no rows for what was made before ties were told.
+        columns :data:`TIE_COLUMNS`; no rows for what was made before ties were told.
 
     Raises:
         StoreError: no such object.
@@ -230,7 +230,7 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
     import pandas as pd
 
     if not store.meta(oid).get("ties"):
-        return pd.DataFrame(columns=list(TIES), dtype="str")
+        return pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
     return pd.read_parquet(store.file(oid, "ties.parquet"))
 
 

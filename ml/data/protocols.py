@@ -14,9 +14,9 @@ from ml.core.store import Store
 from ml.core.taxonomy import Task
 from ml.data.ledger import Ledger
 from ml.data.manifest import read_ties
-from ml.data.split_methods import hold_out
-from ml.data.splits import Split, extend, read_split, sides_of, split_dataset
-from ml.data.training_sets import Method, read_dataset
+from ml.data.split_methods import choose_validation_groups
+from ml.data.splits import Split, extend_ledger, look_up_sides, read_split, split_dataset
+from ml.data.training_sets import SplitMethod, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 SPANHOL_FOLDS = 5
 
 
-class Trial(NamedTuple):
+class ProtocolSplit(NamedTuple):
     """One split to train and score on."""
 
     name: str
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
     split: Split
 
 
-def trials(protocol: ProtocolName, task: Task, dataset: str, store: Store) -> list[Trial]:
+def make_protocol_splits(protocol: ProtocolName, task: Task, dataset: str, store: Store) -> list[ProtocolSplit]:
     """The splits of a protocol.
 
     - ``notebooks``: binary: slides by chance within benign and malignant; subtype: two stages of StratifiedGroupKFold.
@@ -49,16 +49,18 @@ def trials(protocol: ProtocolName, task: Task, dataset: str, store: Store) -> li
         StoreError: the ledger was edited.
     """
     if protocol == "ledger":
-        return [Trial(protocol, read_split(split_dataset(dataset, store)["split"], store))]
+        return [ProtocolSplit(protocol, read_split(split_dataset(dataset, store)["split"], store))]
     rows = read_dataset(dataset, store)
     if protocol == "spanhol":
-        return [Trial(f"spanhol fold {number}", _spanhol(rows, number)) for number in range(1, SPANHOL_FOLDS + 1)]
-    method: Method = "stratified" if task == "binary" else "sgkf"
+        return [
+            ProtocolSplit(f"spanhol fold {number}", _spanhol(rows, number)) for number in range(1, SPANHOL_FOLDS + 1)
+        ]
+    method: SplitMethod = "stratified" if task == "binary" else "sgkf"
     seed = int(store.meta(dataset)["seed"])
-    dealt, quarantine = extend(
+    dealt, quarantine = extend_ledger(
         Ledger("notebooks", method, "slide"), rows, read_ties(dataset, store), dataset=dataset, seed=seed
     )
-    return [Trial(protocol, Split("slide", dealt.sides, frozenset(quarantine["pixel_sha256"])))]
+    return [ProtocolSplit(protocol, Split("slide", dealt.sides, frozenset(quarantine["pixel_sha256"])))]
 
 
 @cache
@@ -83,7 +85,7 @@ def _spanhol(rows: "pd.DataFrame", number: int) -> Split:
         sides[str(slide)] = "test" if number in known[0] else "train"  # type: ignore[operator]
     learnt = rows[rows["slide"].map(sides) == "train"]
     seed = number
-    held_out = hold_out(learnt["slide"].tolist(), learnt["subtype"].tolist(), seed=seed)
+    held_out = choose_validation_groups(learnt["slide"].tolist(), learnt["subtype"].tolist(), seed=seed)
     split = Split("slide", {**sides, **dict.fromkeys(held_out, "validation")})
-    sides_of(rows, split)  # says so where pictures would lie on two sides
+    look_up_sides(rows, split)  # says so where pictures would lie on two sides
     return split

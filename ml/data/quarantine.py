@@ -4,20 +4,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ml.core.taxonomy import contradiction, label_of
+from ml.core.taxonomy import find_folder_contradiction, label_of
 from ml.data.image_facts import Describe, Facts, SourceFile, Unusable, by_file_name
 from ml.data.sources import SourceSpec
-from ml.images.file_facts import Picture
+from ml.images.file_facts import PictureFacts
 
 
 class _Named(NamedTuple):
     file: SourceFile
     name: Facts
-    picture: Picture
+    picture: PictureFacts
 
 
 def classify(
-    files: list[SourceFile], pictures: dict[str, Picture], spec: SourceSpec, describe: Describe = by_file_name
+    files: list[SourceFile], pictures: dict[str, PictureFacts], spec: SourceSpec, describe: Describe = by_file_name
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], int]:
     """Turn decoded files into manifest rows and quarantine rows.
 
@@ -29,7 +29,7 @@ def classify(
 
     Returns:
         manifest rows, quarantine rows, what the copies that were left out tie together (see
-        :data:`ml.data.manifest.TIES`), and how many files were one more copy of an image that is in the manifest.
+        :data:`ml.data.manifest.TIE_COLUMNS`), and how many files were one more copy of an image in the manifest.
     """
     quarantine: list[dict[str, Any]] = []
     by_name: dict[str, list[_Named]] = defaultdict(list)
@@ -73,7 +73,7 @@ def _tie(copy: _Named, kept: _Named, spec: SourceSpec) -> dict[str, str] | None:
 
 def _usable(
     files: list[SourceFile],
-    pictures: dict[str, Picture],
+    pictures: dict[str, PictureFacts],
     spec: SourceSpec,
     describe: Describe,
     quarantine: list[dict[str, Any]],
@@ -89,7 +89,7 @@ def _usable(
             quarantine.append(quarantine_row(file, name, spec.name, "erased", "the patient was erased on request"))
             continue
         picture = pictures[file.sha256]
-        if not spec.table and (against := contradiction(file.path)):
+        if not spec.table and (against := find_folder_contradiction(file.path)):
             quarantine.append(quarantine_row(file, name, spec.name, "folder", against))
         elif name.label != label_of(name.subtype):
             detail = f"the name says {name.label}, but {name.subtype} is {label_of(name.subtype)}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ml.core.errors import Refused
 from ml.core.store import Json, Store
 from ml.data.manifest import read_manifest
-from ml.data.validation import validate
+from ml.data.validation import validate_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def publish_manifest(manifest: str, store: Store) -> Json:
     """
     meta = store.meta(manifest)
     source = str(meta["source"])
-    validation = validate(manifest, store)  # remembered: nothing is computed twice
+    validation = validate_manifest(manifest, store)  # remembered: nothing is computed twice
     if not validation["passed"]:
         raise Refused(f"{manifest} of source {source!r} has not passed validation, so it is not published")
     ref = f"refs/sources/{source}.json"

@@ -23,12 +23,14 @@ _NO_TRAIN, _NO_TEST, _NO_VALIDATION = 1e6, 1e5, 1e1
 measured; without validation it only takes no part in choosing the threshold."""
 
 
-def fold(groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()) -> dict[str, str]:
+def split_by_group_folds(
+    groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()
+) -> dict[str, str]:
     """Give every group a side by two stages of scikit-learn's StratifiedGroupKFold: the baseline's protocol.
 
     The first fold of 7 is the test side, the first of 6 of the rest validation; with few groups or images there are
     fewer folds. It keeps shares of classes alike where it can, but promises no class a case in test. It knows no frozen
-    sides: what is added to a ledger later is put around them by :func:`allocate`.
+    sides: what is added to a ledger later is put around them by :func:`split_by_search`.
 
     Args:
         groups: the group of each image.
@@ -48,12 +50,12 @@ def fold(groups: list[str], subtypes: list[str], *, seed: int, together: Collect
     return {group: names.get(str(unit), "train") for group, unit in zip(groups, units, strict=True)}
 
 
-def stratify(
+def split_by_label(
     groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()
 ) -> dict[str, str]:
     """Give every group a side by chance within benign and malignant: the baseline's protocol of the binary model.
 
-    It promises no subtype anything. What is added to a ledger later is put around its sides by :func:`allocate`.
+    It promises no subtype anything. What is added to a ledger later is put around its sides by :func:`split_by_search`.
 
     Args:
         groups: the group of each image.
@@ -92,7 +94,7 @@ def stratify(
     return {group: names.get(leaders.get(group, group), "train") for group in groups}
 
 
-def hold_out(groups: list[str], subtypes: list[str], *, seed: int) -> set[str]:
+def choose_validation_groups(groups: list[str], subtypes: list[str], *, seed: int) -> set[str]:
     """One group in six for validation, by StratifiedGroupKFold, where train and test are given.
 
     Raises:
@@ -121,7 +123,7 @@ def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, see
     )
 
 
-def allocate(
+def split_by_search(
     counts: Mapping[str, list[int]],
     frozen: Mapping[str, str],
     *,

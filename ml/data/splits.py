@@ -16,18 +16,18 @@ from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
 from ml.data.ledger import HASH_DIGITS, Ledger, change_ledger
 from ml.data.manifest import read_ties
-from ml.data.split_methods import allocate, fold, stratify
-from ml.data.training_sets import Group, read_dataset
+from ml.data.split_methods import split_by_group_folds, split_by_label, split_by_search
+from ml.data.training_sets import SplitLevel, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-COLUMNS: dict[Group, str] = {"case": "patient", "slide": "slide"}
+GROUP_COLUMNS: dict[SplitLevel, str] = {"case": "patient", "slide": "slide"}
 """Which column of a dataset tells an image's group."""
 
 QUARANTINED = "quarantined"
-"""What :func:`sides_of` says of a row that is on no side."""
+"""What :func:`look_up_sides` says of a row that is on no side."""
 
 QUARANTINE_COLUMNS = ["pixel_sha256", "path", "source", "patient", "slide", "subtype", "reason", "detail"]
 """Columns of a split's quarantine.parquet, a row an image. ``reason`` is one of: ``opposite_sides``, the image's group
@@ -55,19 +55,19 @@ def split_dataset(dataset: str, store: Store) -> Json:
     ledger = change_ledger(
         meta["ledger"],
         store,
-        lambda ledger: extend(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))[0],
+        lambda ledger: extend_ledger(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))[0],
         asked["method"],
         asked["group"],
     )
     # Told again from the ledger as it is now: it comes out alike, whoever wrote the groups into it.
-    _, quarantine = extend(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))
+    _, quarantine = extend_ledger(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))
     return _record(dataset, rows, ties, ledger, quarantine, store)
 
 
 class Split(NamedTuple):
     """A split as it was made."""
 
-    group: Group
+    group: SplitLevel
     sides: dict[str, str]
     """Group -> side."""
     quarantined: frozenset[str] = frozenset()
@@ -89,14 +89,14 @@ def read_split(split: str, store: Store) -> Split:
     return Split(meta.get("group", "case"), dict(meta["sides"]), quarantined)
 
 
-def sides_of(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
+def look_up_sides(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
     """The side of each row of a dataset, or :data:`QUARANTINED`.
 
     Raises:
         DataError: a group is missing in the split, or the same pixels lie on two sides.
     """
     out = rows["pixel_sha256"].isin(split.quarantined)
-    groups = rows[COLUMNS[split.group]]
+    groups = rows[GROUP_COLUMNS[split.group]]
     missing = sorted(set(groups[~out]) - split.sides.keys())
     if missing:
         raise DataError(f"the split was made for another dataset: it does not know {split.group} {missing[0]}")
@@ -107,7 +107,7 @@ def sides_of(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
     return np.asarray(sides, dtype=np.str_)
 
 
-def extend(
+def extend_ledger(
     ledger: Ledger, rows: "pd.DataFrame", ties: "pd.DataFrame", *, dataset: str, seed: int
 ) -> tuple[Ledger, "pd.DataFrame"]:
     """A ledger with a dataset's new groups and pictures, the same ledger if there are none; and what is quarantined.
@@ -128,7 +128,7 @@ def extend(
     for group in component.keys() & ledger.sides.keys():
         frozen_in.setdefault(component[group], set()).add(group)
     quarantine, used = _quarantine(rows, ledger, found, component, frozen_in)
-    groups, subtypes = used[COLUMNS[ledger.group]].tolist(), used["subtype"].tolist()
+    groups, subtypes = used[GROUP_COLUMNS[ledger.group]].tolist(), used["subtype"].tolist()
     if len(set(groups)) < len(SIDES):
         left_out = f" ({len(quarantine)} images are quarantined)" if len(quarantine) else ""
         raise DataError(
@@ -145,13 +145,13 @@ def extend(
     if not free:
         sides = fixed
     elif ledger.method != "allocator" and not ledger.sides:
-        deal = fold if ledger.method == "sgkf" else stratify
+        deal = split_by_group_folds if ledger.method == "sgkf" else split_by_label
         sides = deal(groups, subtypes, seed=seed, together=free.values())
     else:
         counts = {group: [0] * len(SUBTYPES) for group in groups}
         for group, subtype in zip(groups, subtypes, strict=True):
             counts[group][SUBTYPES.index(subtype)] += 1
-        sides = allocate(counts, fixed, seed=seed, together=free.values())
+        sides = split_by_search(counts, fixed, seed=seed, together=free.values())
     added = {group: sides[group] for group in new}
 
     pictures = _to_remember(found, {**ledger.sides, **added}, ledger)
@@ -171,7 +171,7 @@ def _to_remember(found: Mapping[str, set[str]], sides: Mapping[str, str], ledger
 
 def _groups_by_picture(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> dict[str, set[str]]:
     """The first 16 hex of each picture's hash -> the groups in which it is found, now or before."""
-    column = COLUMNS[ledger.group]
+    column = GROUP_COLUMNS[ledger.group]
     found: dict[str, set[str]] = {}
     for frame, name in ((rows, column), (ties, column), (ties, f"kept_{column}")):
         for picture, group in zip(frame["pixel_sha256"].tolist(), frame[name].tolist(), strict=True):
@@ -215,7 +215,7 @@ def _quarantine(
 
     opposite = {number: torn(groups) for number, groups in frozen_in.items()}
     why: dict[int, tuple[str, str]] = {}
-    pairs = zip(rows["pixel_sha256"].tolist(), rows[COLUMNS[ledger.group]].tolist(), strict=True)
+    pairs = zip(rows["pixel_sha256"].tolist(), rows[GROUP_COLUMNS[ledger.group]].tolist(), strict=True)
     for position, (pixels, group) in enumerate(pairs):
         picture = pixels[:HASH_DIGITS]
         if group in ledger.erased:
@@ -240,10 +240,10 @@ def _record(
     quarantine: "pd.DataFrame",
     store: Store,
 ) -> Json:
-    usable = set(rows.loc[~rows["pixel_sha256"].isin(quarantine["pixel_sha256"]), COLUMNS[ledger.group]])
+    usable = set(rows.loc[~rows["pixel_sha256"].isin(quarantine["pixel_sha256"]), GROUP_COLUMNS[ledger.group]])
     mine = {group: side for group, side in ledger.sides.items() if group in usable}
     split = Split(ledger.group, mine, frozenset(quarantine["pixel_sha256"]))
-    per_row = sides_of(rows, split)
+    per_row = look_up_sides(rows, split)
     report: Json = {side: _tell(rows[per_row == side]) for side in SIDES}
     absent = [s for s in SUBTYPES if (rows["subtype"] == s).any() and not report["test"]["images_by_subtype"][s]]
     result: Json = {
@@ -296,7 +296,7 @@ def _why(
     dataset: str,
 ) -> str:
     """Why a class that the dataset has is not in test. The same each time that the dataset is split."""
-    groups = rows[COLUMNS[ledger.group]]
+    groups = rows[GROUP_COLUMNS[ledger.group]]
     mine = (rows["subtype"] == subtype).to_numpy()
     every, used = set(groups[mine]), set(groups[mine & (on != QUARANTINED)])
     word = ledger.group

@@ -1,6 +1,7 @@
 """Training sets: which sources are trained on together, under which split ledger, preset and promotion policy.
 
-``dags/training_sets/NAME.yaml`` declares one; :func:`assemble` makes a dataset of its sources' published versions.
+``dags/training_sets/NAME.yaml`` declares one; :func:`assemble_dataset` makes a dataset of its sources' published
+versions.
 """
 
 from pathlib import Path
@@ -12,34 +13,34 @@ from ml.core.errors import ConfigError, DataError
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
-from ml.core.yaml_files import NAME_PATTERN, Declared, Schedule, find, read_yaml
+from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_yaml
 from ml.data.sources import load_source
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PresetName = Literal["paper", "default", "demo"]
-Method = Literal["allocator", "sgkf", "stratified"]
-Group = Literal["case", "slide"]
+SplitMethod = Literal["allocator", "sgkf", "stratified"]
+SplitLevel = Literal["case", "slide"]
 
 
-class SplitSpec(Declared):
+class SplitSpec(YamlModel):
     """How a new ledger is split. A ledger keeps the method and the group it was begun with."""
 
-    method: Method = Field(
+    method: SplitMethod = Field(
         "allocator",
         description="allocator: a search that keeps every class in train and in test wherever that can be; sgkf: two "
         "stages of scikit-learn's StratifiedGroupKFold, the baseline's protocol of the subtype model, which may leave "
         "classes out; stratified: by chance within benign and malignant, the baseline's protocol of the binary model.",
     )
-    group: Group = Field(
+    group: SplitLevel = Field(
         "case",
         description="What lies on one side as a whole: the case (patient), or the slide, to compare with published "
         "work; slides of one patient may then lie on two sides, and the model cannot be promoted.",
     )
 
 
-class TrainingSet(Declared):
+class TrainingSet(YamlModel):
     """One training-set YAML."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Becomes retrain_<name>, <name>-binary and <name>-subtype.")
@@ -71,7 +72,7 @@ def load_training_set(reference: str, conf: Path) -> TrainingSet:
     Raises:
         ConfigError: missing or invalid; names the file and the key.
     """
-    file = find(conf / "training_sets", reference)
+    file = find_yaml(conf / "training_sets", reference)
     training_set = read_yaml(file, TrainingSet)
     if training_set.name != file.stem:
         raise ConfigError(f"{file}: 'name' is {training_set.name!r}; call it {file.stem!r} or rename the file")
@@ -84,7 +85,7 @@ def training_set_files(settings: Settings) -> list[Path]:
     return [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]
 
 
-def training_set_of(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
+def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
     """The training set and the task that a registered model's name stands for.
 
     Raises:
@@ -104,7 +105,7 @@ def training_set_of(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
     raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}")
 
 
-def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
+def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
     """Make a dataset of the published versions of the set's sources (the ``assemble`` stage).
 
     The same pixels published by two sources are one image (the first source's). Within a cohort so is the same BreakHis
@@ -120,7 +121,7 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
     """
     import pandas as pd
 
-    from ml.data.manifest import TIES, read_ties  # with Pillow, which DAG files need not wait for
+    from ml.data.manifest import TIE_COLUMNS, read_ties  # with Pillow, which DAG files need not wait for
 
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
@@ -145,7 +146,7 @@ def assemble(training_set: TrainingSet, store: Store, settings: Settings) -> Jso
     published = pd.concat(frames, ignore_index=True)
     _refuse_contradictions(published, training_set.file)
     rows, ties = _one_image_each(published)
-    ties = pd.concat([ties, *known]).sort_values(list(TIES), ignore_index=True)
+    ties = pd.concat([ties, *known]).sort_values(list(TIE_COLUMNS), ignore_index=True)
     payload = {
         "set": training_set.name,
         "sources": versions,
@@ -200,10 +201,10 @@ def _refuse_contradictions(rows: "pd.DataFrame", file: Path) -> None:
 
 
 def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIES`)."""
+    """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIE_COLUMNS`)."""
     import pandas as pd
 
-    from ml.data.manifest import TIES
+    from ml.data.manifest import TIE_COLUMNS
 
     rows = published.assign(order=range(len(published)), area=published["width"] * published["height"])
     larger_first = rows.sort_values(["area", "order"], ascending=[False, True])
@@ -212,7 +213,7 @@ def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.Data
     renamed = renamed[renamed["source"] != renamed["kept_source"]]
     gone = pd.concat([renamed, _copies(rows.drop(renamed.index), ["pixel_sha256"])])
     tells = pd.concat([gone[key] != gone[f"kept_{key}"] for key in ("pixel_sha256", "patient", "slide")], axis=1)
-    ties = gone.loc[tells.any(axis=1), list(TIES)].sort_values(list(TIES), ignore_index=True)
+    ties = gone.loc[tells.any(axis=1), list(TIE_COLUMNS)].sort_values(list(TIE_COLUMNS), ignore_index=True)
     return published.drop(gone.index).sort_values("pixel_sha256", ignore_index=True), ties
 
 
@@ -250,7 +251,7 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
     return pd.read_parquet(store.file(dataset, "dataset.parquet"))
 
 
-def dataset_changes(before: str, after: str, store: Store) -> dict[str, Json]:
+def compare_datasets(before: str, after: str, store: Store) -> dict[str, Json]:
     """What changed from one dataset to another, by source; a source in which nothing did has zeros.
 
     An image is the same where its pixels are. ``relabelled`` is what is in both, under another subtype or case.

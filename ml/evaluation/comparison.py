@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ml.core.store import Json
-from ml.core.taxonomy import LABELS, Task, classes, label_of
-from ml.evaluation.comparison_simulation import Memos, critical
-from ml.evaluation.decision_rule import Rule
+from ml.core.taxonomy import LABELS, Task, class_names, label_of
+from ml.evaluation.comparison_simulation import Memos, find_critical_value
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.intervals import bootstrap_weights
 from ml.evaluation.metric_names import GATED_METRICS
 from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
-from ml.evaluation.scores import Probabilities, Scores, Truth
+from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DRAWS = 2000  # of patients, for the standard error of a real comparison
 
 
-class Predictions(NamedTuple):
+class PairedPredictions(NamedTuple):
     """What two models said of the same images of one side.
 
     ``rows`` has the column patient; ``candidate`` and ``champion`` are probabilities, (n,) of malignant or (n, 8), and
@@ -41,14 +41,16 @@ class Predictions(NamedTuple):
 
     task: Task
     rows: "pd.DataFrame"
-    truth: Truth
+    truth: ClassNumbers
     candidate: Probabilities
     champion: Probabilities
-    called_by_candidate: Truth
-    called_by_champion: Truth
+    called_by_candidate: ClassNumbers
+    called_by_champion: ClassNumbers
 
 
-def compare(where: str, both: Predictions, memos: Memos, *, margin: float, least_power: float) -> list[Json]:
+def compare_models(
+    where: str, both: PairedPredictions, memos: Memos, *, margin: float, least_power: float
+) -> list[Json]:
     """Compare on one side, in AUC and in macro-F1.
 
     Args:
@@ -62,10 +64,12 @@ def compare(where: str, both: Predictions, memos: Memos, *, margin: float, least
         For each ``{metric, where, images, cases, candidate, champion, difference, error, critical, low, size, power,
         estimable, reason}``; figures that could not be had are None.
     """
-    rule_of_units = Rule(threshold=0.5) if both.task == "binary" else Rule()  # any: of units only cases are needed
-    scores = Scores(both.task, both.rows, both.truth, both.candidate, rule_of_units)
+    rule_of_units = (
+        DecisionRule(threshold=0.5) if both.task == "binary" else DecisionRule()
+    )  # any: of units only cases are needed
+    scores = LabelledPredictions(both.task, both.rows, both.truth, both.candidate, rule_of_units)
     units = scores.patients
-    n = len(classes(both.task))
+    n = len(class_names(both.task))
     counts = tuple(int((units.truth == k).sum()) for k in range(n))
     ones, draws = np.ones((1, len(units.truth))), None
     told = []
@@ -95,7 +99,7 @@ def compare(where: str, both: Predictions, memos: Memos, *, margin: float, least
             )
         spread = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
         new, old = new[0], old[0]
-        found = critical(both.task, metric, counts, float(old), margin, memos)
+        found = find_critical_value(both.task, metric, counts, float(old), margin, memos)
         # With few cases no critical value may hold; a difference of two shares is never below -1, whatever was drawn.
         low, power = max(float(new - old - found.value * spread), -1.0), found.power(spread)
         one |= {
@@ -119,7 +123,7 @@ def compare(where: str, both: Predictions, memos: Memos, *, margin: float, least
 
 def _too_few(task: Task, counts: Sequence[int]) -> str:
     """Why these numbers of cases allow no comparison, or nothing."""
-    names = classes(task)
+    names = class_names(task)
     sides = dict(zip(names, counts, strict=True))
     if task == "subtype":
         sides = {label: sum(n for s, n in zip(names, counts, strict=True) if label_of(s) == label) for label in LABELS}

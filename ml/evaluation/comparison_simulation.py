@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ml.core.store import Json
 from ml.core.taxonomy import LABELS, SUBTYPES, Task, label_of
 from ml.evaluation.paired_metrics import Numbers, area_of, confusions, f1_of
-from ml.evaluation.scores import Truth
+from ml.evaluation.scores import ClassNumbers
 
 Singles = NDArray[np.float32]
 
-SIZE = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """How often a version that is worse by the margin may pass."""
 
 LEAST = 1.6448536269514722
@@ -55,7 +55,7 @@ class Memos(Protocol):
 
 
 @dataclass(frozen=True)
-class Critical:
+class CriticalValue:
     """What simulation says of a comparison at given numbers of cases.
 
     Attributes:
@@ -76,7 +76,9 @@ class Critical:
         return float(np.interp(error, np.array(self.errors)[ordered], np.array(self.powers)[ordered]))
 
 
-def critical(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float, memos: Memos) -> Critical:
+def find_critical_value(
+    task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float, memos: Memos
+) -> CriticalValue:
     """The critical value of a comparison, its size and its power; simulated once and kept.
 
     Args:
@@ -87,18 +89,18 @@ def critical(task: Task, metric: str, counts: tuple[int, ...], level: float, mar
         margin: of the comparison.
         memos: where it is kept. What cannot have come of the simulation is simulated anew.
     """
-    least = World(task, metric, counts, 0.5, 0.5).chance + margin
+    least = SimulationScenario(task, metric, counts, 0.5, 0.5).chance + margin
     near = min((one for one in _LEVELS if one >= least), key=lambda one: abs(one - level), default=_LEVELS[-1])
     inputs = [_VERSION, task, metric, list(counts), near, margin, _SIMULATED, _DRAWS_SIMULATED, _IMAGES]
     known = memos.memo("critical", inputs)
     if not known or not _is_possible(known):
-        made = simulate(task, metric, counts, near, margin)
+        made = simulate_critical_value(task, metric, counts, near, margin)
         memos.set_memo("critical", inputs, made)
         known = memos.memo("critical", inputs) or made
-    return Critical(known["value"], known["size"], tuple(known["errors"]), tuple(known["powers"]))
+    return CriticalValue(known["value"], known["size"], tuple(known["errors"]), tuple(known["powers"]))
 
 
-def is_alike(one: Json, other: Json) -> bool:
+def have_equal_results(one: Json, other: Json) -> bool:
     """Whether two simulations of the same came to the same, but for what differs between machines."""
     if not (_is_possible(one) and _is_possible(other)):
         return False
@@ -116,35 +118,35 @@ def _is_possible(known: Json) -> bool:
     return all(isinstance(one, int | float) for one in numbers) and numbers[0] >= LEAST
 
 
-def simulate(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float) -> Json:
+def simulate_critical_value(task: Task, metric: str, counts: tuple[int, ...], level: float, margin: float) -> Json:
     """Find the critical value in all worlds, and its size and power on fresh draws: ``{value, size, errors, powers}``.
 
     A world is a share of the variance that lies between cases, and a correlation between the two models.
     """
-    worlds = [World(task, metric, counts, share, like) for share in _CASE_SHARES for like in _CORRELATIONS]
+    worlds = [SimulationScenario(task, metric, counts, share, like) for share in _CASE_SHARES for like in _CORRELATIONS]
     worse, same = (worlds[0].signals(level, level - loss) for loss in (margin, 0.0))
     needed, errors, powers = [], [], []
     for seed, world in enumerate(worlds):
         difference, error = world.draw(*worse, _SIMULATED, seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # of a data set in which both say the same
-            needed.append(float(np.quantile(np.nan_to_num((difference + margin) / error), 1 - SIZE)))
+            needed.append(float(np.quantile(np.nan_to_num((difference + margin) / error), 1 - SIGNIFICANCE_LEVEL)))
     value = max(LEAST, *needed)
     worst = int(np.argmax(needed))
-    sizes = passes(*worlds[worst].draw(*worse, _SIMULATED, 100 + worst), value, margin)
+    sizes = is_non_inferior(*worlds[worst].draw(*worse, _SIMULATED, 100 + worst), value, margin)
     for seed, world in enumerate(worlds):
         difference, error = world.draw(*same, _SIMULATED, 200 + seed)
-        powers.append(float(passes(difference, error, value, margin).mean()))
+        powers.append(float(is_non_inferior(difference, error, value, margin).mean()))
         errors.append(float(np.median(error)))  # of these draws: of a version that is worse it is larger
     return {"value": value, "size": float(sizes.mean()), "errors": errors, "powers": powers}
 
 
-def passes(difference: Numbers, error: Numbers, value: float, margin: float) -> NDArray[np.bool_]:
+def is_non_inferior(difference: Numbers, error: Numbers, value: float, margin: float) -> NDArray[np.bool_]:
     """The decision: whether the lower end of the difference is above the margin."""
     return difference - value * error > -margin
 
 
 @dataclass(frozen=True)
-class World:
+class SimulationScenario:
     """A way in which scores come about: ``signal * class + case + image``, the last two normal.
 
     Attributes:
@@ -162,7 +164,7 @@ class World:
     correlation: float
 
     @cached_property
-    def truth(self) -> Truth:
+    def truth(self) -> ClassNumbers:
         """(cases,) class numbers."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
@@ -230,7 +232,7 @@ class World:
             won.append(above.sum(axis=(2, 4), dtype=float))
         return area_of(won, truth, np.full(len(truth), float(_IMAGES)), weights)
 
-    def _shown(self, truth: Truth) -> Numbers:
+    def _shown(self, truth: ClassNumbers) -> Numbers:
         """What of a class the scores show: (cases, columns)."""
         return truth[:, None].astype(float) if self._columns == 1 else np.eye(len(self.counts))[truth]
 
@@ -253,7 +255,7 @@ class World:
         return float(f1_of(confusions(np.zeros_like(truth), truth, called, len(self.counts)), np.ones((1, 1)))[0, 0])
 
 
-def _resampled(task: Task, truth: Truth, rng: np.random.Generator) -> Numbers:
+def _resampled(task: Task, truth: ClassNumbers, rng: np.random.Generator) -> Numbers:
     """How often each case comes in each draw of cases within benign and malignant, as in a real comparison."""
     malignant = truth if task == "binary" else np.array([LABELS.index(label_of(name)) for name in SUBTYPES])[truth]
     weights = np.zeros((_DRAWS_SIMULATED, len(truth)))

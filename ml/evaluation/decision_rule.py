@@ -15,7 +15,7 @@ _SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """How a label is taken from calibrated probabilities.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rule:
         return {"threshold": self.threshold, "offsets": list(self.offsets) if self.offsets else None}
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "Rule":
+    def from_json(cls, facts: dict[str, Any]) -> "DecisionRule":
         """What :meth:`to_json` made."""
         offsets = facts.get("offsets")
         return cls(facts.get("threshold"), tuple(offsets) if offsets else None)

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.store import Json
-from ml.core.taxonomy import Task, classes
-from ml.evaluation.decision_rule import Rule
-from ml.evaluation.intervals import bootstrap_weights, interval, with_intervals
+from ml.core.taxonomy import Task, class_names
+from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.intervals import bootstrap_weights, compute_metrics_with_intervals, confidence_interval
 from ml.evaluation.metrics import ratio
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 
 _OF_SLICES = {
     "binary": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"),
@@ -55,7 +55,7 @@ class Evaluation:
     draws: int = 0
     slices: dict[str, dict[str, Json]] = field(default_factory=dict)
     patients: list[Json] = field(default_factory=list)
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[DecisionRule, ...] = ()
 
     def to_json(self) -> Json:
         """Everything, for the run's artifacts and the evidence."""
@@ -65,7 +65,7 @@ class Evaluation:
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "interval_notes": self.notes,
             "draws": self.draws,
-            "classes": list(classes(self.task)),
+            "classes": list(class_names(self.task)),
             "confusion": self.confusion.tolist(),
             "per_class": self.report,
             "absent_classes": list(self.absent),
@@ -75,7 +75,7 @@ class Evaluation:
         }
 
 
-def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
+def evaluate(scores: LabelledPredictions, *, draws: int, seed: int = 0) -> Evaluation:
     """Score one side.
 
     Args:
@@ -83,9 +83,9 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
         draws: of the patient bootstrap; 0: no intervals.
         seed: of the draws.
     """
-    names, truth = classes(scores.task), scores.truth
-    metrics, intervals, notes = with_intervals(scores, draws, seed)
-    if scores.task == "binary" and isinstance(scores.rule, Rule) and scores.rule.threshold is not None:
+    names, truth = class_names(scores.task), scores.truth
+    metrics, intervals, notes = compute_metrics_with_intervals(scores, draws, seed)
+    if scores.task == "binary" and isinstance(scores.rule, DecisionRule) and scores.rule.threshold is not None:
         metrics["threshold"] = scores.rule.threshold
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (truth, scores.called), 1)
@@ -110,8 +110,8 @@ def evaluate(scores: Scores, *, draws: int, seed: int = 0) -> Evaluation:
     )
 
 
-def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
-    metrics, intervals, notes = with_intervals(scores, draws, seed)
+def _slice(scores: LabelledPredictions, shown: Sequence[str], draws: int, seed: int) -> Json:
+    metrics, intervals, notes = compute_metrics_with_intervals(scores, draws, seed)
     units = scores.patients
     return {
         "images": len(scores.truth),
@@ -123,10 +123,10 @@ def _slice(scores: Scores, shown: Sequence[str], draws: int, seed: int) -> Json:
     }
 
 
-def _report(scores: Scores, confusion: NDArray[np.int64], draws: int, seed: int) -> dict[str, Json]:
+def _report(scores: LabelledPredictions, confusion: NDArray[np.int64], draws: int, seed: int) -> dict[str, Json]:
     units, report = scores.patients, {}
     precision = np.nan_to_num(ratio(np.diag(confusion).astype(float), confusion.sum(axis=0)))
-    for k, name in enumerate(classes(scores.task)):
+    for k, name in enumerate(class_names(scores.task)):
         support, right = int(confusion[k].sum()), int(confusion[k, k])
         mine = units.truth == k
         cases = int(mine.sum())
@@ -147,22 +147,25 @@ def _report(scores: Scores, confusion: NDArray[np.int64], draws: int, seed: int)
     return report
 
 
-def _class_intervals(scores: Scores, k: int, cases: int, draws: int, seed: int) -> Json:
+def _class_intervals(scores: LabelledPredictions, k: int, cases: int, draws: int, seed: int) -> Json:
     of, called = (scores.truth == k).astype(float), (scores.called == k).astype(float)
     recalls, f1s = [], []
     for weights in bootstrap_weights(scores, draws, seed):
         right, support, predicted = weights @ (of * called), weights @ of, weights @ called
         recalls.append(ratio(right, support))
         f1s.append(ratio(2 * right, support + predicted))
-    found = {"recall": interval(np.concatenate(recalls), cases), "F1": interval(np.concatenate(f1s))}
+    found = {
+        "recall": confidence_interval(np.concatenate(recalls), cases),
+        "F1": confidence_interval(np.concatenate(f1s)),
+    }
     return {
         "intervals": {name.lower(): list(ends) for name, (ends, _) in found.items() if ends},
         "note": "; ".join(f"{name}: {note}" for name, (_, note) in found.items() if note),
     }
 
 
-def _worst_first(scores: Scores) -> list[Json]:
-    units, names = scores.patients, classes(scores.task)
+def _worst_first(scores: LabelledPredictions) -> list[Json]:
+    units, names = scores.patients, class_names(scores.task)
     own = units.probabilities
     own = np.stack([1 - own, own], axis=1) if scores.task == "binary" else own
     own = own[np.arange(len(own)), units.truth]

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.store import Json
-from ml.core.taxonomy import SUBTYPES, classes
+from ml.core.taxonomy import SUBTYPES, class_names
 from ml.evaluation.evaluation import Evaluation
-from ml.evaluation.intervals import bootstrap_weights, can_vary
-from ml.evaluation.scores import Scores
+from ml.evaluation.intervals import bootstrap_weights, has_resampling_variance
+from ml.evaluation.scores import LabelledPredictions
 from ml.images.decoding import Pixels
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ _BAND_DRAWS = 200
 _GRID = np.linspace(0, 1, 101)
 
 
-def plot_curves(scores: Scores, evaluation: Evaluation, path: Path, kind: str) -> None:
+def plot_curves(scores: LabelledPredictions, evaluation: Evaluation, path: Path, kind: str) -> None:
     """ROC (``kind="roc"``) or precision-recall curves with 95% bands of the patient bootstrap.
 
     Malignant against benign, or a panel for each subtype against the rest; with one case it has no band.
     """
     names = ["malignant"] if scores.task == "binary" else list(SUBTYPES)
     figure, panels = _panels(len(names), 5.6 if len(names) == 1 else 2.6)
-    weights = next(bootstrap_weights(scores, _BAND_DRAWS, 0)) if can_vary(scores) else None
+    weights = next(bootstrap_weights(scores, _BAND_DRAWS, 0)) if has_resampling_variance(scores) else None
     for k, (name, axes) in enumerate(zip(names, panels, strict=True)):
         positive = scores.truth == (1 if scores.task == "binary" else k)
         score = scores.probabilities if scores.task == "binary" else scores.probabilities[:, k]
@@ -113,7 +113,7 @@ def _lines(
     return np.pad(x, ((0, 0), (1, 0))), np.pad(y, ((0, 0), (1, 0)), constant_values=begin)
 
 
-def plot_reliability(scores: Scores, evaluation: Evaluation, path: Path) -> None:
+def plot_reliability(scores: LabelledPredictions, evaluation: Evaluation, path: Path) -> None:
     """How often what was predicted with a probability came true, and how often each probability was given."""
     from matplotlib.figure import Figure
 
@@ -138,11 +138,11 @@ def plot_reliability(scores: Scores, evaluation: Evaluation, path: Path) -> None
     _save(figure, path)
 
 
-def plot_confusion(scores: Scores, evaluation: Evaluation, path: Path) -> None:
+def plot_confusion(scores: LabelledPredictions, evaluation: Evaluation, path: Path) -> None:
     """The confusion matrices of images and of patients: counts, shaded by the share of the true class."""
     from matplotlib.figure import Figure
 
-    names, units = classes(scores.task), scores.patients
+    names, units = class_names(scores.task), scores.patients
     cases = np.zeros_like(evaluation.confusion)
     np.add.at(cases, (units.truth, units.called), 1)
     side = 2.2 + 0.5 * len(names)
@@ -165,7 +165,7 @@ def plot_confusion(scores: Scores, evaluation: Evaluation, path: Path) -> None:
 
 def plot_classes(evaluation: Evaluation, path: Path) -> None:
     """Recall and F1 of each class with 95% intervals, and how many of its cases were recognised."""
-    names = classes(evaluation.task)
+    names = class_names(evaluation.task)
     figure, (axes,) = _panels(1, 5.6, wide=max(6.4, 1.5 * len(names)))
     for shift, metric, colour in ((-0.2, "recall", _BLUE), (0.2, "f1", _ORANGE)):
         for k, name in enumerate(names):
@@ -351,7 +351,7 @@ def _panels(n: int, side: float, wide: float | None = None) -> "tuple[Figure, li
     return figure, grid[:n]
 
 
-def _n(scores: Scores) -> str:
+def _n(scores: LabelledPredictions) -> str:
     return f"{len(scores.truth)} images of {scores.rows['patient'].nunique()} patients"
 
 

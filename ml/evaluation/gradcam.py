@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.evaluation.scores import Scores
-from ml.images.decoding import SIZE, Pixels
+from ml.evaluation.scores import LabelledPredictions
+from ml.images.decoding import INPUT_SIZE, Pixels
 
 if TYPE_CHECKING:
     import keras
@@ -49,7 +49,7 @@ def grad_cam(backbone: "keras.Model", head: "keras.Model", pixels: Pixels, class
     maps = np.maximum(np.asarray(tf.reduce_sum(gradient * activation, axis=3)), 0)
     top = maps.max(axis=(1, 2), keepdims=True)
     scaled = np.where(top > 0, maps / np.where(top > 0, top, 1), 0).astype(np.float32)
-    large = [Image.fromarray(one).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for one in scaled]
+    large = [Image.fromarray(one).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR) for one in scaled]
     return np.stack([np.asarray(one) for one in large])
 
 
@@ -78,7 +78,7 @@ def agreement(maps: Maps, controls: Maps) -> NDArray[np.float64]:
     return np.array(found)
 
 
-def choose_cases(scores: Scores, per_kind: int = 3) -> dict[str, list[int]]:
+def choose_cases(scores: LabelledPredictions, per_kind: int = 3) -> dict[str, list[int]]:
     """Rows to look at: ``correct`` and ``wrong``, the surest first, and ``borderline``, the least sure.
 
     Of different patients, as far as there are any.
@@ -103,7 +103,7 @@ def choose_cases(scores: Scores, per_kind: int = 3) -> dict[str, list[int]]:
     }
 
 
-def _rules(scores: Scores) -> list:  # type: ignore[type-arg]
+def _rules(scores: LabelledPredictions) -> list:  # type: ignore[type-arg]
     return list(scores.rule) if isinstance(scores.rule, list) else [scores.rule] * len(scores.truth)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.taxonomy import LABELS, SUBTYPES, label_of
-from ml.evaluation.metrics import Weights, metrics_of
-from ml.evaluation.scores import Scores
+from ml.evaluation.metrics import ImageWeights, compute_weighted_metrics
+from ml.evaluation.scores import LabelledPredictions
 
 _LEVEL = (2.5, 97.5)
 
@@ -20,13 +20,13 @@ _SAME = 1e-9
 
 _CHUNK_BYTES = 64 * 2**20
 
-DEGENERATE = "no interval: every draw of patients gives the same"
+NO_INTERVAL = "no interval: every draw of patients gives the same"
 """The note of a metric of which nothing can be said, though there are several cases."""
 
 Interval = tuple[float, float]
 
 
-def bootstrap_weights(scores: Scores, draws: int, seed: int) -> Iterator[Weights]:
+def bootstrap_weights(scores: LabelledPredictions, draws: int, seed: int) -> Iterator[ImageWeights]:
     """How often each image comes in each draw of patients, some draws at a time: (draws, n).
 
     Patients are drawn, not images: those of one patient look alike. They are drawn within the strata of benign,
@@ -45,13 +45,13 @@ def bootstrap_weights(scores: Scores, draws: int, seed: int) -> Iterator[Weights
         yield counts[:, image_of]
 
 
-def can_vary(scores: Scores) -> bool:
+def has_resampling_variance(scores: LabelledPredictions) -> bool:
     """Whether a draw of patients can be any other than the patients themselves."""
     return any(len(members) > 1 for members in _strata(scores)[0])
 
 
-def with_intervals(
-    scores: Scores, draws: int, seed: int
+def compute_metrics_with_intervals(
+    scores: LabelledPredictions, draws: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Interval], dict[str, str]]:
     """Every metric, its 95% interval if it has one, and what has to be said of intervals; see :class:`Evaluation`.
 
@@ -60,17 +60,17 @@ def with_intervals(
         draws: of the patient bootstrap; 0: no intervals.
         seed: of the draws.
     """
-    point = metrics_of(scores, np.ones((1, len(scores.truth))))
+    point = compute_weighted_metrics(scores, np.ones((1, len(scores.truth))))
     metrics = {name: float(value[0]) for name, value in point.items() if np.isfinite(value[0])}
-    if not draws or not can_vary(scores):
+    if not draws or not has_resampling_variance(scores):
         return metrics, {}, {}
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
     for weights in bootstrap_weights(scores, draws, seed):
-        values = metrics_of(scores, weights)
+        values = compute_weighted_metrics(scores, weights)
         for name, parts in drawn.items():
             parts.append(values[name])
     cases = _cases_of(scores)
-    found = {name: interval(np.concatenate(parts), cases.get(name)) for name, parts in drawn.items()}
+    found = {name: confidence_interval(np.concatenate(parts), cases.get(name)) for name, parts in drawn.items()}
     return (
         metrics,
         {name: ends for name, (ends, _) in found.items() if ends},
@@ -78,7 +78,7 @@ def with_intervals(
     )
 
 
-def _cases_of(scores: Scores) -> dict[str, int]:
+def _cases_of(scores: LabelledPredictions) -> dict[str, int]:
     """Of how many cases each metric is a share: those for which it is 1 if all of them are right, and 0 if none is."""
     truth = scores.patients.truth
     shares = dict.fromkeys(("accuracy", "micro_f1"), len(truth))
@@ -88,7 +88,7 @@ def _cases_of(scores: Scores) -> dict[str, int]:
     return {**shares, "patient_recognition_rate": len(truth)}
 
 
-def interval(values: NDArray[np.float64], cases: int | None = None) -> tuple[Interval | None, str]:
+def confidence_interval(values: NDArray[np.float64], cases: int | None = None) -> tuple[Interval | None, str]:
     """The 95% interval of a metric, and what has to be said of it.
 
     Args:
@@ -109,13 +109,13 @@ def interval(values: NDArray[np.float64], cases: int | None = None) -> tuple[Int
         return (float(low), float(high)), ""
     share = float(finite[0])
     if cases is None or cases < 2 or min(share, 1 - share) > _SAME:
-        return None, DEGENERATE
+        return None, NO_INTERVAL
     right = cases if share > 0.5 else 0
     exact = binomtest(right, cases).proportion_ci(0.95, method="exact")
     return (float(exact.low), float(exact.high)), f"exact interval of {right} of {cases} cases"
 
 
-def _strata(scores: Scores) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
+def _strata(scores: LabelledPredictions) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
     """Patients by whether they have benign or malignant images, (patient of each image), and their names."""
     names, image_of = np.unique(scores.rows["patient"].to_numpy(dtype=str), return_inverse=True)
     malignant = scores.truth

@@ -8,7 +8,7 @@ GATED_METRICS: dict[Task, tuple[str, str]] = {
 }
 """The area and the F1 that every policy has to limit, and that a version is compared with the champion in."""
 
-BEST_AT_ZERO = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
+LOWER_IS_BETTER = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
 """Metrics of which less is better."""
 
 METRIC_NAMES = {

@@ -8,16 +8,16 @@ compute it, and a thousand draws take seconds.
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.taxonomy import Task, classes
-from ml.evaluation.scores import Probabilities, Scores, Truth
+from ml.core.taxonomy import Task, class_names
+from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
 
-Weights = NDArray[np.float64]
+ImageWeights = NDArray[np.float64]
 Values = dict[str, NDArray[np.float64]]
 
 _BINS = 10
 
 
-def metrics_of(scores: Scores, weights: Weights) -> Values:
+def compute_weighted_metrics(scores: LabelledPredictions, weights: ImageWeights) -> Values:
     """Every metric under each row of weights.
 
     Args:
@@ -37,8 +37,10 @@ def metrics_of(scores: Scores, weights: Weights) -> Values:
     return found
 
 
-def _metrics(task: Task, truth: Truth, probabilities: Probabilities, called: Truth, weights: Weights) -> Values:
-    n = len(classes(task))
+def _metrics(
+    task: Task, truth: ClassNumbers, probabilities: Probabilities, called: ClassNumbers, weights: ImageWeights
+) -> Values:
+    n = len(class_names(task))
     cells = np.zeros((len(truth), n * n))
     cells[np.arange(len(truth)), truth * n + called] = 1
     confusion = (weights @ cells).reshape(-1, n, n)
@@ -86,7 +88,7 @@ def _metrics(task: Task, truth: Truth, probabilities: Probabilities, called: Tru
     }
 
 
-def roc_auc(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+def roc_auc(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: ImageWeights) -> NDArray[np.float64]:
     """Area under the ROC curve under each row of weights, ties counting half: (draws,); NaN without both classes."""
     _, group = np.unique(score, return_inverse=True)
     starts = _starts(group)
@@ -98,7 +100,9 @@ def roc_auc(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: We
     return ratio((p * (below + q / 2)).sum(axis=1), p.sum(axis=1) * q.sum(axis=1))
 
 
-def average_precision(positive: NDArray[np.bool_], score: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+def average_precision(
+    positive: NDArray[np.bool_], score: NDArray[np.float64], weights: ImageWeights
+) -> NDArray[np.float64]:
     """Average precision under each row of weights, as scikit-learn's: (draws,); NaN without a positive."""
     _, group = np.unique(-score, return_inverse=True)
     starts = _starts(group)
@@ -114,7 +118,9 @@ def _starts(group: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.searchsorted(np.sort(group), np.arange(group.max() + 1))
 
 
-def _calibration_error(p: NDArray[np.float64], happened: NDArray[np.bool_], weights: Weights) -> NDArray[np.float64]:
+def _calibration_error(
+    p: NDArray[np.float64], happened: NDArray[np.bool_], weights: ImageWeights
+) -> NDArray[np.float64]:
     """Expected calibration error in ten bins of equal width (C. Guo et al., arXiv:1706.04599): (draws,)."""
     bins = np.eye(_BINS)[np.minimum((p * _BINS).astype(int), _BINS - 1)]
     gap = np.abs(weights @ (bins * (p - happened)[:, None])).sum(axis=1)
@@ -122,7 +128,7 @@ def _calibration_error(p: NDArray[np.float64], happened: NDArray[np.bool_], weig
 
 
 def _mcc(
-    right: NDArray[np.float64], support: Weights, predicted: Weights, total: NDArray[np.float64]
+    right: NDArray[np.float64], support: ImageWeights, predicted: ImageWeights, total: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Matthews correlation of any number of classes (J. Gorodkin, Comput Biol Chem 28, 2004); 0 where undefined."""
     across = right * total - (support * predicted).sum(axis=1)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.evaluation.scores import Probabilities, Truth
+from ml.evaluation.scores import ClassNumbers, Probabilities
 
 Numbers = NDArray[np.float64]
 
 
-def confusions(of: Truth, truth: Truth, called: Truth, n: int) -> Numbers:
+def confusions(of: ClassNumbers, truth: ClassNumbers, called: ClassNumbers, n: int) -> Numbers:
     """Images by unit, true and called class: (1, units, n * n).
 
     Args:
@@ -44,7 +44,7 @@ def f1_of(confusion: Numbers, weights: Numbers) -> Numbers:
     return mean
 
 
-def pairs(of: Truth, truth: Truth, probabilities: Probabilities) -> list[Numbers]:
+def pairs(of: ClassNumbers, truth: ClassNumbers, probabilities: Probabilities) -> list[Numbers]:
     """For each class that is told from the rest, sums over the pairs of images of a unit of it and one of the rest.
 
     A pair counts 1 if the image of the class has the higher probability of it, and half where they are the same.
@@ -74,7 +74,7 @@ def pairs(of: Truth, truth: Truth, probabilities: Probabilities) -> list[Numbers
     return found
 
 
-def area_of(found: Sequence[Numbers], truth: Truth, images: Numbers, weights: Numbers) -> Numbers:
+def area_of(found: Sequence[Numbers], truth: ClassNumbers, images: Numbers, weights: Numbers) -> Numbers:
     """Area under the ROC curve, of several classes the mean of each against the rest: (sets, draws).
 
     Args:

@@ -13,12 +13,12 @@ import numpy as np
 
 from ml.core.errors import Refused
 from ml.core.store import Json, Store
-from ml.core.taxonomy import LABELS, Task, classes, label_of
-from ml.data.splits import read_split, sides_of
+from ml.core.taxonomy import LABELS, Task, class_names, label_of
+from ml.data.splits import look_up_sides, read_split
 from ml.data.training_sets import read_dataset
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
-from ml.evaluation.scores import Probabilities, Scores
+from ml.evaluation.scores import LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,15 +28,15 @@ _COMPUTED = ("metrics", "intervals", "per_class", "absent_classes", "slices")
 _MOST_DRAWS = 10_000
 
 
-def save_predictions(file: Path, scores: Scores) -> None:
+def save_predictions(file: Path, scores: LabelledPredictions) -> None:
     """Write what a model said, a row an image: its hash and facts, ``p_…`` of each class, and the label ``called``."""
     table = scores.rows[["pixel_sha256", *_FACTS]].copy()
     if scores.task == "binary":
         table["p_malignant"] = scores.probabilities
     else:
-        for k, name in enumerate(classes(scores.task)):
+        for k, name in enumerate(class_names(scores.task)):
             table[f"p_{name}"] = scores.probabilities[:, k]
-    table["called"] = [classes(scores.task)[k] for k in scores.called]
+    table["called"] = [class_names(scores.task)[k] for k in scores.called]
     table.to_parquet(file, index=False)
 
 
@@ -56,7 +56,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             figures are not those of the predictions, or what was held out is not of the sides that were learnt from.
     """
     rows = read_dataset(dataset, store)
-    sides = sides_of(rows, read_split(split, store))
+    sides = look_up_sides(rows, read_split(split, store))
     test = _read(folder / "test_predictions.parquet")
     wanted, found = set(rows["pixel_sha256"][sides == "test"]), set(test["pixel_sha256"])
     if found != wanted or len(test) != len(found):
@@ -65,7 +65,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             f"missing and {len(test) - len(found & wanted)} are of others or there twice; train it again"
         )
     scores = _scores(test, rows, task, _rule(evaluation))
-    if [classes(task)[k] for k in scores.called] != test["called"].tolist():
+    if [class_names(task)[k] for k in scores.called] != test["called"].tolist():
         raise Refused("the labels in test_predictions.parquet are not those of its probabilities and rule")
     draws = evaluation.get("draws", 0)
     if not isinstance(draws, int) or not 0 <= draws <= _MOST_DRAWS:
@@ -84,7 +84,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
                     f"{file.name}: {len(others)} images are not on the sides train and validation of {split}, or some "
                     "are there twice; train it again"
                 )
-            _scores(table, rows, task, Rule(threshold=0.5) if task == "binary" else Rule())
+            _scores(table, rows, task, DecisionRule(threshold=0.5) if task == "binary" else DecisionRule())
 
 
 def _read(file: Path) -> "pd.DataFrame":
@@ -100,14 +100,14 @@ def _read(file: Path) -> "pd.DataFrame":
     return table
 
 
-def _rule(evaluation: Json) -> Rule:
+def _rule(evaluation: Json) -> DecisionRule:
     rules = evaluation.get("rules")
     if not isinstance(rules, list) or len(rules) != 1:
         raise Refused("metrics.json does not say by which one rule labels were taken on the test side; train it again")
-    return Rule.from_json(rules[0])
+    return DecisionRule.from_json(rules[0])
 
 
-def _scores(table: "pd.DataFrame", rows: "pd.DataFrame", task: Task, rule: Rule) -> Scores:
+def _scores(table: "pd.DataFrame", rows: "pd.DataFrame", task: Task, rule: DecisionRule) -> LabelledPredictions:
     """Predictions with the truth of the dataset, whatever they say themselves, as long as they say the same."""
     known = rows.drop_duplicates("pixel_sha256").set_index("pixel_sha256").loc[table["pixel_sha256"]].reset_index()
     for column in _FACTS:
@@ -118,12 +118,12 @@ def _scores(table: "pd.DataFrame", rows: "pd.DataFrame", task: Task, rule: Rule)
     if task == "binary":
         truth = np.array([LABELS.index(label_of(name)) for name in known["subtype"]], dtype=np.int64)
     else:
-        truth = np.array([classes(task).index(name) for name in known["subtype"]], dtype=np.int64)
-    return Scores(task, known, truth, _probabilities(table, task), rule)
+        truth = np.array([class_names(task).index(name) for name in known["subtype"]], dtype=np.int64)
+    return LabelledPredictions(task, known, truth, _probabilities(table, task), rule)
 
 
 def _probabilities(table: "pd.DataFrame", task: Task) -> Probabilities:
-    columns = ["p_malignant"] if task == "binary" else [f"p_{name}" for name in classes(task)]
+    columns = ["p_malignant"] if task == "binary" else [f"p_{name}" for name in class_names(task)]
     lacking = [column for column in columns if column not in table]
     if lacking:
         raise Refused(f"predictions have no column {', '.join(lacking)}")

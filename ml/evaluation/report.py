@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ml.core.store import Json
-from ml.core.taxonomy import classes
-from ml.data.splits import COLUMNS
+from ml.core.taxonomy import class_names
+from ml.data.splits import GROUP_COLUMNS
 from ml.evaluation import figures
 from ml.evaluation.evaluation import Evaluation
 from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
 from ml.evaluation.metric_names import METRIC_NAMES
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 from ml.images.decoding import Pixels
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ SECTIONS = (
 
 def write_evaluation(
     folder: Path,
-    test: tuple[Scores, Evaluation],
-    held_out: tuple[Scores, Evaluation],
+    test: tuple[LabelledPredictions, Evaluation],
+    held_out: tuple[LabelledPredictions, Evaluation],
     history: figures.History,
     facts: Json,
     pictures: Callable[[list[str]], Pixels],
@@ -114,15 +114,15 @@ def write_evaluation(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def never_learnt(held_out: Scores, facts: Json) -> list[str]:
+def never_learnt(held_out: LabelledPredictions, facts: Json) -> list[str]:
     """Classes that no model could have learnt when it predicted them out of fold: all they have is one case.
 
     They are there, so they count in means over classes, with a recall of 0 but for luck.
     """
     if facts["held_out"] != "out_of_fold":
         return []
-    groups = held_out.rows[COLUMNS[facts["split_group"]]].to_numpy(dtype=str)
-    names = classes(held_out.task)
+    groups = held_out.rows[GROUP_COLUMNS[facts["split_group"]]].to_numpy(dtype=str)
+    names = class_names(held_out.task)
     return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 
 
@@ -161,7 +161,7 @@ def render(
         sections=drawn,
         what=_WHAT[test.task],
         card=Markup(converter.render(card.split("\n", 1)[1])),  # noqa: S704  # escaped by the converter
-        classes=classes(test.task),
+        classes=class_names(test.task),
         recipe=json.dumps(facts["recipe"], indent=2),
     )
 
@@ -183,14 +183,14 @@ def _template(name: str) -> "Template":
     return environment.get_template(name)
 
 
-def _draw_errors(scores: Scores, pictures: Callable[[list[str]], Pixels], path: Path) -> None:
+def _draw_errors(scores: LabelledPredictions, pictures: Callable[[list[str]], Pixels], path: Path) -> None:
     wide = scores.probabilities
     if scores.task == "binary":
         wide = np.stack([1 - wide, wide], axis=1)
     wrong = np.flatnonzero(scores.called != scores.truth)
     # By how little they gave to the truth.
     rows = wrong[np.argsort(wide[wrong, scores.truth[wrong]], kind="stable")][:_ERRORS]
-    names = classes(scores.task)
+    names = class_names(scores.task)
     captions = []
     for row in rows:
         truth, of = names[scores.truth[row]], scores.rows.iloc[row]
@@ -201,7 +201,7 @@ def _draw_errors(scores: Scores, pictures: Callable[[list[str]], Pixels], path: 
 
 
 def _draw_grad_cam(
-    scores: Scores,
+    scores: LabelledPredictions,
     pictures: Callable[[list[str]], Pixels],
     network: "tuple[keras.Model, keras.Model]",
     path: Path,
@@ -214,7 +214,7 @@ def _draw_grad_cam(
     shown = pictures(scores.rows["pixel_sha256"].iloc[rows].tolist())
     labels = scores.called[rows]
     maps, controls = grad_cam(backbone, head, shown, labels), grad_cam(randomized(backbone), head, shown, labels)
-    names = classes(scores.task)
+    names = class_names(scores.task)
     captions = []
     for kind, row, rank in zip(
         [kind for kind, mine in kinds.items() for _ in mine], rows, agreement(maps, controls), strict=True

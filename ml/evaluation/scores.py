@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.taxonomy import Task
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Truth = NDArray[np.int64]
+ClassNumbers = NDArray[np.int64]
 
 Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Scores:
+class LabelledPredictions:
     """What a model said of the images of one side.
 
     Attributes:
@@ -34,22 +34,22 @@ class Scores:
 
     task: Task
     rows: "pd.DataFrame"
-    truth: Truth
+    truth: ClassNumbers
     probabilities: Probabilities
-    rule: Rule | Sequence[Rule]
+    rule: DecisionRule | Sequence[DecisionRule]
 
     @cached_property
-    def called(self) -> Truth:
+    def called(self) -> ClassNumbers:
         """(n,) class numbers of the labels."""
         return _call(self.rule, self.probabilities)
 
     @property
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[DecisionRule]:
         """The rules, each once."""
-        return [self.rule] if isinstance(self.rule, Rule) else list(dict.fromkeys(self.rule))
+        return [self.rule] if isinstance(self.rule, DecisionRule) else list(dict.fromkeys(self.rule))
 
     @cached_property
-    def patients(self) -> "Patients":
+    def patients(self) -> "Cases":
         """The same, a unit for each patient and class."""
         names = self.rows["patient"].to_numpy(dtype=str)
         keys = np.array([f"{name}\n{k}" for name, k in zip(names, self.truth, strict=True)])
@@ -62,19 +62,21 @@ class Scores:
         means = means if self.probabilities.ndim == 2 else means[:, 0]
         right = np.bincount(unit, self.called == self.truth) / images
         rule = self.rule
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, DecisionRule):
             rule = [_mean_rule([rule[row] for row in np.flatnonzero(unit == k).tolist()]) for k in range(len(first))]
-        return Patients(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
+        return Cases(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
 
-    def only(self, rows: NDArray[np.bool_]) -> "Scores":
+    def only(self, rows: NDArray[np.bool_]) -> "LabelledPredictions":
         """A part of them."""
-        rule = self.rule if isinstance(self.rule, Rule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
-        return Scores(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
+        rule = (
+            self.rule if isinstance(self.rule, DecisionRule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
+        )
+        return LabelledPredictions(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
 
 
-def _call(rule: Rule | Sequence[Rule], probabilities: Probabilities) -> Truth:
+def _call(rule: DecisionRule | Sequence[DecisionRule], probabilities: Probabilities) -> ClassNumbers:
     """Labels of probabilities, by one rule or by one each."""
-    if isinstance(rule, Rule):
+    if isinstance(rule, DecisionRule):
         return rule.call(probabilities)
     called = np.empty(len(probabilities), np.int64)
     for each in set(rule):
@@ -83,25 +85,25 @@ def _call(rule: Rule | Sequence[Rule], probabilities: Probabilities) -> Truth:
     return called
 
 
-def _mean_rule(rules: Sequence[Rule]) -> Rule:
+def _mean_rule(rules: Sequence[DecisionRule]) -> DecisionRule:
     if len(set(rules)) == 1:
         return rules[0]
     if rules[0].threshold is not None:
-        return Rule(threshold=float(np.mean([rule.threshold for rule in rules])))
+        return DecisionRule(threshold=float(np.mean([rule.threshold for rule in rules])))
     width = max(len(rule.offsets or ()) for rule in rules)
     offsets = np.mean([rule.offsets or (0.0,) * width for rule in rules], axis=0)
-    return Rule(offsets=tuple(map(float, offsets)))
+    return DecisionRule(offsets=tuple(map(float, offsets)))
 
 
 @dataclass(frozen=True)
-class Patients:
+class Cases:
     """Units of a patient and a class: a patient may have slides of two classes."""
 
     names: NDArray[np.str_]
-    truth: Truth
+    truth: ClassNumbers
     probabilities: Probabilities
     """Means over the unit's images."""
-    called: Truth
+    called: ClassNumbers
     images: NDArray[np.float64]
     right: NDArray[np.float64]
     """Share of the unit's images that got the right label."""

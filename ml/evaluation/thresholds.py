@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from ml.core.errors import DataError
-from ml.evaluation.scores import Probabilities, Truth
+from ml.evaluation.scores import ClassNumbers, Probabilities
 
 
-def check_both_classes(truth: Truth) -> None:
+def check_both_classes(truth: ClassNumbers) -> None:
     """Check that a threshold can be chosen on these images.
 
     Raises:
@@ -21,7 +21,7 @@ def check_both_classes(truth: Truth) -> None:
         )
 
 
-def youden_threshold(truth: Truth, malignant: Probabilities) -> float:
+def youden_threshold(truth: ClassNumbers, malignant: Probabilities) -> float:
     """The probability above which calling malignant maximises Youden's J = sensitivity + specificity - 1.
 
     Between the best score and the next lower one, the middle is taken: a threshold that sits on a score is fragile.

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.store import Json, digest
-from ml.images.decoding import PREPARATION, Pixels
+from ml.images.decoding import PREPROCESSING, Pixels
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ml.images.augmentation_settings import Augmentation, Views
 
-_AS_IT_IS: Json = {"view": "identity", **PREPARATION}
+_AS_IT_IS: Json = {"view": "identity", **PREPROCESSING}
 _VERSION = 1
 
 _SHIFT = 0.2
@@ -74,16 +74,16 @@ class View:
         if spec.rotations:
             pixels = np.rot90(pixels, int(turns))
         if spec.hed:
-            pixels = stain(pixels, 1 + spec.hed * strength, _SHIFT * spec.hed * shift)
+            pixels = scale_stains(pixels, 1 + spec.hed * strength, _SHIFT * spec.hed * shift)
         if spec.brightness or spec.contrast:
             pixels = _expose(pixels, 255 * spec.brightness * brightness, 1 + spec.contrast * contrast)
         return np.ascontiguousarray(pixels)
 
 
-IDENTITY = View()
+IDENTITY_VIEW = View()
 
 
-def stain(pixels: Pixels, strength: NDArray[np.float64], shift: NDArray[np.float64]) -> Pixels:
+def scale_stains(pixels: Pixels, strength: NDArray[np.float64], shift: NDArray[np.float64]) -> Pixels:
     """A picture as though hematoxylin, eosin and the rest had been stronger or weaker.
 
     Densities are unmixed into stains, scaled and shifted, and mixed again: D. Tellez et al., "Quantifying the effects
@@ -112,11 +112,11 @@ def _expose(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
     return exposed
 
 
-Masks = list[tuple[View, NDArray[np.bool_]]]
+ViewPlan = list[tuple[View, NDArray[np.bool_]]]
 """Views, and which rows of a dataset (images,) are seen in them."""
 
 
-def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Masks:
+def plan_views(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> ViewPlan:
     """The views that a recipe wants of a dataset's rows: of what may be learnt from; of the rest the picture as it is.
 
     Args:
@@ -128,7 +128,7 @@ def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None
     cases = rows[learnt].groupby("subtype")["patient"].nunique()
     rare = rows["subtype"].isin(set(cases.index[cases < spec.rare_below_cases])).to_numpy()
     wanted = np.where(rare, spec.rare_count, spec.count)
-    plan: Masks = [(IDENTITY, np.ones(len(rows), dtype=bool))]
+    plan: ViewPlan = [(IDENTITY_VIEW, np.ones(len(rows), dtype=bool))]
     plan += [
         (View(number, spec.augmentation), learnt & (wanted > number))
         for number in range(1, max(spec.count, spec.rare_count))
@@ -136,10 +136,10 @@ def views_of(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None
     return [(view, mask) for view, mask in plan if mask.any()]
 
 
-def views_of_all(specs: "Sequence[Views]", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> Masks:
+def plan_shared_views(specs: "Sequence[Views]", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> ViewPlan:
     """The views that any of several recipes wants, each once."""
     masks: dict[View, NDArray[np.bool_]] = {}
     for spec in specs:
-        for view, mask in views_of(spec, rows, sides):
+        for view, mask in plan_views(spec, rows, sides):
             masks[view] = masks[view] | mask if view in masks else mask
     return list(masks.items())

@@ -5,10 +5,10 @@ Apart from the code that makes views, so that forms and DAG files need no NumPy 
 
 from pydantic import Field, model_validator
 
-from ml.core.yaml_files import Declared
+from ml.core.yaml_files import YamlModel
 
 
-class Augmentation(Declared):
+class Augmentation(YamlModel):
     """What is varied from view to view."""
 
     flips: bool = Field(description="Mirrored left-right and up-down, each in half of the views.")
@@ -22,7 +22,7 @@ class Augmentation(Declared):
     contrast: float = Field(ge=0, lt=1, description="Distances from the mean times U(1-contrast, 1+contrast).")
 
 
-class Views(Declared):
+class Views(YamlModel):
     """How many ways each training picture is seen. View 0 is the picture as it is; it alone is scored."""
 
     count: int = Field(ge=1, le=64, description="Views of each training picture; an epoch takes one of them at random.")

@@ -18,10 +18,10 @@ from ml.core.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 
-SIZE = 224
+INPUT_SIZE = 224
 """Side of the network's input in pixels."""
 
-PREPARATION = {"size": SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
+PREPROCESSING = {"size": INPUT_SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
 """Names what :func:`resize` does. A cache or a model of another one is not for pictures that are made by this."""
 
 MAX_PIXELS = 100_000_000
@@ -83,9 +83,11 @@ def resize(pixels: Pixels) -> Pixels:
     every pixel counts, and a photograph of 700x460 takes half the time that bicubic takes for all of it. The two are
     1.7 of 255 apart on BreakHis' pictures, as far as bilinear is from bicubic.
     """
-    if pixels.shape[:2] == (SIZE, SIZE):
+    if pixels.shape[:2] == (INPUT_SIZE, INPUT_SIZE):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=1.0))
+    return np.asarray(
+        Image.fromarray(pixels).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BICUBIC, reducing_gap=1.0)
+    )
 
 
 def pixel_hash(pixels: Pixels) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from ml.core.errors import ImageError
 from ml.core.progress import track
 from ml.core.store import Store, digest
-from ml.core.workers import in_processes
+from ml.core.workers import map_in_processes
 from ml.images.decoding import Pixels, decode, pixel_hash
 
 VERSION = 1
@@ -17,7 +17,7 @@ _PART = 1024  # pictures that are noted at a time: what a kill loses
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PictureFacts:
     """What decoding a file found: the picture's hashes and size, or why there is none."""
 
     pixel_sha256: str = ""
@@ -28,16 +28,18 @@ class Picture:
     detail: str = ""
 
 
-def look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, Picture], int]:
+def inspect_files(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, PictureFacts], int]:
     """What each file holds, and how many had to be decoded: each is once, whichever sources and versions have it."""
-    seen = PictureCache(store)
+    seen = PictureFactsCache(store)
     found = {sha256: picture for sha256, picture in seen.read().items() if sha256 in hashes}
     missing = sorted(hashes - found.keys())
     if not missing:
         return found, 0
     jobs = ((store.root, sha256) for sha256 in missing)
-    fresh: dict[str, Picture] = {}
-    for sha256, picture in track(in_processes(_decode_one, jobs, workers), total=len(missing), what="reading images"):
+    fresh: dict[str, PictureFacts] = {}
+    for sha256, picture in track(
+        map_in_processes(_decode_one, jobs, workers), total=len(missing), what="reading images"
+    ):
         fresh[sha256] = picture
         if len(fresh) == _PART:
             seen.write(fresh)
@@ -49,7 +51,7 @@ def look(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, Pictur
 
 
 @dataclass(frozen=True)
-class PictureCache:
+class PictureFactsCache:
     """What decoding found, by the file's hash, in parts under objects/caches/pictures-…/, each written whole."""
 
     store: Store
@@ -59,12 +61,12 @@ class PictureCache:
         """Another decoder or another perceptual hash is another cache."""
         return f"objects/caches/pictures-{VERSION}"
 
-    def read(self) -> dict[str, Picture]:
+    def read(self) -> dict[str, PictureFacts]:
         """All that is known."""
-        found: dict[str, Picture] = {}
+        found: dict[str, PictureFacts] = {}
         for name in self.store.keys(self.prefix):
             part, _ = self.store.read(f"{self.prefix}/{name}")
-            found |= {sha256: Picture(*values) for sha256, *values in part}
+            found |= {sha256: PictureFacts(*values) for sha256, *values in part}
         return found
 
     @staticmethod
@@ -80,7 +82,7 @@ class PictureCache:
                     _write_part(folder, left, store)
                 store.remove(f"{folder}/{name}")
 
-    def write(self, pictures: dict[str, Picture]) -> None:
+    def write(self, pictures: dict[str, PictureFacts]) -> None:
         """Add one part."""
         part = [[sha256, *astuple(picture)] for sha256, picture in pictures.items()]
         _write_part(self.prefix, part, self.store)
@@ -90,15 +92,15 @@ def _write_part(folder: str, part: list[list[Any]], store: Store) -> None:
     store.put_json(f"{folder}/{digest(part)[:16]}.json", part)
 
 
-def _decode_one(job: tuple[str, str]) -> tuple[str, Picture]:
+def _decode_one(job: tuple[str, str]) -> tuple[str, PictureFacts]:
     root, sha256 = job
     try:
         with Store(root).open_blob(sha256) as file:
             pixels = decode(file, strict=True)
     except ImageError as error:
-        return sha256, Picture(reason=error.reason, detail=error.detail)
+        return sha256, PictureFacts(reason=error.reason, detail=error.detail)
     height, width, _ = pixels.shape
-    return sha256, Picture(pixel_hash(pixels), perceptual_hash(pixels), width, height)
+    return sha256, PictureFacts(pixel_hash(pixels), perceptual_hash(pixels), width, height)
 
 
 def perceptual_hash(pixels: Pixels) -> str:

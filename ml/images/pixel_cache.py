@@ -13,9 +13,9 @@ import numpy as np
 from ml.core.errors import ImageError, StoreError
 from ml.core.progress import track
 from ml.core.store import Store, digest
-from ml.core.workers import ahead, in_processes
-from ml.images.augmentation import IDENTITY
-from ml.images.decoding import SIZE, Pixels, decode, pixel_hash, resize
+from ml.core.workers import map_in_processes, prefetch
+from ml.images.augmentation import IDENTITY_VIEW
+from ml.images.decoding import INPUT_SIZE, Pixels, decode, pixel_hash, resize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class PixelCache:
     @property
     def prefix(self) -> str:
         """Where the parts lie; another view or decoder is another cache."""
-        return f"objects/caches/pixels-{digest(IDENTITY.key)[:12]}"
+        return f"objects/caches/pixels-{digest(IDENTITY_VIEW.key)[:12]}"
 
     def index(self) -> dict[str, tuple[str, int]]:
         """Pixel hash -> (part, row)."""
@@ -90,7 +90,7 @@ class PixelCache:
         known = self.index()
         yield from self.batches([h for h in files if h in known], size)
         missing = {h: sha256 for h, sha256 in files.items() if h not in known}
-        with ahead(self._decoded(missing, size, workers), _AHEAD) as decoded:
+        with prefetch(self._decoded(missing, size, workers), _AHEAD) as decoded:
             yield from decoded
 
     def batches(self, hashes: list[str], size: int) -> Iterator[tuple[list[str], Pixels]]:
@@ -120,7 +120,7 @@ class PixelCache:
             raise StoreError(f"the picture {error.args[0]} is not in {self.prefix}; run: features") from None
         opened = cache(self._part)
         pictures = [opened(part)[row] for part, row in places]
-        return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
+        return np.stack(pictures) if pictures else np.empty((0, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, int]]:
@@ -160,7 +160,7 @@ class PixelCache:
                         place = parts[start].offset + row * parts[start][row].nbytes
                         yield _Job(self.store.root, missing[h], h, scratch / f"{start}.npy", place)
 
-            with closing(in_processes(_load_resized, jobs(), workers)) as done:
+            with closing(map_in_processes(_load_resized, jobs(), workers)) as done:
                 for start in range(0, len(todo), _PART):
                     hashes = todo[start : start + _PART]
                     for begin in range(0, len(hashes), size):
@@ -177,7 +177,7 @@ class PixelCache:
 
 def _room(file: Path, pictures: int) -> _Room:
     """A new file for so many pictures, mapped: it takes up no memory, and whoever has mapped it sees what comes in."""
-    return np.lib.format.open_memmap(file, "w+", np.uint8, (pictures, SIZE, SIZE, 3))
+    return np.lib.format.open_memmap(file, "w+", np.uint8, (pictures, INPUT_SIZE, INPUT_SIZE, 3))
 
 
 def _keep_part(folder: str, hashes: list[str], part: _Room, store: Store) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ml.core.errors import StackError
-from ml.core.settings import SECRETS, Settings
+from ml.core.settings import SECRETS_FILE, Settings
 from ml.local.mlflow_users import PROMOTER, TRAINER
 
 SERVICE_USER = "breakhis-service"
@@ -35,7 +35,7 @@ def read_keys(settings: Settings) -> dict[str, str]:
     """The servers' keys and the passwords of MLflow's service accounts; made at random the first time, then kept."""
     names = ("jwt", "api", "audit", "mlflow", TRAINER, PROMOTER)
     makers = {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), **dict.fromkeys(names, _token)}
-    return _kept_secrets(settings.home / SECRETS, makers)
+    return _kept_secrets(settings.home / SECRETS_FILE, makers)
 
 
 def _kept_secrets(path: Path, makers: dict[str, Callable[[], str]]) -> dict[str, str]:

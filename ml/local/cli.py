@@ -12,9 +12,9 @@ from rich.table import Table
 
 from ml.core.errors import BreakhisError, Refused, StackError
 from ml.core.progress import say
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.local.accounts import SERVICE_USER
-from ml.local.doctor import Check, examine
+from ml.local.doctor import Check, check_machine
 from ml.local.stack import Stack
 from ml.local.workflow import Candidate, Workflow
 from ml.local.workflow import demo as run_demo
@@ -32,7 +32,7 @@ _STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[r
 @click.command()
 def up() -> None:
     """Start Airflow and MLflow on this machine, and return once they are healthy."""
-    stack = Stack(settings())
+    stack = Stack(read_settings())
     before = stack.state()
     state = stack.up()
     problems = stack.check_dags(state)
@@ -46,14 +46,14 @@ def up() -> None:
 @click.command()
 def down() -> None:
     """Stop what 'up' started. Data, runs and waiting reviews are kept."""
-    say("Airflow and MLflow are stopped." if Stack(settings()).down() else "Nothing was running.")
+    say("Airflow and MLflow are stopped." if Stack(read_settings()).down() else "Nothing was running.")
 
 
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
     """Say what runs, whether it is healthy, and where."""
-    found = Stack(settings()).status()
+    found = Stack(read_settings()).status()
     if as_json:
         click.echo(json.dumps(found, sort_keys=True))
         return
@@ -74,7 +74,7 @@ def status(as_json: bool) -> None:
 @json_option
 def doctor(as_json: bool) -> None:
     """Check this machine: what is there, what is missing, and what to do. Exit status 3 if something required is."""
-    checks = examine(settings())
+    checks = check_machine(read_settings())
     missing = [check.name for check in checks if check.state == "missing"]
     if as_json:
         click.echo(json.dumps({"ok": not missing, "checks": [check.as_json() for check in checks]}, sort_keys=True))
@@ -91,7 +91,7 @@ def run(training_set: str) -> None:
 
     Everything stays up: a reviewer then approves or rejects in Airflow. Exit status 4 if a gate blocked a model.
     """
-    _print_outcome(run_workflow(training_set, settings()))
+    _print_outcome(run_workflow(training_set, read_settings()))
 
 
 @click.command()
@@ -116,7 +116,7 @@ def demo(training_set: str, as_json: bool) -> None:
     # A 'kill' or a time limit must not leave servers behind any more than Ctrl-C.
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        run_demo(training_set, settings(), report)
+        run_demo(training_set, read_settings(), report)
     finally:
         signal.signal(signal.SIGTERM, before)
 

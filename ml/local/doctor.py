@@ -16,11 +16,11 @@ import requests
 
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources.kaggle import TOKEN_PAGE, credentials
+from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
 from ml.local.gpus import gpu_count
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
-from ml.training.backbone_weights import IMAGENET_URL, imagenet_cache, weights_file
+from ml.training.backbone_weights import IMAGENET_URL, find_weights_file, imagenet_cache_file
 
 GIB = 2**30
 DISK_DEMO = 3 * GIB
@@ -47,7 +47,7 @@ class Check:
         return asdict(self)
 
 
-def examine(settings: Settings) -> list[Check]:
+def check_machine(settings: Settings) -> list[Check]:
     """Check this machine. Takes seconds; some ten more where a GPU is found, to ask TensorFlow about it."""
     checks: list[Callable[[], Check]] = [
         python,
@@ -57,7 +57,7 @@ def examine(settings: Settings) -> list[Check]:
         lambda: store(settings.store),
         lambda: weights(settings.weights),
         kaggle,
-        gpu,
+        check_gpu,
         docker,
     ]
     return [check() for check in checks]
@@ -136,13 +136,13 @@ def weights(wanted: str, url: str = IMAGENET_URL) -> Check:
         return _imagenet(name, url)
     if "://" in wanted and not wanted.startswith("file://"):
         return Check(name, "ok", f"{wanted} (not looked at)")
-    if weights_file(wanted):
+    if find_weights_file(wanted):
         return Check(name, "ok", wanted)
     return Check(name, "missing", f"{wanted}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
 
 
 def _imagenet(name: str, url: str) -> Check:
-    cached = imagenet_cache()
+    cached = imagenet_cache_file()
     if cached.is_file():
         return Check(name, "ok", f"ImageNet, in {cached}")
     try:
@@ -161,14 +161,14 @@ def _imagenet(name: str, url: str) -> Check:
 
 def kaggle() -> Check:
     """Credentials for Kaggle, which sources of kind kaggle need."""
-    found = credentials()
+    found = find_credentials()
     if found:
         return Check("Kaggle", "ok", f"credentials in {found}")
     advice = f"needed for sources from Kaggle only: make a token at {TOKEN_PAGE} and set KAGGLE_API_TOKEN"
     return Check("Kaggle", "warning", "no credentials", advice)
 
 
-def gpu() -> Check:
+def check_gpu() -> Check:
     """NVIDIA GPUs, and whether TensorFlow can use them."""
     count = gpu_count()
     if not count:

@@ -7,7 +7,7 @@ import requests
 
 from ml.core.settings import Settings
 from ml.local.accounts import SERVICE_USER, read_keys, read_passwords
-from ml.local.mlflow_users import PROMOTER, TRAINER, model_names, server_config, set_up
+from ml.local.mlflow_users import PROMOTER, TRAINER, auth_config_text, registered_model_names, set_up_mlflow_users
 from ml.local.ports import HOST
 
 
@@ -29,7 +29,7 @@ def mlflow_environment(settings: Settings, airflows: Mapping[str, str]) -> dict[
     # Anew at each start: whoever has deleted passwords.json has an administrator with a new password.
     users.unlink(missing_ok=True)
     config = settings.home / "mlflow_users.ini"
-    config.write_text(server_config(f"sqlite:///{users}"))
+    config.write_text(auth_config_text(f"sqlite:///{users}"))
     return {
         **{name: value for name, value in airflows.items() if not name.startswith("AIRFLOW")},
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
@@ -42,7 +42,7 @@ def set_up_mlflow(settings: Settings, url: str) -> None:
     """Give MLflow, once it answers at ``url``, its users, their rights and the names of registered models."""
     people = {name: word for name, word in read_passwords(settings).items() if name != SERVICE_USER}
     services = {name: read_keys(settings)[name] for name in (TRAINER, PROMOTER)}
-    set_up(url, people | services, model_names(settings))
+    set_up_mlflow_users(url, people | services, registered_model_names(settings))
 
 
 def mlflow_trouble(url: str) -> str:

@@ -37,7 +37,7 @@ _SECONDS = 60.0
 _THERE, _NOT_THERE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 
-def server_config(database: str) -> str:
+def auth_config_text(database: str) -> str:
     """The file that MLFLOW_AUTH_CONFIG_PATH names: users in a database of their own, who read unless told otherwise."""
     return "\n".join(
         [
@@ -54,7 +54,7 @@ def server_config(database: str) -> str:
     )
 
 
-def model_names(settings: Settings) -> list[str]:
+def registered_model_names(settings: Settings) -> list[str]:
     """The registered models of all training sets; a YAML that cannot be used has none."""
     names: list[str] = []
     for file in training_set_files(settings):
@@ -65,7 +65,7 @@ def model_names(settings: Settings) -> list[str]:
     return names
 
 
-def set_up(url: str, passwords: Mapping[str, str], models: Iterable[str]) -> None:
+def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable[str]) -> None:
     """Give MLflow its users with these passwords, the service accounts their rights, and the promoter its models.
 
     Doing it again changes nothing but passwords.

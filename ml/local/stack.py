@@ -54,7 +54,7 @@ class Service(BaseModel):
     log: Path
 
 
-class State(BaseModel):
+class StackState(BaseModel):
     """What was started (stack.json)."""
 
     started: datetime
@@ -86,7 +86,7 @@ class Stack:
 
     # --- what users ask for -------------------------------------------------------------------------------------
 
-    def up(self, extra_set: Path | None = None) -> State:
+    def up(self, extra_set: Path | None = None) -> StackState:
         """Start what does not run, and return once all is healthy; ``extra_set`` is a training-set YAML to add.
 
         Healthy: MLflow answers; Airflow's database, scheduler, DAG processor and triggerer do; the pools are set. What
@@ -117,7 +117,7 @@ class Stack:
             self._write_state(state)
             return state
 
-    def check_dags(self, state: State) -> list[str]:
+    def check_dags(self, state: StackState) -> list[str]:
         """Wait until this start's DAGs are parsed; returns what is wrong with them, one text a problem; [] is well."""
         return check_dags(self.settings, self.api("admin"), state.started)
 
@@ -154,10 +154,10 @@ class Stack:
 
     # --- for whoever drives it ----------------------------------------------------------------------------------
 
-    def state(self) -> State | None:
+    def state(self) -> StackState | None:
         """What was started, or None. It may have died since."""
         try:
-            return State.model_validate_json(self._state_file.read_text())
+            return StackState.model_validate_json(self._state_file.read_text())
         except FileNotFoundError:
             return None
         except ValidationError:
@@ -182,12 +182,12 @@ class Stack:
 
     # --- starting -----------------------------------------------------------------------------------------------
 
-    def _start(self, ports: list[int]) -> State:
+    def _start(self, ports: list[int]) -> StackState:
         self.home.mkdir(parents=True, exist_ok=True)
         airflow_url, mlflow_url = (f"http://{HOST}:{port}" for port in ports[:2])
         environment = airflow_environment(self.settings, airflow_url, mlflow_url, ports[2:])
         given = {key: value for key, value in environment.items() if key.startswith("BREAKHIS_")}
-        state = State(started=datetime.now(UTC), services={}, settings=given)
+        state = StackState(started=datetime.now(UTC), services={}, settings=given)
         mlflow_own = mlflow_environment(self.settings, environment)
         commands = {
             "mlflow": (mlflow_url, mlflow_command(self.settings, ports[1]), mlflow_own),
@@ -209,7 +209,7 @@ class Stack:
             self._write_state(state)  # at once: whatever happens next, 'down' finds it
         return state
 
-    def _wait_until_healthy(self, state: State, then: Mapping[str, Callable[[str], None]] | None = None) -> None:
+    def _wait_until_healthy(self, state: StackState, then: Mapping[str, Callable[[str], None]] | None = None) -> None:
         """Wait for all servers; ``then`` says what is done with one, by its address, as soon as it is healthy."""
         begin = time.monotonic()
         waiting = dict(state.services)
@@ -239,7 +239,7 @@ class Stack:
             log.replace(log.with_name(f"{name}.previous.log"))
         return log
 
-    def _say_differences(self, state: State) -> None:
+    def _say_differences(self, state: StackState) -> None:
         wanted = breakhis_environment(self.settings, state.services["mlflow"].url)
         for name in sorted(wanted.keys() | state.settings.keys()):
             was, now = state.settings.get(name), wanted.get(name)
@@ -268,7 +268,7 @@ class Stack:
         except Timeout:
             raise TryAgain(f"another command is starting or stopping the stack in {self.home}; try again") from None
 
-    def _write_state(self, state: State) -> None:
+    def _write_state(self, state: StackState) -> None:
         scratch = self._state_file.with_suffix(".new")
         scratch.write_text(state.model_dump_json(indent=1))
         scratch.replace(self._state_file)

@@ -18,14 +18,14 @@ from ml.promotion.reviews import PROMOTE
 
 Json = dict[str, Any]
 
-ENDED = {"success", "failed"}
+FINAL_STATES = {"success", "failed"}
 """States of a DAG run that has come to its end."""
-PARKED = {"awaiting_input", "deferred"}
+WAITING_STATES = {"awaiting_input", "deferred"}
 """States of a task that waits for a person."""
 
 _SECONDS_BETWEEN_LOOKS = 1.5
 _SECONDS_OF_PATIENCE = 300.0
-_WORTH_A_LINE = {"running", "success", "failed", "skipped", "up_for_retry", "removed", *PARKED}
+_WORTH_A_LINE = {"running", "success", "failed", "skipped", "up_for_retry", "removed", *WAITING_STATES}
 _SIGNS = {
     "success": "[green]✔[/] ",
     "failed": "[red]✘[/] ",
@@ -39,7 +39,7 @@ _SIGNS = {
 
 
 @dataclass
-class Run:
+class DagRun:
     """A DAG run as it was when last looked at."""
 
     dag: str
@@ -58,7 +58,7 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether the run has come to its end."""
-        return self.state in ENDED
+        return self.state in FINAL_STATES
 
     def look(self, api: AirflowApi) -> None:
         """See how the run is doing now. A run that was not started yet stays so."""
@@ -74,7 +74,7 @@ class Run:
         self.tasks.sort(key=lambda task: task["start_date"] or "9")
 
 
-class Watch:
+class RunWatcher:
     """Shows DAG runs while waiting for them. ``start`` (of time.monotonic) is when the seconds shown began."""
 
     def __init__(self, api: AirflowApi, start: float) -> None:
@@ -82,7 +82,7 @@ class Watch:
         self._start = start
         self._seen: set[tuple[str, ...]] = set()
 
-    def until(self, done: Callable[[Run], bool], runs: Sequence[Run], alive: Callable[[], None]) -> None:
+    def until(self, done: Callable[[DagRun], bool], runs: Sequence[DagRun], alive: Callable[[], None]) -> None:
         """Wait until ``done`` says so of every run.
 
         Args:
@@ -116,7 +116,7 @@ class Watch:
         if console.is_terminal:
             console.print(self._table(runs))  # what was live stays on the screen as it ended
 
-    def _explain_retries(self, runs: Sequence[Run]) -> None:
+    def _explain_retries(self, runs: Sequence[DagRun]) -> None:
         """A try that failed is about to be repeated, perhaps in a quarter of an hour: say why at once."""
         for run in runs:
             for task in run.tasks:
@@ -126,9 +126,12 @@ class Watch:
                             run.dag, run.id, task["task_id"], task["try_number"], task["map_index"]
                         )
                         why = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
-                        say(f"{name_of(task)} failed and will be tried again: {why[-1] if why else 'no reason given'}")
+                        say(
+                            f"{task_label(task)} failed and will be tried again: "
+                            f"{why[-1] if why else 'no reason given'}"
+                        )
 
-    def _lines(self, runs: Sequence[Run]) -> None:
+    def _lines(self, runs: Sequence[DagRun]) -> None:
         now = time.monotonic() - self._start
         for run in runs:
             for task in run.tasks:
@@ -136,16 +139,16 @@ class Watch:
                 if state in _WORTH_A_LINE and self._new(run, task, state):
                     name = run.id if run.dag == PROMOTE else run.dag
                     took = f" ({_seconds(task)})" if task["end_date"] else ""
-                    say(f"[{now:5.0f} s] {name}: {name_of(task)} {state.replace('_', ' ')}{took}")
+                    say(f"[{now:5.0f} s] {name}: {task_label(task)} {state.replace('_', ' ')}{took}")
 
-    def _new(self, run: Run, task: Json, what: str) -> bool:
+    def _new(self, run: DagRun, task: Json, what: str) -> bool:
         """Whether this has not been said yet of this try of the task."""
-        key = (run.dag, run.id, name_of(task), str(task["try_number"]), what)
+        key = (run.dag, run.id, task_label(task), str(task["try_number"]), what)
         fresh = key not in self._seen
         self._seen.add(key)
         return fresh
 
-    def _table(self, runs: Sequence[Run]) -> Table:
+    def _table(self, runs: Sequence[DagRun]) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
         for run in runs:
             name = run.id if run.dag == PROMOTE else run.dag
@@ -153,17 +156,17 @@ class Watch:
             for task in run.tasks:
                 state = task["state"] or ""
                 sign = _SIGNS.get(state, "  ")
-                table.add_row(f"  {sign}{escape(name_of(task))}", state.replace("_", " "), _seconds(task))
+                table.add_row(f"  {sign}{escape(task_label(task))}", state.replace("_", " "), _seconds(task))
         return table
 
 
-def name_of(task: Json) -> str:
+def task_label(task: Json) -> str:
     """A task as people know it: its id, and of a mapped one which it is."""
     return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
 
 
 def _seconds(task: Json) -> str:
-    if not task["start_date"] or task["state"] in PARKED:
+    if not task["start_date"] or task["state"] in WAITING_STATES:
         return ""
     begin = datetime.fromisoformat(task["start_date"])
     end = datetime.fromisoformat(task["end_date"]) if task["end_date"] else datetime.now(UTC)

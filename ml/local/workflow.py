@@ -20,8 +20,8 @@ from ml.core.settings import Settings
 from ml.data.sources import load_source
 from ml.data.training_sets import TrainingSet, load_training_set
 from ml.local.stack import Stack
-from ml.local.watch import PARKED, Run, Watch, name_of
-from ml.promotion.reviews import APPROVE, PROMOTE, TASK
+from ml.local.watch import WAITING_STATES, DagRun, RunWatcher, task_label
+from ml.promotion.reviews import APPROVE, PROMOTE, REVIEW_TASK
 
 Json = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Candidate:
     version: str
     run_id: str
     metrics: Json
-    promote: Run
+    promote: DagRun
     gates: list[Json] = field(default_factory=list)
     passed: bool | None = None
     decision: str = ""
@@ -55,7 +55,7 @@ class Candidate:
     @property
     def waiting(self) -> bool:
         """Whether a reviewer is being asked."""
-        return self.promote.task(TASK).get("state") in PARKED
+        return self.promote.task(REVIEW_TASK).get("state") in WAITING_STATES
 
     @property
     def settled(self) -> bool:
@@ -92,7 +92,7 @@ class Workflow:
             for reference in self.training_set.sources
         ]
         self.started = time.monotonic()
-        self.retrain = Run(f"retrain_{self.training_set.name}", "")
+        self.retrain = DagRun(f"retrain_{self.training_set.name}", "")
         self.split: Json = {}
         self.features: Json = {}
         self.candidates: list[Candidate] = []
@@ -112,7 +112,7 @@ class Workflow:
         self.airflow = state.services["airflow"].url
         self.mlflow = state.services["mlflow"].url
         api = self.stack.api(ENGINEER)
-        self.watch = Watch(api, self.started)
+        self.watch = RunWatcher(api, self.started)
         there = {dag["dag_id"] for dag in api.dags()}
         needed = [*(f"ingest_{name}" for name in self.sources), self.retrain.dag, PROMOTE]
         missing = [dag for dag in needed if dag not in there]
@@ -129,7 +129,7 @@ class Workflow:
             StackError: a task failed; the end of its log has been shown.
         """
         api, watch = self.stack.api(ENGINEER), self.watch
-        ingests = [Run(dag, api.trigger(dag)["dag_run_id"]) for dag in (f"ingest_{name}" for name in self.sources)]
+        ingests = [DagRun(dag, api.trigger(dag)["dag_run_id"]) for dag in (f"ingest_{name}" for name in self.sources)]
         watch.until(lambda run: run.ended, ingests, self._check_alive)
         for run in ingests:
             self._demand_success(run)
@@ -145,7 +145,7 @@ class Workflow:
             trained = self._result(self.retrain, f"train_{task}")
             registered = self._result(self.retrain, f"register_{task}")
             model, version = registered["model"], str(registered["version"])
-            promote = Run(PROMOTE, f"{model}-v{version}")
+            promote = DagRun(PROMOTE, f"{model}-v{version}")
             self.candidates.append(Candidate(task, model, version, trained["run_id"], trained["metrics"], promote))
         self._follow_candidates(lambda candidate: candidate.settled)
         for candidate in self.candidates:
@@ -188,7 +188,7 @@ class Workflow:
         for candidate in self.candidates:
             candidate.champion = self._champion(candidate.model)
             try:
-                detail = api.hitl_detail(PROMOTE, candidate.promote.id, TASK)
+                detail = api.hitl_detail(PROMOTE, candidate.promote.id, REVIEW_TASK)
             except AirflowError as error:
                 if error.status != 404:  # blocked by its gates, nobody was asked
                     raise
@@ -238,19 +238,19 @@ class Workflow:
         if state is None:
             raise StackError("the local stack was stopped in the meantime")
 
-    def _demand_success(self, run: Run) -> None:
+    def _demand_success(self, run: DagRun) -> None:
         if run.state == "success":
             return
         api = self.stack.api(ENGINEER)
         for task in run.failed():
             tried = max(task["try_number"], 1)
-            say(f"\n{run.dag}: {name_of(task)} failed. The end of its log:")
+            say(f"\n{run.dag}: {task_label(task)} failed. The end of its log:")
             for line in api.task_log(run.dag, run.id, task["task_id"], tried, task["map_index"])[-_LINES_OF_LOG:]:
                 say(f"  {line}")
-        where = ", ".join(name_of(task) for task in run.failed()) or "the run"
+        where = ", ".join(task_label(task) for task in run.failed()) or "the run"
         raise StackError(f"{where} failed in {run.dag}; all of it: {self.run_url(run)}")
 
-    def _result(self, run: Run, task: str, map_index: int = -1) -> Json:
+    def _result(self, run: DagRun, task: str, map_index: int = -1) -> Json:
         try:
             result = self.stack.api(ENGINEER).xcom(run.dag, run.id, task, map_index)
         except AirflowError as error:
@@ -291,7 +291,7 @@ class Workflow:
 
     # --- where to look ------------------------------------------------------------------------------------------
 
-    def run_url(self, run: Run) -> str:
+    def run_url(self, run: DagRun) -> str:
         """The grid of a run in Airflow."""
         return f"{self.airflow}/dags/{run.dag}/runs/{run.id}"
 
@@ -357,7 +357,7 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
 def _approve(candidate: Candidate, api: AirflowApi) -> bool:
     """Approve a candidate; whether that was news to Airflow, which may have an earlier answer and be busy with it."""
     try:
-        api.answer(PROMOTE, candidate.promote.id, TASK, APPROVE, {"reason": REASON})
+        api.answer(PROMOTE, candidate.promote.id, REVIEW_TASK, APPROVE, {"reason": REASON})
     except AirflowError as error:
         if error.status != 409:
             raise

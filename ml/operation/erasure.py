@@ -17,8 +17,8 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import parse_name
 from ml.data.ledger import erase_from_ledgers
-from ml.data.manifest import erased_patients, list_of_erased
-from ml.images.file_facts import PictureCache
+from ml.data.manifest import erased_patients_key, read_erased_patients
+from ml.images.file_facts import PictureFactsCache
 from ml.images.pixel_cache import PixelCache
 from ml.training.features import FeatureCache
 
@@ -62,14 +62,14 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
         StoreError: a ledger was edited.
     """
     found = _find(patient, cohort, store)
-    known = erased_patients(cohort, store)
+    known = read_erased_patients(cohort, store)
     if not (found.files or found.pictures or patient in known):
         there = ", ".join(sorted(found.cohorts)) or "none"
         raise DataError(f"no image of a patient {patient!r} in cohort {cohort!r}; cohorts with images: {there}")
     datasets, slides = _put_on_list(patient, cohort, why, found, store)
     trainings = _trainings(patient, datasets, slides, store, settings)
     ledgers = erase_from_ledgers(patient, slides, store, why)
-    PictureCache.forget(found.files, store)
+    PictureFactsCache.forget(found.files, store)
     PixelCache.forget(found.pictures, store)
     FeatureCache.forget(found.pictures, store)
     for sha256 in sorted(found.files):
@@ -91,7 +91,7 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
 
 def _put_on_list(patient: str, cohort: str, why: str, found: _Found, store: Store) -> tuple[list[str], list[str]]:
     """Have manifests leave the patient out from here on; returns the patient's datasets and slides of any time."""
-    known, tag = store.read(list_of_erased(cohort))
+    known, tag = store.read(erased_patients_key(cohort))
     known = known or {}
     fresh = {"why": why, "when": datetime.now(UTC).isoformat(timespec="seconds"), "datasets": [], "slides": []}
     entry = known.get(patient, fresh)
@@ -101,7 +101,7 @@ def _put_on_list(patient: str, cohort: str, why: str, found: _Found, store: Stor
         "slides": sorted({*entry["slides"], *found.slides}),
     }
     if entry != known.get(patient):
-        store.compare_and_set(list_of_erased(cohort), {**known, patient: entry}, tag)
+        store.compare_and_set(erased_patients_key(cohort), {**known, patient: entry}, tag)
     return entry["datasets"], entry["slides"]
 
 

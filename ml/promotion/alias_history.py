@@ -8,7 +8,7 @@ from ml.registry.registered_model import Aliases
 APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
 """Events of the audit log that are decisions."""
 
-DECISIONS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
+DECISION_EVENTS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
 CARRIED_OUT = "carried out"
 """The event that follows decisions, once the registry is as they say."""
@@ -16,7 +16,7 @@ CARRIED_OUT = "carried out"
 _MAKE_CHAMPION = (APPROVED, ROLLED_BACK)
 
 
-def aliases_by_log(records: Sequence[Json], candidate: int | None = None) -> Aliases:
+def derive_aliases(records: Sequence[Json], candidate: int | None = None) -> Aliases:
     """What the aliases have to be. There is no champion but by a record.
 
     Args:
@@ -28,23 +28,23 @@ def aliases_by_log(records: Sequence[Json], candidate: int | None = None) -> Ali
         last = decided[-1]
         champion = last["version"]
         previous = last["champion"] if last["champion"] != champion else last.get("previous")
-    if any(record["event"] in DECISIONS and record["version"] == candidate for record in records):
+    if any(record["event"] in DECISION_EVENTS and record["version"] == candidate for record in records):
         candidate = None
     return Aliases(champion, previous, candidate)
 
 
-def not_carried_out(records: Sequence[Json]) -> list[Json]:
+def find_pending_decisions(records: Sequence[Json]) -> list[Json]:
     """The decisions that the registry may not show yet."""
     done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
-    return [record for record in records if record["event"] in DECISIONS and record["sequence"] not in done]
+    return [record for record in records if record["event"] in DECISION_EVENTS and record["sequence"] not in done]
 
 
-def former_champions(records: Sequence[Json]) -> set[int]:
+def list_all_champions(records: Sequence[Json]) -> set[int]:
     """The versions that are or were champion."""
     return {int(record["version"]) for record in records if record["event"] in _MAKE_CHAMPION}
 
 
-def evidence_behind(number: int, records: Sequence[Json]) -> str | None:
+def find_champion_evidence_id(number: int, records: Sequence[Json]) -> str | None:
     """The evidence on which a version was last made champion, or None if it never was."""
     made = (one for one in reversed(records) if one["event"] in _MAKE_CHAMPION and one["version"] == number)
     return next((str(one["evidence"]) for one in made if one.get("evidence")), None)

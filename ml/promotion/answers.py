@@ -11,9 +11,9 @@ from ml.core.errors import AirflowError, ConfigError, Refused
 from ml.core.settings import Settings
 from ml.core.store import Json, digest
 from ml.promotion.alias_history import APPROVED, REJECTED
-from ml.promotion.reviews import APPROVE, REJECT, given_reason, review_tasks
+from ml.promotion.reviews import APPROVE, REJECT, parse_reason, review_tasks
 
-DEADLINE = "(nobody, by the deadline)"
+NOBODY_IN_TIME = "(nobody, by the deadline)"
 """Who rejects what nobody answered in time."""
 
 
@@ -65,7 +65,7 @@ class ReviewRun:
     @property
     def reason(self) -> str:
         """The reason that the run was started with."""
-        return given_reason(self._conf)
+        return parse_reason(self._conf)
 
     def check_subject(self, model: str, number: str) -> None:
         """Check that the run is about this version."""
@@ -176,7 +176,7 @@ class ReviewRun:
         if not user:
             if chosen != [REJECT]:
                 raise Refused(f"{self.where}: nobody answered its {task}, so nothing is promoted")
-            return Answer(DEADLINE, "nobody answered in time", detail.get("responded_at")), True
+            return Answer(NOBODY_IN_TIME, "nobody answered in time", detail.get("responded_at")), True
         # By the login name: an id is a number where Airflow's users are in its database.
         if user["name"] not in self._reviewers:
             raise Refused(
@@ -186,7 +186,7 @@ class ReviewRun:
             raise Refused(f"{self.where}: {user['name']} started it and so cannot decide it")
         if chosen not in ([APPROVE], [REJECT]):
             raise Refused(f"{self.where}: its {task} was answered {chosen}, which decides nothing")
-        reason = given_reason(detail.get("params_input"))
+        reason = parse_reason(detail.get("params_input"))
         if not reason:
             raise Refused(f"{self.where}: {user['name']} gave no reason; clear the task {task} to be asked again")
         return Answer(user["name"], reason, detail.get("responded_at")), chosen == [REJECT]

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from ml.core.errors import ConfigError, Conflict, Refused, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
-from ml.promotion.alias_history import CARRIED_OUT, DECISIONS
+from ml.promotion.alias_history import CARRIED_OUT, DECISION_EVENTS
 
 _FOLDER = "audit/log"
 _BEFORE_THE_FIRST = "0" * 64
@@ -54,7 +54,7 @@ class AuditLog:
             records = self.records()
             if (
                 after is not None
-                and (found := last_of(record for record in records if record["model"] == model)) != after
+                and (found := find_last_sequence(record for record in records if record["model"] == model)) != after
             ):
                 raise TryAgain(f"{model}: record {found} of the audit log was written meanwhile; try again")
             last = records[-1] if records else None
@@ -98,7 +98,7 @@ class AuditLog:
         """Everything that is wrong with the log, in plain words; nothing if it is whole.
 
         Args:
-            anchors: model -> what its tag in the registry says of its last record, as of :func:`anchor_of`.
+            anchors: model -> what its tag in the registry says of its last record, as of :func:`format_anchor`.
             model: the only one whose anchor is looked at; default: all.
         """
         records, faults = self._read()
@@ -207,12 +207,12 @@ def _key_of(settings: Settings) -> bytes:
     return secret.encode()
 
 
-def last_of(records: Iterable[Json]) -> int:
+def find_last_sequence(records: Iterable[Json]) -> int:
     """The number of the last of some records, 0 of none."""
     return max((int(record["sequence"]) for record in records), default=0)
 
 
-def decisions_of(store: Store, model: str | None = None, log: AuditLog | None = None) -> list[Json]:
+def read_decisions(store: Store, model: str | None = None, log: AuditLog | None = None) -> list[Json]:
     """The decisions in the log, of one model or of all, the latest first, whatever was done to them.
 
     Args:
@@ -239,7 +239,7 @@ def decisions_of(store: Store, model: str | None = None, log: AuditLog | None = 
     return sorted(found, key=lambda one: -int(one["sequence"]))
 
 
-def read_unverified(store: Store, model: str) -> list[Json]:
+def read_unverified_records(store: Store, model: str) -> list[Json]:
     """The records of a model in order, carried out or not, as they lie there: for who has no key and looks ahead."""
     names = [name for name in store.keys(_FOLDER) if name.endswith(".json")]
     return [record for name in names if (record := _of_file(name, store))["model"] == model]
@@ -251,7 +251,7 @@ def _of_file(name: str, store: Store) -> Json:
     number = int(stem) if stem.isdecimal() else 0
     try:
         record, _ = store.read(f"{_FOLDER}/{name}")
-        if record["event"] in DECISIONS:
+        if record["event"] in DECISION_EVENTS:
             whole = all(isinstance(record[key], str) for key in ("at", "model", "by", "reason"))
             champion = record.get("champion")
             whole = whole and isinstance(record["version"], int) and (champion is None or isinstance(champion, int))
@@ -265,7 +265,7 @@ def _of_file(name: str, store: Store) -> Json:
     return {"sequence": number, "at": "", "event": DAMAGED, "model": _UNKNOWN, **lost}
 
 
-def chain_faults(store: Store) -> list[str]:
+def find_chain_faults(store: Store) -> list[str]:
     """What can be seen to be wrong with the log by whoever has no key: records that are missing or do not follow.
 
     Whether a record was written by the service only the key tells: see :meth:`AuditLog.verify`.
@@ -287,7 +287,7 @@ def chain_faults(store: Store) -> list[str]:
     return faults
 
 
-def anchor_of(record: Json) -> str:
+def format_anchor(record: Json) -> str:
     """What the registry is told of a model's last record."""
     return f"{record['sequence']}:{record['code']}"
 

@@ -5,17 +5,17 @@ from datetime import UTC, datetime, timedelta
 from ml.core.errors import Refused, RegistryError, StoreError
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
-from ml.promotion.alias_history import CARRIED_OUT, aliases_by_log, not_carried_out
+from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_pending_decisions
 from ml.promotion.audit_log import AuditLog
-from ml.promotion.champion import find_misplaced_aliases
-from ml.promotion.evidence import verified_evidence
+from ml.promotion.champion import find_alias_fault
+from ml.promotion.evidence import read_verified_evidence
 from ml.registry.registered_model import audit_anchors, declared_models
 
 _LONG = timedelta(minutes=10)
 """What is not carried out by then was left by a process that died, and that nobody came after."""
 
 
-def audit(store: Store, settings: Settings) -> Json:
+def audit_registry(store: Store, settings: Settings) -> Json:
     """Check the whole log, and each of our models against it, down to the champions' files.
 
     Returns:
@@ -43,15 +43,15 @@ def _faults_of(model: str, log: AuditLog, store: Store, settings: Settings) -> l
         f"{model}: record {one['sequence']} ({one['event']}, version {one['version']}) has not been carried out since "
         f"{one['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision about the "
         "model carries it out"
-        for one in not_carried_out(records)
+        for one in find_pending_decisions(records)
         if datetime.now(UTC) - datetime.fromisoformat(one["at"]) > _LONG
     ]
-    if wrong := find_misplaced_aliases(model, log, settings):
+    if wrong := find_alias_fault(model, log, settings):
         faults.append(wrong)
-    now = aliases_by_log(records)
+    now = derive_aliases(records)
     for number in [one for one in (now.champion, now.previous) if one]:
         try:
-            verified_evidence(model, number, records, store, settings)
+            read_verified_evidence(model, number, records, store, settings)
         except (Refused, RegistryError, StoreError) as fault:
             faults.append(str(fault))
     return faults

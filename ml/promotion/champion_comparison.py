@@ -12,12 +12,12 @@ from ml.core.errors import Refused, RegistryError, TryAgain
 from ml.core.mlflow_client import fetch_artifacts
 from ml.core.progress import say
 from ml.core.store import Json, Store
-from ml.core.taxonomy import SUBTYPES, Task, classes
-from ml.evaluation.comparison import Predictions, compare
+from ml.core.taxonomy import SUBTYPES, Task, class_names
+from ml.evaluation.comparison import PairedPredictions, compare_models
 from ml.evaluation.comparison_simulation import Memos
 from ml.evaluation.metric_names import GATED_METRICS
-from ml.evaluation.scores import Probabilities, Truth
-from ml.promotion.policies import Comparison
+from ml.evaluation.scores import ClassNumbers, Probabilities
+from ml.promotion.policies import NonInferiorityRule
 from ml.registry.version_scoring import classify_pictures
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OUT_OF_FOLD, TEST = "out of fold", "on the test side"
 
 
-def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, store: Store, memos: Memos) -> Json:
+def compare_with_champion(evidence: Json, champion: Json, rule: NonInferiorityRule, store: Store, memos: Memos) -> Json:
     """Compare a version with the champion, paired by case, on the images that both can be scored on.
 
     Where the ledger has grown since the champion was trained, the champion classifies the test images it has not seen;
@@ -40,7 +40,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
         memos: hold the simulation's results.
 
     Returns:
-        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.evaluation.comparison.compare`.
+        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.evaluation.comparison.compare_models`.
 
     Raises:
         TryAgain: predictions or the champion's files cannot be read.
@@ -66,7 +66,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: Comparison, stor
             continue
         if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
             old = _rescored(old, unseen, champion, evidence["dataset"], store)
-        told["pairs"] += compare(
+        told["pairs"] += compare_models(
             where, _paired(task, new, old), memos, margin=rule.margin, least_power=rule.least_power
         )
     return {**told, "comparable": True}
@@ -124,7 +124,7 @@ def _rescored(
     files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
     pictures = (store.blob(files[pixels]) for pixels in unseen["pixel_sha256"])
     said = classify_pictures(champion["model"], champion["version"], pictures)
-    names = classes(champion["task"])
+    names = class_names(champion["task"])
     columns = [f"p_{name}" for name in names]
     columns = columns[1:] if champion["task"] == "binary" else columns
     if not {*columns, "label"} <= set(said) or len(said) != len(unseen) or not set(said["label"]) <= set(names):
@@ -141,14 +141,14 @@ def _rescored(
     return pd.concat([known, fresh], ignore_index=True)
 
 
-def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> Predictions:
+def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> PairedPredictions:
     """Both on the images in common, in the same order. The truth is the candidate's: labels may have been corrected."""
     by_image = old.drop_duplicates("pixel_sha256").set_index("pixel_sha256")
     rows = new[new["pixel_sha256"].isin(by_image.index)].reset_index(drop=True)
     other = by_image.loc[rows["pixel_sha256"]]
-    index = {name: k for k, name in enumerate(classes(task))}
+    index = {name: k for k, name in enumerate(class_names(task))}
 
-    def numbers(names: "pd.Series[str]") -> Truth:
+    def numbers(names: "pd.Series[str]") -> ClassNumbers:
         return np.asarray(names.map(index), dtype=np.int64)
 
     def probabilities(table: "pd.DataFrame") -> Probabilities:
@@ -156,7 +156,7 @@ def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> Predictions
             return table["p_malignant"].to_numpy(dtype=float)
         return table[[f"p_{name}" for name in SUBTYPES]].to_numpy(dtype=float)
 
-    return Predictions(
+    return PairedPredictions(
         task,
         rows,
         numbers(rows["label" if task == "binary" else "subtype"]),

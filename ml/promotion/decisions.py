@@ -11,34 +11,34 @@ champion, and the log says how it came about.
 from collections.abc import Callable, Sequence
 
 from ml.core.errors import BreakhisError, Refused
-from ml.core.leases import exclusively
+from ml.core.leases import hold_lease
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
-from ml.evaluation.comparison_simulation import is_alike
+from ml.evaluation.comparison_simulation import have_equal_results
 from ml.promotion.alias_history import (
     APPROVED,
     REJECTED,
     ROLLED_BACK,
     WITHDRAWN,
-    aliases_by_log,
-    evidence_behind,
-    former_champions,
+    derive_aliases,
+    find_champion_evidence_id,
+    list_all_champions,
 )
 from ml.promotion.answers import Answer, Answers, ReviewRun
-from ml.promotion.audit_log import AuditLog, SealedMemos, last_of
-from ml.promotion.champion import carry_out_decisions
-from ml.promotion.evidence import evidence_of, read_content, verified_evidence
-from ml.promotion.judging import judge
+from ml.promotion.audit_log import AuditLog, SealedMemos, find_last_sequence
+from ml.promotion.champion import reconcile_aliases
+from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
+from ml.promotion.judging import judge_version
 from ml.promotion.reviews import (
+    MIN_REASON_LENGTH,
     PROMOTE,
     ROLLBACK,
-    SHORTEST_REASON,
     WITHDRAW,
-    bundle_of,
-    given_reason,
-    rollback_body,
-    rollback_title,
+    format_rollback_body,
+    format_rollback_title,
+    parse_bundle_id,
+    parse_reason,
 )
 from ml.registry.registered_model import Aliases, RegisteredModel
 
@@ -60,15 +60,15 @@ def promote_version(
     answers = airflow.answers(model, number, evidence)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        facts = {"evidence": answers.evidence, "champion": aliases_by_log(records).champion}
+        facts = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
         airflow.check_not_rejected(records)
         if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
         # What the gate task has simulated, it has kept where others may write: here it is simulated again.
-        memos = SealedMemos(store, settings, is_alike)
-        judged = judge(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
+        memos = SealedMemos(store, settings, have_equal_results)
+        judged = judge_version(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
         if any(body != judged["review"] for body in answers.bodies):
             raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
         airflow.check_not_theirs(answers, judged["dag_runs"])
@@ -95,21 +95,23 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
             given.
         RegistryError: there is no such version.
     """
-    if not given_reason({"reason": reason}):
-        raise Refused(f"rollback to {model} version {number}: say why, in at least {SHORTEST_REASON} letters")
+    if not parse_reason({"reason": reason}):
+        raise Refused(f"rollback to {model} version {number}: say why, in at least {MIN_REASON_LENGTH} letters")
     found = RegisteredModel(model, settings).aliases()
     records = AuditLog(store, settings).of(model)
-    check_former(model, int(number), records, found)
-    evidence = verified_evidence(model, int(number), records, store, settings)
+    check_rollback_target(model, int(number), records, found)
+    evidence = read_verified_evidence(model, int(number), records, store, settings)
     bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
         "model": model,
         "version": int(number),
         "replaces": found.champion,
-        "evidence": (known := evidence_behind(int(number), records)),
+        "evidence": (known := find_champion_evidence_id(int(number), records)),
         "bundle": bundles.get(int(number)),
-        "title": rollback_title(model, int(number), found.champion),
-        "review": rollback_body(evidence, str(known), _shown(model, found.champion, store, settings), reason, bundles),
+        "title": format_rollback_title(model, int(number), found.champion),
+        "review": format_rollback_body(
+            evidence, str(known), _shown(model, found.champion, store, settings), reason, bundles
+        ),
     }
 
 
@@ -126,7 +128,7 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         found = RegisteredModel(model, settings).aliases()
-        now = aliases_by_log(records)
+        now = derive_aliases(records)
         facts: Json = {"champion": now.champion, "asked": airflow.reason}
         if found.champion != now.champion:
             facts["found"] = found.champion  # moved behind the log's back; this puts it right
@@ -163,7 +165,7 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, frozenset({by}), by, airflow.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        champion = aliases_by_log(records).champion
+        champion = derive_aliases(records).champion
         if champion == int(number):
             raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
         return WITHDRAWN, {"champion": champion}
@@ -176,19 +178,19 @@ def _shown(model: str, champion: int | None, store: Store, settings: Settings) -
     if champion is None:
         return None
     try:
-        evidence = evidence_of(model, champion, store, settings)
+        evidence = read_evidence(model, champion, store, settings)
     except BreakhisError:
         evidence = None
     return evidence or {"version": champion, "metrics": {}}
 
 
-def check_former(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
+def check_rollback_target(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
     """Check that a version can be rolled back to.
 
     Raises:
         Refused: it never was champion, or is it now.
     """
-    now, former = aliases_by_log(records), former_champions(records)
+    now, former = derive_aliases(records), list_all_champions(records)
     if number == now.champion == found.champion:
         raise Refused(f"{model} version {number} is the champion already")
     if number not in former:
@@ -198,12 +200,12 @@ def check_former(model: str, number: int, records: Sequence[Json], found: Aliase
 
 def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
     """Why what was reviewed is not what there is now."""
-    seen = {bundle_of(body) for body in bodies}
+    seen = {parse_bundle_id(body) for body in bodies}
     # Not by clearing tasks: Airflow keeps a question as it was put first, and its reviewer would read what was before.
     again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
     if seen != {judged["bundle"]}:
         for oid in [one for one in seen if one and store.exists(one)]:
-            old, new = read_content(oid, store), read_content(judged["bundle"], store)
+            old, new = read_verified_object(oid, store), read_verified_object(judged["bundle"], store)
             if old["policy_hash"] != new["policy_hash"]:
                 return f"{where}: the policy {old['policy']} was changed after it was reviewed; {again}"
             versions = [one["champion"] and one["champion"]["version"] for one in (old, new)]
@@ -221,8 +223,8 @@ def _decide(
     store: Store,
     settings: Settings,
 ) -> Json:
-    with exclusively(store, f"registry-{model}"):
-        carry_out_decisions(model, log, settings)
+    with hold_lease(store, f"registry-{model}"):
+        reconcile_aliases(model, log, settings)
         records = log.of(model)
         record = next((one for one in records if one.get("answer") == answers.key), None)
         if record is None:
@@ -230,7 +232,7 @@ def _decide(
             record = log.append(
                 event,
                 model,
-                after=last_of(records),
+                after=find_last_sequence(records),
                 version=number,
                 by=", ".join(one.reviewer for one in answers.given),
                 reason="; ".join(one.reason for one in answers.given),
@@ -238,10 +240,10 @@ def _decide(
                 started_by=answers.started_by,
                 run=answers.run,
                 answer=answers.key,
-                previous=aliases_by_log(records).previous,
+                previous=derive_aliases(records).previous,
                 **facts,
             )
-            carry_out_decisions(model, log, settings)
+            reconcile_aliases(model, log, settings)
     say(f"{model} version {number} was {record['event']} by {record['by']}: {record['reason']}")
     return {
         "model": model,

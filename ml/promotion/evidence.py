@@ -19,10 +19,10 @@ from ml.core.errors import Refused, RegistryError
 from ml.core.mlflow_client import connect, fetch_artifacts
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
-from ml.core.taxonomy import SIDES, Task, classes
+from ml.core.taxonomy import SIDES, Task, class_names
 from ml.evaluation.metric_names import METRIC_NAMES
 from ml.evaluation.predictions import check_predictions
-from ml.promotion.alias_history import evidence_behind
+from ml.promotion.alias_history import find_champion_evidence_id
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         except Refused as error:
             raise Refused(f"{name}, run {version.run_id}: {error}") from None
     sources = store.meta(tags["breakhis.dataset"])["sources"]
-    validations = {source: read_content(oid, store)["validation"] for source, oid in sources.items()}
+    validations = {source: read_verified_object(oid, store)["validation"] for source, oid in sources.items()}
     return {
         "model": str(version.name),
         "version": int(version.version),
@@ -116,7 +116,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
         "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
         **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
-        "per_class": {name: evaluation["per_class"][name] for name in classes(tags["breakhis.task"])},
+        "per_class": {name: evaluation["per_class"][name] for name in class_names(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
         "model_files": _hash_model(folder, name, in_place=in_place),
@@ -133,11 +133,11 @@ def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
         canonical(evaluation)
     except ValueError:
         raise Refused(f"{name}: its metrics.json holds what is no number (NaN or infinite)") from None
-    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(classes(task))}
+    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(class_names(task))}
     for what, names in known.items():
         if strange := sorted(set(map(str, evaluation.get(what, ()))) - names):
             raise Refused(f"{name}: its metrics.json has {what} that nobody knows: {strange[0][:80]!r}")
-    lacking = [one for one in classes(task) if one not in evaluation.get("per_class", {})]
+    lacking = [one for one in class_names(task) if one not in evaluation.get("per_class", {})]
     if lacking:
         raise Refused(f"{name}: its metrics.json says nothing of {', '.join(lacking)}")
 
@@ -176,7 +176,7 @@ def verify_evidence(
         raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
-    said = read_content(recorded, store)
+    said = read_verified_object(recorded, store)
     # What an earlier release recorded is less than what is collected now, and it is all that has to hold.
     found = json.loads(canonical(collect_evidence(version, store, settings, anew=anew)))
     changed = sorted(key for key in said if said[key] != found.get(key))
@@ -185,7 +185,7 @@ def verify_evidence(
     return str(recorded)
 
 
-def read_content(oid: str, store: Store) -> Json:
+def read_verified_object(oid: str, store: Store) -> Json:
     """An object of the store that is named by the hash of all it says, such as evidence.
 
     Raises:
@@ -198,21 +198,21 @@ def read_content(oid: str, store: Store) -> Json:
     return said
 
 
-def verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
+def read_verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
     """The evidence of a version that is or was champion, if it still is what it became champion as.
 
     Raises:
         RegistryError: there is no such version.
         Refused: it never was, or its tag, evidence, run, metrics or model files were changed since.
     """
-    expected = evidence_behind(number, records)
+    expected = find_champion_evidence_id(number, records)
     if not expected:
         raise Refused(f"{model} version {number}: no record of the audit log says on which evidence it became champion")
     verify_evidence(RegisteredModel(model, settings).find_version(number), store, settings, expected)
-    return read_content(expected, store)
+    return read_verified_object(expected, store)
 
 
-def evidence_of(model: str, number: int, store: Store, settings: Settings) -> Json | None:
+def read_evidence(model: str, number: int, store: Store, settings: Settings) -> Json | None:
     """A version's evidence as it was recorded, or None of a version that has none.
 
     Raises:
@@ -220,7 +220,7 @@ def evidence_of(model: str, number: int, store: Store, settings: Settings) -> Js
         Refused: the evidence was changed in the store.
     """
     recorded = RegisteredModel(model, settings).find_version(number).tags.get("breakhis.evidence")
-    return read_content(recorded, store) if recorded else None
+    return read_verified_object(recorded, store) if recorded else None
 
 
 def _same_metrics(evaluated: dict[str, float], logged: dict[str, float], version: "ModelVersion") -> dict[str, float]:

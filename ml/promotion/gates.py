@@ -10,9 +10,9 @@ from typing import Any, TypeGuard
 
 from ml.core.errors import ConfigError
 from ml.core.store import Json, digest
-from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, classes
+from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, class_names
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
-from ml.promotion.policies import Limit, Policy, Required
+from ml.promotion.policies import Limit, Policy, RequiredEvidence
 
 
 def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
@@ -21,7 +21,7 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
     Args:
         evidence: of the version.
         policy: of its training set.
-        comparison: of it and the champion (:func:`ml.evaluation.comparison.compare`); None without a champion.
+        comparison: of it and the champion (:func:`ml.evaluation.comparison.compare_models`); None without a champion.
 
     Returns:
         ``{passed, gates, warnings, summary, policy, policy_hash, approvals}``. A gate has ``name``, ``metric``,
@@ -74,7 +74,7 @@ def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
                     yield _gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
     if policy.zero_recall == "block":
         # Of how many cases is not told by evidence from before these were counted; then it counts as several.
-        told_of = {name: evidence["per_class"].get(name, {}) for name in classes(task)}
+        told_of = {name: evidence["per_class"].get(name, {}) for name in class_names(task)}
         never = [
             f"{name} ({told.get('cases', 'unknown')} cases)"
             for name, told in told_of.items()
@@ -98,7 +98,7 @@ def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
 PRETRAINED = frozenset({"imagenet", "file"})
 """Kinds of backbone weights that were learnt from something; see :class:`ml.training.networks.Weights`."""
 
-_EVIDENCE: dict[Required, str] = {
+_EVIDENCE: dict[RequiredEvidence, str] = {
     "report": "report",
     "model_card": "model card",
     "validated_dataset": "validated dataset",
@@ -106,7 +106,7 @@ _EVIDENCE: dict[Required, str] = {
 }
 
 
-def _missing(required: Required, evidence: Json) -> str:
+def _missing(required: RequiredEvidence, evidence: Json) -> str:
     """Why a required piece of evidence does not count, or nothing."""
     if required == "pretrained_weights":
         kind = evidence["weights"]["kind"]

@@ -9,18 +9,18 @@ from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect, fetch_artifacts
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest, object_id
-from ml.data.training_sets import training_set_of
+from ml.data.training_sets import find_training_set
 from ml.evaluation.comparison_simulation import Memos
-from ml.promotion.champion import read_champion
+from ml.promotion.champion import read_champion_evidence
 from ml.promotion.champion_comparison import compare_with_champion
-from ml.promotion.evidence import read_content, verify_evidence
+from ml.promotion.evidence import read_verified_object, verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
-from ml.promotion.reviews import review_body, review_title
+from ml.promotion.reviews import format_review_body, format_review_title
 from ml.registry.registered_model import CANDIDATE, CHAMPION, RegisteredModel
 
 
-def judge(
+def judge_version(
     model: str,
     number: str,
     store: Store,
@@ -49,8 +49,8 @@ def judge(
     client = connect(settings)
     version = RegisteredModel(model, settings).find_version(number)
     recorded = verify_evidence(version, store, settings, evidence, anew=True)
-    facts = read_content(recorded, store)
-    champion = read_champion(model, store, settings, records)
+    facts = read_verified_object(recorded, store)
+    champion = read_champion_evidence(model, store, settings, records)
     if champion and champion["version"] == facts["version"]:
         champion = None  # a version is not compared with itself
     found = _policy(model, settings, policy)
@@ -75,8 +75,8 @@ def judge(
         "bundle_sha256": digest(bundle),
         "dag_runs": facts.get("dag_runs", []),
         **verdict,
-        "title": review_title(facts),
-        "review": review_body(bundle, oid, _links(facts, settings)),
+        "title": format_review_title(facts),
+        "review": format_review_body(bundle, oid, _links(facts, settings)),
     }
     if policy is None:
         shown = {CANDIDATE: facts, **({CHAMPION: champion} if champion else {})}
@@ -101,7 +101,7 @@ def _policy(model: str, settings: Settings, other: str | None) -> Policy | Confi
     try:
         if other:
             return load_policy(other, settings.conf)
-        training_set, _ = training_set_of(model, settings)
+        training_set, _ = find_training_set(model, settings)
         return load_policy(training_set.policy, settings.conf, training_set.file.parent)
     except ConfigError as error:
         return error

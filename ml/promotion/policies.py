@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from ml.core.taxonomy import Task
-from ml.core.yaml_files import Declared, find, read_yaml
-from ml.evaluation.metric_names import BEST_AT_ZERO
+from ml.core.yaml_files import YamlModel, find_yaml, read_yaml
+from ml.evaluation.metric_names import LOWER_IS_BETTER
 
 BinaryMetric = Literal[
     "accuracy",
@@ -74,11 +74,11 @@ SubtypeMetric = Literal[
 BinarySliceMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"]
 SubtypeSliceMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"]
 
-Required = Literal["report", "model_card", "validated_dataset", "pretrained_weights"]
-REQUIRED_EVIDENCE: tuple[Required, ...] = ("report", "model_card", "validated_dataset", "pretrained_weights")
+RequiredEvidence = Literal["report", "model_card", "validated_dataset", "pretrained_weights"]
+REQUIRED_EVIDENCE: tuple[RequiredEvidence, ...] = ("report", "model_card", "validated_dataset", "pretrained_weights")
 
 
-class Limit(Declared):
+class Limit(YamlModel):
     """A bound on one metric; in YAML a bare number is ``at_least`` that number."""
 
     at_least: FiniteFloat | None = Field(None, description="Smallest value that passes.")
@@ -108,7 +108,7 @@ def _bare(value: object) -> object:
 Bound = Annotated[Limit, BeforeValidator(_bare)]
 
 
-class BinarySlices(Declared):
+class BinarySlices(YamlModel):
     """Limits that every value of a column has to keep by itself."""
 
     magnification: dict[BinarySliceMetric, Bound] = Field(
@@ -118,7 +118,7 @@ class BinarySlices(Declared):
     subtype: dict[Literal["accuracy"], Bound] = Field(default_factory=dict, description="Each of the eight subtypes.")
 
 
-class SubtypeSlices(Declared):
+class SubtypeSlices(YamlModel):
     """The same for the subtype model, whose classes are the subtypes."""
 
     magnification: dict[SubtypeSliceMetric, Bound] = Field(
@@ -127,14 +127,14 @@ class SubtypeSlices(Declared):
     source: dict[SubtypeSliceMetric, Bound] = Field(default_factory=dict, description="Each source of the dataset.")
 
 
-class Slices(Declared):
+class Slices(YamlModel):
     """Slices of each task's model."""
 
     binary: BinarySlices = BinarySlices()
     subtype: SubtypeSlices = SubtypeSlices()
 
 
-class Comparison(Declared):
+class NonInferiorityRule(YamlModel):
     """Non-inferiority to the champion, paired by case."""
 
     margin: float = Field(
@@ -152,7 +152,7 @@ class Comparison(Declared):
     )
 
 
-class Policy(Declared):
+class Policy(YamlModel):
     """One policy YAML."""
 
     name: str
@@ -170,8 +170,8 @@ class Policy(Declared):
     absent_classes: Literal["block", "allow"] = Field(
         "block", description="What to do if a class has no test image: macro figures then say nothing about it."
     )
-    require: tuple[Required, ...] = Field(REQUIRED_EVIDENCE, description="Evidence that has to be there.")
-    comparison: Comparison = Comparison()
+    require: tuple[RequiredEvidence, ...] = Field(REQUIRED_EVIDENCE, description="Evidence that has to be there.")
+    comparison: NonInferiorityRule = NonInferiorityRule()
     approvals: int = Field(1, ge=1, le=3, description="How many different reviewers have to approve.")
 
     @model_validator(mode="after")
@@ -180,9 +180,9 @@ class Policy(Declared):
         for slices in (self.slices.binary, self.slices.subtype):
             limits += [one for column in slices.__class__.model_fields for one in getattr(slices, column).items()]
         for metric, limit in limits:
-            if metric in BEST_AT_ZERO and limit.at_most is None:
+            if metric in LOWER_IS_BETTER and limit.at_most is None:
                 raise ValueError(f"{metric} is best at 0: say {metric}: {{at_most: {limit.bound:g}}}")
-            if metric not in BEST_AT_ZERO and limit.at_least is None:
+            if metric not in LOWER_IS_BETTER and limit.at_least is None:
                 raise ValueError(f"{metric} is best when it is high: say {metric}: {{at_least: {limit.bound:g}}}")
         return self
 
@@ -203,4 +203,4 @@ def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> 
     Raises:
         ConfigError: missing, empty or invalid.
     """
-    return read_yaml(find(conf / "policies", reference, relative_to), Policy)
+    return read_yaml(find_yaml(conf / "policies", reference, relative_to), Policy)

@@ -4,7 +4,7 @@ from ml.core.errors import RegistryError
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
-from ml.data.training_sets import training_set_of
+from ml.data.training_sets import find_training_set
 from ml.promotion.evidence import check_training_set, collect_evidence
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
 
@@ -26,7 +26,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     run = find_training_run(run_id, settings)
     tags = run.data.tags
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
-    training_set_of(model, settings)  # a set that no YAML declares has no policy, so its model could never be judged
+    find_training_set(model, settings)  # a set that no YAML declares has no policy, so its model could never be judged
     check_training_set(run_id, tags, store)
     known = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
     if known:

@@ -7,64 +7,68 @@ import re
 from collections.abc import Mapping
 
 from ml.core.store import Json, digest
-from ml.core.taxonomy import SIDES, classes
-from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
+from ml.core.taxonomy import SIDES, class_names
+from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """The DAGs in which something is decided."""
 
-TASK = "review"
+REVIEW_TASK = "review"
 """Where the question is asked, and asked first where several have to answer."""
 
-MOST_APPROVALS = 3
+MAX_APPROVALS = 3
 
 APPROVE, REJECT = "Approve", "Reject"
 
 
 def review_tasks(dag: str) -> tuple[str, ...]:
     """The tasks of a DAG that put the question, each to another person."""
-    return (TASK, *(f"{TASK}_{k}" for k in range(2, MOST_APPROVALS + 1))) if dag == PROMOTE else (TASK,)
+    return (
+        (REVIEW_TASK, *(f"{REVIEW_TASK}_{k}" for k in range(2, MAX_APPROVALS + 1)))
+        if dag == PROMOTE
+        else (REVIEW_TASK,)
+    )
 
 
-BUNDLE = r"bundle-[0-9a-f]{12}"
+BUNDLE_PATTERN = r"bundle-[0-9a-f]{12}"
 """The pattern of a bundle's id."""
 
-SHORTEST_REASON = 3
+MIN_REASON_LENGTH = 3
 """Characters, less blanks around them."""
 
 
-_JUDGED = re.compile(rf"judged as `({BUNDLE})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
+_JUDGED = re.compile(rf"judged as `({BUNDLE_PATTERN})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
 
 
-def bundle_of(body: str | None) -> str | None:
+def parse_bundle_id(body: str | None) -> str | None:
     """The bundle that a review is about, by the last words of its body: what comes before them, others have said."""
     found = _JUDGED.search(body or "")
     return found[1] if found else None
 
 
-def rollback_title(model: str, version: int, champion: int | None) -> str:
+def format_rollback_title(model: str, version: int, champion: int | None) -> str:
     """The headline of a rollback's review."""
     return f"Go back to {model} version {version}, in place of {f'version {champion}' if champion else 'none'}?"
 
 
-def given_reason(params: Mapping[str, object] | None) -> str:
+def parse_reason(params: Mapping[str, object] | None) -> str:
     """The reason in an answer's parameters, which Airflow does not check; empty if there is none worth the name."""
     reason = (params or {}).get("reason")
     stripped = reason.strip() if isinstance(reason, str) else ""
-    return stripped if len(stripped) >= SHORTEST_REASON else ""
+    return stripped if len(stripped) >= MIN_REASON_LENGTH else ""
 
 
-def review_page(bundle: str) -> str:
+def review_page_path(bundle: str) -> str:
     """Where the page of a bundle is served, below Airflow's own address."""
     return f"/breakhis/reviews/{bundle}/"
 
 
-def review_title(evidence: Json) -> str:
+def format_review_title(evidence: Json) -> str:
     """The headline of a review."""
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
-def rollback_body(
+def format_rollback_body(
     version: Json, evidence_id: str, champion: Json | None, reason: str, bundles: Mapping[int, str]
 ) -> str:
     """What a reviewer reads before confirming a rollback, as Markdown.
@@ -95,7 +99,7 @@ def rollback_body(
     ]
     shown = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
     if shown:
-        links = [f"- [What version {number} was approved on]({review_page(bundles[number])})" for number in shown]
+        links = [f"- [What version {number} was approved on]({review_page_path(bundles[number])})" for number in shown]
         lines += ["### Look closer", "", *links, ""]
     judged = f", judged as `{bundles[version['version']]}`" if version["version"] in bundles else ""
     lines += [
@@ -104,7 +108,7 @@ def rollback_body(
     return "\n".join(lines)
 
 
-def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
+def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
     """What a reviewer reads before deciding, as Markdown.
 
     Args:
@@ -160,13 +164,13 @@ def review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
         "|---|---|---|---|---|---|",
         *(
             f"| {name} | {_cases(c)} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
-            for name, c in ((name, evidence["per_class"][name]) for name in classes(evidence["task"]))
+            for name, c in ((name, evidence["per_class"][name]) for name in class_names(evidence["task"]))
         ),
         "",
     ]
     links = {
-        "Review page: candidate and champion side by side, with pictures": review_page(bundle_id),
-        "The candidate's whole report": f"{review_page(bundle_id)}candidate/report.html",
+        "Review page: candidate and champion side by side, with pictures": review_page_path(bundle_id),
+        "The candidate's whole report": f"{review_page_path(bundle_id)}candidate/report.html",
         **links,
     }
     lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
@@ -187,7 +191,7 @@ def _warnings(bundle: Json) -> list[str]:
     return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
 
 
-def got_worse(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
+def list_regressions(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
     """What is worse than the champion's: (metric, the class it is of or "", before, now).
 
     All metrics of images and patients, and the recall of each class.
@@ -202,7 +206,7 @@ def got_worse(evidence: Json, champion: Json | None) -> list[tuple[str, str, flo
     return [
         (name, of, before, now)
         for name, of, before, now in pairs
-        if before is not None and name != "threshold" and now != before and (now > before) == (name in BEST_AT_ZERO)
+        if before is not None and name != "threshold" and now != before and (now > before) == (name in LOWER_IS_BETTER)
     ]
 
 
@@ -210,7 +214,7 @@ def _worse(bundle: Json) -> list[str]:
     if not bundle["champion"]:
         return []
     worse = []
-    for name, of_class, before, now in got_worse(bundle["evidence"], bundle["champion"]):
+    for name, of_class, before, now in list_regressions(bundle["evidence"], bundle["champion"]):
         of_whom = " of patients" if name.startswith("patient_") else ""
         what = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
         digits = 3 if of_class else 4

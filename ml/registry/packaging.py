@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import ml
 from ml.core.store import Json
-from ml.core.taxonomy import Task, classes
-from ml.evaluation.decision_rule import Rule
-from ml.images.decoding import PREPARATION
+from ml.core.taxonomy import Task, class_names
+from ml.evaluation.decision_rule import DecisionRule
+from ml.images.decoding import PREPROCESSING
 
 if TYPE_CHECKING:
     import keras
@@ -27,7 +27,7 @@ _NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
 
 def log_classifier(
-    network: "keras.Model", task: Task, rule: Rule, run_id: str, example: bytes, facts: Json
+    network: "keras.Model", task: Task, rule: DecisionRule, run_id: str, example: bytes, facts: Json
 ) -> "ModelInfo":
     """Log a classifier to the active MLflow run, as ``ml.registry.pyfunc`` loads it.
 
@@ -44,7 +44,7 @@ def log_classifier(
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    names = classes(task)
+    names = class_names(task)
     outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{name}") for name in names)]
     outputs += [ColSpec("double", "threshold")] if rule.threshold is not None else []
     outputs += [ColSpec("string", name) for name in ("model_version", "run_id")]
@@ -56,7 +56,7 @@ def log_classifier(
         "classes": list(names),
         **rule.to_json(),
         "run_id": run_id,
-        "preparation": PREPARATION,
+        "preparation": PREPROCESSING,
     }
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _no_bytecode():
         # MLflow warns of pandas' coming changes in its own code.

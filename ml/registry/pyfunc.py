@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ml.core.devices import quiet_tensorflow
+from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import ImageError, RegistryError
-from ml.evaluation.decision_rule import Rule
-from ml.images.decoding import MIN_SIDE, PREPARATION, Pixels, decode, read_image, resize
+from ml.evaluation.decision_rule import DecisionRule
+from ml.images.decoding import MIN_SIDE, PREPROCESSING, Pixels, decode, read_image, resize
 
 _BATCH = 32
 
@@ -41,18 +41,18 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load network and facts from the model's artifacts."""
-        quiet_tensorflow()
+        import_tensorflow_quietly()
         import keras
 
         self._network = keras.saving.load_model(context.artifacts["network"], compile=False)
         self._facts = json.loads(Path(context.artifacts["facts"]).read_text(encoding="utf-8"))
-        if self._facts.get("preparation") != PREPARATION:
+        if self._facts.get("preparation") != PREPROCESSING:
             raise RegistryError(
                 f"this model learnt from pictures that were prepared as {self._facts.get('preparation')}; the code of "
-                f"this process prepares them as {PREPARATION}, and would have it say something else. Load it in a "
+                f"this process prepares them as {PREPROCESSING}, and would have it say something else. Load it in a "
                 "process that has not imported breakhis, such as 'mlflow models serve': it brings its own code along"
             )
-        self._rule = Rule.from_json(self._facts)
+        self._rule = DecisionRule.from_json(self._facts)
         self._version = _registered(Path(context.artifacts["network"]))
         self._allow_paths = bool((context.model_config or {}).get("allow_paths", True))
 

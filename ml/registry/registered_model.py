@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ml.core.errors import DataError, RegistryError
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
-from ml.data.training_sets import training_set_of
+from ml.data.training_sets import find_training_set
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -99,7 +99,7 @@ class RegisteredModel:
         """Tell the registry of the model's last audit record, unless it knows of that or a later one.
 
         Args:
-            anchor: ``<sequence>:<code>``, as :func:`ml.promotion.audit_log.anchor_of` makes it.
+            anchor: ``<sequence>:<code>``, as :func:`ml.promotion.audit_log.format_anchor` makes it.
         """
         known = self.audit_anchor().partition(":")[0]
         if known and int(known) >= int(anchor.partition(":")[0]):
@@ -136,7 +136,7 @@ def declared_models(settings: Settings) -> list[str]:
 
 def _is_declared(model: str, settings: Settings) -> bool:
     try:
-        training_set_of(model, settings)
+        find_training_set(model, settings)
     except DataError:
         return False
     return True

@@ -23,17 +23,17 @@ from cloudpathlib import S3Path
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ml.core.devices import quiet_tensorflow
+from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import StoreError, WeightsError
 from ml.core.progress import say
 from ml.core.store import Json, Store
-from ml.data.sources.demo import DRAWING_VERSION, SMALLEST, draw, plan
-from ml.images.decoding import SIZE, resize
+from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
+from ml.images.decoding import INPUT_SIZE, resize
 
 if TYPE_CHECKING:
     import keras
 
-FEATURES = 1280
+FEATURE_SIZE = 1280
 """Length of the backbone's feature vector."""
 
 
@@ -94,7 +94,7 @@ def resolve_weights(wanted: str, store: Store, *, or_random: bool = False) -> We
     return weights
 
 
-def known_weights(weights: str, store: Store) -> Weights:
+def look_up_weights(weights: str, store: Store) -> Weights:
     """Weights that are in the store already, by their id.
 
     Raises:
@@ -131,7 +131,7 @@ def load_backbone(weights: str, store: Store) -> "keras.Model":
     Raises:
         StoreError: there are no such weights, or they are damaged.
     """
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import keras
 
     recorded, file = store.meta(weights)["sha256"], store.file(weights, "backbone.keras")
@@ -159,7 +159,7 @@ class _CannotDownload(WeightsError):
 def _load(wanted: str) -> tuple["keras.Model", str]:
     if wanted == "imagenet":
         _check_download()
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     if wanted == "random":
         return _random(), "random"
     if wanted == "imagenet":
@@ -171,11 +171,11 @@ def _empty() -> "keras.Model":
     import keras
 
     return keras.applications.EfficientNetB0(
-        include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg", name="efficientnetb0"
+        include_top=False, weights=None, input_shape=(INPUT_SIZE, INPUT_SIZE, 3), pooling="avg", name="efficientnetb0"
     )
 
 
-def imagenet_cache() -> Path:
+def imagenet_cache_file() -> Path:
     """Where Keras keeps the ImageNet weights once it has downloaded them."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / _IMAGENET_FILE
 
@@ -186,7 +186,7 @@ def _check_download() -> None:
     Raises:
         _CannotDownload: they are not in Keras' cache, and their host cannot be reached.
     """
-    if imagenet_cache().is_file() or "https" in getproxies():
+    if imagenet_cache_file().is_file() or "https" in getproxies():
         return
     try:
         socket.create_connection((_IMAGENET_HOST, 443), timeout=_DOWNLOAD_TIMEOUT / 3).close()
@@ -215,7 +215,7 @@ def _download_lock() -> FileLock:
 
 
 def _from_file(wanted: str) -> "keras.Model":
-    local = weights_file(wanted)
+    local = find_weights_file(wanted)
     if local is None:
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: no such file (or one of: imagenet, random)")
     if local.suffix == ".h5":
@@ -228,10 +228,10 @@ def _from_file(wanted: str) -> "keras.Model":
         backbone = keras.saving.load_model(local, compile=False)
     except (ValueError, OSError) as error:
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: not a Keras model: {str(error).splitlines()[0]}") from None
-    if backbone.input_shape != (None, SIZE, SIZE, 3) or backbone.output_shape != (None, FEATURES):
+    if backbone.input_shape != (None, INPUT_SIZE, INPUT_SIZE, 3) or backbone.output_shape != (None, FEATURE_SIZE):
         raise WeightsError(
             f"BREAKHIS_WEIGHTS: {wanted}: takes {backbone.input_shape} and returns {backbone.output_shape}; "
-            f"expected (None, {SIZE}, {SIZE}, 3) and (None, {FEATURES})"
+            f"expected (None, {INPUT_SIZE}, {INPUT_SIZE}, 3) and (None, {FEATURE_SIZE})"
         )
     return backbone
 
@@ -285,7 +285,7 @@ def _calibration_pictures() -> NDArray[np.float32]:
 
     Statistics of anything less alike, such as noise, let the features of real tissue grow by two orders.
     """
-    drawn = [resize(draw(picture, _RANDOM_SEED)) for picture in plan(SMALLEST)[::3]]
+    drawn = [resize(draw_picture(picture, _RANDOM_SEED)) for picture in plan_pictures(MIN_PICTURES)[::3]]
     return np.stack(drawn).astype(np.float32)
 
 
@@ -298,7 +298,7 @@ def _keep(backbone: "keras.Model", kind: str, wanted: str, store: Store) -> str:
 def _file_hash(wanted: str) -> str | None:
     if wanted in {"imagenet", "random"}:
         return None
-    local = weights_file(wanted)
+    local = find_weights_file(wanted)
     return hashlib.sha256(local.read_bytes()).hexdigest() if local else None  # _load says that there is none
 
 
@@ -309,7 +309,7 @@ def _hash_of(backbone: "keras.Model") -> str:
     return hasher.hexdigest()
 
 
-def weights_file(wanted: str) -> Path | None:
+def find_weights_file(wanted: str) -> Path | None:
     """The file that a path, file:// or s3:// address names, downloaded where it must be; None if there is none.
 
     Raises:

@@ -32,7 +32,7 @@ _SECONDS_UNTIL_GIVEN_UP = 30 * 24 * 3600.0
 _FOLDER = "jobs/training"
 
 
-def wait_for_others(store: Store, job: str) -> None:
+def wait_for_concurrent_training(store: Store, job: str) -> None:
     """Wait until no living process is at a training.
 
     Where a worker dies, its container trains on; a retry on another host cannot see that container, only this.
@@ -54,7 +54,7 @@ def _lives(state: Json | None) -> TypeGuard[Json]:
     return state is not None and time.time() - state["beat"] < _SECONDS_UNTIL_DEAD
 
 
-def sweep(store: Store) -> None:
+def remove_abandoned(store: Store) -> None:
     """Remove the checkpoints of trainings that nobody has taken up again for 30 days."""
     for job in store.keys(_FOLDER):
         folder = f"{_FOLDER}/{job}"
@@ -77,7 +77,7 @@ def _copy(history: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: list(values) for name, values in history.items()}
 
 
-class Reached(NamedTuple):
+class SavedPart(NamedTuple):
     """What was kept of one part of a training, such as a fold."""
 
     epoch: int
@@ -121,16 +121,16 @@ class Checkpoint:
         found: str | None = self._state["run_id"]
         return found
 
-    def finished(self, part: str) -> "Reached | None":
+    def finished(self, part: str) -> "SavedPart | None":
         """What a part of the training came to, or None if it was not brought to its end.
 
         Raises:
             StoreError: it was removed or damaged.
         """
         found = self._state["finished"].get(part)
-        return Reached(found["epoch"], found["history"], self._load(found["arrays"])) if found else None
+        return SavedPart(found["epoch"], found["history"], self._load(found["arrays"])) if found else None
 
-    def unfinished(self, part: str) -> "Reached":
+    def unfinished(self, part: str) -> "SavedPart":
         """What was saved last of a part: nothing, if another part was at work or none.
 
         Raises:
@@ -138,8 +138,8 @@ class Checkpoint:
         """
         found = self._state["current"]
         if not found or found["part"] != part:
-            return Reached(0, {}, [])
-        return Reached(found["epoch"], _copy(found["history"]), self._load(found["arrays"]))
+            return SavedPart(0, {}, [])
+        return SavedPart(found["epoch"], _copy(found["history"]), self._load(found["arrays"]))
 
     @property
     def reached(self) -> str:

@@ -18,21 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.errors import DataError
-from ml.core.taxonomy import Task, classes
-from ml.evaluation.decision_rule import Rule
+from ml.core.taxonomy import Task, class_names
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.thresholds import youden_threshold
 from ml.training.networks import Logits
 from ml.training.presets import Recipe
 from ml.training.sampling import Indices
 
-Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
+PriorCorrection = tuple[NDArray[np.float64], NDArray[np.float64]]
 """What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
 
 _SEEDS = 200
 _COLDEST, _HOTTEST = 0.05, 20.0
 
 
-class Fold(NamedTuple):
+class FoldTraining(NamedTuple):
     """One training of a cross-validation."""
 
     name: str
@@ -49,10 +49,10 @@ class Fold(NamedTuple):
         return np.flatnonzero(np.isin(folds, self.left_out))
 
 
-def trainings(folds: int, repeats: int) -> list[Fold]:
+def list_trainings(folds: int, repeats: int) -> list[FoldTraining]:
     """What has to be trained: each fold left out, in each repeat, and each pair of folds in the first one."""
-    each = [Fold(f"fold {k + 1} of repeat {r + 1}", r, (k,)) for r in range(repeats) for k in range(folds)]
-    pairs = [Fold(f"folds {j + 1} and {k + 1}", 0, (j, k)) for j, k in combinations(range(folds), 2)]
+    each = [FoldTraining(f"fold {k + 1} of repeat {r + 1}", r, (k,)) for r in range(repeats) for k in range(folds)]
+    pairs = [FoldTraining(f"folds {j + 1} and {k + 1}", 0, (j, k)) for j, k in combinations(range(folds), 2)]
     return [*each, *pairs]
 
 
@@ -95,7 +95,7 @@ def assign_folds(subtypes: NDArray[np.str_], cases: NDArray[np.str_], folds: int
     return np.stack([best[r % len(best)] for r in range(repeats)])
 
 
-class Predicted(NamedTuple):
+class HeldOutPredictions(NamedTuple):
     """Predictions of images by models that did not learn from their cases."""
 
     rows: Indices
@@ -106,14 +106,14 @@ class Predicted(NamedTuple):
     """(n,) whether the model had learnt the image's class from another case."""
 
 
-class Choice(NamedTuple):
+class SelectedParameters(NamedTuple):
     """What was chosen, and is locked."""
 
     epochs: int
     bias: tuple[float, ...]
     """Added to the logits, (1,) or (8,): takes back what sampling and weights did to the classes' shares."""
     temperature: float
-    rule: Rule
+    rule: DecisionRule
     tau: float = 0.0
 
     def probabilities(self, logits: Logits) -> NDArray[np.float64]:
@@ -129,7 +129,7 @@ def to_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(probabilities, dtype=np.float64)
 
 
-def plain_choice(task: Task, recipe: Recipe, truth: Indices, logits: Logits) -> Choice:
+def select_on_validation(task: Task, recipe: Recipe, truth: Indices, logits: Logits) -> SelectedParameters:
     """The choice on a validation side: the last epoch, logits as they are, and the threshold by Youden's J.
 
     Args:
@@ -140,20 +140,20 @@ def plain_choice(task: Task, recipe: Recipe, truth: Indices, logits: Logits) -> 
     """
     bias = (0.0,) * logits.shape[1]
     probabilities = to_probabilities(logits.astype(np.float64))
-    rule = Rule(threshold=youden_threshold(truth, probabilities)) if task == "binary" else Rule()
-    return Choice(recipe.training.epochs, bias, 1.0, rule)
+    rule = DecisionRule(threshold=youden_threshold(truth, probabilities)) if task == "binary" else DecisionRule()
+    return SelectedParameters(recipe.training.epochs, bias, 1.0, rule)
 
 
-def choose(
+def select_parameters(
     task: Task,
     recipe: Recipe,
     truth: Indices,
-    pooled: Predicted,
+    pooled: HeldOutPredictions,
     bias: NDArray[np.float64],
     log_shares: NDArray[np.float64],
     *,
     first: int = 1,
-) -> Choice:
+) -> SelectedParameters:
     """Choose epochs and temperature by log-loss, then the rule: Youden's J, or the tau with the best macro-F1.
 
     A class that some of the models had not learnt, since all its cases were left out, takes no part.
@@ -163,7 +163,7 @@ def choose(
         recipe: what is to be chosen at all.
         truth: (images,) class numbers of all that ``pooled.rows`` points to.
         pooled: out-of-fold predictions; an image may be there several times.
-        bias: (1,) or (8,), see :class:`Choice`; used where the recipe calibrates.
+        bias: (1,) or (8,), see :class:`SelectedParameters`; used where the recipe calibrates.
         log_shares: (8,) log of each class's share of the development images; its order is that of the classes.
         first: number of the first epoch in ``pooled.logits``.
 
@@ -189,21 +189,23 @@ def choose(
     epochs = first + candidates[best]
     chosen = tuple(float(b) for b in shift)
     if task == "binary":
-        return Choice(epochs, chosen, temperature, Rule(threshold=youden_threshold(truth, probabilities)))
+        return SelectedParameters(
+            epochs, chosen, temperature, DecisionRule(threshold=youden_threshold(truth, probabilities))
+        )
     tau = _best_tau(recipe.imbalance.logit_adjustment, log_shares, probabilities, truth, taking_part)
-    return Choice(epochs, chosen, temperature, _rule(tau, log_shares), tau)
+    return SelectedParameters(epochs, chosen, temperature, _rule(tau, log_shares), tau)
 
 
-def nested(
+def nest_selection(
     task: Task,
     recipe: Recipe,
     truth: Indices,
     folds: Indices,
-    predictions: dict[Fold, Predicted],
-    shares: Callable[[Indices], Shares],
+    predictions: dict[FoldTraining, HeldOutPredictions],
+    shares: Callable[[Indices], PriorCorrection],
     *,
     first: int = 1,
-) -> tuple[NDArray[np.float64], list[Choice]]:
+) -> tuple[NDArray[np.float64], list[SelectedParameters]]:
     """Out-of-fold probabilities of the first repeat, with what was chosen without anything of their own fold.
 
     Args:
@@ -212,7 +214,7 @@ def nested(
         truth: (images,) class numbers.
         folds: (images,) the fold of each.
         predictions: of every training.
-        shares: class numbers of what is learnt from -> ``bias`` and ``log_shares`` of :func:`choose`.
+        shares: class numbers of what is learnt from -> ``bias`` and ``log_shares`` of :func:`select_parameters`.
         first: number of the first epoch in the logits.
 
     Returns:
@@ -220,28 +222,30 @@ def nested(
     """
     outer = {fold.left_out[0]: p for fold, p in predictions.items() if fold.repeat == 0 and len(fold.left_out) == 1}
     pairs = {fold.left_out: p for fold, p in predictions.items() if len(fold.left_out) == 2}
-    shape = (len(truth),) if task == "binary" else (len(truth), len(classes(task)))
+    shape = (len(truth),) if task == "binary" else (len(truth), len(class_names(task)))
     probabilities = np.empty(shape)
     choices = []
     for k in range(len(outer)):
         inner = [_only(p, folds, j) for pair, p in pairs.items() if k in pair for j in pair if j != k]
-        choice = choose(task, recipe, truth, pool(inner), *shares(truth[folds != k]), first=first)
+        choice = select_parameters(
+            task, recipe, truth, pool_predictions(inner), *shares(truth[folds != k]), first=first
+        )
         mine = outer[k]
         probabilities[mine.rows] = choice.probabilities(mine.logits[choice.epochs - first])
         choices.append(choice)
     return probabilities, choices
 
 
-def pool(predictions: Sequence[Predicted]) -> Predicted:
+def pool_predictions(predictions: Sequence[HeldOutPredictions]) -> HeldOutPredictions:
     """Several models' predictions as one."""
-    return Predicted(
+    return HeldOutPredictions(
         np.concatenate([p.rows for p in predictions]),
         np.concatenate([p.logits for p in predictions], axis=1),
         np.concatenate([p.learnt for p in predictions]),
     )
 
 
-def loss_by_epoch(truth: Indices, pooled: Predicted, shift: NDArray[np.float64] | None = None) -> list[float]:
+def loss_by_epoch(truth: Indices, pooled: HeldOutPredictions, shift: NDArray[np.float64] | None = None) -> list[float]:
     """Mean log-loss of the predictions after each epoch: what the number of epochs is chosen by.
 
     Args:
@@ -256,9 +260,9 @@ def loss_by_epoch(truth: Indices, pooled: Predicted, shift: NDArray[np.float64] 
     ]
 
 
-def _only(predicted: Predicted, folds: Indices, fold: int) -> Predicted:
+def _only(predicted: HeldOutPredictions, folds: Indices, fold: int) -> HeldOutPredictions:
     kept = folds[predicted.rows] == fold
-    return Predicted(predicted.rows[kept], predicted.logits[:, kept], predicted.learnt[kept])
+    return HeldOutPredictions(predicted.rows[kept], predicted.logits[:, kept], predicted.learnt[kept])
 
 
 def _fit_temperature(logits: NDArray[np.float64], truth: Indices, *, free: bool) -> tuple[float, float]:
@@ -285,8 +289,8 @@ def _log_loss(logits: NDArray[np.float64], truth: Indices) -> float:
     return float((logsumexp(logits, axis=1) - logits[np.arange(len(truth)), truth]).mean())
 
 
-def _rule(tau: float, log_shares: NDArray[np.float64]) -> Rule:
-    return Rule(offsets=tuple(float(-tau * s) for s in log_shares)) if tau else Rule()
+def _rule(tau: float, log_shares: NDArray[np.float64]) -> DecisionRule:
+    return DecisionRule(offsets=tuple(float(-tau * s) for s in log_shares)) if tau else DecisionRule()
 
 
 def _best_tau(

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.taxonomy import Task, classes
+from ml.core.taxonomy import Task, class_names
 from ml.images.decoding import Pixels
-from ml.training.backbone_weights import FEATURES
+from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.features import Features
 from ml.training.presets import Recipe
-from ml.training.sampling import Indices, class_weights, order
+from ml.training.sampling import Indices, class_weights, sample_epoch
 
 _CHUNK = 1024
 """Rows at a time where features are only looked through."""
@@ -47,7 +47,7 @@ class Examples:
     @property
     def outputs(self) -> int:
         """1 or 8."""
-        return 1 if self.task == "binary" else len(classes(self.task))
+        return 1 if self.task == "binary" else len(class_names(self.task))
 
 
 def choose_batches(
@@ -58,7 +58,7 @@ def choose_batches(
     weights = class_weights(truth, examples.recipe.imbalance.class_weights)
     by_class = np.array([weights.get(k, 0.0) for k in range(max(weights) + 1)], np.float32)
     for epoch in epochs:
-        rows = learnt[order(truth, examples.recipe.imbalance.sampling, seed, epoch)]
+        rows = learnt[sample_epoch(truth, examples.recipe.imbalance.sampling, seed, epoch)]
         numbers = np.random.default_rng([seed, epoch, 1]).integers(0, examples.views[rows])
         for start in range(0, len(rows), size):
             few = rows[start : start + size]
@@ -69,7 +69,7 @@ def choose_batches(
 
 def feature_statistics(features: Features, rows: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of view 0, (1280,) each, without holding all of it."""
-    total, squares = np.zeros(FEATURES), np.zeros(FEATURES)
+    total, squares = np.zeros(FEATURE_SIZE), np.zeros(FEATURE_SIZE)
     first = features[0, rows[0]].astype(np.float64)  # taken off, so that squares of large numbers do not cancel
     for start in range(0, len(rows), _CHUNK):
         part = features[0, rows[start : start + _CHUNK]].astype(np.float64) - first

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.devices import has_gpu_driver, name_exhaustion, quiet_tensorflow, require_gpu
+from ml.core.devices import convert_memory_errors, has_gpu_driver, import_tensorflow_quietly, require_gpu
 from ml.core.errors import StoreError
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
-from ml.core.workers import ahead
+from ml.core.workers import prefetch
 from ml.data.training_sets import read_dataset
-from ml.images.augmentation import IDENTITY, View
-from ml.images.decoding import SIZE, Pixels
+from ml.images.augmentation import IDENTITY_VIEW, View
+from ml.images.decoding import INPUT_SIZE, Pixels
 from ml.images.pixel_cache import PixelCache
-from ml.training.backbone_weights import FEATURES, known_weights, load_backbone, resolve_weights
+from ml.training.backbone_weights import FEATURE_SIZE, load_backbone, look_up_weights, resolve_weights
 
 if TYPE_CHECKING:
     from ml.training.presets import Preset
 
 Features = NDArray[np.float32]
 
-Plan = Sequence[tuple[View, Collection[str]]]
+ViewPlan = Sequence[tuple[View, Collection[str]]]
 """Views besides the picture as it is, and the pixel hashes of the images that want each."""
 
 _PART = 512  # images a cache part: 2.6 MB of features
@@ -52,7 +52,7 @@ class Extractor(Protocol):
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
 
 
-class OpenVINO:
+class OpenVINOExtractor:
     """The backbone on the CPU: two to three times as fast as TensorFlow there, with the same numbers.
 
     Each core works on pictures of its own, a pair at a time: a fifth faster than all cores on one larger batch. Without
@@ -72,16 +72,16 @@ class OpenVINO:
             self._convert(weights, store, file)
         core = openvino.Core()
         network = core.read_model(file)
-        network.reshape([_AT_ONCE, SIZE, SIZE, 3])
+        network.reshape([_AT_ONCE, INPUT_SIZE, INPUT_SIZE, 3])
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         self._queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", settings))
         self._queue.set_callback(_keep)
         # One for each request, and the same memory each time, which OpenVINO reads in place.
-        self._inputs = [np.zeros((_AT_ONCE, SIZE, SIZE, 3), np.float32) for _ in range(len(self._queue))]
+        self._inputs = [np.zeros((_AT_ONCE, INPUT_SIZE, INPUT_SIZE, 3), np.float32) for _ in range(len(self._queue))]
 
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
-        result = np.empty((len(pixels), FEATURES), np.float32)
+        result = np.empty((len(pixels), FEATURE_SIZE), np.float32)
         for start in range(0, len(pixels), _AT_ONCE):
             given = self._inputs[self._queue.get_idle_request_id()]
             some = pixels[start : start + _AT_ONCE]
@@ -100,7 +100,7 @@ class OpenVINO:
         with warnings.catch_warnings():
             # Keras remarks that OpenVINO hands a tuple where it expects a tensor; both are one input.
             warnings.filterwarnings("ignore", message="The structure of `inputs`")
-            network = openvino.convert_model(backbone, input=[openvino.PartialShape([-1, SIZE, SIZE, 3])])
+            network = openvino.convert_model(backbone, input=[openvino.PartialShape([-1, INPUT_SIZE, INPUT_SIZE, 3])])
         file.parent.mkdir(parents=True, exist_ok=True)
         # The .bin first: a reader looks for the .xml, and two processes may convert at once.
         scratch = file.with_name(f".{uuid.uuid4().hex}.xml")
@@ -113,21 +113,21 @@ def _keep(request: Any, rows: Features) -> None:
     rows[:] = request.get_output_tensor().data[: len(rows)]
 
 
-class TensorFlow:
+class TensorFlowExtractor:
     """The backbone in TensorFlow: for a GPU."""
 
     name = "tensorflow"
     batch = 64
 
     def __init__(self, weights: str, store: Store) -> None:
-        quiet_tensorflow()
+        import_tensorflow_quietly()
         import tensorflow as tf
 
         backbone = load_backbone(weights, store)
         self._run: Any = tf.function(
             lambda pixels: backbone(tf.cast(pixels, tf.float32), training=False),
             # For any number of pictures: the last batch of a view would be traced anew.
-            input_signature=[tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)],
+            input_signature=[tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)],
         )
 
     def __call__(self, pixels: Pixels) -> Features:
@@ -138,7 +138,7 @@ class TensorFlow:
 
 def load_extractor(backend: str, weights: str, store: Store, cache: Path) -> Extractor:
     """The backbone with these weights, run by ``openvino`` or ``tensorflow``; ``cache`` is a folder of this machine."""
-    return OpenVINO(weights, store, cache) if backend == "openvino" else TensorFlow(weights, store)
+    return OpenVINOExtractor(weights, store, cache) if backend == "openvino" else TensorFlowExtractor(weights, store)
 
 
 def choose_backend(settings: Settings) -> str:
@@ -149,7 +149,7 @@ def choose_backend(settings: Settings) -> str:
         return "tensorflow"
     if not has_gpu_driver():  # spares importing TensorFlow on a machine without
         return "openvino"
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     return "tensorflow" if tf.config.list_physical_devices("GPU") else "openvino"
@@ -166,7 +166,7 @@ class FeatureCache:
     store: Store
     weights: str
     backend: str
-    view: View = IDENTITY
+    view: View = IDENTITY_VIEW
 
     @cached_property
     def prefix(self) -> str:
@@ -181,7 +181,7 @@ class FeatureCache:
             StoreError: some are not cached.
         """
         wanted = {h: row for row, h in enumerate(hashes)}
-        features = np.empty((len(hashes), FEATURES), np.float32)
+        features = np.empty((len(hashes), FEATURE_SIZE), np.float32)
         missing = set(wanted)
         for part_hashes, part in self._parts():
             rows = [(i, wanted[h]) for i, h in enumerate(part_hashes) if h in wanted]
@@ -245,7 +245,7 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.of}"
 
 
-def extract(
+def extract_features(
     dataset: str,
     preset: "Preset",
     store: Store,
@@ -253,7 +253,7 @@ def extract(
     *,
     weights_id: str | None = None,
     shard: Shard | None = None,
-    plan: Plan | None = None,
+    plan: ViewPlan | None = None,
 ) -> Json:
     """Compute what is not cached yet of a dataset's pixels and features (the ``features`` stage).
 
@@ -287,7 +287,7 @@ def extract(
     if shard:
         rows = rows[rows["pixel_sha256"].map(shard.takes)]
     if weights_id:
-        weights = known_weights(weights_id, store)
+        weights = look_up_weights(weights_id, store)
     else:
         weights = resolve_weights(settings.weights, store, or_random=preset.random_weights_allowed)
     backend = choose_backend(settings)
@@ -303,11 +303,11 @@ def extract(
     if extracted:
         pixels = PixelCache(store)
         decoded = len({h for some in missing.values() for h in some} - pixels.index().keys())
-        batch = (OpenVINO if backend == "openvino" else TensorFlow).batch
+        batch = (OpenVINOExtractor if backend == "openvino" else TensorFlowExtractor).batch
         feed = _feed(missing, pixels, batch, settings.worker_count)
         with (
-            name_exhaustion(f"the backbone takes {batch} images at a time; free the device of other work"),
-            ahead(feed, _AHEAD) as fed,  # and so decoding begins while the backbone is being loaded
+            convert_memory_errors(f"the backbone takes {batch} images at a time; free the device of other work"),
+            prefetch(feed, _AHEAD) as fed,  # and so decoding begins while the backbone is being loaded
         ):
             extractor = load_extractor(backend, weights.id, store, settings.cache)
             total = sum(-(-len(some) // batch) for some in missing.values())
@@ -327,9 +327,9 @@ def extract(
     }
 
 
-def _wanted(hashes: list[str], plan: Plan) -> dict[View, list[str]]:
+def _wanted(hashes: list[str], plan: ViewPlan) -> dict[View, list[str]]:
     """Each view and its images, in the dataset's order."""
-    chosen: dict[View, set[str]] = {IDENTITY: set(hashes)}
+    chosen: dict[View, set[str]] = {IDENTITY_VIEW: set(hashes)}
     for view, some in plan:
         chosen.setdefault(view, set()).update(some)
     return {view: [h for h in hashes if h in some] for view, some in chosen.items()}
@@ -348,7 +348,7 @@ def _feed(
     with ThreadPoolExecutor(workers) as threads:
         for view, files in missing.items():
             for hashes, pictures in pixels.stream(files, size, workers):
-                if view == IDENTITY:
+                if view == IDENTITY_VIEW:
                     yield view, hashes, pictures
                 else:
                     yield view, hashes, np.stack(list(threads.map(view.apply, pictures, hashes)))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ml.core.devices import has_gpu
 from ml.images.augmentation import View
-from ml.images.decoding import SIZE, Pixels
+from ml.images.decoding import INPUT_SIZE, Pixels
 from ml.training.checkpoints import Arrays
 from ml.training.examples import Examples, choose_batches
 from ml.training.networks import Logits, dropout_states, loss_of, new_head
@@ -28,7 +28,7 @@ class FineTuner:
         self._strategy = _strategy()
         with self._strategy.scope():
             mixed = spec.mixed_precision and has_gpu()
-            self.backbone = unfrozen(load_backbone(), spec, mixed=mixed)
+            self.backbone = unfreeze_top(load_backbone(), spec, mixed=mixed)
             self.head = new_head(examples.task, examples.recipe)
             self.network = _whole(self.backbone, self.head, examples, spec, mixed=mixed)
         self.drops = dropout_states([*self.backbone.layers, *self.head.layers])
@@ -53,7 +53,7 @@ class FineTuner:
         return predict_pixels(self._traced, self._examples, rows)
 
 
-def fine_tunes(spec: FineTuning) -> bool:
+def fine_tuning_applies(spec: FineTuning) -> bool:
     """Whether the backbone is fine-tuned on this machine."""
     return spec.when == "always" or (spec.when == "gpu" and has_gpu())
 
@@ -83,7 +83,7 @@ def trace_network(network: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A network, uint8 (n, 224, 224, 3) -> logits, as one graph for any n."""
     import tensorflow as tf
 
-    pixels = tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)
+    pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
     return tf.function(lambda x: network(tf.cast(x, tf.float32)), [pixels], autograph=False)  # type: ignore[no-any-return]
 
 
@@ -103,7 +103,7 @@ def _whole(
     """Backbone and head as one compiled network: pixels -> logits."""
     import keras
 
-    pixels = keras.Input((SIZE, SIZE, 3), name="pixels")
+    pixels = keras.Input((INPUT_SIZE, INPUT_SIZE, 3), name="pixels")
     network = keras.Model(pixels, head(backbone(pixels)))
     optimizer = keras.optimizers.Adam(spec.learning_rate)
     if mixed:  # gradients below float16's smallest number would be lost
@@ -113,7 +113,7 @@ def _whole(
     return network
 
 
-def unfrozen(backbone: "keras.Model", spec: FineTuning, *, mixed: bool = False) -> "keras.Model":
+def unfreeze_top(backbone: "keras.Model", spec: FineTuning, *, mixed: bool = False) -> "keras.Model":
     """A backbone whose upper blocks learn; its BatchNorm layers stay as they are, statistics and all.
 
     Args:
@@ -187,7 +187,7 @@ def _pixel_batches(
     def load(epoch: Any, rows: Any, targets: Any, weights: Any) -> tuple[Any, ...]:
         # Said to be stateless, as it is: else the batches of a training that is to be deterministic come one by one.
         pictures = tf.numpy_function(seen, (epoch, rows), tf.uint8, stateful=False)
-        return tf.ensure_shape(pictures, (None, SIZE, SIZE, 3)), targets, weights
+        return tf.ensure_shape(pictures, (None, INPUT_SIZE, INPUT_SIZE, 3)), targets, weights
 
     signature = (
         tf.TensorSpec((), tf.int64),

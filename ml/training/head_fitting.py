@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ml.core.devices import quiet_tensorflow
+from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import ConfigError
 from ml.core.progress import say
 from ml.core.taxonomy import Task
 from ml.evaluation.figures import History
 from ml.training.checkpoints import Arrays, Checkpoint
 from ml.training.examples import Examples, choose_batches, feature_statistics
-from ml.training.fine_tuning import FineTuner, fine_tunes, predict_pixels, trace_network
-from ml.training.networks import Logits, dropout_states, loss_of, new_head, set_statistics
+from ml.training.fine_tuning import FineTuner, fine_tuning_applies, predict_pixels, trace_network
+from ml.training.networks import Logits, dropout_states, loss_of, new_head, set_standardization
 from ml.training.presets import Recipe
 from ml.training.sampling import Indices
 
@@ -30,7 +30,7 @@ _STEPS = 16
 """Steps whose features are held in memory at a time."""
 
 
-class Fit(NamedTuple):
+class FittedNetwork(NamedTuple):
     """A network that was fitted."""
 
     head: Arrays
@@ -51,13 +51,13 @@ class Fitter:
     """
 
     def __init__(self, examples: Examples, backbone: "Callable[[], keras.Model]") -> None:
-        quiet_tensorflow()
+        import_tensorflow_quietly()
         self._examples = examples
         self._load_backbone = backbone
         self._head = _compiled_head(examples.task, examples.recipe)
         self._initial = [np.asarray(v) for v in self._head.optimizer.variables]
         self._steps = _steps_of(self._head, examples.recipe.training.batch_size)
-        self.fine_tunes = fine_tunes(examples.recipe.fine_tuning)
+        self.fine_tunes = fine_tuning_applies(examples.recipe.fine_tuning)
 
     @cached_property
     def _tuning(self) -> "FineTuner":
@@ -72,7 +72,7 @@ class Fitter:
         checkpoint: Checkpoint,
         *,
         epochs: int | None = None,
-    ) -> Fit:
+    ) -> FittedNetwork:
         """Fit one network.
 
         Args:
@@ -94,20 +94,20 @@ class Fitter:
         of_backbone = recipe.fine_tuning.epochs if epochs is None else epochs
         return self._fine_tune(f"{name}, fine-tuning", fitted, learnt, watched, seed, of_backbone, checkpoint)
 
-    def head(self, fitted: Fit) -> "keras.Model":
+    def head(self, fitted: FittedNetwork) -> "keras.Model":
         """The head of a fit as a network: features -> logits."""
         head = new_head(self._examples.task, self._examples.recipe)
         head.set_weights(fitted.head)
         return head
 
-    def backbone(self, fitted: Fit) -> "keras.Model":
+    def backbone(self, fitted: FittedNetwork) -> "keras.Model":
         """The backbone that belongs to a fit's head."""
         backbone = self._load_backbone()
         if fitted.backbone is not None:
             backbone.set_weights(fitted.backbone)
         return backbone
 
-    def predict(self, fitted: Fit, rows: Indices) -> Logits:
+    def predict(self, fitted: FittedNetwork, rows: Indices) -> Logits:
         """Logits (rows, 1 or 8) of what a fit came to."""
         head = self.head(fitted)
         if fitted.backbone is None:
@@ -118,16 +118,16 @@ class Fitter:
 
     def _fit_head(
         self, name: str, learnt: Indices, watched: Indices, seed: int, epochs: int, checkpoint: Checkpoint
-    ) -> Fit:
+    ) -> FittedNetwork:
         import keras
 
         examples, head = self._examples, self._head
         if done := checkpoint.finished(name):
-            return Fit(done.arrays[:-1], None, done.arrays[-1].astype(np.float32), done.history)
+            return FittedNetwork(done.arrays[:-1], None, done.arrays[-1].astype(np.float32), done.history)
         keras.utils.set_random_seed(seed)
         fresh = new_head(examples.task, examples.recipe)
         if examples.recipe.head.standardize:
-            set_statistics(fresh, *feature_statistics(examples.features, learnt))
+            set_standardization(fresh, *feature_statistics(examples.features, learnt))
         head.set_weights(fresh.get_weights())
         for variable, value in zip(head.optimizer.variables, self._initial, strict=True):
             variable.assign(value)
@@ -149,22 +149,22 @@ class Fitter:
         logits, history = _Loop(name, head, drops, seed, epochs, checkpoint).run(learn, predict)
         kept: Arrays = [np.asarray(v) for v in head.weights]
         checkpoint.finish(name, history, [*kept, logits])
-        return Fit(kept, None, logits, history)
+        return FittedNetwork(kept, None, logits, history)
 
     def _fine_tune(
         self,
         name: str,
-        fitted: Fit,
+        fitted: FittedNetwork,
         learnt: Indices,
         watched: Indices,
         seed: int,
         epochs: int,
         checkpoint: Checkpoint,
-    ) -> Fit:
+    ) -> FittedNetwork:
         parts = len(fitted.head)
         if done := checkpoint.finished(name):
             heads, backbones = done.arrays[:parts], done.arrays[parts:-1]
-            return Fit(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
+            return FittedNetwork(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
         tuning = self._tuning
         tuning.begin(fitted.head)
 
@@ -183,7 +183,7 @@ class Fitter:
         tuned: Arrays = [np.asarray(v, dtype=np.float32) for v in tuning.backbone.weights]
         history = {**fitted.history, **{f"fine_tuning_{curve}": values for curve, values in history.items()}}
         checkpoint.finish(name, history, [*kept, *tuned, logits])
-        return Fit(kept, tuned, logits, history)
+        return FittedNetwork(kept, tuned, logits, history)
 
 
 class _Loop:

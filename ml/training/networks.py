@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.taxonomy import Task, classes
-from ml.images.decoding import SIZE
-from ml.training.backbone_weights import FEATURES
+from ml.core.taxonomy import Task, class_names
+from ml.images.decoding import INPUT_SIZE
+from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.presets import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def build_head(task: Task, *, hidden_units: int = 512, dropout: float, standardi
         task: which output to build.
         hidden_units: width of the hidden layer.
         dropout: share of the hidden units that are dropped in training.
-        standardize: whether inputs are standardised first, by what :func:`set_statistics` is given. The published
+        standardize: whether inputs are standardised first, by what :func:`set_standardization` is given. The published
             recipe does not.
 
     Returns:
@@ -34,7 +34,7 @@ def build_head(task: Task, *, hidden_units: int = 512, dropout: float, standardi
     """
     import keras
 
-    inputs = keras.Input((FEATURES,), name="features")
+    inputs = keras.Input((FEATURE_SIZE,), name="features")
     x: Any = inputs
     if standardize:
         # Frozen, it is nothing but (x - mean) / sqrt(variance), both of which can be set anew without a new graph.
@@ -43,17 +43,17 @@ def build_head(task: Task, *, hidden_units: int = 512, dropout: float, standardi
         x = layer(x)
     x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
     x = keras.layers.Dropout(dropout, name="dropout")(x)
-    outputs = keras.layers.Dense(1 if task == "binary" else len(classes(task)), name=_LOGITS)(x)
+    outputs = keras.layers.Dense(1 if task == "binary" else len(class_names(task)), name=_LOGITS)(x)
     return keras.Model(inputs, outputs, name=f"{task}_head")
 
 
-def set_statistics(head: "keras.Model", mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+def set_standardization(head: "keras.Model", mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
     """Have a head standardise by these, (1280,) each: of what is learnt from, and of nothing else."""
     # The variance of a feature that hardly varies would blow up what little noise it has.
     head.get_layer(_STANDARDIZE).set_weights([mean, np.maximum(variance, 1e-6)])
 
 
-def join(
+def build_classifier(
     backbone: "keras.Model", head: "keras.Model", *, bias: Sequence[float] = (0.0,), temperature: float = 1.0
 ) -> "keras.Model":
     """Backbone and head as one network: pixels (n, 224, 224, 3) in [0, 255] -> probabilities, (n, 1) or (n, 8).
@@ -67,7 +67,7 @@ def join(
     last = calibrated.get_layer(_LOGITS)
     kernel, own = last.get_weights()
     last.set_weights([kernel / temperature, (own + np.asarray(bias)) / temperature])
-    pixels = keras.Input((SIZE, SIZE, 3), name="pixels")
+    pixels = keras.Input((INPUT_SIZE, INPUT_SIZE, 3), name="pixels")
     activation = keras.layers.Activation("sigmoid" if own.size == 1 else "softmax", dtype="float32", name="probability")
     outputs = activation(calibrated(backbone(pixels)))
     return keras.Model(pixels, outputs, name=head.name.replace("head", "classifier"))

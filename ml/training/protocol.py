@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.devices import name_exhaustion, quiet_tensorflow, require_gpu
+from ml.core.devices import convert_memory_errors, import_tensorflow_quietly, require_gpu
 from ml.core.errors import DataError
 from ml.core.progress import track
 from ml.core.settings import Settings
 from ml.core.store import Store, digest
-from ml.core.taxonomy import SIDES, Task, classes
-from ml.data.splits import COLUMNS, Split, sides_of
+from ml.core.taxonomy import SIDES, Task, class_names
+from ml.data.splits import GROUP_COLUMNS, Split, look_up_sides
 from ml.data.training_sets import read_dataset
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.figures import History
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 from ml.evaluation.thresholds import check_both_classes
-from ml.images.augmentation import views_of
+from ml.images.augmentation import plan_views
 from ml.images.pixel_cache import PixelCache
 from ml.training import cross_validation
-from ml.training.backbone_weights import FEATURES, Weights, load_backbone
+from ml.training.backbone_weights import FEATURE_SIZE, Weights, load_backbone
 from ml.training.checkpoints import Checkpoint
-from ml.training.cross_validation import Choice, Fold, Predicted, Shares
+from ml.training.cross_validation import FoldTraining, HeldOutPredictions, PriorCorrection, SelectedParameters
 from ml.training.examples import Examples
-from ml.training.features import FeatureCache, Features, extract
-from ml.training.fine_tuning import fine_tunes
+from ml.training.features import FeatureCache, Features, extract_features
+from ml.training.fine_tuning import fine_tuning_applies
 from ml.training.head_fitting import Fitter
 from ml.training.presets import Preset, Recipe
-from ml.training.sampling import Indices, learnt_shares
+from ml.training.sampling import Indices, effective_class_prior
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +51,7 @@ _VERSION = 4
 OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
 
 
-class Prepared(NamedTuple):
+class TrainingData(NamedTuple):
     """What a training starts from."""
 
     rows: "pd.DataFrame"
@@ -70,18 +70,18 @@ class Prepared(NamedTuple):
     """Names all that the result depends on, but the seed."""
 
 
-class Learnt(NamedTuple):
+class TrainedModel(NamedTuple):
     """What a training came to, before the test side was looked at."""
 
     head: "keras.Model"
     backbone: Callable[[], "keras.Model"]
     """Loads it, with the weights that belong to the head: fine-tuned, if that was done."""
-    choice: Choice
+    choice: SelectedParameters
     held_out: str
     """``out_of_fold`` or ``validation``: what the next ones are of."""
     rows: Indices
     probabilities: NDArray[np.float64]
-    rules: list[Rule]
+    rules: list[DecisionRule]
     """One a row: out of fold, each fold has the rule that was chosen without it."""
     history: History
     test: NDArray[np.float32]
@@ -89,7 +89,7 @@ class Learnt(NamedTuple):
 
 
 @contextmanager
-def prepared(
+def prepare_training_data(
     task: Task,
     dataset: str,
     split: Split,
@@ -97,7 +97,7 @@ def prepared(
     store: Store,
     settings: Settings,
     weights_id: str | None = None,
-) -> Iterator[Prepared]:
+) -> Iterator[TrainingData]:
     """What a training starts from. Features lie in a scratch file, which costs no memory, within the block.
 
     Raises:
@@ -107,7 +107,7 @@ def prepared(
     if settings.gpu_required:
         require_gpu()
     recipe, rows = preset.recipe(task), read_dataset(dataset, store)
-    sides = sides_of(rows, split)
+    sides = look_up_sides(rows, split)
     truth = _truth(task, rows)
     on = {side: np.flatnonzero(sides == side) for side in SIDES}
     for side, indices in on.items():
@@ -116,29 +116,29 @@ def prepared(
     learnt = _learnt_from(recipe, on)
     if task == "binary" and recipe.selection.using == VALIDATION:
         check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
-    missing = [name for k, name in enumerate(classes(task)) if not (truth[learnt] == k).any()]
+    missing = [name for k, name in enumerate(class_names(task)) if not (truth[learnt] == k).any()]
     if missing:
         raise DataError(f"{dataset}: no training image of {', '.join(missing)}; it cannot be learnt")
-    plan = views_of(recipe.views, rows, sides)
+    plan = plan_views(recipe.views, rows, sides)
     hashes = rows["pixel_sha256"].to_numpy(dtype=str)
     wanted_of = [(view, hashes[wanted].tolist()) for view, wanted in plan]
-    made = extract(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
+    made = extract_features(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
     weights = Weights(made["weights"], made["weights_kind"])
     views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         file = Path(scratch) / "features.npy"
-        features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURES))
+        features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURE_SIZE))
         for number, (view, wanted) in enumerate(plan):
             vectors = FeatureCache(store, weights.id, made["backend"], view).read(hashes[wanted].tolist())
             content.update(np.ascontiguousarray(vectors).data)
             features[number, wanted] = vectors
             views += wanted
         # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
-        tunes = fine_tunes(recipe.fine_tuning)  # "where there is a GPU": the same recipe, and another result
+        tunes = fine_tuning_applies(recipe.fine_tuning)  # "where there is a GPU": the same recipe, and another result
         inputs = digest([_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, tunes])
         inputs = digest([inputs, content.hexdigest()])
-        groups = rows[COLUMNS[split.group]].to_numpy(dtype=str)
-        yield Prepared(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, inputs)
+        groups = rows[GROUP_COLUMNS[split.group]].to_numpy(dtype=str)
+        yield TrainingData(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, inputs)
 
 
 def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
@@ -148,7 +148,9 @@ def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
     return np.sort(np.concatenate([on["train"], on["validation"]]))
 
 
-def learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
+def fit_and_calibrate(
+    task: Task, recipe: Recipe, seed: int, data: TrainingData, checkpoint: Checkpoint, store: Store
+) -> TrainedModel:
     """Choose and learn, and predict the test side with the outcome.
 
     Raises:
@@ -158,12 +160,14 @@ def learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Che
     """
     advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
     advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"
-    with name_exhaustion(advice):
+    with convert_memory_errors(advice):
         return _learn(task, recipe, seed, data, checkpoint, store)
 
 
-def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Checkpoint, store: Store) -> Learnt:
-    quiet_tensorflow()
+def _learn(
+    task: Task, recipe: Recipe, seed: int, data: TrainingData, checkpoint: Checkpoint, store: Store
+) -> TrainedModel:
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
@@ -183,9 +187,9 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     if recipe.selection.using == VALIDATION:
         rows = data.on["validation"]
         final = fitter.fit("the model", learnt, rows, seed, checkpoint)
-        choice = cross_validation.plain_choice(task, recipe, data.truth[rows], final.logits[-1])
+        choice = cross_validation.select_on_validation(task, recipe, data.truth[rows], final.logits[-1])
         probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
-        everything = Predicted(rows, final.logits, np.ones(len(rows), dtype=bool))
+        everything = HeldOutPredictions(rows, final.logits, np.ones(len(rows), dtype=bool))
         curve, name = cross_validation.loss_by_epoch(data.truth, everything), "validation_loss"
     else:
         rows = learnt
@@ -195,7 +199,7 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
     if fitter.fine_tunes:
         name = f"fine_tuning_{name}"
     logits = fitter.predict(final, data.on["test"])
-    return Learnt(
+    return TrainedModel(
         fitter.head(final),
         lambda: fitter.backbone(final),
         choice,
@@ -209,34 +213,36 @@ def _learn(task: Task, recipe: Recipe, seed: int, data: Prepared, checkpoint: Ch
 
 
 def _cross_validate(
-    task: Task, recipe: Recipe, seed: int, data: Prepared, fitter: Fitter, checkpoint: Checkpoint
-) -> tuple[Choice, NDArray[np.float64], list[Rule], list[float]]:
+    task: Task, recipe: Recipe, seed: int, data: TrainingData, fitter: Fitter, checkpoint: Checkpoint
+) -> tuple[SelectedParameters, NDArray[np.float64], list[DecisionRule], list[float]]:
     """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
     mine = _learnt_from(recipe, data.on)
     subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
     dealt = cross_validation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
-    truth, todo = data.truth[mine], cross_validation.trainings(selection.folds, selection.repeats)
-    predictions: dict[Fold, Predicted] = {}
+    truth, todo = data.truth[mine], cross_validation.list_trainings(selection.folds, selection.repeats)
+    predictions: dict[FoldTraining, HeldOutPredictions] = {}
     for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
         folds = dealt[fold.repeat]
         learnt, predicted = fold.learnt(folds), fold.predicted(folds)
         # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
         fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
-        predictions[fold] = Predicted(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
+        predictions[fold] = HeldOutPredictions(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
     shares = partial(_shares, task, recipe)
     first = 0 if fitter.fine_tunes else 1
-    pooled = cross_validation.pool([p for fold, p in predictions.items() if len(fold.left_out) == 1])
+    pooled = cross_validation.pool_predictions([p for fold, p in predictions.items() if len(fold.left_out) == 1])
     bias, log_shares = shares(truth)
-    choice = cross_validation.choose(task, recipe, truth, pooled, bias, log_shares, first=first)
-    probabilities, choices = cross_validation.nested(task, recipe, truth, dealt[0], predictions, shares, first=first)
+    choice = cross_validation.select_parameters(task, recipe, truth, pooled, bias, log_shares, first=first)
+    probabilities, choices = cross_validation.nest_selection(
+        task, recipe, truth, dealt[0], predictions, shares, first=first
+    )
     curve = cross_validation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
     return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
 
 
-def _shares(task: Task, recipe: Recipe, truth: Indices) -> Shares:
+def _shares(task: Task, recipe: Recipe, truth: Indices) -> PriorCorrection:
     """Of what is learnt from. A class that is not there gets nothing added, neither to its logit nor by the rule."""
-    shares = np.bincount(truth, minlength=len(classes(task))) / len(truth)
-    seen, there = learnt_shares(truth, recipe), shares > 0
+    shares = np.bincount(truth, minlength=len(class_names(task))) / len(truth)
+    seen, there = effective_class_prior(truth, recipe), shares > 0
     logs, shift = np.zeros(len(shares)), np.zeros(len(shares))
     logs[there] = np.log(shares[there])
     shift[there] = logs[there] - np.log([seen[int(k)] for k in np.flatnonzero(there)])
@@ -245,17 +251,17 @@ def _shares(task: Task, recipe: Recipe, truth: Indices) -> Shares:
 
 
 def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
-    index = {name: k for k, name in enumerate(classes(task))}
+    index = {name: k for k, name in enumerate(class_names(task))}
     return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
 
 
-def scores_of(task: Task, learnt: Learnt, data: Prepared) -> dict[str, Scores]:
+def collect_scores(task: Task, learnt: TrainedModel, data: TrainingData) -> dict[str, LabelledPredictions]:
     """What was said of the test side, by the name ``test``, and of what was held out, by the name of that."""
     choice, test, held_out = learnt.choice, data.on["test"], learnt.rows
     probabilities = choice.probabilities(learnt.test)
     return {
-        "test": Scores(task, data.rows.iloc[test], data.truth[test], probabilities, choice.rule),
-        learnt.held_out: Scores(
+        "test": LabelledPredictions(task, data.rows.iloc[test], data.truth[test], probabilities, choice.rule),
+        learnt.held_out: LabelledPredictions(
             task, data.rows.iloc[held_out], data.truth[held_out], learnt.probabilities, learnt.rules
         ),
     }

@@ -23,16 +23,16 @@ from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import MAGNIFICATIONS, TASKS, Task
-from ml.data.protocols import ProtocolName, Trial, trials
+from ml.data.protocols import ProtocolName, ProtocolSplit, make_protocol_splits
 from ml.data.splits import split_dataset
-from ml.data.training_sets import TrainingSet, assemble
-from ml.evaluation.decision_rule import Rule
-from ml.evaluation.intervals import bootstrap_weights, can_vary, interval
-from ml.evaluation.metrics import metrics_of
-from ml.evaluation.scores import Scores
-from ml.training.checkpoints import Checkpoint, sweep, wait_for_others
+from ml.data.training_sets import TrainingSet, assemble_dataset
+from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.intervals import bootstrap_weights, confidence_interval, has_resampling_variance
+from ml.evaluation.metrics import compute_weighted_metrics
+from ml.evaluation.scores import LabelledPredictions
+from ml.training.checkpoints import Checkpoint, remove_abandoned, wait_for_concurrent_training
 from ml.training.presets import Preset
-from ml.training.protocol import Prepared, learn, prepared, scores_of
+from ml.training.protocol import TrainingData, collect_scores, fit_and_calibrate, prepare_training_data
 
 if TYPE_CHECKING:
     from ml.training.backbone_weights import Weights
@@ -85,7 +85,7 @@ class Row(NamedTuple):
         return {**self._asdict(), "presets": figures, "difference": self.difference and self.difference._asdict()}
 
 
-class Measured(NamedTuple):
+class PresetMetrics(NamedTuple):
     """One preset's metrics on one trial, means over its seeds."""
 
     values: dict[str, float]
@@ -108,7 +108,7 @@ def reproduce(
 
     Args:
         training_set: whose sources' published versions are taken.
-        protocols: see :func:`ml.data.protocols.trials`.
+        protocols: see :func:`ml.data.protocols.make_protocol_splits`.
         presets: the last is compared with the first.
         seeds: how many trainings each; the sides stay the same.
         output: a folder, made if need be: table.md, table.csv, reproduction.json, comparison.png and trainings/.
@@ -130,27 +130,27 @@ def reproduce(
         (output / "trainings").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {output}: {error.strerror}") from None
-    dataset = assemble(training_set, store, settings)["dataset"]
+    dataset = assemble_dataset(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
-    sweep(store)
+    remove_abandoned(store)
     rows: list[Row] = []
     count = trained = 0
     kinds: set[Weights] = set()
     draws = max(preset.bootstrap_draws for preset in presets)  # the same for all, or nothing could be paired
     for protocol in protocols:
         for task in TASKS:
-            measured: dict[str, list[Measured]] = {preset.name: [] for preset in presets}
-            for trial in trials(protocol, task, dataset, store):
+            measured: dict[str, list[PresetMetrics]] = {preset.name: [] for preset in presets}
+            for trial in make_protocol_splits(protocol, task, dataset, store):
                 for preset in presets:
-                    with prepared(task, dataset, trial.split, preset, store, settings, weights_id) as data:
+                    with prepare_training_data(task, dataset, trial.split, preset, store, settings, weights_id) as data:
                         kinds.add(data.weights)
                         mine = []
                         for seed in range(seeds):
                             scores, new = _scored(trial, task, preset, seed, data, output / "trainings", store)
                             mine.append(scores)
                             count, trained = count + 1, trained + new
-                    measured[preset.name].append(measure(mine, draws))
-            rows += table(protocol, task, measured)
+                    measured[preset.name].append(compute_metrics(mine, draws))
+            rows += compute_rows(protocol, task, measured)
     facts: Json = {
         "dataset": dataset,
         "split": split,
@@ -168,31 +168,31 @@ def reproduce(
 
 
 def _scored(
-    trial: Trial, task: Task, preset: Preset, seed: int, data: Prepared, folder: Path, store: Store
-) -> tuple[Scores, bool]:
+    trial: ProtocolSplit, task: Task, preset: Preset, seed: int, data: TrainingData, folder: Path, store: Store
+) -> tuple[LabelledPredictions, bool]:
     """The test side's scores, and whether they had to be made."""
     name = f"{trial.name} {task} {preset.name} seed {seed}"
     file, test = folder / f"{name.replace(' ', '-')}.npz", data.on["test"]
     job = digest(["reproduction", data.inputs, seed])
     kept = _read(file, job)
     if kept is None:
-        wait_for_others(store, job)
+        wait_for_concurrent_training(store, job)
         kept = _read(file, job)  # of whoever was waited for
     if kept is None:
         checkpoint, begin = Checkpoint(store, job), time.monotonic()
         with checkpoint.alive():
-            learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
-            scores = scores_of(task, learnt, data)["test"]
+            learnt = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
+            scores = collect_scores(task, learnt, data)["test"]
             rule = learnt.choice.rule
             _keep(file, job, scores.probabilities, rule)
             checkpoint.forget()
         say(f"{name}: trained in {time.monotonic() - begin:.0f} s")
         return scores, True
     say(f"{name}: is in {folder} already")
-    return Scores(task, data.rows.iloc[test], data.truth[test], *kept), False
+    return LabelledPredictions(task, data.rows.iloc[test], data.truth[test], *kept), False
 
 
-def _keep(file: Path, job: str, probabilities: NDArray[np.float64], rule: Rule) -> None:
+def _keep(file: Path, job: str, probabilities: NDArray[np.float64], rule: DecisionRule) -> None:
     whole = io.BytesIO()
     np.savez(whole, job=np.array(job), probabilities=probabilities, rule=np.array(json.dumps(rule.to_json())))
     scratch = file.with_suffix(".partial")
@@ -200,17 +200,17 @@ def _keep(file: Path, job: str, probabilities: NDArray[np.float64], rule: Rule) 
     scratch.replace(file)
 
 
-def _read(file: Path, job: str) -> tuple[NDArray[np.float64], Rule] | None:
+def _read(file: Path, job: str) -> tuple[NDArray[np.float64], DecisionRule] | None:
     """What was kept of this very training; of one with other inputs, nothing."""
     if not file.is_file():
         return None
     with np.load(file) as kept:
         if str(kept["job"]) != job:
             return None
-        return kept["probabilities"], Rule.from_json(json.loads(str(kept["rule"])))
+        return kept["probabilities"], DecisionRule.from_json(json.loads(str(kept["rule"])))
 
 
-def measure(scores: Sequence[Scores], draws: int) -> Measured:
+def compute_metrics(scores: Sequence[LabelledPredictions], draws: int) -> PresetMetrics:
     """Means of each metric over several models' scores of the same images, and the same under draws of patients."""
     one = np.ones((1, len(scores[0].truth)))
     values = {name: float(value[0]) for name, value in _means(scores, one).items() if np.isfinite(value[0])}
@@ -218,7 +218,7 @@ def measure(scores: Sequence[Scores], draws: int) -> Measured:
     never = [sum(not (s.called[s.truth == k] == k).any() for k in present) for s in scores]
     values[NEVER_FOUND] = float(np.mean(never))
     drawn: dict[str, list[Draws]] = {}
-    if draws and can_vary(scores[0]):
+    if draws and has_resampling_variance(scores[0]):
         for weights in bootstrap_weights(scores[0], draws, 0):
             for name, value in _means(scores, weights).items():
                 drawn.setdefault(name, []).append(value)
@@ -228,15 +228,15 @@ def measure(scores: Sequence[Scores], draws: int) -> Measured:
             parts = [s.only(mine) for s in scores]
             rate = _means(parts, np.ones((1, int(mine.sum()))))["patient_recognition_rate"]
             values[f"patient_recognition_rate_{magnification}x"] = float(rate[0])
-    return Measured(values, {name: np.concatenate(parts) for name, parts in drawn.items()})
+    return PresetMetrics(values, {name: np.concatenate(parts) for name, parts in drawn.items()})
 
 
-def _means(scores: Sequence[Scores], weights: Draws) -> dict[str, Draws]:
-    found = [metrics_of(one, weights) for one in scores]
+def _means(scores: Sequence[LabelledPredictions], weights: Draws) -> dict[str, Draws]:
+    found = [compute_weighted_metrics(one, weights) for one in scores]
     return {name: np.mean([of[name] for of in found], axis=0) for name in found[0]}
 
 
-def table(protocol: str, task: Task, measured: Mapping[str, Sequence[Measured]]) -> Iterator[Row]:
+def compute_rows(protocol: str, task: Task, measured: Mapping[str, Sequence[PresetMetrics]]) -> Iterator[Row]:
     """The rows of one protocol and task.
 
     Args:
@@ -258,13 +258,13 @@ def table(protocol: str, task: Task, measured: Mapping[str, Sequence[Measured]])
             yield Row(protocol, task, level, metric, NOTEBOOKS[task].get(metric), figures, difference)
 
 
-def _figure(trials: Sequence[Measured], metric: str) -> Figure:
+def _figure(trials: Sequence[PresetMetrics], metric: str) -> Figure:
     if len(trials) > 1:
         return _over_folds([one.values[metric] for one in trials])
     return _with_ends(trials[0].values[metric], trials[0].draws.get(metric))
 
 
-def _difference(first: Sequence[Measured], last: Sequence[Measured], metric: str) -> Figure:
+def _difference(first: Sequence[PresetMetrics], last: Sequence[PresetMetrics], metric: str) -> Figure:
     if len(first) > 1:
         return _over_folds([b.values[metric] - a.values[metric] for a, b in zip(first, last, strict=True)])
     a, b = first[0], last[0]
@@ -278,7 +278,7 @@ def _over_folds(values: Sequence[float]) -> Figure:
 
 
 def _with_ends(value: float, draws: Draws | None) -> Figure:
-    ends, _ = (None, "") if draws is None else interval(draws)
+    ends, _ = (None, "") if draws is None else confidence_interval(draws)
     return Figure(value, *(ends or (None, None)))
 
 
@@ -295,13 +295,13 @@ def cells(row: Json) -> list[str]:
     return [row["metric"], notebooks, *map(told, row["presets"].values()), told(row["difference"], "+")]
 
 
-def headings(facts: Json) -> list[str]:
+def column_headings(facts: Json) -> list[str]:
     """What stands above :func:`cells`."""
     presets = facts["presets"]
     return ["metric", "notebooks", *presets, f"{presets[-1]} - {presets[0]}" if len(presets) > 1 else "difference"]
 
 
-def notes(facts: Json) -> list[str]:
+def table_notes(facts: Json) -> list[str]:
     """What has to be known to read the table."""
     told = [
         f"Data set {facts['dataset']} of the training set {facts['set']}; test sides; means over {facts['seeds']} "
@@ -327,7 +327,7 @@ def _random(facts: Json) -> bool:
     return "random" in facts["weights"].values()
 
 
-def table_rows(facts: Json) -> Iterator[tuple[str, list[list[str]]]]:
+def format_tables(facts: Json) -> Iterator[tuple[str, list[list[str]]]]:
     """The table in parts, for people: title and lines of :func:`cells`."""
     for (protocol, task, level), part in groupby(facts["rows"], key=itemgetter("protocol", "task", "level")):
         yield f"{protocol}, {task}, by {level}", [cells(row) for row in part]
@@ -336,11 +336,11 @@ def table_rows(facts: Json) -> Iterator[tuple[str, list[list[str]]]]:
 def _write(facts: Json, output: Path) -> None:
     from ml.evaluation.figures import plot_comparison
 
-    whole = {**facts, "notes": notes(facts)}
+    whole = {**facts, "notes": table_notes(facts)}
     (output / "reproduction.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    heads = headings(facts)
-    lines = ["# The notebooks' recipe and ours", "", *(f"- {note}" for note in notes(facts))]
-    for title, part in table_rows(facts):
+    heads = column_headings(facts)
+    lines = ["# The notebooks' recipe and ours", "", *(f"- {note}" for note in table_notes(facts))]
+    for title, part in format_tables(facts):
         lines += ["", f"## {title}", "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
         lines += [f"| {' | '.join(line)} |" for line in part]
     (output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

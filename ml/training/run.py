@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ml
-from ml.core.devices import describe
+from ml.core.devices import describe_devices
 from ml.core.errors import StoreError
 from ml.core.mlflow_client import connect, use_experiment
 from ml.core.progress import say
@@ -29,10 +29,18 @@ from ml.evaluation.predictions import save_predictions
 from ml.evaluation.report import write_evaluation
 from ml.images.pixel_cache import PixelCache
 from ml.registry.packaging import log_classifier
-from ml.training.checkpoints import Checkpoint, sweep, wait_for_others
-from ml.training.networks import join
+from ml.training.checkpoints import Checkpoint, remove_abandoned, wait_for_concurrent_training
+from ml.training.networks import build_classifier
 from ml.training.presets import Preset
-from ml.training.protocol import OUT_OF_FOLD, VALIDATION, Learnt, Prepared, learn, prepared, scores_of
+from ml.training.protocol import (
+    OUT_OF_FOLD,
+    VALIDATION,
+    TrainedModel,
+    TrainingData,
+    collect_scores,
+    fit_and_calibrate,
+    prepare_training_data,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -70,19 +78,19 @@ def train(
         DeviceError: memory does not suffice.
         TryAgain: another process has begun the same training at the same moment.
     """
-    with prepared(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
+    with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
         job = digest([data.inputs, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-        wait_for_others(store, job)
+        wait_for_concurrent_training(store, job)
         if finished := _finished(job, experiment, settings):
             return {**finished, "task": task, "set": experiment, "reused": True}
-        sweep(store)
+        remove_abandoned(store)
         checkpoint = Checkpoint(store, job)
         with checkpoint.alive():
             with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
                 _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
-                learnt = learn(task, preset.recipe(task), seed, data, checkpoint, store)
+                learnt = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
             checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
@@ -166,7 +174,7 @@ def _log_origin(run_id: str, settings: Settings) -> None:
 
 
 def _log_inputs(
-    task: Task, dataset: str, split: str, preset: Preset, seed: int, job: str, store: Store, data: Prepared
+    task: Task, dataset: str, split: str, preset: Preset, seed: int, job: str, store: Store, data: TrainingData
 ) -> Json:
     """Tag the run with what it is made of, and log the recipe and the data; returns the same as facts."""
     import mlflow
@@ -187,7 +195,7 @@ def _log_inputs(
         "weights_kind": weights.kind,
         "weights_sha256": store.meta(weights.id)["sha256"],
         **_code(),
-        "hardware": describe(),
+        "hardware": describe_devices(),
     }
     mlflow.set_tags({f"breakhis.{name}": value for name, value in tags.items()})
     if not weights.pretrained:
@@ -247,17 +255,17 @@ def _code() -> dict[str, str]:
 
 
 def _evaluate_and_log(
-    task: Task, preset: Preset, learnt: Learnt, data: Prepared, run_id: str, facts: Json, store: Store
+    task: Task, preset: Preset, learnt: TrainedModel, data: TrainingData, run_id: str, facts: Json, store: Store
 ) -> dict[str, float]:
     """Score the test side once, and log all there is to know; returns its metrics."""
     import mlflow
 
-    choice, on_test, scores = learnt.choice, data.on["test"], scores_of(task, learnt, data)
+    choice, on_test, scores = learnt.choice, data.on["test"], collect_scores(task, learnt, data)
     evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
     chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
     facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}
     backbone = learnt.backbone()
-    network = join(backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
+    network = build_classifier(backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
     pixels = PixelCache(store)
     _check_network(network, data.rows.iloc[on_test], scores["test"].probabilities, pixels)
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:

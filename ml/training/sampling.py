@@ -8,7 +8,7 @@ from ml.training.presets import Recipe
 Indices = NDArray[np.int64]
 
 
-def order(truth: Indices, sampling: str, seed: int, epoch: int) -> Indices:
+def sample_epoch(truth: Indices, sampling: str, seed: int, epoch: int) -> Indices:
     """Which positions an epoch takes, in which order: as many as there are.
 
     ``sqrt``: a class comes as often as the root of its share; its pictures come equally often, give or take one.
@@ -39,7 +39,7 @@ def class_weights(truth: Indices, kind: str) -> dict[int, float]:
     return {int(k): float(w * scale) for k, w in zip(labels, raw, strict=True)}
 
 
-def learnt_shares(truth: Indices, recipe: Recipe) -> dict[int, float]:
+def effective_class_prior(truth: Indices, recipe: Recipe) -> dict[int, float]:
     """The share of each class as sampling and weights let the network see it."""
     labels, counts = np.unique(truth, return_counts=True)
     seen = np.sqrt(counts) if recipe.imbalance.sampling == "sqrt" else counts.astype(float)

@@ -2,7 +2,7 @@
 
 from urllib.parse import quote, urljoin, urlsplit
 
-from ml.promotion.reviews import bundle_of
+from ml.promotion.reviews import parse_bundle_id
 
 PREFIX = "/breakhis"
 """Where this plugin's pages lie below Airflow's address."""
@@ -15,7 +15,7 @@ def page(path: str) -> str:
 
 def page_of(body: str | None) -> str:
     """The address of the review page that belongs to the body of a review, or nothing."""
-    bundle = bundle_of(body)
+    bundle = parse_bundle_id(body)
     return page(f"reviews/{bundle}/") if bundle else ""
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from breakhis_airflow.addresses import form_of, on_this_site, root
-from ml.promotion.reviews import PROMOTE, ROLLBACK, bundle_of
+from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id
 
 AUDIT = "audit"
 """The DAG that checks the audit log."""
@@ -58,7 +58,7 @@ def waiting_reviews() -> list[Waiting]:
 def _waiting(detail: Any) -> Waiting:
     ti = detail.task_instance
     form = on_this_site(form_of(ti.dag_id, ti.run_id, ti.task_id))
-    return Waiting(detail.subject, bundle_of(detail.body), _minute(detail.created_at), form, ti.dag_id)
+    return Waiting(detail.subject, parse_bundle_id(detail.body), _minute(detail.created_at), form, ti.dag_id)
 
 
 def audit_check() -> AuditCheck:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
-from ml.data.sources.spec import KEY_VARIABLES
+from ml.data.sources.spec import S3_KEY_VARIABLES
 
 STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
 PROMOTER, AUDIT = "breakhis_mlflow_promoter", "breakhis_audit"
@@ -74,7 +74,7 @@ def _audit(connection: Any) -> dict[str, str | None]:
 
 def _of_source(connection: Any) -> dict[str, str | None]:
     if connection.conn_type == "aws":
-        return dict(zip(KEY_VARIABLES, (connection.login or None, connection.password or None), strict=True))
+        return dict(zip(S3_KEY_VARIABLES, (connection.login or None, connection.password or None), strict=True))
     if connection.login:
         return {"KAGGLE_USERNAME": connection.login, "KAGGLE_KEY": connection.password or None}
     return {"KAGGLE_API_TOKEN": connection.password or None}

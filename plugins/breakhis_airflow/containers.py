@@ -23,7 +23,7 @@ from breakhis_airflow.environment import container_environment
 from breakhis_airflow.operators import Ended, Job, StageOperator
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError
-from ml.core.settings import Settings, settings
+from ml.core.settings import Settings, read_settings
 from ml.core.store import digest
 
 LABEL = "breakhis"
@@ -49,7 +49,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
     _ended: Ended | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        own = settings()
+        own = read_settings()
         super().__init__(
             image=own.docker_image,
             docker_url=own.docker_url or None,
@@ -87,7 +87,8 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
             self._remove(container)
             if "device driver" in str(error):
                 raise AirflowFailException(
-                    f"breakhis {self.stage} asks for a GPU (BREAKHIS_DOCKER_GPUS={settings().docker_gpus}) and the "
+                    f"breakhis {self.stage} asks for a GPU (BREAKHIS_DOCKER_GPUS={read_settings().docker_gpus}) and "
+                    "the "
                     f"Docker engine at {self.docker_url} offers none: install nvidia-container-toolkit there, or set "
                     "BREAKHIS_DOCKER_GPUS=0 to train on the CPU"
                 ) from None
@@ -151,7 +152,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
     # --- containers ---------------------------------------------------------------------------------------------
 
     def _create(self, context: Context) -> str:
-        own, ti = settings(), context["ti"]
+        own, ti = read_settings(), context["ti"]
         devices = [DeviceRequest(count=own.docker_gpus, capabilities=[["gpu"]])] if own.docker_gpus else None
         host = self.cli.create_host_config(
             network_mode=self.network_mode,
@@ -203,7 +204,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
     def _name(self, context: Context) -> str:
         ti = context["ti"]
-        return f"{LABEL}-{digest([_deployment(settings()), ti.dag_id, ti.run_id, ti.task_id, ti.map_index])[:16]}"
+        return f"{LABEL}-{digest([_deployment(read_settings()), ti.dag_id, ti.run_id, ti.task_id, ti.map_index])[:16]}"
 
     def _have_image(self) -> None:
         try:
@@ -242,14 +243,14 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
     def _reap(self) -> None:
         """Take away containers whose tasks run no more: cleared or failed by hand while their worker was gone."""
-        filters = {"label": [LABEL, f"{LABEL}.deployment={_deployment(settings())}"]}
+        filters = {"label": [LABEL, f"{LABEL}.deployment={_deployment(read_settings())}"]}
         others = self.cli.containers(all=True, filters=filters)
         if not others:
             return
         try:
             given = read_connection(AIRFLOW, self.stage).environment
             # Workers on other hosts than the API server's may have to call it by another name.
-            url = settings().airflow_url or given["BREAKHIS_AIRFLOW_URL"]
+            url = read_settings().airflow_url or given["BREAKHIS_AIRFLOW_URL"]
             api = AirflowApi(url, given["BREAKHIS_AIRFLOW_USER"], given["BREAKHIS_AIRFLOW_PASSWORD"])
             for container in others:
                 if not _is_awaited(container["Labels"], api):
@@ -284,7 +285,7 @@ def _mount(volume: str) -> Mount:
 def _explain(state: Mapping[str, Any]) -> tuple[str, bool]:
     """What the engine knows of a container's end, and whether trying again is no use."""
     if state.get("OOMKilled"):
-        limit = settings().docker_memory or "all of the machine"
+        limit = read_settings().docker_memory or "all of the machine"
         return (
             f"ran out of memory, of which it may use {limit}: raise BREAKHIS_DOCKER_MEMORY or lower the batch size",
             True,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from airflow.sdk import BaseOperatorLink
 
 from breakhis_airflow.addresses import page, page_of
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 
 Json = dict[str, Any]
 
@@ -116,5 +116,5 @@ def _report(result: Json, name: str) -> str:
 
 def _mlflow(page: str) -> str:
     """A page of the MLflow server; none where MLflow is a database without a server."""
-    ui = settings().mlflow_ui
+    ui = read_settings().mlflow_ui
     return f"{ui.rstrip('/')}/#/{page}" if ui else ""

@@ -19,8 +19,8 @@ from pydantic import Field, field_validator
 
 from breakhis_airflow.links import LINKS
 from ml.core.errors import ConfigError
-from ml.core.settings import settings
-from ml.core.yaml_files import Declared, read_yaml
+from ml.core.settings import read_settings
+from ml.core.yaml_files import YamlModel, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _SECRET = re.compile(r"passw|secret|token|api[_-]?key|authorization|credential",
 _PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
-class Notification(Declared):
+class Notification(YamlModel):
     """One notifier, and what it is told to send."""
 
     notifier: str = Field(description="A notifier's import path: of Airflow's providers, or one of your own.")
@@ -47,7 +47,7 @@ class Notification(Declared):
         return value
 
 
-class Notifications(Declared):
+class Notifications(YamlModel):
     """What may stand in notifications.yaml."""
 
     on_failure: tuple[Notification, ...] = Field((), description="Who is told when a task has failed for good.")
@@ -196,7 +196,7 @@ def tell_of_review(context: Mapping[str, Any], review: Review) -> None:
 
 
 def _wanted() -> Notifications:
-    file = settings().conf / "notifications.yaml"
+    file = read_settings().conf / "notifications.yaml"
     try:
         return _read(file)
     except ConfigError as error:

@@ -21,7 +21,7 @@ from breakhis_airflow.environment import stage_environment
 from breakhis_airflow.links import LINKS
 from breakhis_airflow.notifications import tell_of_failure
 from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "breakhis",
@@ -130,9 +130,9 @@ class StageOperator(BaseOperator):
         output = _Output(self.log, hidden=secrets)
         origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
         job = Job([self.stage, *self.arguments], key, {**stage_environment(os.environ), **origin, **given}, context)
-        self.log.info("Running: %s", " ".join(job.command(settings().store)))
+        self.log.info("Running: %s", " ".join(job.command(read_settings().store)))
         ended = self.run_stage(job, output)
-        self.stage_result, _ = Store(settings().store, {**os.environ, **given}).read(ended.key)
+        self.stage_result, _ = Store(read_settings().store, {**os.environ, **given}).read(ended.key)
         for link in self.operator_extra_links:
             if address := link.get_link(self, ti_key=ti):
                 self.log.info("%s: %s", link.name, address)
@@ -155,7 +155,7 @@ class StageOperator(BaseOperator):
         """The secrets in this stage's connections, and the environment made of them."""
         secrets: list[str] = []
         given: dict[str, str] = {}
-        for connection_id in dict.fromkeys([*settings().connections, *self.connections]):
+        for connection_id in dict.fromkeys([*read_settings().connections, *self.connections]):
             found = read_connection(connection_id, self.stage)
             for secret in found.secrets:
                 mask_secret(secret)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from breakhis_airflow.operators import StageOperator
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 
 COMPUTING = frozenset({"weights", "features", "train"})
 """The stages that a GPU speeds up. At the place ``docker`` these run in containers; the others are light, and a
@@ -27,7 +27,7 @@ def mapped_stage(name: str, arguments: Sequence[Sequence[str]], **kwargs: Any) -
 
 def place_of(name: str) -> type[StageOperator]:
     """The operator class of a stage. Imported when asked for: Docker's client takes its time."""
-    if name in COMPUTING and settings().place == "docker":
+    if name in COMPUTING and read_settings().place == "docker":
         from breakhis_airflow.containers import DockerStageOperator
 
         return DockerStageOperator

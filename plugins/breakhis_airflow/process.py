@@ -16,7 +16,7 @@ from pathlib import Path
 from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import Ended, Job, StageOperator
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 
 
 class ProcessStageOperator(StageOperator):
@@ -30,7 +30,7 @@ class ProcessStageOperator(StageOperator):
 
     def run_stage(self, job: Job, output: Callable[[str], None]) -> Ended:
         """Run it here; see the base class."""
-        status = self.run_command(job.command(settings().store), job.environment, output)
+        status = self.run_command(job.command(read_settings().store), job.environment, output)
         return Ended(status, job.key, _why(status))
 
     def run_command(self, command: list[str], environment: dict[str, str], output: Callable[[str], None]) -> int:

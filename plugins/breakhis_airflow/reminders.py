@@ -9,7 +9,7 @@ from breakhis_airflow.connections import AIRFLOW, read_connection
 from breakhis_airflow.notifications import Review, tell_of_review
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import Conflict
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Json, Store
 from ml.promotion.reviews import PROMOTE, ROLLBACK
 
@@ -23,7 +23,7 @@ def remind(context: Mapping[str, Any], now: datetime | None = None) -> list[str]
     """
     given = read_connection(AIRFLOW, "remind").environment
     api = AirflowApi(*(given[f"BREAKHIS_AIRFLOW_{name}"] for name in ("URL", "USER", "PASSWORD")))
-    store, hours = Store(settings().store), settings().review_hours
+    store, hours = Store(read_settings().store), read_settings().review_hours
     reminded = []
     for detail in api.waiting():
         ti = detail["task_instance"]

@@ -11,8 +11,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from breakhis_airflow.addresses import form_of, page_of
 from breakhis_airflow.links import ReviewLink
 from breakhis_airflow.notifications import Review, tell_of_review
-from ml.core.settings import settings
-from ml.promotion.reviews import APPROVE, REJECT, SHORTEST_REASON, given_reason
+from ml.core.settings import read_settings
+from ml.promotion.reviews import APPROVE, MIN_REASON_LENGTH, REJECT, parse_reason
 
 
 class ReviewOperator(HITLOperator):
@@ -49,14 +49,14 @@ class ReviewOperator(HITLOperator):
                 "reason": Param(
                     None,
                     type=["null", "string"],
-                    minLength=SHORTEST_REASON,
+                    minLength=MIN_REASON_LENGTH,
                     title="Reason",
                     description="Required: why you approve or reject. It is kept with the decision for good.",
                 )
             },
-            assigned_users=[{"id": user, "name": user} for user in settings().reviewers],
+            assigned_users=[{"id": user, "name": user} for user in read_settings().reviewers],
             defaults=[REJECT],  # nobody's silence approves
-            response_timeout=timedelta(hours=settings().review_hours),
+            response_timeout=timedelta(hours=read_settings().review_hours),
             # Not after minutes, as after a lost server: somebody has just read the evidence.
             **{**kwargs, "retry_delay": timedelta(seconds=10), "retry_exponential_backoff": 0},
         )
@@ -76,7 +76,7 @@ class ReviewOperator(HITLOperator):
                     raise AirflowSkipException(f"{before.task_id} was answered with {REJECT}")
         ti = context["ti"]
         form = form_of(ti.dag_id, ti.run_id, ti.task_id)
-        tell_of_review(context, Review(self.subject, form, page_of(self.body), settings().review_hours))
+        tell_of_review(context, Review(self.subject, form, page_of(self.body), read_settings().review_hours))
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -87,7 +87,7 @@ class ReviewOperator(HITLOperator):
         """
         nobody = event.get("responded_by_user") is None and event.get("chosen_options") == [REJECT]
         if "error" not in event and not nobody:
-            if not given_reason(event.get("params_input")):
+            if not parse_reason(event.get("params_input")):
                 self._ask_again("no reason was given")
             if len(event.get("chosen_options") or []) != 1:
                 self._ask_again(f"neither {APPROVE} nor {REJECT} was chosen")
@@ -96,5 +96,5 @@ class ReviewOperator(HITLOperator):
     def _ask_again(self, what: str) -> None:
         raise AirflowFailException(
             f"This review does not count: {what}. Nothing was promoted. To be asked again, clear the task "
-            f"'{self.task_id}' (with those after it) and answer with a reason of at least {SHORTEST_REASON} letters."
+            f"'{self.task_id}' (with those after it) and answer with a reason of at least {MIN_REASON_LENGTH} letters."
         )

@@ -17,12 +17,12 @@ from breakhis_airflow.airflow_database import AuditCheck, Waiting
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
 from ml.core.store import Json, Store, object_id
-from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, classes
-from ml.data.training_sets import dataset_changes
-from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
+from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
+from ml.data.training_sets import compare_datasets
+from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
 from ml.promotion.alias_history import APPROVED, ROLLED_BACK
-from ml.promotion.audit_log import chain_faults, decisions_of
-from ml.promotion.reviews import BUNDLE, ROLLBACK, got_worse
+from ml.promotion.audit_log import find_chain_faults, read_decisions
+from ml.promotion.reviews import BUNDLE_PATTERN, ROLLBACK, list_regressions
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -52,7 +52,7 @@ def render_list(waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
             rollback=ROLLBACK,
             decisions=_decisions(store)[:_DECISIONS],
             audit=audit,
-            faults=chain_faults(store),
+            faults=find_chain_faults(store),
             terms=TERMS,
         )
     )
@@ -87,8 +87,8 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             in_use=_in_use(decisions),
             decided=next((one for one in decisions if one["bundle"] == bundle), None),
             metrics=metrics,
-            worse=got_worse(evidence, champion),
-            classes=classes(evidence["task"]),
+            worse=list_regressions(evidence, champion),
+            classes=class_names(evidence["task"]),
             class_names=SUBTYPE_NAMES,
             slices=_slices(evidence, champion),
             pictures=[one for one in drawn if one[3]],
@@ -101,7 +101,7 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             names={name: shown.partition(":")[0] for name, shown in METRIC_NAMES.items()},
             decisions=decisions,
             audit=audit,
-            faults=chain_faults(store),
+            faults=find_chain_faults(store),
         )
     )
 
@@ -112,7 +112,7 @@ def read_bundle(bundle: str, store: Store) -> Json:
     Raises:
         StoreError: there is none, or it was changed.
     """
-    if not re.fullmatch(BUNDLE, bundle):
+    if not re.fullmatch(BUNDLE_PATTERN, bundle):
         raise StoreError(f"{bundle!r} is no bundle")
     facts = {key: value for key, value in store.meta(bundle).items() if key != "id"}
     if object_id("bundle", facts) != bundle:
@@ -154,7 +154,7 @@ def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
         "before": before,
         "interval_before": champion.get("intervals", {}).get(name) if champion else None,
         "change": change,
-        "worse": change is not None and change != 0 and (change > 0) == (name in BEST_AT_ZERO),
+        "worse": change is not None and change != 0 and (change > 0) == (name in LOWER_IS_BETTER),
     }
 
 
@@ -208,7 +208,7 @@ def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
     told: Json = {"same": bool(champion), "sources": {}, "missing": ""}
     if champion and evidence["dataset"] != champion["dataset"]:
         try:
-            told = {**told, "same": False, "sources": dataset_changes(champion["dataset"], evidence["dataset"], store)}
+            told = {**told, "same": False, "sources": compare_datasets(champion["dataset"], evidence["dataset"], store)}
         except StoreError as error:  # an old one was cleared away
             told = {**told, "same": False, "missing": str(error)}
     return told
@@ -226,7 +226,7 @@ def _decisions(store: Store, model: str | None = None) -> list[Json]:
     A rollback's evidence is what the version was approved on.
     """
     shown = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
-    found = [shown | {"champion": None, "bundle": None, "verified": None} | one for one in decisions_of(store, model)]
+    found = [shown | {"champion": None, "bundle": None, "verified": None} | one for one in read_decisions(store, model)]
     approved = {(one["model"], one["version"]): one["bundle"] for one in reversed(found) if one["event"] == APPROVED}
     return [one | {"bundle": one["bundle"] or approved.get((one["model"], one["version"]))} for one in found]
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ml.core.errors import StoreError
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE
@@ -65,7 +65,7 @@ def _add_reports(app: Any) -> None:
     def report(validation: str, path: str) -> FileResponse:
         """One file of a validation's report."""
         try:
-            file = report_file(Store(settings().store), validation, path)
+            file = report_file(Store(read_settings().store), validation, path)
         except StoreError:
             raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
@@ -75,7 +75,7 @@ def _add_reports(app: Any) -> None:
     def source(name: str) -> RedirectResponse:
         """The report of a source's current version."""
         known = re.fullmatch(NAME_PATTERN, name)
-        published, _ = Store(settings().store).read(f"refs/sources/{name}.json") if known else (None, "")
+        published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if known else (None, "")
         if not published:
             raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"
@@ -97,7 +97,7 @@ def _add_reviews(app: Any) -> None:
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
         page = review_pages.render_list(
-            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
+            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
         )
         return HTMLResponse(page, headers=fresh)
 
@@ -106,7 +106,7 @@ def _add_reviews(app: Any) -> None:
         """One candidate beside the champion."""
         try:
             page = review_pages.render_review(
-                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(settings().store)
+                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
@@ -116,7 +116,7 @@ def _add_reviews(app: Any) -> None:
     def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
         """A picture or report of the candidate or the champion."""
         try:
-            file = review_pages.bundle_file(bundle, whose, name, Store(settings().store))
+            file = review_pages.bundle_file(bundle, whose, name, Store(read_settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)

@@ -16,8 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ml.core.devices import processor
-from ml.core.settings import settings
+from ml.core.devices import processor_name
+from ml.core.settings import read_settings
 from tests.benchmarks import extraction, gpu, ingestion, training, workflow
 from tests.benchmarks.measure import Figure
 from tests.benchmarks.replica import LARGEST, Replica
@@ -39,13 +39,13 @@ _BY_NAME = {"gpu"}
 @click.option("--json", "file", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 def main(names: tuple[str, ...], images: int, file: Path) -> None:
     """Measure NAMES (default: all but gpu) on pictures drawn for it, which are kept in the home folder's cache."""
-    replica = Replica.drawn(images, settings().cache / "bench")
+    replica = Replica.drawn(images, read_settings().cache / "bench")
     found: list[Figure] = []
     for name in names or [name for name in BENCHMARKS if name not in _BY_NAME]:
         found += BENCHMARKS[name](replica)
     _print(found)
     machine = {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),

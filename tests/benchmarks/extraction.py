@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Store
-from ml.core.workers import in_processes
-from ml.images.decoding import SIZE, decode, pixel_hash, resize
+from ml.core.workers import map_in_processes
+from ml.images.decoding import INPUT_SIZE, decode, pixel_hash, resize
 from ml.training.backbone_weights import resolve_weights
 from tests.benchmarks.measure import Figure, Run, breakhis
 from tests.benchmarks.replica import LARGEST, Replica
@@ -101,7 +101,7 @@ def speeds(home: Path, store: Store, files: dict[str, str], environment: Mapping
 def kept(replica: Replica, store: Store) -> dict[str, str]:
     """Pixel hash -> file hash, of every picture in the store: each once."""
     jobs = ((store.root, file) for file in sorted(replica.folder.rglob("*.png")))
-    return dict(in_processes(_keep, jobs, len(os.sched_getaffinity(0))))
+    return dict(map_in_processes(_keep, jobs, len(os.sched_getaffinity(0))))
 
 
 def _keep(job: tuple[str, Path]) -> tuple[str, str]:
@@ -112,9 +112,9 @@ def _keep(job: tuple[str, Path]) -> tuple[str, str]:
 
 def _features(store: Store, files: dict[str, str], images: int, environment: Mapping[str, str]) -> Run:
     """The stage, over a dataset of the first so many pictures."""
-    rows = made_up.rows({"14-1": ("DC", images)})
+    rows = made_up.manifest_rows({"14-1": ("DC", images)})
     rows["pixel_sha256"], rows["sha256"] = list(files)[:images], list(files.values())[:images]
-    dataset = made_up.dataset(store, rows)
+    dataset = made_up.create_dataset(store, rows)
     return breakhis("features", dataset, "--preset", "demo", environment=environment)
 
 
@@ -147,18 +147,20 @@ def _seconds_of(contestant: str, home: Path, environment: Mapping[str, str]) -> 
 
 def _extraction(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """What the stage does once it knows what is missing; the start of the processes that decode is counted."""
-    from ml.core.workers import ahead
-    from ml.images.augmentation import IDENTITY
+    from ml.core.workers import prefetch
+    from ml.images.augmentation import IDENTITY_VIEW
     from ml.images.pixel_cache import PixelCache
     from ml.training.features import _AHEAD, FeatureCache, _compute, _feed, load_extractor
 
     weights = resolve_weights("random", store).id
-    backbone = load_extractor(settings().backend, weights, store, home / "cache")
-    backbone(np.zeros((backbone.batch, SIZE, SIZE, 3), np.uint8))
-    caches = {IDENTITY: FeatureCache(store, weights, backbone.name)}
+    backbone = load_extractor(read_settings().backend, weights, store, home / "cache")
+    backbone(np.zeros((backbone.batch, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
+    caches = {IDENTITY_VIEW: FeatureCache(store, weights, backbone.name)}
 
     def run() -> None:
-        with ahead(_feed({IDENTITY: files}, PixelCache(store), backbone.batch, settings().worker_count), _AHEAD) as fed:
+        with prefetch(
+            _feed({IDENTITY_VIEW: files}, PixelCache(store), backbone.batch, read_settings().worker_count), _AHEAD
+        ) as fed:
             _compute(caches, backbone, fed)
 
     return run
@@ -176,14 +178,14 @@ def _cached(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
 
 def _model(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """The network alone, on the same few pictures over and over."""
-    from ml.training.features import _AT_ONCE, OpenVINO, load_extractor
+    from ml.training.features import _AT_ONCE, OpenVINOExtractor, load_extractor
 
-    backbone = load_extractor(settings().backend, resolve_weights("random", store).id, store, home / "cache")
-    if not isinstance(backbone, OpenVINO):
+    backbone = load_extractor(read_settings().backend, resolve_weights("random", store).id, store, home / "cache")
+    if not isinstance(backbone, OpenVINOExtractor):
         return _on_a_gpu(backbone, len(files))
     queue = backbone._queue
     queue.set_callback(lambda request, _: request.get_output_tensor().data)
-    some = np.random.default_rng(0).integers(0, 256, (_AT_ONCE, SIZE, SIZE, 3)).astype(np.float32)
+    some = np.random.default_rng(0).integers(0, 256, (_AT_ONCE, INPUT_SIZE, INPUT_SIZE, 3)).astype(np.float32)
 
     def run() -> None:
         for _ in range(-(-len(files) // _AT_ONCE)):
@@ -199,7 +201,7 @@ def _on_a_gpu(backbone: Any, images: int) -> Callable[[], None]:
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
-    some = tf.constant(rng.integers(0, 256, (backbone.batch, SIZE, SIZE, 3), dtype=np.uint8))
+    some = tf.constant(rng.integers(0, 256, (backbone.batch, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8))
 
     def run() -> None:
         for _ in range(-(-images // backbone.batch)):
@@ -217,7 +219,7 @@ def _decode(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
     paths = [store.local(store.blob_key(sha256)) for sha256 in files.values()]
 
     def run() -> None:
-        assert sum(in_processes(decode_one, paths, settings().worker_count)) == SIZE * len(paths)
+        assert sum(map_in_processes(decode_one, paths, read_settings().worker_count)) == INPUT_SIZE * len(paths)
 
     return run
 
@@ -241,7 +243,7 @@ def _keras(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None
     paths = [str(store.local(store.blob_key(sha256))) for sha256 in files.values()]
 
     def load(path: object) -> object:
-        return tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (SIZE, SIZE))
+        return tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (INPUT_SIZE, INPUT_SIZE))
 
     def pipeline(some: list[str]) -> object:
         data = tf.data.Dataset.from_tensor_slices(some).map(load, num_parallel_calls=tf.data.AUTOTUNE)

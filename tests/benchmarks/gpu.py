@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ml.core.devices import describe, has_gpu, quiet_tensorflow
+from ml.core.devices import describe_devices, has_gpu, import_tensorflow_quietly
 from ml.core.store import Store
 from ml.images.pixel_cache import PixelCache
 from ml.training.backbone_weights import load_backbone, resolve_weights
@@ -74,7 +74,7 @@ def _tuned(home: Path, hashes: list[str], environment: Mapping[str, str]) -> dic
 
 def _main(folder: str) -> None:
     """The second of two epochs, and predictions after them."""
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()  # as any training
@@ -117,7 +117,7 @@ def _main(folder: str) -> None:
     np.asarray(last)
     seconds["bare predicted"] = time.perf_counter() - begin
     speed = {name: len(names) / took for name, took in seconds.items()}
-    print(json.dumps({**speed, "start": seconds["start"], "images": len(names), "device": describe()}))
+    print(json.dumps({**speed, "start": seconds["start"], "images": len(names), "device": describe_devices()}))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml.core.progress import track
-from ml.data.sources.demo import DRAWING_VERSION, LARGEST, pictures
+from ml.data.sources.demo import DRAWING_VERSION, MAX_PICTURES, draw_files
 
-__all__ = ["LARGEST", "Replica"]
+__all__ = [
+    "MAX_PICTURES",
+    "Replica",
+]
 
 SEED = 1
 
@@ -30,7 +33,7 @@ class Replica(NamedTuple):
             scratch = folder.with_suffix(".drawing")
             shutil.rmtree(scratch, ignore_errors=True)
             workers = len(os.sched_getaffinity(0))
-            for path, data in track(pictures(images, SEED, workers), total=images, what="drawing the replica"):
+            for path, data in track(draw_files(images, SEED, workers), total=images, what="drawing the replica"):
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / path).write_bytes(data)
             scratch.rename(folder)

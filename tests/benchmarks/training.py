@@ -9,18 +9,18 @@ from statistics import mean
 
 import numpy as np
 
-from ml.core.settings import settings
+from ml.core.settings import read_settings
 from ml.core.store import Store
-from ml.core.taxonomy import SIDES, TASKS, classes
-from ml.data.splits import read_split, sides_of
+from ml.core.taxonomy import SIDES, TASKS, class_names
+from ml.data.splits import look_up_sides, read_split
 from ml.data.training_sets import read_dataset
-from ml.evaluation.metrics import metrics_of
-from ml.images.augmentation import views_of_all
-from ml.images.decoding import SIZE
+from ml.evaluation.metrics import compute_weighted_metrics
+from ml.images.augmentation import plan_shared_views
+from ml.images.decoding import INPUT_SIZE
 from ml.training.checkpoints import Checkpoint
-from ml.training.features import extract
+from ml.training.features import extract_features
 from ml.training.presets import Preset, load_preset
-from ml.training.protocol import learn, prepared, scores_of
+from ml.training.protocol import collect_scores, fit_and_calibrate, prepare_training_data
 from tests.benchmarks.measure import Figure, Run, breakhis, watched
 from tests.benchmarks.replica import LARGEST, Replica
 from tests.helpers import made_up
@@ -58,7 +58,7 @@ def figures(replica: Replica) -> list[Figure]:
         again = watched([*module, "ours", "4", *learnt_from], environment)
         store = Store((home / "store").as_uri())
         rows = read_dataset(dataset, store)
-        few = made_up.dataset(store, rows.iloc[:: max(1, len(rows) // _FEW)].iloc[:_FEW], ledger="few")
+        few = made_up.create_dataset(store, rows.iloc[:: max(1, len(rows) // _FEW)].iloc[:_FEW], ledger="few")
         few_split = breakhis("split", few, environment=environment).result["split"]
         compared_views = watched([*module, "views", few, few_split], environment).result
         smaller = watched([*module, "ours", "4", few, few_split], environment)
@@ -121,22 +121,22 @@ def _preset(views: int) -> Preset:
 
 def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
     """Extraction and both models' learning, down to the predictions of the test side."""
-    configuration = settings()
+    configuration = read_settings()
     store, preset = Store(configuration.store), _preset(views)
     rows, dealt = read_dataset(dataset, store), read_split(split, store)
     begin = time.perf_counter()
     specs = [preset.binary.views, preset.subtype.views]
     plan = [
         (view, rows.loc[wanted, "pixel_sha256"].tolist())
-        for view, wanted in views_of_all(specs, rows, sides_of(rows, dealt))
+        for view, wanted in plan_shared_views(specs, rows, look_up_sides(rows, dealt))
     ]
-    extract(dataset, preset, store, configuration, plan=plan)
+    extract_features(dataset, preset, store, configuration, plan=plan)
     extracted = time.perf_counter()
     for task in TASKS:
-        with prepared(task, dataset, dealt, preset, store, configuration) as data:
+        with prepare_training_data(task, dataset, dealt, preset, store, configuration) as data:
             checkpoint = Checkpoint(store, f"bench-{data.inputs}")
             with checkpoint.alive():
-                learn(task, preset.recipe(task), 0, data, checkpoint, store)
+                fit_and_calibrate(task, preset.recipe(task), 0, data, checkpoint, store)
             checkpoint.forget()
     learnt = time.perf_counter()
     return {
@@ -148,18 +148,18 @@ def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
 
 def _views(dataset: str, split: str) -> dict[str, dict[int, list[float]]]:
     """What the binary model reaches on the test side with so many cached views, by seed."""
-    configuration, dealt = settings(), read_split(split, Store(settings().store))
+    configuration, dealt = read_settings(), read_split(split, Store(read_settings().store))
     store, auc = Store(configuration.store), dict[int, list[float]]()
     for views in (1, 4, _EPOCHS):
         preset = _preset(views)
-        with prepared("binary", dataset, dealt, preset, store, configuration) as data:
+        with prepare_training_data("binary", dataset, dealt, preset, store, configuration) as data:
             for seed in range(_SEEDS):
                 checkpoint = Checkpoint(store, f"bench-{data.inputs}-{seed}")
                 with checkpoint.alive():
-                    learnt = learn("binary", preset.recipe("binary"), seed, data, checkpoint, store)
+                    learnt = fit_and_calibrate("binary", preset.recipe("binary"), seed, data, checkpoint, store)
                 checkpoint.forget()
-                scored = scores_of("binary", learnt, data)["test"]
-                found = metrics_of(scored, np.ones((1, len(scored.truth))))["roc_auc"]
+                scored = collect_scores("binary", learnt, data)["test"]
+                found = compute_weighted_metrics(scored, np.ones((1, len(scored.truth))))["roc_auc"]
                 auc.setdefault(views, []).append(float(found[0]))
     return {"auc": auc}
 
@@ -168,7 +168,7 @@ def _pictures(paths: list[str]) -> "tf.data.Dataset":  # noqa: F821
     import tensorflow as tf
 
     def load(path: object) -> object:
-        return tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (SIZE, SIZE))
+        return tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (INPUT_SIZE, INPUT_SIZE))
 
     return tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -185,7 +185,7 @@ def _naive(dataset: str) -> dict[str, float]:
 
     from ml.training.backbone_weights import load_backbone, resolve_weights
 
-    store, preset, took, measured = Store(settings().store), load_preset("paper"), dict[str, float](), 0.0
+    store, preset, took, measured = Store(read_settings().store), load_preset("paper"), dict[str, float](), 0.0
     predictions = list[float]()
 
     def seconds(run: Callable[[], object]) -> float:
@@ -202,9 +202,9 @@ def _naive(dataset: str) -> dict[str, float]:
     pixels = np.concatenate(decoded)
     for task in TASKS:
         backbone = load_backbone(resolve_weights("random", store).id, store)
-        names = classes(task)
+        names = class_names(task)
         truth = np.array([names.index(name) for name in rows["label" if task == "binary" else "subtype"]])
-        inputs = x = keras.Input((SIZE, SIZE, 3))
+        inputs = x = keras.Input((INPUT_SIZE, INPUT_SIZE, 3))
         if task == "binary":
             for layer in (
                 keras.layers.RandomFlip(),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ml.core import progress
-from tests.helpers.made_up import png, tree
+from tests.helpers.made_up import png, write_tree
 from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
 pytestmark = pytest.mark.integration
@@ -49,7 +49,7 @@ def rows(out):
 
 
 def test_files_and_folders_come_in_order_with_a_row_each(predict, tmp_path, logged):  # noqa: F811
-    folder = tree(tmp_path / "pictures", {"b.png": png(1), "deep/a.png": png(2), "notes.txt": b"x"})
+    folder = write_tree(tmp_path / "pictures", {"b.png": png(1), "deep/a.png": png(2), "notes.txt": b"x"})
     (tmp_path / "one.jpg").write_bytes(encoded(COLOUR, "JPEG"))
     code, out, err = predict(tmp_path / "one.jpg", folder, "--json", model="registered")
     assert code == 0, err
@@ -75,7 +75,7 @@ def test_for_people_it_is_a_table(predict, tmp_path):
 
 def test_progress_is_told_while_it_works(predict, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    folder = tree(tmp_path / "pictures", {f"{k}.png": png(k) for k in range(3)})
+    folder = write_tree(tmp_path / "pictures", {f"{k}.png": png(k) for k in range(3)})
     _, out, err = predict(folder, "--json")
     assert "classifying: 1 of 3 (" in err
     assert "classifying: 3 of 3 (" in err
@@ -84,7 +84,7 @@ def test_progress_is_told_while_it_works(predict, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_the_table_is_written(predict, tmp_path, suffix):
-    folder = tree(tmp_path / "pictures", {"a.png": png(1), "b.png": b"text", "c.png": png(2)})
+    folder = write_tree(tmp_path / "pictures", {"a.png": png(1), "b.png": b"text", "c.png": png(2)})
     file = tmp_path / f"table.{suffix}"
     code, out, _ = predict(folder, "--output", file)
     assert (code, out) == (3, "")
@@ -113,7 +113,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_image_has_a_row_with_its_reason_and_the_others_are_classified(predict, tmp_path, kind):
     data, reason = BAD[kind]
-    folder = tree(tmp_path / "pictures", {"1.png": png(1), "2.png": data, "3.png": png(2)})
+    folder = write_tree(tmp_path / "pictures", {"1.png": png(1), "2.png": data, "3.png": png(2)})
     code, out, err = predict(folder, "--json")
     assert code == 3
     before, bad, after = rows(out)
@@ -127,7 +127,7 @@ def test_a_bad_image_has_a_row_with_its_reason_and_the_others_are_classified(pre
 
 def test_transparency_is_taken_as_the_picture_under_it(predict, tmp_path):
     seen = COLOUR.convert("RGBA")
-    folder = tree(tmp_path / "pictures", {"a.png": encoded(COLOUR), "b.png": encoded(seen)})
+    folder = write_tree(tmp_path / "pictures", {"a.png": encoded(COLOUR), "b.png": encoded(seen)})
     code, out, err = predict(folder, "--json")
     assert code == 0, err
     a, b = rows(out)
@@ -135,7 +135,7 @@ def test_transparency_is_taken_as_the_picture_under_it(predict, tmp_path):
 
 
 def test_nothing_usable_exits_3(predict, tmp_path):
-    folder = tree(tmp_path / "pictures", {"1.png": b"text", "2.png": png(mode="L")})
+    folder = write_tree(tmp_path / "pictures", {"1.png": b"text", "2.png": png(mode="L")})
     code, out, err = predict(folder, tmp_path / "gone.png", "--json")
     assert code == 3
     assert [row["error"].split(":")[0] for row in rows(out)] == ["undecodable", "mode", "unreadable"]
@@ -163,7 +163,7 @@ def test_large_pictures_are_not_held_together(predict, tmp_path):
     """Ten of 12 MB: memory of about two is needed, as each is let go once it is seen to be whole."""
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 2000), (200, 100, 150)).save(buffer, "PNG", compress_level=1)
-    folder = tree(tmp_path / "pictures", {f"{k}.png": buffer.getvalue() for k in range(10)})
+    folder = write_tree(tmp_path / "pictures", {f"{k}.png": buffer.getvalue() for k in range(10)})
     tracemalloc.start()
     try:
         code, _, err = predict(folder)

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from ml.cli.sources import sources
 from ml.core.errors import ConfigError
-from ml.core.settings import PROJECT, settings
+from ml.core.settings import PROJECT, read_settings
 from ml.core.store import Store
-from ml.data.sources import KINDS
-from tests.helpers.made_up import png, tree
+from ml.data.sources import SOURCE_KINDS
+from tests.helpers.made_up import png, write_tree
 
 FILLED_IN = {
     "directory": {"path": "./images"},
@@ -45,13 +45,13 @@ def run(conf: Path) -> Callable[..., Any]:
     return call
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", list(SOURCE_KINDS))
 def test_a_new_source_says_what_to_fill_in_and_is_good_then(run: Any, conf: Path, kind: str) -> None:
     made = run("new", "ours", "--kind", kind)
     file = conf / "sources" / "ours.yaml"
     assert made == {"file": str(file), "fill_in": list(FILLED_IN[kind]), "then": "breakhis sources check ours"}
     declared = yaml.safe_load(file.read_text())
-    assert declared.keys() == KINDS[kind].model_fields.keys()
+    assert declared.keys() == SOURCE_KINDS[kind].model_fields.keys()
     for key in FILLED_IN[kind]:
         with pytest.raises(ConfigError, match=rf"ours\.yaml: still to be filled in: .*{key}"):
             run("check", "ours")
@@ -91,7 +91,7 @@ def test_names_that_cannot_be(run: Any, name: str) -> None:
 def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Path) -> None:
     from ml.data.manifest import make_manifest
     from ml.data.source_versions import publish_manifest
-    from ml.data.sources import fetch, load_source
+    from ml.data.sources import fetch_source, load_source
 
     (conf / "sources").mkdir()
     (conf / "sources" / "bad.yaml").write_text("name: bad\nkind: nothing\n")
@@ -105,10 +105,10 @@ def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Pat
     assert state()["bad"]["state"].startswith("invalid: ")
     assert "unknown kind 'nothing'" in state()["bad"]["state"]
     names = [f"SOB_B_A-14-{case}-100-{n:03d}.png" for case in ("1", "2") for n in (1, 2)]
-    tree(tmp_path / "images", {name: png(k) for k, name in enumerate(names)})
-    own = settings()
+    write_tree(tmp_path / "images", {name: png(k) for k, name in enumerate(names)})
+    own = read_settings()
     store, spec = Store(own.store), load_source("ours", own.conf)
-    fetched = fetch(spec, store, own)
+    fetched = fetch_source(spec, store, own)
     assert state()["ours"]["state"] == "fetched, not published"
     made = make_manifest(spec, store, 1, fetched["version"])
     version = publish_manifest(made["manifest"], store)["version"]
@@ -116,8 +116,8 @@ def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Pat
         **{"name": "ours", "file": str(conf / "sources" / "ours.yaml"), "kind": "directory", "schedule": None},
         **{"images": 4, "version": version, "published": "", "state": "published"},
     }
-    tree(tmp_path / "images", {"SOB_B_A-14-3-100-001.png": png(9)})
-    fetch(spec, store, own)
+    write_tree(tmp_path / "images", {"SOB_B_A-14-3-100-001.png": png(9)})
+    fetch_source(spec, store, own)
     assert state()["ours"]["state"] == "published; what was fetched since is not"
 
 

@@ -9,8 +9,8 @@ from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.core.taxonomy import SIDES
 from ml.promotion.audit_log import AuditLog
-from tests.helpers.made_up import dataset as made_dataset
-from tests.helpers.made_up import every_class, name, png, rows, tree
+from tests.helpers.made_up import create_dataset as made_dataset
+from tests.helpers.made_up import every_class, manifest_rows, name, png, write_tree
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def breakhis(tmp_path, monkeypatch, command):
 @pytest.fixture
 def source(tmp_path):
     def write(files, **more):
-        tree(tmp_path / "images", files)
+        write_tree(tmp_path / "images", files)
         (tmp_path / "images").mkdir(exist_ok=True)
         file = tmp_path / "made.yaml"
         lines = {"name": "made", "kind": "directory", "path": "./images", **more}
@@ -135,7 +135,7 @@ def test_unknown_ids(breakhis):
 def test_split_and_its_report(breakhis, tmp_path):
     store = Store((tmp_path / "home" / "store").as_uri())
     cases = {case: told for case, told in every_class().items() if told[0] != "A"} | {"14-8": ("A", 3)}
-    frame = rows(cases)
+    frame = manifest_rows(cases)
     dataset = made_dataset(store, frame)
     code, out, err = breakhis("split", dataset, "--json")
     assert code == 0, err
@@ -158,7 +158,7 @@ def test_split_and_its_report(breakhis, tmp_path):
 
 def test_a_ledger_is_not_split_another_way(breakhis, tmp_path):
     store = Store((tmp_path / "home" / "store").as_uri())
-    frame = rows(every_class())
+    frame = manifest_rows(every_class())
     assert breakhis("split", made_dataset(store, frame))[0] == 0
     code, _, err = breakhis("split", made_dataset(store, frame, group="slide"))
     assert code == 3
@@ -203,7 +203,7 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_1(breakhis, monkeypatch, 
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("ml.data.sources.fetch", broken)
+    monkeypatch.setattr("ml.data.sources.fetch_source", broken)
     code, _, err = breakhis("fetch", source({name("F", "14-1"): png(1)}))
     assert code == 1
     assert "Traceback" in err

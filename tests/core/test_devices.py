@@ -2,7 +2,7 @@ import pytest
 import tensorflow as tf
 
 from ml.core import devices
-from ml.core.devices import name_exhaustion, require_gpu
+from ml.core.devices import convert_memory_errors, require_gpu
 from ml.core.errors import DeviceError, NoGpuError
 
 
@@ -41,11 +41,11 @@ def test_a_gpu_that_is_there_will_do(monkeypatch):
     ],
 )
 def test_running_out_of_memory_is_one_line(error, message):
-    with pytest.raises(DeviceError, match=message) as caught, name_exhaustion("less"):
+    with pytest.raises(DeviceError, match=message) as caught, convert_memory_errors("less"):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_other_errors_pass():
-    with pytest.raises(tf.errors.InternalError), name_exhaustion("less"):
+    with pytest.raises(tf.errors.InternalError), convert_memory_errors("less"):
         raise tf.errors.InternalError(None, None, "something else")

@@ -9,7 +9,7 @@ import pytest
 
 from ml.core import leases
 from ml.core.errors import TryAgain
-from ml.core.leases import exclusively
+from ml.core.leases import hold_lease
 from ml.core.store import Store
 
 
@@ -23,7 +23,7 @@ def test_one_at_a_time(store):
 
     def work():
         nonlocal inside, most
-        with exclusively(store, "x"):
+        with hold_lease(store, "x"):
             inside += 1
             most = max(most, inside)
             time.sleep(0.05)
@@ -38,32 +38,32 @@ def test_one_at_a_time(store):
 
 
 def test_other_names_do_not_wait(store):
-    with exclusively(store, "x"), exclusively(store, "y", patience=0):
+    with hold_lease(store, "x"), hold_lease(store, "y", patience=0):
         pass
 
 
 def test_patience(store):
     with (
-        exclusively(store, "x"),
+        hold_lease(store, "x"),
         pytest.raises(TryAgain, match="another process has been at x"),
-        exclusively(store, "x", patience=0.3),
+        hold_lease(store, "x", patience=0.3),
     ):
         pass
 
 
 def test_it_is_free_after_an_error(store):
-    with pytest.raises(ValueError, match="oops"), exclusively(store, "x"):
+    with pytest.raises(ValueError, match="oops"), hold_lease(store, "x"):
         raise ValueError("oops")
-    with exclusively(store, "x", patience=0):
+    with hold_lease(store, "x", patience=0):
         pass
 
 
 def test_a_sign_of_life_keeps_it(store, monkeypatch):
     monkeypatch.setattr(leases, "_SECONDS_BETWEEN_BEATS", 0.05)
     monkeypatch.setattr(leases, "_SECONDS_UNTIL_DEAD", 0.4)
-    with exclusively(store, "x"):
+    with hold_lease(store, "x"):
         time.sleep(0.8)
-        with pytest.raises(TryAgain), exclusively(store, "x", patience=0.2):
+        with pytest.raises(TryAgain), hold_lease(store, "x", patience=0.2):
             pass
 
 
@@ -78,9 +78,9 @@ def test_a_store_that_fails_for_a_moment_does_not_end_it(store, monkeypatch):
         return read(self, key)
 
     monkeypatch.setattr(Store, "read", hiccup)
-    with exclusively(store, "x"):
+    with hold_lease(store, "x"):
         time.sleep(1.0)
-        with pytest.raises(TryAgain), exclusively(store, "x", patience=0.2):
+        with pytest.raises(TryAgain), hold_lease(store, "x", patience=0.2):
             pass
 
 
@@ -97,5 +97,5 @@ def test_who_is_killed_is_taken_over_from(store, monkeypatch):
         assert process.stdout.readline() == "in\n"
         process.send_signal(signal.SIGKILL)
     monkeypatch.setattr(leases, "_SECONDS_UNTIL_DEAD", 1.0)
-    with exclusively(store, "x", patience=10):
+    with hold_lease(store, "x", patience=10):
         pass

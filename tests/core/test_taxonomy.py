@@ -15,12 +15,12 @@ from ml.core.taxonomy import (
     SUBTYPES,
     ImageName,
     case_of,
-    classes,
-    contradiction,
-    inventory,
+    class_names,
+    detect_folder_layout,
+    find_folder_contradiction,
     label_of,
     parse_name,
-    tree_of,
+    read_inventory,
 )
 
 # Published counts, images at 40/100/200/400X (Spanhol et al. 2016; benign at 40X as the names say).
@@ -122,12 +122,12 @@ def test_labels_of_subtypes() -> None:
     with pytest.raises(ValueError, match="'XX'"):
         label_of("XX")
     assert tuple(SUBTYPE_NAMES) == SUBTYPES
-    assert (classes("binary"), classes("subtype")) == (LABELS, SUBTYPES)
+    assert (class_names("binary"), class_names("subtype")) == (LABELS, SUBTYPES)
     assert LABELS.index("malignant") == 1
 
 
 def test_the_inventory_is_the_published_data_set() -> None:
-    rows = inventory()
+    rows = read_inventory()
     counts: Counter[tuple[str, int]] = Counter()
     for row in rows:
         counts[row.subtype, row.magnification] += row.images
@@ -140,7 +140,7 @@ def test_the_inventory_is_the_published_data_set() -> None:
 
 
 def test_slides_and_cases() -> None:
-    rows = inventory()
+    rows = read_inventory()
     folders = {(row.subtype, row.slide) for row in rows}
     assert Counter(subtype for subtype, _ in folders) == FOLDERS
     assert Counter(subtype for subtype, _ in {(s, case_of(slide)) for s, slide in folders}) == CASES
@@ -157,7 +157,7 @@ def test_slides_and_cases() -> None:
 def test_real_names_are_in_the_grammar_and_in_the_inventory() -> None:
     files = sorted(Path(os.environ["BREAKHIS_REAL_SAMPLE"]).rglob("*.png"))
     assert files, "no PNG below BREAKHIS_REAL_SAMPLE"
-    cells = {(row.subtype, row.slide, row.magnification) for row in inventory()}
+    cells = {(row.subtype, row.slide, row.magnification) for row in read_inventory()}
     for file in files:
         name = parse_name(file.name)
         assert str(name) == file.name
@@ -180,7 +180,7 @@ def test_real_names_are_in_the_grammar_and_in_the_inventory() -> None:
     ],
 )
 def test_what_the_folders_say_against_a_name(folders: str, against: str | None) -> None:
-    assert contradiction(f"{folders}/SOB_M_DC-14-2523-40-001.png") == against
+    assert find_folder_contradiction(f"{folders}/SOB_M_DC-14-2523-40-001.png") == against
 
 
 @pytest.mark.parametrize(
@@ -196,4 +196,4 @@ def test_what_the_folders_say_against_a_name(folders: str, against: str | None) 
     ],
 )
 def test_the_trees_that_breakhis_comes_in(folders: str, tree: str) -> None:
-    assert tree_of([f"{folders}/SOB_M_DC-14-2523-40-001.png"] * 2 + ["x.png"]) == tree
+    assert detect_folder_layout([f"{folders}/SOB_M_DC-14-2523-40-001.png"] * 2 + ["x.png"]) == tree

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml.core.errors import ImageError, TryAgain
-from ml.core.workers import _CHUNK, in_processes
+from ml.core.workers import _CHUNK, map_in_processes
 
 
 def square(n: int) -> int:
@@ -26,14 +26,14 @@ def die(n: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_come_in_order(workers: int) -> None:
-    assert list(in_processes(square, range(50), workers)) == [n * n for n in range(50)]
-    assert list(in_processes(square, [], workers)) == []
+    assert list(map_in_processes(square, range(50), workers)) == [n * n for n in range(50)]
+    assert list(map_in_processes(square, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
     with pytest.raises(ImageError, match="no square of -1"):
-        list(in_processes(square, [1, -1], workers))
+        list(map_in_processes(square, [1, -1], workers))
 
 
 @pytest.mark.parametrize("as_module", [True, False])
@@ -56,7 +56,7 @@ def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_
 
 def test_a_killed_worker_may_be_tried_again() -> None:
     with pytest.raises(TryAgain, match="BREAKHIS_WORKERS=1") as caught:
-        list(in_processes(die, range(100), 2))
+        list(map_in_processes(die, range(100), 2))
     assert not isinstance(caught.value.__context__, BrokenProcessPool) or caught.value.__suppress_context__
 
 
@@ -69,7 +69,7 @@ def test_only_a_few_chunks_are_taken_ahead() -> None:
             taken += 1
             yield n
 
-    results = in_processes(square, jobs(), 2)
+    results = map_in_processes(square, jobs(), 2)
     for done in range(1, 200):
         next(results)
         assert taken - done <= 6 * _CHUNK
@@ -78,7 +78,7 @@ def test_only_a_few_chunks_are_taken_ahead() -> None:
 
 def test_who_stops_reading_leaves_no_process_behind() -> None:
     before = set(multiprocessing.active_children())
-    results = in_processes(square, range(10_000), 2)
+    results = map_in_processes(square, range(10_000), 2)
     next(results)
     assert len(set(multiprocessing.active_children()) - before) == 2
     results.close()  # type: ignore[attr-defined]

@@ -13,11 +13,11 @@ from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.image_facts import SourceFile
 from ml.data.manifest import MANIFEST_TYPES, make_manifest, read_manifest, read_ties
 from ml.data.quarantine import classify
-from ml.data.sources import fetch, load_source
+from ml.data.sources import fetch_source, load_source
 from ml.data.sources.spec import DirectorySource
 from ml.images.decoding import decode, pixel_hash
-from ml.images.file_facts import Picture
-from tests.helpers.made_up import name, png, tree
+from ml.images.file_facts import PictureFacts
+from tests.helpers.made_up import name, png, write_tree
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def source_of(tmp_path: Path, files: dict[str, bytes], **more):
-    tree(tmp_path / "images", files)
+    write_tree(tmp_path / "images", files)
     file = tmp_path / "made.yaml"
     lines = {"name": "made", "kind": "directory", "path": "./images", **more}
     file.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
@@ -34,7 +34,7 @@ def source_of(tmp_path: Path, files: dict[str, bytes], **more):
 
 
 def ingest(spec, store, tmp_path):
-    fetch(spec, store, Settings(home=tmp_path / "home", store=store.root))
+    fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
     result = make_manifest(spec, store, workers=1)
     quarantine = pd.read_parquet(store.file(result["manifest"], "quarantine.parquet"))
     return result, read_manifest(result["manifest"], store), quarantine
@@ -180,7 +180,9 @@ names = st.builds(
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), names, st.integers(0, 9)), unique_by=lambda f: f[:2]))
 def test_no_file_disappears(found):
     files = [SourceFile(f"{folder}/{base}", digest(n)) for folder, base, n in found]
-    pictures = {digest(n): Picture(digest([n]), "", 7, 4) if n else Picture(reason="undecodable") for n in range(10)}
+    pictures = {
+        digest(n): PictureFacts(digest([n]), "", 7, 4) if n else PictureFacts(reason="undecodable") for n in range(10)
+    }
     rows, quarantine, _, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
     assert len(rows) + len(quarantine) + duplicates == len(files)
     assert len({row["pixel_sha256"] for row in rows}) == len(rows)
@@ -205,6 +207,6 @@ def test_the_real_sample(tmp_path, store):
 def test_what_is_not_in_colour_is_quarantined(tmp_path: Path, store: Store, mode: str) -> None:
     grey = name("F", "14-2")
     spec = source_of(tmp_path, {name("F", "14-1"): png(1), grey: png(2, mode=mode)})
-    fetch(spec, store, Settings(store=store.root))
+    fetch_source(spec, store, Settings(store=store.root))
     made = make_manifest(spec, store, workers=1)
     assert (made["images"], made["quarantined"]) == (1, {"mode": 1})

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from ml.core.errors import Conflict, DataError, StoreError
 from ml.core.store import Store, digest
-from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, inventory
+from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, read_inventory
 from ml.data import split_methods
 from ml.data.ledger import FRACTIONS, Ledger, erase_from_ledgers, read_ledger
-from ml.data.manifest import TIES
-from ml.data.split_methods import allocate, fold
-from ml.data.splits import QUARANTINED, Split, extend, read_split, sides_of, split_dataset
+from ml.data.manifest import TIE_COLUMNS
+from ml.data.split_methods import split_by_group_folds, split_by_search
+from ml.data.splits import QUARANTINED, Split, extend_ledger, look_up_sides, read_split, split_dataset
 from tests.helpers import made_up
 
 
@@ -25,7 +25,7 @@ def store(tmp_path):
 
 def breakhis_counts() -> dict[str, list[int]]:
     counts: dict[str, list[int]] = {}
-    for row in inventory():
+    for row in read_inventory():
         if row.slide != DUPLICATED_SLIDE:
             case = counts.setdefault(case_of(row.slide), [0] * len(SUBTYPES))
             case[SUBTYPES.index(row.subtype)] += row.images
@@ -39,8 +39,8 @@ def cases_of(counts, sides, side, k):
 @pytest.mark.parametrize("seed", range(3))
 def test_breakhis_keeps_every_class_in_train_and_test(seed):
     counts = breakhis_counts()
-    sides = allocate(counts, {}, seed=seed)
-    assert sides == allocate(counts, {}, seed=seed)
+    sides = split_by_search(counts, {}, seed=seed)
+    assert sides == split_by_search(counts, {}, seed=seed)
     total = sum(map(sum, counts.values()))
     for side, wanted in zip(SIDES, FRACTIONS, strict=True):
         share = sum(sum(counts[c]) for c in counts if sides[c] == side) / total
@@ -53,7 +53,7 @@ def test_breakhis_keeps_every_class_in_train_and_test(seed):
 def test_two_thousand_groups_keep_their_shares():
     rng = np.random.default_rng(0)
     counts = {f"c{n}": [int(k == n % 8) * int(rng.integers(20, 200)) for k in range(8)] for n in range(2000)}
-    sides = allocate(counts, {}, seed=0)
+    sides = split_by_search(counts, {}, seed=0)
     for k in range(8):
         images = [sum(counts[c][k] for c in counts if sides[c] == side) for side in SIDES]
         assert np.array(images) / sum(images) == pytest.approx(FRACTIONS, abs=0.005)
@@ -92,7 +92,7 @@ def least_penalty(counts, frozen):
 @given(few_cases(5), st.integers(0, 5), st.data())
 def test_no_more_classes_are_missing_than_by_brute_force(counts, seed, data):
     frozen = data.draw(st.dictionaries(st.sampled_from(sorted(counts)), st.sampled_from(SIDES), max_size=4))
-    sides = allocate(counts, frozen, seed=seed)
+    sides = split_by_search(counts, frozen, seed=seed)
     assert set(sides) == set(counts)
     assert all(sides[c] == side for c, side in frozen.items())
     assert penalty(counts, sides) == least_penalty(counts, frozen)
@@ -114,14 +114,14 @@ def test_the_covering_program_is_exact_by_itself(counts, data):
 def test_what_the_search_misses_the_covering_program_finds(monkeypatch):
     counts = padded([[int(n) for n in row] for row in ("00101001", "00000010", "00101000", "10000011", "10011000")])
     monkeypatch.setattr(split_methods, "_RESTARTS", 1)
-    assert penalty(counts, allocate(counts, {}, seed=0)) == least_penalty(counts, {})
+    assert penalty(counts, split_by_search(counts, {}, seed=0)) == least_penalty(counts, {})
     monkeypatch.setattr(split_methods, "_cover", lambda has, sides, free: sides)
-    assert penalty(counts, allocate(counts, {}, seed=0)) > least_penalty(counts, {})
+    assert penalty(counts, split_by_search(counts, {}, seed=0)) > least_penalty(counts, {})
 
 
 def test_groups_that_belong_together_stay_together():
     counts = padded([[4, 0], [4, 0], [4, 4], [0, 4], [0, 4]])
-    sides = allocate(counts, {}, seed=0, together=[{"c0", "c3"}, {"c1", "c4"}])
+    sides = split_by_search(counts, {}, seed=0, together=[{"c0", "c3"}, {"c1", "c4"}])
     assert sides["c0"] == sides["c3"]
     assert sides["c1"] == sides["c4"]
     assert penalty(counts, sides) == 0
@@ -149,7 +149,7 @@ def test_a_picture_cannot_lie_on_two_sides():
 
 
 def test_an_edited_ledger_is_refused(store):
-    split_dataset(made_up.dataset(store, made_up.rows(made_up.every_class())), store)
+    split_dataset(made_up.create_dataset(store, made_up.manifest_rows(made_up.every_class())), store)
     whole, _ = store.read("ledgers/made.json")
 
     def edited(change):
@@ -203,8 +203,8 @@ def test_a_ledger_of_old_learns_the_pictures_with_the_next_entry(store):
     old = write_old_ledger(store, sides)
     ledger, _ = read_ledger("made", store)
     assert (ledger.sides, ledger.images, ledger.hash) == (sides, {}, old["hash"])
-    frame = made_up.rows(cases)
-    split = split_dataset(made_up.dataset(store, frame), store)
+    frame = made_up.manifest_rows(cases)
+    split = split_dataset(made_up.create_dataset(store, frame), store)
     assert read_split(split["split"], store).sides == sides
     ledger, _ = read_ledger("made", store)
     assert ledger.entries[0] == old
@@ -213,11 +213,11 @@ def test_a_ledger_of_old_learns_the_pictures_with_the_next_entry(store):
 
 
 def test_new_pictures_of_known_cases_are_an_entry_and_nothing_new_is_none(store):
-    frame = made_up.rows(made_up.every_class(images=4))
+    frame = made_up.manifest_rows(made_up.every_class(images=4))
     fewer = frame[frame["seq"] <= 3]
-    split_dataset(made_up.dataset(store, fewer), store)
+    split_dataset(made_up.create_dataset(store, fewer), store)
     before, _ = read_ledger("made", store)
-    dataset = made_up.dataset(store, frame)
+    dataset = made_up.create_dataset(store, frame)
     split_dataset(dataset, store)
     after, _ = read_ledger("made", store)
     assert after.entries[:1] == before.entries
@@ -225,24 +225,24 @@ def test_new_pictures_of_known_cases_are_an_entry_and_nothing_new_is_none(store)
     assert set(after.entries[1]["images"]) == set(frame["patient"])
     assert all(len(pictures) == 1 for pictures in after.entries[1]["images"].values())
     for again in (fewer, frame):
-        split_dataset(made_up.dataset(store, again), store)
+        split_dataset(made_up.create_dataset(store, again), store)
     assert read_ledger("made", store)[0] == after
 
 
 def test_a_ledger_keeps_method_and_group(store):
-    frame = made_up.rows(made_up.every_class())
-    split_dataset(made_up.dataset(store, frame, method="sgkf", group="slide"), store)
+    frame = made_up.manifest_rows(made_up.every_class())
+    split_dataset(made_up.create_dataset(store, frame, method="sgkf", group="slide"), store)
     with pytest.raises(
         DataError, match=r"by case with the method allocator, .* by slide with the method sgkf"
     ) as caught:
-        split_dataset(made_up.dataset(store, frame), store)
+        split_dataset(made_up.create_dataset(store, frame), store)
     assert "name another ledger" in str(caught.value)
 
 
 def test_another_run_in_between_is_taken_in(store, monkeypatch):
     """The ledger grows between reading and writing: what the other run allotted stands."""
-    frame = made_up.rows(made_up.every_class())
-    dataset = made_up.dataset(store, frame)
+    frame = made_up.manifest_rows(made_up.every_class())
+    dataset = made_up.create_dataset(store, frame)
     write = store.compare_and_set
     came_first = dict.fromkeys(set(frame["patient"]), "train") | {"14-0": "test", "14-1": "validation"}
 
@@ -262,11 +262,11 @@ def test_another_run_in_between_is_taken_in(store, monkeypatch):
 
 def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(any_store):
     store = any_store
-    frame = made_up.rows(made_up.every_class())
+    frame = made_up.manifest_rows(made_up.every_class())
     case = "14-3001"
-    first = split_dataset(made_up.dataset(store, frame), store)
-    split_dataset(made_up.dataset(store, frame, ledger="by-slide", group="slide"), store)
-    split_dataset(made_up.dataset(store, frame[frame["patient"] != case], ledger="stranger"), store)
+    first = split_dataset(made_up.create_dataset(store, frame), store)
+    split_dataset(made_up.create_dataset(store, frame, ledger="by-slide", group="slide"), store)
+    split_dataset(made_up.create_dataset(store, frame[frame["patient"] != case], ledger="stranger"), store)
     assert erase_from_ledgers(case, [case], store) == ["by-slide", "made"]
     assert erase_from_ledgers(case, [case], store) == ["by-slide", "made"]
     ledger, _ = read_ledger("made", store)
@@ -277,12 +277,12 @@ def test_an_erased_case_keeps_its_side_and_its_pictures_are_forgotten(any_store)
     assert not any(pixels[:16] in text for pixels in frame[frame["patient"] == case]["pixel_sha256"])
 
     # Its rows come again, with a picture more.
-    more = pd.concat([frame, made_up.rows({case: ("TA", 5)}).tail(1)])
-    again = split_dataset(made_up.dataset(store, more), store)
+    more = pd.concat([frame, made_up.manifest_rows({case: ("TA", 5)}).tail(1)])
+    again = split_dataset(made_up.create_dataset(store, more), store)
     assert again["quarantined"] == {"erased": 5}
     split = read_split(again["split"], store)
     assert case not in split.sides
-    assert (sides_of(more, split) == QUARANTINED).tolist() == (more["patient"] == case).tolist()
+    assert (look_up_sides(more, split) == QUARANTINED).tolist() == (more["patient"] == case).tolist()
     assert read_ledger("made", store)[0] == ledger
 
 
@@ -312,7 +312,7 @@ def test_chains_hold_however_appends_and_erasures_follow(steps):
 
 
 def test_split_reports_sides_and_is_the_same_again(store):
-    oid = made_up.dataset(store, made_up.rows(made_up.every_class()))
+    oid = made_up.create_dataset(store, made_up.manifest_rows(made_up.every_class()))
     first = split_dataset(oid, store)
     assert split_dataset(oid, store) == first
     for what, total in (("images", 8 * 3 * 4), ("cases", 24), ("slides", 24)):
@@ -326,9 +326,13 @@ def test_split_reports_sides_and_is_the_same_again(store):
 
 def test_new_data_leaves_old_cases_where_they_were(store):
     old = made_up.every_class()
-    before = read_split(split_dataset(made_up.dataset(store, made_up.rows(old)), store)["split"], store).sides
+    before = read_split(
+        split_dataset(made_up.create_dataset(store, made_up.manifest_rows(old)), store)["split"], store
+    ).sides
     new = {**old, "14-90001": ("PT", 5), "14-90002": ("DC", 5)}
-    after = read_split(split_dataset(made_up.dataset(store, made_up.rows(new)), store)["split"], store).sides
+    after = read_split(
+        split_dataset(made_up.create_dataset(store, made_up.manifest_rows(new)), store)["split"], store
+    ).sides
     assert {case: after[case] for case in before} == before
     assert set(after) - set(before) == {"14-90001", "14-90002"}
 
@@ -338,8 +342,8 @@ def without_a(cases):
 
 
 def test_a_class_of_one_case_is_trained_on_and_named(store):
-    frame = made_up.rows({**without_a(made_up.every_class()), "14-8": ("A", 3)})
-    report = split_dataset(made_up.dataset(store, frame), store)
+    frame = made_up.manifest_rows({**without_a(made_up.every_class()), "14-8": ("A", 3)})
+    report = split_dataset(made_up.create_dataset(store, frame), store)
     assert report["not_estimable"] == ["A"]
     assert report["not_estimable_because"] == {"A": "A has 1 case"}
     assert report["train"]["cases_by_subtype"]["A"] == 1
@@ -350,20 +354,20 @@ def test_why_a_class_cannot_be_estimated(store):
 
     def why(ledger, *frames, **more):
         for frame in frames:
-            report = split_dataset(made_up.dataset(store, frame, ledger=ledger, **more), store)
-        assert split_dataset(made_up.dataset(store, frame, ledger=ledger, **more), store) == report
+            report = split_dataset(made_up.create_dataset(store, frame, ledger=ledger, **more), store)
+        assert split_dataset(made_up.create_dataset(store, frame, ledger=ledger, **more), store) == report
         assert store.meta(report["split"])["not_estimable_because"] == report["not_estimable_because"]
         return report["not_estimable_because"].get("A")
 
-    a = made_up.rows({**others, "14-8": ("A", 3), "14-9": ("A", 3)})
+    a = made_up.manifest_rows({**others, "14-8": ("A", 3), "14-9": ("A", 3)})
     write_old_ledger(store, {"14-8": "train", "14-9": "train"}, name="frozen")
     assert why("frozen", a) == "both cases of A are frozen in train"
-    tied = made_up.tie(a[a["patient"] == "14-8"]["pixel_sha256"].iloc[0], "14-9", "14-8")
+    tied = made_up.tie_row(a[a["patient"] == "14-8"]["pixel_sha256"].iloc[0], "14-9", "14-8")
     assert why("tied", a, ties=tied) == "both cases of A are tied by pictures that they share, so they are all in train"
-    slides = made_up.rows({**others, "14-8": ("A", 3)})
+    slides = made_up.manifest_rows({**others, "14-8": ("A", 3)})
     assert why("slides", slides, group="slide") == "A has 1 slide"
     # The two cases of A are also the only ones of F and of PT, which train needs more than test needs A.
-    shared = pd.concat([a, made_up.rows({"14-8": ("F", 4), "14-9": ("PT", 4)}).query("seq == 4")])
+    shared = pd.concat([a, made_up.manifest_rows({"14-8": ("F", 4), "14-9": ("PT", 4)}).query("seq == 4")])
     shared = shared[~((shared["subtype"].isin(["F", "PT"])) & ~shared["patient"].isin(["14-8", "14-9"]))]
     assert why("shared", shared) == (
         "both cases of A are in train: with one in test another class would be missing in train or test"
@@ -372,20 +376,22 @@ def test_why_a_class_cannot_be_estimated(store):
 
 def test_too_few_cases(store):
     with pytest.raises(DataError, match=r"2 case\(s\); a split needs at least 3"):
-        split_dataset(made_up.dataset(store, made_up.rows({"14-1": ("A", 2), "14-2": ("DC", 2)})), store)
+        split_dataset(
+            made_up.create_dataset(store, made_up.manifest_rows({"14-1": ("A", 2), "14-2": ("DC", 2)})), store
+        )
 
 
 def test_sides_of_refuses_unknown_cases_and_leaks():
-    frame = made_up.rows({"14-1": ("A", 1), "14-2": ("DC", 1)})
+    frame = made_up.manifest_rows({"14-1": ("A", 1), "14-2": ("DC", 1)})
     split = Split("case", {"14-1": "train", "14-2": "test"})
-    assert sides_of(frame, split).tolist() == ["train", "test"]
+    assert look_up_sides(frame, split).tolist() == ["train", "test"]
     with pytest.raises(DataError, match="does not know case 14-2"):
-        sides_of(frame, Split("case", {"14-1": "train"}))
+        look_up_sides(frame, Split("case", {"14-1": "train"}))
     out = Split("case", {"14-1": "train"}, frozenset(frame["pixel_sha256"].tail(1)))
-    assert sides_of(frame, out).tolist() == ["train", QUARANTINED]
+    assert look_up_sides(frame, out).tolist() == ["train", QUARANTINED]
     frame["pixel_sha256"] = "same"
     with pytest.raises(DataError, match="two sides"):
-        sides_of(frame, split)
+        look_up_sides(frame, split)
 
 
 def test_a_split_of_old_is_read(store):
@@ -398,9 +404,9 @@ def test_a_split_of_old_is_read(store):
 
 
 def test_by_slide_the_slides_of_a_case_may_part(store):
-    frame = made_up.rows(made_up.every_class(cases_per_class=4))
+    frame = made_up.manifest_rows(made_up.every_class(cases_per_class=4))
     frame["patient"] = [f"{slide[:-1]}x" for slide in frame["slide"]]  # four slides a case
-    report = split_dataset(made_up.dataset(store, frame, group="slide"), store)
+    report = split_dataset(made_up.create_dataset(store, frame, group="slide"), store)
     assert set(read_split(report["split"], store).sides) == set(frame["slide"])
     assert sum(report[side]["slides"] for side in SIDES) == 32
     assert sum(report[side]["cases"] for side in SIDES) > 8
@@ -418,7 +424,7 @@ def test_sgkf_is_two_stages_of_scikit_learns():
     from sklearn.model_selection import StratifiedGroupKFold
 
     groups, subtypes = (np.array(column) for column in breakhis_images())
-    sides = fold(groups.tolist(), subtypes.tolist(), seed=5)
+    sides = split_by_group_folds(groups.tolist(), subtypes.tolist(), seed=5)
     rest, test = next(StratifiedGroupKFold(7, shuffle=True, random_state=5).split(subtypes, subtypes, groups))
     _, validation = next(
         StratifiedGroupKFold(6, shuffle=True, random_state=5).split(subtypes[rest], subtypes[rest], groups[rest])
@@ -434,7 +440,7 @@ def test_sgkf_is_two_stages_of_scikit_learns():
 def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
     images = [(c, SUBTYPES[k]) for c, row in counts.items() for k, n in enumerate(row) for _ in range(n)]
     groups, subtypes = zip(*images, strict=True)
-    sides = fold(list(groups), list(subtypes), seed=seed)
+    sides = split_by_group_folds(list(groups), list(subtypes), seed=seed)
     assert set(sides) == set(counts)
     assert set(sides.values()) == set(SIDES)
 
@@ -442,15 +448,15 @@ def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
 @pytest.mark.parametrize("subtypes", [["A", "F", "DC"], ["A", "A", "DC"]])
 def test_sgkf_needs_two_images_of_a_class_at_both_stages(subtypes):
     with pytest.raises(DataError, match="no class has two images, too few to be folded"):
-        fold(["c0", "c1", "c2"], subtypes, seed=0)
+        split_by_group_folds(["c0", "c1", "c2"], subtypes, seed=0)
 
 
 def test_what_is_added_to_an_sgkf_ledger_is_put_around_it(store):
     first = made_up.every_class()
-    before = split_dataset(made_up.dataset(store, made_up.rows(first), method="sgkf"), store)
+    before = split_dataset(made_up.create_dataset(store, made_up.manifest_rows(first), method="sgkf"), store)
     assert before["method"] == "sgkf"
     new = {f"14-9000{n}": ("A", 4) for n in range(4)}
-    after = split_dataset(made_up.dataset(store, made_up.rows({**first, **new}), method="sgkf"), store)
+    after = split_dataset(made_up.create_dataset(store, made_up.manifest_rows({**first, **new}), method="sgkf"), store)
     old = read_split(before["split"], store).sides
     sides = read_split(after["split"], store).sides
     assert {case: sides[case] for case in old} == old
@@ -461,8 +467,8 @@ def test_sgkf_says_so_where_it_left_a_class_out(store):
     cases = {**without_a(made_up.every_class(8)), "14-8": ("A", 3), "14-9": ("A", 3)}
     becauses = set()
     for seed in range(6):
-        frame = made_up.rows(cases)
-        dataset = made_up.dataset(store, frame, ledger=f"l{seed}", method="sgkf", seed=seed)
+        frame = made_up.manifest_rows(cases)
+        dataset = made_up.create_dataset(store, frame, ledger=f"l{seed}", method="sgkf", seed=seed)
         becauses.add(split_dataset(dataset, store)["not_estimable_because"].get("A"))
     assert any(why and why.startswith("the method sgkf put both cases of A in") for why in becauses)
 
@@ -473,7 +479,7 @@ def test_sgkf_says_so_where_it_left_a_class_out(store):
 @pytest.fixture
 def begun(store):
     """A ledger with cases of which the sides are known, and a picture of each."""
-    frame = made_up.rows({f"14-{n}": (SUBTYPES[n % 8], 2) for n in range(1, 10)})
+    frame = made_up.manifest_rows({f"14-{n}": (SUBTYPES[n % 8], 2) for n in range(1, 10)})
     sides = {f"14-{n}": SIDES[n % 3] for n in range(1, 10)}  # 3, 6, 9: train; 1, 4, 7: validation; 2, 5, 8: test
     pixels = {case: part["pixel_sha256"].tolist() for case, part in frame.groupby("patient")}
     ledger = Ledger("made").append(sides, pixels, "dataset-0", 0)
@@ -482,11 +488,11 @@ def begun(store):
 
 
 def split_with(store, frame, ties=None):
-    dataset = made_up.dataset(store, frame, ties=ties)
+    dataset = made_up.create_dataset(store, frame, ties=ties)
     report = split_dataset(dataset, store)
     assert split_dataset(dataset, store) == report
     split = read_split(report["split"], store)
-    rows = frame.assign(side=sides_of(frame, split))
+    rows = frame.assign(side=look_up_sides(frame, split))
     quarantine = pd.read_parquet(store.file(report["split"], "quarantine.parquet"))
     assert set(quarantine["pixel_sha256"]) == set(rows[rows["side"] == QUARANTINED]["pixel_sha256"])
     assert report["quarantined"] == quarantine["reason"].value_counts().to_dict()
@@ -495,7 +501,7 @@ def split_with(store, frame, ties=None):
 
 def test_new_cases_go_where_their_pictures_were_before(store, begun):
     frame, pixels = begun
-    new = made_up.rows({"14-20": ("A", 3), "14-21": ("A", 3)})
+    new = made_up.manifest_rows({"14-20": ("A", 3), "14-21": ("A", 3)})
     new.loc[0, "pixel_sha256"] = pixels["14-2"][0]  # published under another case since
     new.loc[3, "pixel_sha256"] = pixels["14-3"][0]
     kept = frame[~frame["pixel_sha256"].isin(new["pixel_sha256"])]
@@ -506,13 +512,13 @@ def test_new_cases_go_where_their_pictures_were_before(store, begun):
 
 def test_new_cases_tied_to_opposite_sides_are_quarantined_whole(store, begun):
     frame, pixels = begun
-    new = made_up.rows({"14-20": ("A", 3), "14-21": ("A", 3), "14-22": ("A", 3)})
+    new = made_up.manifest_rows({"14-20": ("A", 3), "14-21": ("A", 3), "14-22": ("A", 3)})
     # 20 is tied to test, 21 to train, and they to each other; 22 is only what it seems.
     ties = pd.concat(
         [
-            made_up.tie(pixels["14-2"][0], "14-20", "14-2"),
-            made_up.tie(pixels["14-3"][0], "14-21", "14-3"),
-            made_up.tie(new["pixel_sha256"][1], "14-21", "14-20"),
+            made_up.tie_row(pixels["14-2"][0], "14-20", "14-2"),
+            made_up.tie_row(pixels["14-3"][0], "14-21", "14-3"),
+            made_up.tie_row(new["pixel_sha256"][1], "14-21", "14-20"),
         ]
     )
     report, sides, quarantine = split_with(store, pd.concat([frame, new]), ties)
@@ -531,9 +537,9 @@ def test_new_cases_tied_to_opposite_sides_are_quarantined_whole(store, begun):
 
 def test_a_picture_that_frozen_cases_of_opposite_sides_have_both_is_quarantined(store, begun):
     frame, pixels = begun
-    new = made_up.rows({"14-2": ("PT", 4)}).tail(2)
+    new = made_up.manifest_rows({"14-2": ("PT", 4)}).tail(2)
     new["pixel_sha256"] = [pixels["14-3"][0], h("new")]
-    ties = made_up.tie(h("new"), "14-3", "14-2")
+    ties = made_up.tie_row(h("new"), "14-3", "14-2")
     rows = pd.concat([frame[frame["pixel_sha256"] != pixels["14-3"][0]], new])
     report, sides, quarantine = split_with(store, rows, ties)
     assert report["quarantined"] == {"same_picture": 2}
@@ -543,19 +549,21 @@ def test_a_picture_that_frozen_cases_of_opposite_sides_have_both_is_quarantined(
     assert h("new")[:16] not in ledger.images["14-2"]
     assert len(ledger.entries) == 1
     # What 14-3 had before it keeps: only what is new is offending.
-    report, sides, _ = split_with(store, frame, made_up.tie(pixels["14-3"][0], "14-2", "14-3"))
+    report, sides, _ = split_with(store, frame, made_up.tie_row(pixels["14-3"][0], "14-2", "14-3"))
     assert report["quarantined"] == {}
     assert sides["14-3"] == "train"
 
 
 def test_new_cases_that_share_a_picture_lie_on_one_side(store):
-    frame = made_up.rows(made_up.every_class(4))
+    frame = made_up.manifest_rows(made_up.every_class(4))
     by_class = frame.drop_duplicates("patient").groupby("subtype")["patient"].agg(list)
     first = {case: part["pixel_sha256"].iloc[0] for case, part in frame.groupby("patient")}
     pairs = [(cases[0], cases[1]) for cases in by_class]
     # What was left out may have other pixels than what was kept (a smaller copy), or be of a case without a row.
-    ties = [made_up.tie(first[a], b, a) for a, b in pairs[:4]] + [made_up.tie(h(a), b, a) for a, b in pairs[4:-1]]
-    ties += [made_up.tie(first[case], "14-none", case) for case in pairs[-1]]
+    ties = [made_up.tie_row(first[a], b, a) for a, b in pairs[:4]] + [
+        made_up.tie_row(h(a), b, a) for a, b in pairs[4:-1]
+    ]
+    ties += [made_up.tie_row(first[case], "14-none", case) for case in pairs[-1]]
     report, sides, _ = split_with(store, frame, pd.concat(ties))
     assert all(sides[a] == sides[b] for a, b in pairs)
     assert report["not_estimable"] == []
@@ -565,9 +573,9 @@ def test_new_cases_that_share_a_picture_lie_on_one_side(store):
 
 
 def test_too_few_cases_are_left(store, begun):
-    new = made_up.rows({"14-2": ("A", 2), "14-20": ("A", 2), "14-30": ("A", 2)})
+    new = made_up.manifest_rows({"14-2": ("A", 2), "14-20": ("A", 2), "14-30": ("A", 2)})
     _, pixels = begun
-    ties = pd.concat([made_up.tie(pixels[case][0], "14-20", case) for case in ("14-2", "14-3")])
+    ties = pd.concat([made_up.tie_row(pixels[case][0], "14-20", case) for case in ("14-2", "14-3")])
     with pytest.raises(DataError, match=r"2 case\(s\) \(2 images are quarantined\); a split needs at least 3"):
         split_with(store, new, ties)
 
@@ -586,7 +594,7 @@ def delivery(rng, number):
         else:
             kept[picture] = case
             rows.append((*told, SUBTYPES[case % 8]))
-    columns = list(TIES)
+    columns = list(TIE_COLUMNS)
     return pd.DataFrame(rows, columns=[*columns[:5], "subtype"]), pd.DataFrame(ties, columns=columns)
 
 
@@ -619,7 +627,7 @@ def add_at_random(seed):
     for number in range(30):
         rows, ties = delivery(rng, number)
         try:
-            ledger, quarantine = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
+            ledger, quarantine = extend_ledger(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
         except DataError as error:
             if "a split needs at least 3" not in str(error):
                 raise
@@ -629,7 +637,7 @@ def add_at_random(seed):
         before = ledger.sides
         check_sides(ledger, rows, ties, quarantine)
         if number % 10 == 0:
-            again, same = extend(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
+            again, same = extend_ledger(ledger, rows, ties, dataset=f"dataset-{number}", seed=seed)
             assert again is ledger
             pd.testing.assert_frame_equal(same, quarantine)
         if rng.random() < 0.1:

@@ -6,12 +6,12 @@ from ml.core.settings import PROJECT, Settings
 from ml.core.store import Store
 from ml.data.manifest import read_ties
 from ml.data.training_sets import (
-    assemble,
-    dataset_changes,
+    assemble_dataset,
+    compare_datasets,
+    find_training_set,
     load_training_set,
     read_dataset,
     training_set_files,
-    training_set_of,
 )
 from tests.helpers import made_up
 
@@ -45,34 +45,34 @@ def world(conf):
 
 def test_the_same_pixels_of_two_sources_are_one_image(world):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
+    frame = made_up.manifest_rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
     publish(store, "one", frame)
     publish(store, "two", frame.iloc[2:].assign(source="two"))
-    made = assemble(both, store, settings)
+    made = assemble_dataset(both, store, settings)
     assert (made["images"], made["cases"], made["duplicates"], made["ties"]) == (5, 2, 3, 0)
     assert set(made["sources"]) == {"one", "two"}
     rows = read_dataset(made["dataset"], store)
     assert set(rows["source"]) == {"made"}
     assert rows["pixel_sha256"].is_monotonic_increasing
-    assert assemble(both, store, settings) == made
+    assert assemble_dataset(both, store, settings) == made
 
 
 def test_sources_that_contradict_each_other(world):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 2)})
+    frame = made_up.manifest_rows({"14-1": ("F", 2)})
     publish(store, "one", frame)
     publish(store, "two", frame.assign(subtype="A", source="two"))
     with pytest.raises(DataError, match=r"contradict each other about 2 image\(s\)"):
-        assemble(both, store, settings)
+        assemble_dataset(both, store, settings)
 
 
 def test_a_picture_under_two_patients_ties_them(world):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 2), "14-2": ("F", 2)})
+    frame = made_up.manifest_rows({"14-1": ("F", 2), "14-2": ("F", 2)})
     publish(store, "one", frame.head(3))
     again = frame.assign(source="two", cohort="two", patient="two:7", slide="two:7A", path="7.png").iloc[[0, 3]]
     publish(store, "two", again)
-    made = assemble(both, store, settings)
+    made = assemble_dataset(both, store, settings)
     assert (made["images"], made["duplicates"], made["ties"]) == (4, 1, 1)
     assert read_ties(made["dataset"], store).to_dict("records") == [
         {
@@ -85,7 +85,7 @@ def test_a_picture_under_two_patients_ties_them(world):
             "kept_slide": "14-1",
         }
     ]
-    assert read_ties(made_up.dataset(store, frame), store).empty
+    assert read_ties(made_up.create_dataset(store, frame), store).empty
 
 
 def resized(frame, source, **changes):
@@ -97,39 +97,39 @@ def resized(frame, source, **changes):
 
 def test_the_same_name_in_two_sources_of_a_cohort_is_one_image_the_larger(world):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
+    frame = made_up.manifest_rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
     small = resized(frame, "one", width=224, height=224)
     small.loc[4, ["width", "height"]] = [700, 460]  # of equals the first source's
     publish(store, "one", small)
     publish(store, "two", frame.assign(source="two").tail(4))
-    made = assemble(both, store, settings)
+    made = assemble_dataset(both, store, settings)
     assert (made["images"], made["cases"], made["duplicates"], made["ties"]) == (5, 2, 4, 4)
     rows = read_dataset(made["dataset"], store).set_index("path")
     assert rows.loc[frame["path"], "source"].tolist() == ["one", "two", "two", "two", "one"]
     ties = read_ties(made["dataset"], store)
     assert set(ties["pixel_sha256"]) == {*small["pixel_sha256"][1:4], frame["pixel_sha256"][4]}
     assert (ties["patient"] == ties["kept_patient"]).all()
-    assert assemble(both, store, settings) == made
+    assert assemble_dataset(both, store, settings) == made
 
 
 @pytest.mark.parametrize("change", [{"cohort": "other"}, {"path": "other.png"}])
 def test_other_cohorts_and_other_file_names_are_other_images(world, change):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 3)}).assign(source="one")
+    frame = made_up.manifest_rows({"14-1": ("F", 3)}).assign(source="one")
     publish(store, "one", frame)
     publish(store, "two", resized(frame, "two", **change))
-    assert assemble(both, store, settings)["images"] == 6
+    assert assemble_dataset(both, store, settings)["images"] == 6
 
 
 def test_a_chain_of_copies_ties_all_of_them(world):
     """A name leads from a small picture to a large one, whose pixels were published under another patient before."""
     store, settings, both = world
-    large = made_up.rows({"14-1": ("F", 1)}).assign(source="two")
+    large = made_up.manifest_rows({"14-1": ("F", 1)}).assign(source="two")
     small = resized(large, "one", width=224, height=224)
     other = large.assign(source="one", cohort="other", patient="other:1", slide="other:1", path="x.png")
     publish(store, "one", pd.concat([small, other], ignore_index=True))
     publish(store, "two", large)
-    made = assemble(both, store, settings)
+    made = assemble_dataset(both, store, settings)
     assert (made["images"], made["duplicates"]) == (1, 2)
     ties = read_ties(made["dataset"], store)
     tied = set(zip(ties["pixel_sha256"], ties["patient"], ties["kept_patient"], strict=True))
@@ -152,32 +152,32 @@ def test_a_chain_of_copies_ties_all_of_them(world):
 )
 def test_a_slide_or_a_name_that_two_sources_of_a_cohort_tell_differently(world, change, said):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 1)}).assign(source="one")
+    frame = made_up.manifest_rows({"14-1": ("F", 1)}).assign(source="one")
     publish(store, "one", frame)
     publish(store, "two", resized(frame, "two", **change))
     with pytest.raises(DataError, match=said):
-        assemble(both, store, settings)
+        assemble_dataset(both, store, settings)
     publish(store, "two", resized(frame, "two", cohort="other", **change))
-    assert assemble(both, store, settings)["images"] == 2
+    assert assemble_dataset(both, store, settings)["images"] == 2
 
 
 def test_a_version_without_cohorts_is_to_be_ingested_again(world):
     store, settings, both = world
-    publish(store, "one", made_up.rows({"14-1": ("F", 1)}).drop(columns="cohort"))
+    publish(store, "one", made_up.manifest_rows({"14-1": ("F", 1)}).drop(columns="cohort"))
     with pytest.raises(DataError, match="breakhis ingest one"):
-        assemble(both, store, settings)
+        assemble_dataset(both, store, settings)
 
 
 def test_method_and_group_come_with_the_dataset(world, conf):
     store, settings, both = world
-    frame = made_up.rows({"14-1": ("F", 1)})
+    frame = made_up.manifest_rows({"14-1": ("F", 1)})
     publish(store, "one", frame)
     publish(store, "two", frame)
-    made = assemble(both, store, settings)
+    made = assemble_dataset(both, store, settings)
     assert store.meta(made["dataset"])["split"] == {"method": "allocator", "group": "case"}
     file = conf / "training_sets" / "both.yaml"
     file.write_text(file.read_text() + "split: {method: sgkf, group: slide}\n")
-    other = assemble(load_training_set("both", conf), store, settings)
+    other = assemble_dataset(load_training_set("both", conf), store, settings)
     assert other["dataset"] != made["dataset"]
     assert store.meta(other["dataset"])["split"] == {"method": "sgkf", "group": "slide"}
 
@@ -185,27 +185,27 @@ def test_method_and_group_come_with_the_dataset(world, conf):
 def test_a_source_without_a_version(world):
     store, settings, both = world
     with pytest.raises(DataError, match="'one' has no published version yet"):
-        assemble(both, store, settings)
+        assemble_dataset(both, store, settings)
 
 
 def test_models_and_their_sets(conf):
     settings = Settings(home=conf / "home", conf=conf)
-    assert training_set_of("both-subtype", settings)[1] == "subtype"
+    assert find_training_set("both-subtype", settings)[1] == "subtype"
     with pytest.raises(DataError, match="known models: both-binary, both-subtype"):
-        training_set_of("other-binary", settings)
+        find_training_set("other-binary", settings)
     extra = conf / "elsewhere.yaml"
     extra.write_text("name: elsewhere\nsources: [one]\nledger: l\npolicy: p\npreset: paper\n")
     settings = Settings(home=conf / "home", conf=conf, training_sets=(extra,))
     assert extra in training_set_files(settings)
-    assert training_set_of("elsewhere-binary", settings)[0].file == extra
+    assert find_training_set("elsewhere-binary", settings)[0].file == extra
 
 
 def test_a_broken_set_does_not_hide_the_others(conf):
     (conf / "training_sets" / "aaa.yaml").write_text("name: aaa\ncolour: pink\n")
     settings = Settings(home=conf / "home", conf=conf)
-    assert training_set_of("both-binary", settings)[1] == "binary"
+    assert find_training_set("both-binary", settings)[1] == "binary"
     with pytest.raises(DataError, match="unknown key 'colour'"):
-        training_set_of("aaa-binary", settings)
+        find_training_set("aaa-binary", settings)
 
 
 def test_a_set_is_called_as_its_file(conf):
@@ -244,11 +244,11 @@ def test_shipped_sets():
 
 def test_what_changed_between_two_datasets(tmp_path) -> None:
     store = Store((tmp_path / "store").as_uri())
-    before = made_up.rows({"14-1": ("A", 2), "14-2": ("DC", 3), "14-3": ("F", 1)})
-    after = made_up.rows({"14-1": ("A", 2), "14-2": ("DC", 2), "14-4": ("LC", 4), "14-5": ("PC", 1)})
+    before = made_up.manifest_rows({"14-1": ("A", 2), "14-2": ("DC", 3), "14-3": ("F", 1)})
+    after = made_up.manifest_rows({"14-1": ("A", 2), "14-2": ("DC", 2), "14-4": ("LC", 4), "14-5": ("PC", 1)})
     after.loc[after["patient"] == "14-1", "subtype"] = ["F", "A"]
     after.loc[after["patient"] == "14-5", "source"] = "other"
-    changes = dataset_changes(made_up.dataset(store, before), made_up.dataset(store, after), store)
+    changes = compare_datasets(made_up.create_dataset(store, before), made_up.create_dataset(store, after), store)
     assert changes == {
         "made": {
             "added": {"images": 4, "cases": 1},

@@ -19,7 +19,7 @@ from ml.core.airflow_api import AirflowApi
 from ml.core.settings import Settings
 from ml.local.ports import free_ports
 from ml.local.processes import Process
-from ml.local.stack import Service, State
+from ml.local.stack import Service, StackState
 from ml.local.workflow import Workflow
 
 Json = dict[str, Any]
@@ -163,16 +163,16 @@ class _Remote:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def up(self, extra_set: Path | None = None) -> State:
+    def up(self, extra_set: Path | None = None) -> StackState:
         return self.state()
 
-    def state(self) -> State:
+    def state(self) -> StackState:
         here = Process.of(os.getpid())
         urls = {"airflow": self.compose.airflow, "mlflow": self.compose.mlflow}
         services = {name: Service(process=here, url=url, log=Path("-")) for name, url in urls.items()}
-        return State(started=datetime.now(UTC), services=services, settings={})
+        return StackState(started=datetime.now(UTC), services=services, settings={})
 
-    def check_dags(self, state: State) -> list[str]:
+    def check_dags(self, state: StackState) -> list[str]:
         return []
 
     def api(self, user: str) -> AirflowApi:

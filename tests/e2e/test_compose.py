@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from ml.core.errors import CredentialsError
-from ml.local.watch import Run
+from ml.local.watch import DagRun
 from ml.local.workflow import Workflow
 from tests.e2e import compose as module
 from tests.e2e.compose import STANDINS, Compose, bridge, containers, drive, inspect
@@ -82,7 +82,7 @@ def s3(compose: Compose) -> Any:
     )
 
 
-def log_of(compose: Compose, run: Run, task: Json) -> str:
+def log_of(compose: Compose, run: DagRun, task: Json) -> str:
     number = max(task["try_number"], 1)
     lines = compose.api("engineer").task_log(run.dag, run.id, task["task_id"], number, task["map_index"])
     return "\n".join(lines)
@@ -142,7 +142,7 @@ def test_artifacts_and_data_lie_in_the_object_store(compose: Compose, finished: 
 
 
 def _print_what_airflow_adds(compose: Compose, workflow: Workflow) -> None:
-    runs = [Run(f"ingest_{name}", "") for name in workflow.sources]
+    runs = [DagRun(f"ingest_{name}", "") for name in workflow.sources]
     api = compose.api("engineer")
     for run in runs:
         [run.id] = [found["dag_run_id"] for found in api._call("GET", f"/api/v2/dags/{run.dag}/dagRuns")["dag_runs"]]
@@ -161,7 +161,7 @@ def _print_what_airflow_adds(compose: Compose, workflow: Workflow) -> None:
     print(f"\nworkflow {wall:.0f} s, of which stages worked {work:.0f} s: Airflow adds {wall - work:.0f} s")
 
 
-def _result(compose: Compose, run: Run, task: Json) -> Json | None:
+def _result(compose: Compose, run: DagRun, task: Json) -> Json | None:
     from ml.core.errors import AirflowError
 
     try:
@@ -257,7 +257,7 @@ def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
     compose.run("up", "--detach", "--wait", "--no-recreate", "--scale", "worker-gpu=2", "worker-gpu")
     api = compose.api("engineer")
     seen = set(s3_states(compose))
-    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 11})["dag_run_id"])
+    run = DagRun("retrain_demo", api.trigger("retrain_demo", conf={"seed": 11})["dag_run_id"])
     facts: Json = {"run": run}
 
     def training(task: str) -> Any:
@@ -310,7 +310,7 @@ def _takes_up(log: str) -> bool:
 
 
 def test_a_training_outlives_its_worker(compose: Compose, survived: Json) -> None:
-    run: Run = survived["run"]
+    run: DagRun = survived["run"]
     assert run.state == "success"
     assert survived["after the kill"] == survived["at the second try"] == [survived["binary"]]
     task = run.task("train_binary")
@@ -323,7 +323,7 @@ def test_a_training_outlives_its_worker(compose: Compose, survived: Json) -> Non
 
 
 def test_a_killed_container_is_started_again_and_goes_on(compose: Compose, survived: Json) -> None:
-    run: Run = survived["run"]
+    run: DagRun = survived["run"]
     task = run.task("train_subtype")
     assert task["try_number"] == 2
     log = log_of(compose, run, task)
@@ -335,7 +335,7 @@ def test_a_killed_container_is_started_again_and_goes_on(compose: Compose, survi
 
 def test_a_training_failed_by_hand_stops_its_container(compose: Compose, survived: Json) -> None:
     api = compose.api("engineer")
-    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 12})["dag_run_id"])
+    run = DagRun("retrain_demo", api.trigger("retrain_demo", conf={"seed": 12})["dag_run_id"])
     label = f"label=breakhis.run={run.id}"
     wait_for("a training", lambda: containers(compose, label, "label=breakhis.task=train_binary"))
     for task in ("train_binary", "train_subtype"):
@@ -405,7 +405,7 @@ def test_without_celery_the_same_dags_train_in_containers(restored: Compose) -> 
     services = restored.run("ps", "--services").split()
     assert not {"redis", "worker", "worker-gpu"} & set(services)
     api = restored.api("engineer")
-    run = Run("retrain_demo", api.trigger("retrain_demo", conf={"seed": 13})["dag_run_id"])
+    run = DagRun("retrain_demo", api.trigger("retrain_demo", conf={"seed": 13})["dag_run_id"])
 
     def ended() -> bool:
         run.look(api)

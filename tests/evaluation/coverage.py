@@ -16,10 +16,10 @@ import pandas as pd
 
 from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES, Task
-from ml.evaluation.decision_rule import Rule
-from ml.evaluation.intervals import with_intervals
-from ml.evaluation.metrics import metrics_of
-from ml.evaluation.scores import Scores
+from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.intervals import compute_metrics_with_intervals
+from ml.evaluation.metrics import compute_weighted_metrics
+from ml.evaluation.scores import LabelledPredictions
 from tests.trust.simulation import binary, counts
 
 SETS, DRAWS = 600, 1000
@@ -44,7 +44,9 @@ class Covered(NamedTuple):
     """Their median width."""
 
 
-def made(task: Task, of_classes: tuple[int, ...], rng: np.random.Generator, images: int | None = None) -> Scores:
+def made(
+    task: Task, of_classes: tuple[int, ...], rng: np.random.Generator, images: int | None = None
+) -> LabelledPredictions:
     """What a model says of cases of classes, of so many images each or of 5 to 40."""
     of_case = np.repeat(np.arange(len(of_classes)), of_classes)
     sizes = rng.integers(5, 41, len(of_case)) if images is None else np.full(len(of_case), images)
@@ -57,7 +59,9 @@ def made(task: Task, of_classes: tuple[int, ...], rng: np.random.Generator, imag
         z[np.arange(len(case)), truth] += _SIGNAL[task]
         p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     rows = pd.DataFrame({"patient": case.astype(str), "magnification": 40, "source": "made", "subtype": "DC"})
-    return Scores(task, rows, truth, p, Rule(threshold=0.5) if task == "binary" else Rule())
+    return LabelledPredictions(
+        task, rows, truth, p, DecisionRule(threshold=0.5) if task == "binary" else DecisionRule()
+    )
 
 
 @cache
@@ -72,8 +76,13 @@ def coverage(task: Task, sets: int = SETS, draws: int = DRAWS) -> Iterator[Cover
     """The intervals of one model's metrics on ``sets`` sets of cases."""
     of_classes = on_test()[task]
     many = made(task, tuple(1000 * n for n in of_classes), np.random.default_rng(1), 5)
-    true = {name: float(value[0]) for name, value in metrics_of(many, np.ones((1, len(many.truth)))).items()}
-    found = [with_intervals(made(task, of_classes, np.random.default_rng([2, k])), draws, 0)[1] for k in range(sets)]
+    true = {
+        name: float(value[0]) for name, value in compute_weighted_metrics(many, np.ones((1, len(many.truth)))).items()
+    }
+    found = [
+        compute_metrics_with_intervals(made(task, of_classes, np.random.default_rng([2, k])), draws, 0)[1]
+        for k in range(sets)
+    ]
     for metric in METRICS[task]:
         ends = np.array([one[metric] for one in found if metric in one])
         held = (ends[:, 0] <= true[metric]) & (true[metric] <= ends[:, 1])

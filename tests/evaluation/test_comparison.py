@@ -9,18 +9,25 @@ from hypothesis import strategies as st
 
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.core.taxonomy import SUBTYPES, Task, classes, label_of
+from ml.core.taxonomy import SUBTYPES, Task, class_names, label_of
 from ml.evaluation import comparison, comparison_simulation
-from ml.evaluation.comparison import Predictions, compare
-from ml.evaluation.comparison_simulation import Critical, World, critical, is_alike, passes, simulate
-from ml.evaluation.decision_rule import Rule
-from ml.evaluation.metrics import metrics_of
+from ml.evaluation.comparison import PairedPredictions, compare_models
+from ml.evaluation.comparison_simulation import (
+    CriticalValue,
+    SimulationScenario,
+    find_critical_value,
+    have_equal_results,
+    is_non_inferior,
+    simulate_critical_value,
+)
+from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.metrics import compute_weighted_metrics
 from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 from ml.promotion.audit_log import SealedMemos
-from ml.promotion.policies import Comparison
+from ml.promotion.policies import NonInferiorityRule
 
-LOOSE = Comparison(least_power=0)
+LOOSE = NonInferiorityRule(least_power=0)
 
 
 @pytest.fixture
@@ -36,10 +43,10 @@ def store(tmp_path):
     return Store((tmp_path / "store").as_uri())
 
 
-def made(task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: float = 2.0) -> Predictions:
+def made(task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: float = 2.0) -> PairedPredictions:
     """Two models of the same skill; a case has one class, but the first, which has two."""
     rng = np.random.default_rng(seed)
-    n = len(classes(task))
+    n = len(class_names(task))
     of_case = np.arange(cases) % n
     truth = np.repeat(of_case, images)
     truth[0] = (truth[0] + 1) % n
@@ -50,23 +57,23 @@ def made(task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: flo
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         said.append(p if task == "subtype" else p[:, 1])
     called = [p.argmax(axis=1) if task == "subtype" else (p > 0.5).astype(np.int64) for p in said]
-    return Predictions(task, rows, truth, *said, *called)
+    return PairedPredictions(task, rows, truth, *said, *called)
 
 
 @settings(deadline=None, max_examples=25)
 @given(task=st.sampled_from(["binary", "subtype"]), seed=st.integers(0, 1000))
 def test_by_sums_of_cases_as_by_images(task, seed):
     both = made(task, seed)
-    n = len(classes(task))
-    rule = Rule(threshold=0.5) if task == "binary" else Rule()
-    scores = Scores(task, both.rows, both.truth, both.candidate, rule)
+    n = len(class_names(task))
+    rule = DecisionRule(threshold=0.5) if task == "binary" else DecisionRule()
+    scores = LabelledPredictions(task, both.rows, both.truth, both.candidate, rule)
     units = scores.patients
     of_patient = np.random.default_rng(seed).integers(0, 3, (4, both.rows["patient"].nunique())).astype(float)
     of_patient[:, :3] += 1
     number = pd.factorize(both.rows["patient"])[0]
     by_image = of_patient[:, number]
     by_unit = by_image[:, units.first]
-    known = metrics_of(scores, by_image)
+    known = compute_weighted_metrics(scores, by_image)
     f1 = f1_of(confusions(units.of, both.truth, scores.called, n), by_unit)
     assert f1[0] == pytest.approx(known["macro_f1"])
     area = area_of(pairs(units.of, both.truth, both.candidate), units.truth, units.images, by_unit)
@@ -77,7 +84,7 @@ def test_by_sums_of_cases_as_by_images(task, seed):
 def test_a_model_beside_itself(task, store, quick):
     both = made(task)
     same = both._replace(champion=both.candidate, called_by_champion=both.called_by_candidate)
-    for one in compare("out of fold", same, LOOSE, store):
+    for one in compare_models("out of fold", same, LOOSE, store):
         assert one["difference"] == one["low"] == one["error"] == 0
         assert one["estimable"]
         assert (one["images"], one["cases"]) == (120, 24)
@@ -86,7 +93,7 @@ def test_a_model_beside_itself(task, store, quick):
 def test_a_worse_model_is_seen(store, quick):
     good, bad = made("binary", skill=4.0, cases=60), made("binary", skill=0.3, cases=60)
     worse = good._replace(candidate=bad.candidate, called_by_candidate=bad.called_by_candidate)
-    for one in compare("out of fold", worse, LOOSE, store):
+    for one in compare_models("out of fold", worse, LOOSE, store):
         assert one["difference"] < -0.1
         assert one["low"] < one["difference"]
 
@@ -97,7 +104,7 @@ def test_both_get_the_same_draws(store, quick):
     nearly = both._replace(
         champion=np.clip(both.candidate + np.random.default_rng(1).normal(0, 0.01, len(both.truth)), 0, 1)
     )
-    apart, alike = compare("x", both, LOOSE, store)[0], compare("x", nearly, LOOSE, store)[0]
+    apart, alike = compare_models("x", both, LOOSE, store)[0], compare_models("x", nearly, LOOSE, store)[0]
     assert alike["error"] < apart["error"] / 3
 
 
@@ -105,14 +112,14 @@ def test_too_few_cases(store):
     one_case = made("binary", cases=3)._replace(rows=pd.DataFrame({"patient": ["a", "b", "c"] * 5}))
     of = np.array([0, 1, 1] * 5)
     few = one_case._replace(truth=of)
-    for one in compare("on the test side", few, LOOSE, store):
+    for one in compare_models("on the test side", few, LOOSE, store):
         assert not one["estimable"]
         assert one["reason"] == "two cases each are the least, but there are: benign 1"
         assert one["low"] is None
 
 
 def test_little_power_is_not_estimable(store, quick):
-    one = compare("x", made("binary", cases=6, skill=1.0), Comparison(least_power=0.9), store)[0]
+    one = compare_models("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.9), store)[0]
     assert not one["estimable"]
     assert "with 6 cases a version as good as the champion would pass in only" in one["reason"]
     assert one["low"] is not None
@@ -120,31 +127,31 @@ def test_little_power_is_not_estimable(store, quick):
 
 def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
     """With few cases no critical value may hold, and the simulation then says the largest number there is."""
-    none_holds = Critical(value=1.8e308, size=0.0, errors=(0.1,), powers=(0.02,))
+    none_holds = CriticalValue(value=1.8e308, size=0.0, errors=(0.1,), powers=(0.02,))
     monkeypatch.setattr("ml.evaluation.comparison.critical", lambda *_: none_holds)
-    for one in compare("x", made("binary", cases=6, skill=1.0), Comparison(least_power=0.5), store):
+    for one in compare_models("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
         assert one["low"] == -1
         assert len(one["reason"]) < 200
 
 
 def test_a_simulation_is_kept(store, quick, monkeypatch):
-    first = critical("binary", "roc_auc", (4, 9), 0.9, 0.05, store)
-    monkeypatch.setattr(comparison_simulation, "simulate", lambda *_: pytest.fail("simulated again"))
-    assert critical("binary", "roc_auc", (4, 9), 0.91, 0.05, store) == first
+    first = find_critical_value("binary", "roc_auc", (4, 9), 0.9, 0.05, store)
+    monkeypatch.setattr(comparison_simulation, "simulate_critical_value", lambda *_: pytest.fail("simulated again"))
+    assert find_critical_value("binary", "roc_auc", (4, 9), 0.91, 0.05, store) == first
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "macro_f1"])
 def test_the_critical_value_holds_at_other_draws(metric):
     """A version worse by the margin passes in at most 5% of draws that the simulation has not seen."""
     counts, margin = (6, 16), 0.05
-    found = simulate("binary", metric, counts, 0.85, margin)
+    found = simulate_critical_value("binary", metric, counts, 0.85, margin)
     assert found["value"] > 1.645  # more than with endless cases
     draws = 2000
     for share, like in ((0.2, 0.9), (0.8, 0.3)):
-        world = World("binary", metric, counts, share, like)
-        wrong = passes(*world.draw(*world.signals(0.85, 0.85 - margin), draws, 999), found["value"], margin)
+        world = SimulationScenario("binary", metric, counts, share, like)
+        wrong = is_non_inferior(*world.draw(*world.signals(0.85, 0.85 - margin), draws, 999), found["value"], margin)
         assert wrong.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
-        right = passes(*world.draw(*world.signals(0.85, 0.85), draws, 998), found["value"], margin)
+        right = is_non_inferior(*world.draw(*world.signals(0.85, 0.85), draws, 998), found["value"], margin)
         assert right.mean() > wrong.mean()
 
 
@@ -153,7 +160,7 @@ def test_signals_give_the_levels_they_are_for():
     assert len(counts) == len(SUBTYPES)
     assert label_of(SUBTYPES[0]) == "benign"
     for metric, level in (("roc_auc_ovr", 0.8), ("macro_f1", 0.5)):
-        world = World("subtype", metric, tuple(40 * n for n in counts), 0.2, 0.5)
+        world = SimulationScenario("subtype", metric, tuple(40 * n for n in counts), 0.2, 0.5)
         same, worse = world.signals(level, level - 0.05)
         differences, _ = world.draw(same, worse, 3, 0)
         assert differences.mean() == pytest.approx(-0.05, abs=0.02)
@@ -161,13 +168,13 @@ def test_signals_give_the_levels_they_are_for():
 
 def test_a_memo_that_cannot_have_come_of_the_simulation_is_simulated_anew(store, quick, monkeypatch):
     arguments = ("binary", "roc_auc", (4, 4), 0.9, 0.05, store)
-    known = critical(*arguments)
+    known = find_critical_value(*arguments)
     memos = store.path("objects/memos/critical")
     (file,) = memos.iterdir()
     whole = json.loads(file.read_text())
     for harm in ({"value": 0.0}, {"value": 1.6}, {"value": math.nan}, {"powers": []}, {"errors": None}, {"size": "0"}):
         file.write_text(json.dumps(whole | harm))
-        assert critical(*arguments) == known
+        assert find_critical_value(*arguments) == known
     assert known.value >= 1.6448
 
 
@@ -175,13 +182,13 @@ def test_who_decides_simulates_anew_and_keeps_what_is_right(store, quick, tmp_pa
     """What somebody wrote is taken where it is the same but for the last digits, and put right where it is not."""
     settings = Settings(home=tmp_path, store=store.root, audit_key="secret")
     arguments = ("binary", "roc_auc", (4, 9), 0.9, 0.05)
-    plain = critical(*arguments, store)
+    plain = find_critical_value(*arguments, store)
     (file,) = store.path("objects/memos/critical").iterdir()
     whole = json.loads(file.read_text())
     for harm, kept in (({"value": whole["value"] + 1e-6}, True), ({"value": 1.7, "powers": [0.9] * 9}, False)):
         file.write_text(json.dumps(whole | harm))
         for sealed in store.path("objects/memos").glob("critical-sealed/*"):
             sealed.unlink()
-        found = critical(*arguments, SealedMemos(store, settings, is_alike))
+        found = find_critical_value(*arguments, SealedMemos(store, settings, have_equal_results))
         assert found.value == ((whole | harm)["value"] if kept else plain.value)
-        assert critical(*arguments, store) == found
+        assert find_critical_value(*arguments, store) == found

@@ -12,13 +12,13 @@ from sklearn import metrics as sk
 
 from ml.core.errors import DataError
 from ml.core.settings import PROJECT
-from ml.core.taxonomy import classes
-from ml.evaluation.decision_rule import Rule
+from ml.core.taxonomy import class_names
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
-from ml.evaluation.intervals import DEGENERATE, bootstrap_weights
-from ml.evaluation.metric_names import BEST_AT_ZERO, METRIC_NAMES
-from ml.evaluation.metrics import average_precision, metrics_of, roc_auc
-from ml.evaluation.scores import Scores
+from ml.evaluation.intervals import NO_INTERVAL, bootstrap_weights
+from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
+from ml.evaluation.metrics import average_precision, compute_weighted_metrics, roc_auc
+from ml.evaluation.scores import LabelledPredictions
 from ml.evaluation.thresholds import youden_threshold
 from ml.promotion.policies import BinaryMetric, SubtypeMetric
 from tests.evaluation.coverage import DRAWS, METRICS, SETS, coverage
@@ -32,10 +32,12 @@ def scores(task, truth, p, rule=None, patients=None):
             "patient": [str(k) for k in range(n)] if patients is None else patients,
             "magnification": [40, 100] * (n // 2) + [40] * (n % 2),
             "source": "made",
-            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else [classes(task)[k] for k in truth],
+            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else [class_names(task)[k] for k in truth],
         }
     )
-    return Scores(task, rows, truth, np.asarray(p, float), rule or Rule(threshold=0.5 if task == "binary" else None))
+    return LabelledPredictions(
+        task, rows, truth, np.asarray(p, float), rule or DecisionRule(threshold=0.5 if task == "binary" else None)
+    )
 
 
 def test_binary_by_hand():
@@ -141,7 +143,7 @@ def test_areas_are_scikit_learns_of_repeated_images(drawn):
 def test_metrics_are_scikit_learns_of_repeated_images(drawn):
     truth, called, times = (np.array(column) for column in zip(*drawn, strict=True))
     p = softmax(2 * np.eye(8)[called] + np.random.default_rng(0).normal(0, 0.1, (len(called), 8)), axis=1)
-    found = metrics_of(scores("subtype", truth, p), times[None].astype(float))
+    found = compute_weighted_metrics(scores("subtype", truth, p), times[None].astype(float))
     t, c, q = truth.repeat(times), called.repeat(times), p.repeat(times, axis=0)
     present = sorted(set(t))
     macro = {"labels": present, "average": "macro", "zero_division": 0}
@@ -200,7 +202,8 @@ def test_intervals_cover_what_they_should():
     names = ("accuracy", "roc_auc", "brier")
     truth, p, patients = clustered(np.random.default_rng(1), 20_000)
     true = {
-        name: float(value[0]) for name, value in metrics_of(scores("binary", truth, p), np.ones((1, len(p)))).items()
+        name: float(value[0])
+        for name, value in compute_weighted_metrics(scores("binary", truth, p), np.ones((1, len(p)))).items()
     }
     covered = dict.fromkeys(names, 0)
     for seed in range(200):
@@ -246,7 +249,7 @@ def test_a_class_with_one_case_has_no_interval_and_says_so():
     assert result.report["A"]["intervals"] == {}
     # Of two cases, both right: 0.025 = p^2 at the lower end.
     assert result.report["DC"]["intervals"] == {"recall": [pytest.approx(0.025**0.5), 1]}
-    assert result.report["DC"]["note"] == f"recall: exact interval of 2 of 2 cases; F1: {DEGENERATE}"
+    assert result.report["DC"]["note"] == f"recall: exact interval of 2 of 2 cases; F1: {NO_INTERVAL}"
     alone = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 8), draws=50)
     assert alone.intervals == {}  # no draw could be another
 
@@ -264,7 +267,7 @@ def test_where_every_draw_is_the_same_shares_of_cases_have_exact_intervals_and_o
     assert result.intervals.keys() == ends.keys()
     others = result.metrics.keys() - ends.keys() - {"threshold"}
     assert {"roc_auc", "macro_f1", "patient_mcc", "brier"} <= others
-    assert {result.notes[name] for name in others} == {DEGENERATE}
+    assert {result.notes[name] for name in others} == {NO_INTERVAL}
     assert result.to_json()["interval_notes"] == result.notes
     none = evaluate(scores("binary", truth, np.where(truth == 1, 0.1, 0.9), patients=patients), draws=100)
     assert none.intervals["recall"] == (0, pytest.approx(1 - 0.025 ** (1 / 4)))
@@ -278,7 +281,7 @@ def test_the_only_benign_case_is_no_certainty():
     assert result.metrics["specificity"] == pytest.approx(2 / 3)
     assert "specificity" not in result.intervals
     assert "patient_specificity" not in result.intervals
-    assert result.notes["specificity"] == result.notes["patient_specificity"] == DEGENERATE
+    assert result.notes["specificity"] == result.notes["patient_specificity"] == NO_INTERVAL
     assert result.intervals["recall"] == pytest.approx((0.5, 1))
     assert "recall" not in result.notes
 
@@ -297,7 +300,7 @@ def test_patients_have_every_metric_that_images_have_and_policies_know_them_all(
         assert found.keys() <= METRIC_NAMES.keys()
         known = get_args(BinaryMetric if task == "binary" else SubtypeMetric)
         assert set(known) == found.keys() - {"threshold"}
-        assert {name for name in known if name.endswith(("brier", "ece"))} <= BEST_AT_ZERO
+        assert {name for name in known if name.endswith(("brier", "ece"))} <= LOWER_IS_BETTER
 
 
 def test_shuffled_labels_have_an_auc_of_a_half():
@@ -333,19 +336,19 @@ def test_a_binary_model_is_told_by_subtype():
 
 
 def test_a_rule_for_each_row():
-    rules = [Rule(threshold=0.2), Rule(threshold=0.2), Rule(threshold=0.9)]
+    rules = [DecisionRule(threshold=0.2), DecisionRule(threshold=0.2), DecisionRule(threshold=0.9)]
     made = scores("binary", [1, 1, 1], [0.5, 0.1, 0.5], rules, patients=["a", "a", "b"])
     assert made.called.tolist() == [1, 0, 0]
     assert made.patients.called.tolist() == [1, 0]
     result = evaluate(made, draws=0)
-    assert result.rules == (Rule(threshold=0.2), Rule(threshold=0.9))
+    assert result.rules == (DecisionRule(threshold=0.2), DecisionRule(threshold=0.9))
     assert "threshold" not in result.metrics
     assert made.only(np.array([True, False, True])).called.tolist() == [1, 0]
 
 
 def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_their_rules():
     """Whatever the order of the rows: 0.45 on average, and thresholds 0.2 and 0.8 of two images each or 2 to 1."""
-    rules = [Rule(threshold=0.2), Rule(threshold=0.8)]
+    rules = [DecisionRule(threshold=0.2), DecisionRule(threshold=0.8)]
     for order in ([0, 1], [1, 0]):
         few = scores("binary", [1, 1], [0.45, 0.45], [rules[k] for k in order], patients=["a", "a"])
         assert few.patients.called.tolist() == [0]
@@ -356,6 +359,6 @@ def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_th
     p[:, 3] = 0.3
     offsets = tuple(2.5 * np.eye(8)[5])
     assert np.log(0.3 / 0.1) < 2.5 / 2
-    both = scores("subtype", [5, 5], p, [Rule(), Rule(offsets=offsets)], patients=["a", "a"])
+    both = scores("subtype", [5, 5], p, [DecisionRule(), DecisionRule(offsets=offsets)], patients=["a", "a"])
     assert both.called.tolist() == [3, 5]
     assert both.patients.called.tolist() == [5]

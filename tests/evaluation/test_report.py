@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from ml.core.taxonomy import classes
+from ml.core.taxonomy import class_names
 from ml.evaluation import figures
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
 from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
 from ml.evaluation.report import SECTIONS, write_evaluation
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 from ml.training.networks import build_head
 
 FACTS = {
@@ -50,7 +50,7 @@ def head(outputs: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(outputs)(inputs))
 
 
-def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
+def made(task: str, n: int = 60, absent: int | None = None) -> LabelledPredictions:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2 if task == "binary" else 8, n)
     if absent is not None:
@@ -60,7 +60,7 @@ def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
             "patient": [f"<b>{t}-{k % 3}" for k, t in enumerate(truth)],
             "magnification": rng.choice([40, 100], n),
             "source": "drawn & more",
-            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else np.array(classes(task))[truth],
+            "subtype": np.where(truth == 1, "DC", "A") if task == "binary" else np.array(class_names(task))[truth],
             "pixel_sha256": [f"h{k}" for k in range(n)],
         }
     )
@@ -69,8 +69,8 @@ def made(task: str, n: int = 60, absent: int | None = None) -> Scores:
     rows["slide"] = rows["patient"]
     if task == "binary":
         p = np.clip(truth * 0.4 + rng.random(n) * 0.6, 0, 1)
-        return Scores("binary", rows, truth, p, Rule(threshold=0.5))
-    return Scores("subtype", rows, truth, rng.dirichlet(np.ones(8), n), Rule())
+        return LabelledPredictions("binary", rows, truth, p, DecisionRule(threshold=0.5))
+    return LabelledPredictions("subtype", rows, truth, rng.dirichlet(np.ones(8), n), DecisionRule())
 
 
 def pictures(hashes: list[str]) -> np.ndarray:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ml.core.devices import name_exhaustion, quiet_tensorflow
+from ml.core.devices import convert_memory_errors, import_tensorflow_quietly
 from ml.core.errors import DeviceError
 from ml.core.store import Store
-from ml.data.sources.demo import pictures
-from ml.images.decoding import SIZE, Pixels, decode, resize
+from ml.data.sources.demo import draw_files
+from ml.images.decoding import INPUT_SIZE, Pixels, decode, resize
 from ml.training.backbone_weights import load_backbone, resolve_weights
-from ml.training.features import OpenVINO, TensorFlow
+from ml.training.features import OpenVINOExtractor, TensorFlowExtractor
 from tests.training.two_devices import fit
 
 _MIB = 500
@@ -29,11 +29,11 @@ def little_memory(store: Store) -> list[str]:
     weights = resolve_weights("random", store).id
     said = []
     for attempt in (
-        lambda: TensorFlow(weights, store)(np.zeros((_BATCH, SIZE, SIZE, 3), np.uint8)),
+        lambda: TensorFlowExtractor(weights, store)(np.zeros((_BATCH, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)),
         lambda: fit(_BATCH, backbone=lambda: load_backbone(weights, store), batch_size=_BATCH, epochs=1),
     ):
         try:
-            with name_exhaustion("take less"):
+            with convert_memory_errors("take less"):
                 attempt()
             said.append("it sufficed")
         except DeviceError as error:
@@ -62,20 +62,20 @@ def determinism(store: Store) -> dict[str, dict[str, float]]:
 def rounding(store: Store) -> dict[str, float]:
     """How far TensorFlow on the GPU is from OpenVINO on the processor, in float32 and in TF32."""
     weights, pixels = resolve_weights("random", store).id, _drawn(64)
-    right, found = OpenVINO(weights, store, Path(store.root.removeprefix("file://")) / "cache")(pixels), {}
+    right, found = OpenVINOExtractor(weights, store, Path(store.root.removeprefix("file://")) / "cache")(pixels), {}
     for name, rounded in (("TF32", True), ("float32", False)):
         # Another graph each: what cuDNN runs is chosen at its first call.
-        backbone = TensorFlow(weights, store)
+        backbone = TensorFlowExtractor(weights, store)
         tf.config.experimental.enable_tensor_float_32_execution(rounded)
         found[name] = float(np.linalg.norm(backbone(pixels) - right) / np.linalg.norm(right))
     return {**found, "pictures": float(np.linalg.norm(right[0] - right[1]) / np.linalg.norm(right[1]))}
 
 
 def _drawn(images: int) -> Pixels:
-    return np.stack([resize(decode(data)) for _, data in islice(pictures(82, seed=0, workers=1), images)])
+    return np.stack([resize(decode(data)) for _, data in islice(draw_files(82, seed=0, workers=1), images)])
 
 
 if __name__ == "__main__":
-    quiet_tensorflow()
+    import_tensorflow_quietly()
     with tempfile.TemporaryDirectory(prefix="breakhis-gpu-") as folder:
         print(json.dumps(globals()[sys.argv[1]](Store(Path(folder).as_uri()))))

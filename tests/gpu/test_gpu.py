@@ -14,16 +14,16 @@ from ml.core.mlflow_client import connect
 from ml.core.taxonomy import SUBTYPES
 from ml.data.training_sets import read_dataset
 from ml.local import doctor
-from ml.training.features import FeatureCache, extract
+from ml.training.features import FeatureCache, extract_features
 from tests.helpers.small_training import (  # noqa: F401  # fixtures
-    ON_VALIDATION,
-    again,
-    alone,
-    anew,
-    killed_after,
+    SELECT_ON_VALIDATION,
+    ignore_finished_runs,
+    kill_after_epoch,
     predictions,
     prepare,
-    quick,
+    quick_preset,
+    run_in_own_process,
+    train_again,
     without_pictures,
 )
 
@@ -53,14 +53,14 @@ def apart(a, b):
 
 
 def test_the_doctor_finds_it_and_a_run_names_it():
-    assert doctor.gpu().state == "ok"
+    assert doctor.check_gpu().state == "ok"
     assert devices.has_gpu()
-    assert not devices.describe().startswith(devices.processor())
-    print(devices.describe())
+    assert not devices.describe_devices().startswith(devices.processor_name())
+    print(devices.describe_devices())
 
 
 def test_features_are_those_of_the_processor(world):
-    made = extract(world.dataset, world.preset, world.store, world.settings)
+    made = extract_features(world.dataset, world.preset, world.store, world.settings)
     hashes = read_dataset(world.dataset, world.store)["pixel_sha256"].tolist()
     assert (made["backend"], made["extracted"], made["decoded"]) == ("tensorflow", len(hashes), 0)
     gpu, cpu = (FeatureCache(world.store, made["weights"], name).read(hashes) for name in ("tensorflow", "openvino"))
@@ -70,7 +70,7 @@ def test_features_are_those_of_the_processor(world):
 
 
 def test_in_tf32_they_would_be_others():
-    told = alone("tests.gpu.apart", "rounding")
+    told = run_in_own_process("tests.gpu.apart", "rounding")
     print(told)
     assert told["float32"] < 1e-4
     assert told["pictures"] > 1e-3
@@ -80,16 +80,16 @@ def test_in_tf32_they_would_be_others():
 
 
 def test_a_seed_gives_the_same_head_twice(world, anew):
-    first, second = (again(world, preset=quick(3)) for _ in range(2))
+    first, second = (train_again(world, preset=quick_preset(3)) for _ in range(2))
     assert first["run_id"] != second["run_id"]
     assert predictions(first).equals(predictions(second))
     told = connect(world.settings).get_run(first["run_id"]).data
-    assert devices.describe() in {*told.tags.values(), *told.params.values()}
+    assert devices.describe_devices() in {*told.tags.values(), *told.params.values()}
 
 
 def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the_run_said(world, anew, monkeypatch):
-    preset = quick(1, selection=ON_VALIDATION, fine_tuning=TUNED)
-    whole = again(world, preset=preset)
+    preset = quick_preset(1, selection=SELECT_ON_VALIDATION, fine_tuning=TUNED)
+    whole = train_again(world, preset=preset)
     history = connect(world.settings).get_metric_history(whole["run_id"], "fine_tuning_loss")
     loss = [m.value for m in sorted(history, key=lambda m: m.step)]
     print("fine-tuning's loss:", loss)
@@ -107,14 +107,14 @@ def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the
     print(f"probabilities of the model and of the run: {np.abs(answers - stated).max():.1e} apart")
     assert answers == pytest.approx(stated, abs=1e-4)
 
-    killed = killed_after("the model, fine-tuning", 2, lambda: again(world, preset=preset), monkeypatch)
-    resumed = again(world, preset=preset)
+    killed = kill_after_epoch("the model, fine-tuning", 2, lambda: train_again(world, preset=preset), monkeypatch)
+    resumed = train_again(world, preset=preset)
     assert resumed["run_id"] == killed
     assert predictions(resumed).equals(said)
 
 
 def test_two_devices_of_one_gpu_learn_what_one_does():
-    told = alone("tests.training.two_devices", "GPU")
+    told = run_in_own_process("tests.training.two_devices", "GPU")
     print(told)
     for found in told["two"]:
         assert found["learnt"] > 1
@@ -126,7 +126,7 @@ def test_two_devices_of_one_gpu_learn_what_one_does():
 
 
 def test_memory_that_does_not_suffice_is_one_line():
-    told = alone("tests.gpu.apart", "little_memory")
+    told = run_in_own_process("tests.gpu.apart", "little_memory")
     print(told)
     for message in told:
         assert message.startswith("out of the GPU's memory: ")
@@ -134,7 +134,7 @@ def test_memory_that_does_not_suffice_is_one_line():
 
 
 def test_fine_tuned_twice_it_is_the_same():
-    told = alone("tests.gpu.apart", "determinism")
+    told = run_in_own_process("tests.gpu.apart", "determinism")
     print(told)
     for found in told.values():
         assert found["apart"] == 0

@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from ml.core.store import Json, Store, digest
-from ml.core.taxonomy import SIDES, SUBTYPES, ImageName, Task, classes, label_of
-from ml.data.manifest import MANIFEST_TYPES, TIES
+from ml.core.taxonomy import SIDES, SUBTYPES, ImageName, Task, class_names, label_of
+from ml.data.manifest import MANIFEST_TYPES, TIE_COLUMNS
 
 
 def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:
@@ -26,7 +26,7 @@ def name(subtype: str, slide: str, magnification: int = 40, seq: int = 1) -> str
     return str(ImageName(subtype, slide, magnification, seq, label_of(subtype)))
 
 
-def rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
+def manifest_rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
     """Manifest rows: ``{case: (subtype, images)}``."""
     made = []
     for case, (subtype, images) in cases.items():
@@ -52,7 +52,7 @@ def rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
     return pd.DataFrame(made, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
 
 
-def dataset(
+def create_dataset(
     store: Store,
     frame: pd.DataFrame,
     *,
@@ -63,9 +63,9 @@ def dataset(
     ties: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> str:
-    """A dataset object as ``assemble`` makes it, of manifest rows and of :func:`tie` rows."""
+    """A dataset object as ``assemble`` makes it, of manifest rows and of :func:`tie_row` rows."""
     if ties is None:
-        ties = pd.DataFrame(columns=list(TIES), dtype="str")
+        ties = pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
     frame = frame.sort_values("pixel_sha256", ignore_index=True)
     validation = store.create("validation", [set_name], {"passed": True})
     content = {"source": "made", "validation": validation, "images": len(frame)}
@@ -89,10 +89,10 @@ def dataset(
     return store.create("dataset", payload, meta, fill)
 
 
-def tie(pixel_sha256: str, left_out: str, kept: str) -> pd.DataFrame:
+def tie_row(pixel_sha256: str, left_out: str, kept: str) -> pd.DataFrame:
     """A copy of a picture that was published under the case ``left_out`` and kept under ``kept``."""
     row = [pixel_sha256, left_out, left_out, "other", "copy.png", kept, kept]
-    return pd.DataFrame([row], columns=list(TIES), dtype="str")
+    return pd.DataFrame([row], columns=list(TIE_COLUMNS), dtype="str")
 
 
 def every_class(cases_per_class: int = 3, images: int = 4) -> dict[str, tuple[str, int]]:
@@ -102,7 +102,7 @@ def every_class(cases_per_class: int = 3, images: int = 4) -> dict[str, tuple[st
     }
 
 
-def tree(root: Path, files: dict[str, bytes]) -> Path:
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
     for path, data in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)
@@ -126,7 +126,7 @@ def evidence(task: Task = "binary", **changes: Any) -> Json:
         "validated": {"made": True},
         "artifacts": {"evaluation/report.html": "0", "evaluation/model_card.md": "1"},
         "per_class": {
-            name: {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0} for name in sorted(classes(task))
+            name: {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0} for name in sorted(class_names(task))
         },
     }
     return made | changes

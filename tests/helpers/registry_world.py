@@ -12,12 +12,12 @@ from mlflow.tracking import MlflowClient
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
 from ml.core.store import Store, digest
-from ml.data.splits import read_split, sides_of, split_dataset
+from ml.data.splits import look_up_sides, read_split, split_dataset
 from ml.data.training_sets import read_dataset
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
 from ml.evaluation.predictions import save_predictions
-from ml.evaluation.scores import Scores
+from ml.evaluation.scores import LabelledPredictions
 from tests.helpers import made_up
 
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
@@ -60,10 +60,10 @@ class RegistryWorld:
         own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
         data = {}
         for name in sets:
-            rows = made_up.rows(made_up.every_class(images=5))
+            rows = made_up.manifest_rows(made_up.every_class(images=5))
             if name != sets[0]:  # pictures of its own
                 rows["pixel_sha256"] = [digest([name, one]) for one in rows["pixel_sha256"]]
-            dataset = made_up.dataset(store, rows, set_name=name)
+            dataset = made_up.create_dataset(store, rows, set_name=name)
             data[name] = (dataset, split_dataset(dataset, store)["split"])
         client = connect(own)
         for name in sets:
@@ -109,10 +109,10 @@ class RegistryWorld:
             mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
         return str(active.info.run_id)
 
-    def scores(self, auc: float, dataset: str, split: str) -> Scores:
+    def scores(self, auc: float, dataset: str, split: str) -> LabelledPredictions:
         """What a binary model of this area under the ROC curve might say of the test side."""
         rows = read_dataset(dataset, self.store)
-        rows = rows[sides_of(rows, read_split(split, self.store)) == "test"].reset_index(drop=True)
+        rows = rows[look_up_sides(rows, read_split(split, self.store)) == "test"].reset_index(drop=True)
         truth = (rows["label"] == "malignant").to_numpy(dtype=np.int64)
         malignant, benign = int(truth.sum()), int((1 - truth).sum())
         won = round(auc * malignant * benign)  # pairs in which the malignant image has the higher probability
@@ -121,4 +121,4 @@ class RegistryWorld:
         said = np.empty(len(rows))
         said[truth == 0] = (np.arange(benign) + 1) / (benign + 1)
         said[truth == 1] = (each + 0.5) / (benign + 1)
-        return Scores("binary", rows, truth, said, Rule(threshold=0.5))
+        return LabelledPredictions("binary", rows, truth, said, DecisionRule(threshold=0.5))

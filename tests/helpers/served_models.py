@@ -11,7 +11,7 @@ from PIL import Image
 
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
-from ml.evaluation.decision_rule import Rule
+from ml.evaluation.decision_rule import DecisionRule
 from ml.registry.packaging import log_classifier
 from tests.helpers.made_up import png
 
@@ -39,7 +39,10 @@ def logged(tmp_path_factory):
     mlflow.set_experiment("made")
     found = {}
     offsets = (0.0,) * 7 + (100.0,)
-    for task, outputs, rule in (("binary", 1, Rule(threshold=0.3)), ("subtype", 8, Rule(offsets=offsets))):
+    for task, outputs, rule in (
+        ("binary", 1, DecisionRule(threshold=0.3)),
+        ("subtype", 8, DecisionRule(offsets=offsets)),
+    ):
         with mlflow.start_run() as run:
             info = log_classifier(network(outputs), task, rule, run.info.run_id, png(), {"preset": "demo"})
             found[task] = info.model_uri

@@ -16,27 +16,27 @@ from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.manifest import make_manifest
 from ml.data.source_versions import publish_manifest
-from ml.data.sources import fetch, load_source
+from ml.data.sources import fetch_source, load_source
 from ml.data.splits import split_dataset
-from ml.data.training_sets import assemble, load_training_set
-from ml.images.decoding import SIZE
+from ml.data.training_sets import assemble_dataset, load_training_set
+from ml.images.decoding import INPUT_SIZE
 from ml.training import backbone_weights, checkpoints
 from ml.training import run as training_module
-from ml.training.backbone_weights import FEATURES
+from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.checkpoints import Checkpoint
-from ml.training.features import extract
+from ml.training.features import extract_features
 from ml.training.presets import Preset, load_preset
 from ml.training.run import train
 
 
-def quick(epochs: int, **sections: dict[str, object]) -> Preset:
+def quick_preset(epochs: int, **sections: dict[str, object]) -> Preset:
     """The demo preset with so many epochs, few draws, and other changes to both recipes."""
     changes = {"training": {"epochs": epochs}, **sections}
     preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
     return preset.changed("binary", **changes).changed("subtype", **changes)
 
 
-def again(world, **changes):
+def train_again(world, **changes):
     arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
     return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
 
@@ -47,7 +47,7 @@ def predictions(run):
     return pd.read_parquet(Path(folder) / "test_predictions.parquet")
 
 
-ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
+SELECT_ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
 """Without folds, of which each takes as long as the model."""
 
 
@@ -55,7 +55,7 @@ class Killed(BaseException):
     """A training was killed."""
 
 
-def killed_after(part, epoch, training, monkeypatch):
+def kill_after_epoch(part, epoch, training, monkeypatch):
     """The MLflow run of a training that is killed when it has saved this epoch of a part."""
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
     save, saved = Checkpoint.save, []
@@ -74,7 +74,7 @@ def killed_after(part, epoch, training, monkeypatch):
     return run
 
 
-def alone(*module):
+def run_in_own_process(*module):
     """What a module, with its arguments, prints as its last line in a process of its own, as JSON."""
     command = [sys.executable, "-m", *module]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
@@ -83,7 +83,7 @@ def alone(*module):
 
 
 @pytest.fixture
-def anew(monkeypatch):
+def ignore_finished_runs(monkeypatch):
     """Training again what was trained already."""
     monkeypatch.setattr(training_module, "_finished", lambda *_: None)
 
@@ -93,12 +93,12 @@ def tiny_backbone():
     import keras
 
     keras.utils.set_random_seed(0)
-    pixels = x = keras.Input((SIZE, SIZE, 3))
+    pixels = x = keras.Input((INPUT_SIZE, INPUT_SIZE, 3))
     x = keras.layers.Rescaling(1 / 255)(x)
     x = keras.layers.AveragePooling2D(8)(x)
     x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="block7a_conv")(x)
     x = keras.layers.BatchNormalization(name="block7a_bn")(x)
-    x = keras.layers.Conv2D(FEATURES, 1, name="top_conv")(x)
+    x = keras.layers.Conv2D(FEATURE_SIZE, 1, name="top_conv")(x)
     x = keras.layers.Activation("swish", name="top_activation")(x)
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
 
@@ -137,16 +137,16 @@ def prepare(root, source):
         workers=1,
     )
     given = load_source("drawn", conf)
-    fetch(given, store, settings)
+    fetch_source(given, store, settings)
     training_set = load_training_set("small", conf)
     with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
-        assemble(training_set, store, settings)
+        assemble_dataset(training_set, store, settings)
     publish_manifest(make_manifest(given, store, 1)["manifest"], store)
-    dataset = assemble(training_set, store, settings)["dataset"]
+    dataset = assemble_dataset(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())
-    preset = quick(2)
-    made = extract(dataset, preset, store, settings)
+    preset = quick_preset(2)
+    made = extract_features(dataset, preset, store, settings)
     return SimpleNamespace(
         root=root, store=store, settings=settings, dataset=dataset, split=split, preset=preset, made=made
     )

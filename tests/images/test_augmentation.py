@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.images.augmentation import _DENSITY, _STAINS, _UNMIX, IDENTITY, View, stain, views_of, views_of_all
+from ml.images.augmentation import (
+    _DENSITY,
+    _STAINS,
+    _UNMIX,
+    IDENTITY_VIEW,
+    View,
+    plan_shared_views,
+    plan_views,
+    scale_stains,
+)
 from ml.images.augmentation_settings import Augmentation
 from ml.training.presets import Views, load_preset
 
@@ -26,9 +35,9 @@ ALL = augmentation(flips=True, rotations=True, hed=0.05, brightness=0.1, contras
 
 
 def test_view_0_is_the_picture_and_its_cache_keeps_its_name():
-    assert IDENTITY.apply(picture(), "a") is not None
-    assert np.array_equal(IDENTITY.apply(picture(), "a"), picture())
-    assert IDENTITY.key == {"view": "identity", "size": 224, "resize": "pillow-reduce-bicubic", "version": 2}
+    assert IDENTITY_VIEW.apply(picture(), "a") is not None
+    assert np.array_equal(IDENTITY_VIEW.apply(picture(), "a"), picture())
+    assert IDENTITY_VIEW.key == {"view": "identity", "size": 224, "resize": "pillow-reduce-bicubic", "version": 2}
 
 
 def test_a_view_is_the_same_in_another_process():
@@ -81,13 +90,13 @@ def test_stains_by_hand():
     density = -np.log((pixels.astype(float) + 1) / 256)
     mixed = ((density @ np.linalg.inv(_STAINS)) * strength + shift) @ _STAINS
     expected = np.clip(256 * np.exp(-mixed) - 1, 0, 255)
-    assert np.abs(stain(pixels, strength, shift) - expected).max() <= 1
+    assert np.abs(scale_stains(pixels, strength, shift) - expected).max() <= 1
     assert np.allclose(_STAINS @ _UNMIX, np.eye(3))
     assert _DENSITY[255] == 0
 
 
 def test_stains_as_they_are_change_nothing():
-    assert np.abs(stain(picture(), np.ones(3), np.zeros(3)).astype(int) - picture()).max() <= 1
+    assert np.abs(scale_stains(picture(), np.ones(3), np.zeros(3)).astype(int) - picture()).max() <= 1
 
 
 def rows(cases: dict[str, int]) -> pd.DataFrame:
@@ -99,11 +108,11 @@ def test_rare_subtypes_have_more_views_and_the_test_side_one():
     table = rows({"A": 2, "DC": 6})
     sides = np.where(table["patient"].isin(["A1", "DC5"]), "test", "train")
     spec = Views(count=2, rare_count=4, rare_below_cases=3, augmentation=ALL)
-    plan = views_of(spec, table, sides)
+    plan = plan_views(spec, table, sides)
     assert [view.number for view, _ in plan] == [0, 1, 2, 3]
     assert [int(mask.sum()) for _, mask in plan] == [16, 12, 2, 2]
     assert not any(mask[sides == "test"].any() for _, mask in plan[1:])
-    assert int(views_of(spec, table, None)[1][1].sum()) == 16
+    assert int(plan_views(spec, table, None)[1][1].sum()) == 16
 
 
 def test_two_recipes_share_their_views():
@@ -111,7 +120,7 @@ def test_two_recipes_share_their_views():
     few = Views(count=2, rare_count=2, rare_below_cases=0, augmentation=ALL)
     more = Views(count=2, rare_count=3, rare_below_cases=3, augmentation=ALL)
     none = load_preset("paper").subtype.views
-    plan = views_of_all([few, more, none], table, None)
+    plan = plan_shared_views([few, more, none], table, None)
     assert [(view.number, int(mask.sum())) for view, mask in plan] == [(0, 16), (1, 16), (2, 4)]
 
 

@@ -5,9 +5,9 @@ from PIL import Image
 
 from ml.core.store import Store
 from ml.data.sources.demands import NearDuplicates
-from ml.data.sources.demo import pictures
+from ml.data.sources.demo import draw_files
 from ml.images.decoding import decode
-from ml.images.file_facts import PictureCache, look, perceptual_hash
+from ml.images.file_facts import PictureFactsCache, inspect_files, perceptual_hash
 from tests.helpers.made_up import png
 
 
@@ -15,7 +15,7 @@ def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
     def apart(one, other):
         return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
 
-    drawn = [decode(data) for _, data in pictures(82, 1, 1)][:12]
+    drawn = [decode(data) for _, data in draw_files(82, 1, 1)][:12]
     for pixels in drawn:
         image = Image.fromarray(pixels)
         lossy = io.BytesIO()
@@ -27,11 +27,11 @@ def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
 
 def test_each_file_is_decoded_once_and_can_be_forgotten(any_store: Store) -> None:
     files = [any_store.put_blob(data) for data in (png(1), png(2), b"no picture")]
-    found, decoded = look(set(files), any_store, 1)
+    found, decoded = inspect_files(set(files), any_store, 1)
     assert decoded == 3
     assert (found[files[0]].width, found[files[0]].height, found[files[2]].reason) == (70, 46, "undecodable")
-    assert look({*files, any_store.put_blob(png(3))}, any_store, 1)[1] == 1
-    PictureCache.forget({files[0]}, any_store)
-    assert files[0] not in PictureCache(any_store).read()
-    again, decoded = look(set(files), any_store, 1)
+    assert inspect_files({*files, any_store.put_blob(png(3))}, any_store, 1)[1] == 1
+    PictureFactsCache.forget({files[0]}, any_store)
+    assert files[0] not in PictureFactsCache(any_store).read()
+    again, decoded = inspect_files(set(files), any_store, 1)
     assert (again, decoded) == (found, 1)

@@ -119,7 +119,7 @@ def test_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu(path: Path) -> None:
-    assert doctor.gpu().state == "warning"
+    assert doctor.check_gpu().state == "warning"
 
 
 @pytest.mark.parametrize(("seen", "state"), [("2", "ok"), ("1", "warning"), ("boom", "warning")])
@@ -127,7 +127,7 @@ def test_gpus_and_what_tensorflow_sees(path: Path, monkeypatch: pytest.MonkeyPat
     command(path, "nvidia-smi", "echo 'GPU 0: H200'; echo 'GPU 1: H200'")
     command(path, "python", f"echo {seen}")
     monkeypatch.setattr(doctor.sys, "executable", str(path / "python"))
-    assert doctor.gpu().state == state
+    assert doctor.check_gpu().state == state
 
 
 def test_docker(path: Path) -> None:
@@ -140,7 +140,7 @@ def test_docker(path: Path) -> None:
 
 def test_the_command_shows_all_and_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [Check("Python", "ok", "3.11"), Check("GPU", "warning", "none", "nothing: a CPU trains as well")]
-    monkeypatch.setattr(cli, "examine", lambda settings: checks)
+    monkeypatch.setattr(cli, "check_machine", lambda settings: checks)
     result = CliRunner().invoke(cli.doctor)
     assert result.exit_code == 0
     assert "a CPU trains as well" in result.output
@@ -155,6 +155,6 @@ def test_the_command_shows_all_and_fails_only_for_what_is_required(monkeypatch: 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(doctor, "_imagenet", lambda name, url: Check(name, "ok", "not asked: no network in tests"))
-    checks = doctor.examine(Settings(home=tmp_path))
+    checks = doctor.check_machine(Settings(home=tmp_path))
     assert {c.name for c in checks} >= {"Python", "Disk", "Memory", "Ports", "Store", "Kaggle", "GPU", "Docker"}
     assert next(c for c in checks if c.name == "Python").found == sys.version.split()[0]

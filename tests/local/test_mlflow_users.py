@@ -13,8 +13,16 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
-from ml.local.mlflow_users import ADMIN, GRANTS, PROMOTER, TRAINER, model_names, server_config, set_up
-from ml.promotion.judging import judge
+from ml.local.mlflow_users import (
+    ADMIN,
+    GRANTS,
+    PROMOTER,
+    TRAINER,
+    auth_config_text,
+    registered_model_names,
+    set_up_mlflow_users,
+)
+from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
 from ml.registry.registered_model import Aliases, RegisteredModel
 from tests.helpers.registry_world import RegistryWorld
@@ -30,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryWorld]:
     """A registry behind a MLflow with users, set up twice as two starts of a stack do."""
     folder = tmp_path_factory.mktemp("identities")
     config = folder / "users.ini"
-    config.write_text(server_config(f"sqlite:///{folder / 'users.db'}"))
+    config.write_text(auth_config_text(f"sqlite:///{folder / 'users.db'}"))
     environment = {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORDS[ADMIN],
@@ -38,8 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryWorld]:
     }
     with mlflow_server(folder, "--app-name", "basic-auth", environment=environment) as url:
         names = ("made-binary", "made-subtype")
-        set_up(url, PASSWORDS | {"viewer": "what it was before"}, names)
-        set_up(url, PASSWORDS, names)
+        set_up_mlflow_users(url, PASSWORDS | {"viewer": "what it was before"}, names)
+        set_up_mlflow_users(url, PASSWORDS, names)
         with as_user(TRAINER):
             yield RegistryWorld.made(folder, url)
 
@@ -96,7 +104,7 @@ def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: Reg
     with as_user(PROMOTER):
         made = register_run(run, world.store, world.settings)
         number = str(made["version"])
-        judged = judge(made["model"], number, world.store, world.settings, evidence=made["evidence"])
+        judged = judge_version(made["model"], number, world.store, world.settings, evidence=made["evidence"])
         assert world.client.get_model_version(made["model"], number).tags["breakhis.bundle"] == judged["bundle"]
         registered = RegisteredModel(made["model"], world.settings)
         before = registered.aliases()
@@ -147,7 +155,7 @@ def test_the_trainer_makes_no_registered_model_of_its_own(world: RegistryWorld, 
 
 
 def test_the_names_of_all_training_sets_belong_to_the_promoter(world: RegistryWorld) -> None:
-    assert model_names(world.settings) == ["made-binary", "made-subtype"]
+    assert registered_model_names(world.settings) == ["made-binary", "made-subtype"]
     with as_user("engineer"), pytest.raises(MlflowException, match="RESOURCE_ALREADY_EXISTS"):
         world.client.create_registered_model("made-subtype")
 
@@ -172,12 +180,12 @@ def test_without_a_password_nothing_is_shown(world: RegistryWorld) -> None:
 
 def test_a_wrong_password_of_the_administrator_is_told(world: RegistryWorld) -> None:
     with pytest.raises(CredentialsError, match="refuses the password of its user 'admin'"):
-        set_up(world.settings.mlflow_uri, PASSWORDS | {ADMIN: "another"}, [])
+        set_up_mlflow_users(world.settings.mlflow_uri, PASSWORDS | {ADMIN: "another"}, [])
 
 
 def test_a_server_that_is_not_there_may_come(tmp_path: Path) -> None:
     with pytest.raises(TryAgain, match="does not answer"):
-        set_up("http://127.0.0.1:9", PASSWORDS, [])
+        set_up_mlflow_users("http://127.0.0.1:9", PASSWORDS, [])
 
 
 def test_a_training_set_that_cannot_be_read_reserves_nothing(tmp_path: Path) -> None:
@@ -185,7 +193,7 @@ def test_a_training_set_that_cannot_be_read_reserves_nothing(tmp_path: Path) -> 
         file = tmp_path / "conf" / "training_sets" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"name: {name}\n{text}")
-    assert model_names(Settings(conf=tmp_path / "conf")) == ["good-binary", "good-subtype"]
+    assert registered_model_names(Settings(conf=tmp_path / "conf")) == ["good-binary", "good-subtype"]
 
 
 def test_both_service_accounts_are_in_the_rules() -> None:

@@ -16,7 +16,7 @@ from ml.local import processes
 from ml.local import stack as module
 from ml.local.airflow_server import breakhis_environment
 from ml.local.processes import Process
-from ml.local.stack import Service, Stack, State
+from ml.local.stack import Service, Stack, StackState
 from tests.helpers.sleepers import sleeper
 
 
@@ -27,7 +27,7 @@ def recorded(settings: Settings, *processes: Process, family: list[Process] | No
         name: Service(process=process, url="http://127.0.0.1:9", log=settings.home / f"{name}.log")
         for name, process in zip(("airflow", "mlflow"), processes, strict=False)
     }
-    state = State(started=datetime.now(UTC), services=services, family=family or [], settings={})
+    state = StackState(started=datetime.now(UTC), services=services, family=family or [], settings={})
     (settings.home / "stack.json").write_text(state.model_dump_json())
 
 
@@ -219,6 +219,6 @@ def test_a_running_stack_that_knows_the_set_is_not_restarted(settings: Settings,
     settings.home.mkdir()
     Stack(settings)._remember(extra)
     assert Stack(settings)._remember(extra)  # nothing runs with it
-    state = State(started=datetime.now(UTC), services={}, settings={"BREAKHIS_TRAINING_SETS": str(extra)})
+    state = StackState(started=datetime.now(UTC), services={}, settings={"BREAKHIS_TRAINING_SETS": str(extra)})
     (settings.home / "stack.json").write_text(state.model_dump_json())
     assert not Stack(settings)._remember(extra)

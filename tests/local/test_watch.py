@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ml.core.errors import AirflowError, StackError, TryAgain
 from ml.local import watch as module
-from ml.local.watch import Run, Watch
+from ml.local.watch import DagRun, RunWatcher
 
 NOW = "2026-01-01T00:00:00+00:00"
 LATER = "2026-01-01T00:00:12+00:00"
@@ -45,12 +45,12 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LOOKS", 0.0)
 
 
-def follow(run: Run, *scenes: Any) -> None:
-    Watch(Scripted(*scenes), time.monotonic()).until(lambda r: r.ended, [run], lambda: None)  # type: ignore[arg-type]
+def follow(run: DagRun, *scenes: Any) -> None:
+    RunWatcher(Scripted(*scenes), time.monotonic()).until(lambda r: r.ended, [run], lambda: None)  # type: ignore[arg-type]
 
 
 def test_a_line_per_change(capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run("retrain_demo", "r")
+    run = DagRun("retrain_demo", "r")
     follow(
         run,
         ("queued", [task("split", None, None)]),
@@ -65,24 +65,24 @@ def test_a_line_per_change(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_promotions_are_called_by_their_candidate(capsys: pytest.CaptureFixture[str]) -> None:
-    follow(Run("promote", "demo-binary-v3"), ("success", [task("review", "awaiting_input")]))
+    follow(DagRun("promote", "demo-binary-v3"), ("success", [task("review", "awaiting_input")]))
     assert "demo-binary-v3: review awaiting input" in capsys.readouterr().err
 
 
 def test_a_run_may_start_later() -> None:
-    run = Run("promote", "m-v1")
+    run = DagRun("promote", "m-v1")
     follow(run, AirflowError("no such run", 404), ("running", []), ("failed", [task("gate", "failed", NOW, LATER)]))
     assert [t["task_id"] for t in run.failed()] == ["gate"]
 
 
 def test_a_retry_says_why_once(capsys: pytest.CaptureFixture[str]) -> None:
     again = ("running", [task("fetch", "up_for_retry", NOW, LATER)])
-    follow(Run("ingest_x", "r"), again, again, ("success", [task("fetch", "success", NOW, LATER, tried=2)]))
+    follow(DagRun("ingest_x", "r"), again, again, ("success", [task("fetch", "success", NOW, LATER, tried=2)]))
     assert capsys.readouterr().err.count("fetch failed and will be tried again: AirflowException: breakhis fetch") == 1
 
 
 def test_a_busy_server_is_waited_for() -> None:
-    run = Run("d", "r")
+    run = DagRun("d", "r")
     follow(run, TryAgain("busy"), TryAgain("busy"), ("success", []))
     assert run.ended
 
@@ -90,12 +90,12 @@ def test_a_busy_server_is_waited_for() -> None:
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_OF_PATIENCE", 0.0)
     with pytest.raises(TryAgain, match="busy"):
-        follow(Run("d", "r"), TryAgain("busy"))
+        follow(DagRun("d", "r"), TryAgain("busy"))
 
 
 def test_other_errors_are_not_waited_out() -> None:
     with pytest.raises(AirflowError, match="rejected"):
-        follow(Run("d", "r"), AirflowError("rejected", 422))
+        follow(DagRun("d", "r"), AirflowError("rejected", 422))
 
 
 def test_waiting_ends_with_the_servers() -> None:
@@ -103,14 +103,14 @@ def test_waiting_ends_with_the_servers() -> None:
         raise StackError("airflow has ended")
 
     with pytest.raises(StackError, match="has ended"):
-        Watch(Scripted(("running", [])), 0.0).until(lambda r: r.ended, [Run("d", "r")], alive)  # type: ignore[arg-type]
+        RunWatcher(Scripted(("running", [])), 0.0).until(lambda r: r.ended, [DagRun("d", "r")], alive)  # type: ignore[arg-type]
 
 
 def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=100, color_system=None))
     tasks = [task("train_[binary]", "failed", NOW, LATER), task("review", "awaiting_input"), task("next", None, None)]
-    follow(Run("retrain_demo", "r"), ("running", tasks), ("failed", tasks))
+    follow(DagRun("retrain_demo", "r"), ("running", tasks), ("failed", tasks))
     last = screen.getvalue()
     assert "✘ train_[binary]" in last
     assert "12 s" in last

@@ -14,7 +14,7 @@ from ml.core.errors import AirflowError, BreakhisError, CredentialsError, Refuse
 from ml.core.settings import Settings
 from ml.local import cli, watch, workflow
 from ml.local.processes import Process
-from ml.local.stack import Service, State
+from ml.local.stack import Service, StackState
 from ml.local.workflow import REASON, Workflow
 
 Json = dict[str, Any]
@@ -124,17 +124,17 @@ class FakeStack:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def up(self, extra_set: Path | None = None) -> State:
+    def up(self, extra_set: Path | None = None) -> StackState:
         state = self.state()
         assert state
         return state
 
-    def state(self) -> State | None:
+    def state(self) -> StackState | None:
         process = Process(pid=1, birth="x") if self.dead else Process.of(os.getpid())
         service = Service(process=process, url="http://here", log=Path("airflow.log"))
-        return State(started=datetime.now(UTC), services={"airflow": service, "mlflow": service}, settings={})
+        return StackState(started=datetime.now(UTC), services={"airflow": service, "mlflow": service}, settings={})
 
-    def check_dags(self, state: State) -> list[str]:
+    def check_dags(self, state: StackState) -> list[str]:
         return self.problems
 
     def api(self, user: str) -> Airflow:

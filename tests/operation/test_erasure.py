@@ -18,15 +18,15 @@ from ml.core.store import Store
 from ml.data.ledger import read_ledger
 from ml.data.manifest import make_manifest, read_manifest
 from ml.data.source_versions import publish_manifest
-from ml.data.sources import fetch, load_source
-from ml.data.splits import read_split, sides_of, split_dataset
-from ml.data.training_sets import assemble, load_training_set, read_dataset
-from ml.images.file_facts import PictureCache
+from ml.data.sources import fetch_source, load_source
+from ml.data.splits import look_up_sides, read_split, split_dataset
+from ml.data.training_sets import assemble_dataset, load_training_set, read_dataset
+from ml.images.file_facts import PictureFactsCache
 from ml.images.pixel_cache import PixelCache
 from ml.operation.erasure import erase_patient
-from ml.training.backbone_weights import FEATURES
+from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.features import FeatureCache
-from tests.helpers.made_up import name, png, tree
+from tests.helpers.made_up import name, png, write_tree
 
 pytestmark = pytest.mark.integration
 
@@ -43,9 +43,9 @@ def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNames
         for seq in range(1, 5)
     }
     files[f"{PATIENT}/{name('DC', f'{PATIENT}B', 100, 1)}"] = png(999)[:800]
-    folder = tree(tmp_path / "images", files)
+    folder = write_tree(tmp_path / "images", files)
     conf = tmp_path / "conf"
-    tree(
+    write_tree(
         conf,
         {
             "sources/made.yaml": f"name: made\nkind: directory\npath: {folder}\n".encode(),
@@ -62,12 +62,12 @@ def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNames
     )
     made = SimpleNamespace(store=any_store, settings=settings, conf=conf, source=load_source("made", conf))
     made.manifest = ingest(made)
-    made.dataset = assemble(load_training_set("set", conf), any_store, settings)["dataset"]
+    made.dataset = assemble_dataset(load_training_set("set", conf), any_store, settings)["dataset"]
     made.split = split_dataset(made.dataset, any_store)["split"]
     rows = read_dataset(made.dataset, any_store)
     PixelCache(any_store).fill(rows, 1)
     hashes = rows["pixel_sha256"].tolist()
-    FeatureCache(any_store, "weights-1", "openvino").write(hashes, np.ones((len(hashes), FEATURES), np.float32))
+    FeatureCache(any_store, "weights-1", "openvino").write(hashes, np.ones((len(hashes), FEATURE_SIZE), np.float32))
     made.theirs = rows[rows["patient"] == PATIENT]
     client = connect(settings)
     experiment = client.create_experiment("set", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -80,7 +80,7 @@ def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNames
 
 
 def ingest(world: SimpleNamespace) -> str:
-    fetch(world.source, world.store, world.settings)
+    fetch_source(world.source, world.store, world.settings)
     manifest: str = make_manifest(world.source, world.store, 1)["manifest"]
     assert publish_manifest(manifest, world.store)["changed"]
     return manifest
@@ -112,7 +112,7 @@ def test_nothing_of_the_patient_is_left(world: SimpleNamespace) -> None:
         assert PATIENT not in set(rows["patient"])
     assert not hashes & PixelCache(store).index().keys()
     assert not hashes & FeatureCache(store, "weights-1", "openvino").known()
-    assert not set(world.theirs["sha256"]) & PictureCache(store).read().keys()
+    assert not set(world.theirs["sha256"]) & PictureFactsCache(store).read().keys()
     assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
     ledger, _ = read_ledger("set", store)
     assert ledger.sides[PATIENT] == side
@@ -131,8 +131,8 @@ def test_the_others_are_as_they_were(world: SimpleNamespace) -> None:
     erase(world)
     rows = read_dataset(world.dataset, store)
     pd.testing.assert_frame_equal(rows.reset_index(drop=True), others.reset_index(drop=True))
-    assert set(sides_of(rows, read_split(world.split, store))) <= {"train", "validation", "test"}
-    assert FeatureCache(store, "weights-1", "openvino").read(kept).shape == (20, FEATURES)
+    assert set(look_up_sides(rows, read_split(world.split, store))) <= {"train", "validation", "test"}
+    assert FeatureCache(store, "weights-1", "openvino").read(kept).shape == (20, FEATURE_SIZE)
     for hashes, pictures in PixelCache(store).batches(kept, 8):
         assert all((pixels[h] == p).all() for h, p in zip(hashes, pictures, strict=True))
 
@@ -145,10 +145,10 @@ def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> Non
     quarantine = pd.read_parquet(store.file(manifest, "quarantine.parquet"))
     assert quarantine["reason"].tolist() == ["erased"] * 5
     assert quarantine["sha256"].tolist() == [""] * 5
-    fetch(world.source, store, world.settings)
+    fetch_source(world.source, store, world.settings)
     assert make_manifest(world.source, store, 1)["manifest"] == manifest
     assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
-    dataset = assemble(load_training_set("set", world.conf), store, world.settings)["dataset"]
+    dataset = assemble_dataset(load_training_set("set", world.conf), store, world.settings)["dataset"]
     split = split_dataset(dataset, store)
     assert sum(split[side]["cases"] for side in ("train", "validation", "test")) == 5
 

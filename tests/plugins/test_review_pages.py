@@ -19,7 +19,7 @@ from ml.evaluation.metric_names import METRIC_NAMES
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
-from tests.helpers.made_up import dataset, evidence, rows
+from tests.helpers.made_up import create_dataset, evidence, manifest_rows
 
 PICTURE = b"\x89PNG made up"
 REPORT = b"<h1>report</h1>"
@@ -213,8 +213,8 @@ def test_size_and_power_of_the_comparison_are_shown(reader, store):
 
 
 def test_what_changed_in_the_data_is_counted(reader, store):
-    before = dataset(store, rows({"14-1": ("A", 2), "14-2": ("DC", 3)}))
-    after = dataset(store, rows({"14-2": ("DC", 3), "14-3": ("F", 4), "14-4": ("LC", 1)}))
+    before = create_dataset(store, manifest_rows({"14-1": ("A", 2), "14-2": ("DC", 3)}))
+    after = create_dataset(store, manifest_rows({"14-2": ("DC", 3), "14-3": ("F", 4), "14-4": ("LC", 1)}))
     page = text_of(reader.get(f"/reviews/{bundle(store, before={'dataset': before}, dataset=after)}/").text)
     assert "made 5 images of 2 cases 2 images of 1 case none" in page
 
@@ -239,7 +239,7 @@ def test_the_words_of_the_field_are_explained_by_pointer_and_key(reader, store, 
 
 def test_every_explanation_is_used(reader, store, waiting):
     picture = {"artifacts": {**FILES, "evaluation/grad_cam.png": "0"}}
-    datasets = [dataset(store, rows({"14-1": ("A", n)})) for n in (1, 2)]
+    datasets = [create_dataset(store, manifest_rows({"14-1": ("A", n)})) for n in (1, 2)]
     parts = {name: slices(0.8)["magnification"] for name in ("magnification", "source", "subtype")}
     told = {**picture, "slices": parts, "dataset": datasets[1], "before": {"dataset": datasets[0]}}
     pages = reader.get("/reviews/").text + reader.get(f"/reviews/{bundle(store, **told)}/").text
@@ -293,7 +293,7 @@ def test_a_record_that_is_missing_or_damaged_is_told(reader, store, tmp_path, mo
     records = [decide(store, tmp_path, reason=f"reason {n}") for n in range(3)]
     assert "No record is missing" in reader.get("/reviews/").text
     monkeypatch.setattr(
-        review_pages, "decisions_of", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
+        review_pages, "read_decisions", lambda store, model=None: [{**records[2], "verified": False}, *records[:2]]
     )
     assert reader.get("/reviews/").text.count("this record is not as it was written") == 1
     store.remove("audit/log/00000002.json")

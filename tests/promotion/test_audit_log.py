@@ -10,7 +10,7 @@ from ml.core.errors import ConfigError, Refused, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.promotion.alias_history import CARRIED_OUT
-from ml.promotion.audit_log import AuditLog, SealedMemos, anchor_of, chain_faults, decisions_of
+from ml.promotion.audit_log import AuditLog, SealedMemos, find_chain_faults, format_anchor, read_decisions
 
 
 def open_log(folder, key="secret"):
@@ -34,7 +34,7 @@ def test_records_follow_one_another(log):
     records = log.records()
     assert [record["sequence"] for record in records] == [1, 2, 3, 4]
     assert all(after["before"] == before["code"] for before, after in itertools.pairwise(records))
-    assert log.verify({"m-binary": anchor_of(records[-1])}) == []
+    assert log.verify({"m-binary": format_anchor(records[-1])}) == []
     assert log.of("other") == []
 
 
@@ -99,7 +99,7 @@ def odd_code(paths):
     ],
 )
 def test_every_change_shows(log, tmp_path, harm, told):
-    known = {"m-binary": anchor_of(log.records()[0])}
+    known = {"m-binary": format_anchor(log.records()[0])}
     harm(files(tmp_path))
     assert any(told in fault for fault in log.verify(known))
     assert not any("cut off" in fault for fault in log.verify(known))
@@ -110,7 +110,7 @@ def test_every_change_shows(log, tmp_path, harm, told):
 
 
 def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
-    told = anchor_of(log.records()[-1])
+    told = format_anchor(log.records()[-1])
     files(tmp_path)[-1].unlink()
     assert log.records()  # the chain by itself is whole
     assert "the log's end was cut off" in log.verify({"m-binary": told})[0]
@@ -121,9 +121,9 @@ def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
 def test_the_registrys_tag_taken_away_or_set_back_shows(log):
     records = log.records()
     log.append(CARRIED_OUT, "m-binary", of=[4])
-    assert log.verify({"m-binary": anchor_of(records[3])}) == []
+    assert log.verify({"m-binary": format_anchor(records[3])}) == []
     assert "its tag was removed" in log.verify({})[0]
-    assert "was set back" in log.verify({"m-binary": anchor_of(records[1])})[0]
+    assert "was set back" in log.verify({"m-binary": format_anchor(records[1])})[0]
     assert log.verify({"m-binary": "nonsense"})
 
 
@@ -150,12 +150,12 @@ def test_damaged_records_are_shown_as_such(log, tmp_path):
     paths[5].write_text("[]")
     record = json.loads(paths[6].read_text())
     paths[6].write_text(json.dumps(record | {"by": "somebody else"}))
-    told = {one["sequence"]: one for one in decisions_of(store, "m-binary", log)}
+    told = {one["sequence"]: one for one in read_decisions(store, "m-binary", log)}
     assert [told[n]["event"] for n in (5, 6, 7, 8)] == ["damaged", "damaged", "approved", "approved"]
     assert [told[n]["verified"] for n in (5, 6, 7, 8)] == [False, False, False, True]
     assert told[5]["reason"] == "00000005.json is damaged"
-    assert [one["event"] for one in decisions_of(store)][:2] == ["approved", "approved"]  # without the key
-    assert "verified" not in decisions_of(store)[0]
+    assert [one["event"] for one in read_decisions(store)][:2] == ["approved", "approved"]  # without the key
+    assert "verified" not in read_decisions(store)[0]
 
 
 def test_another_key(log, tmp_path):
@@ -204,9 +204,9 @@ def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
 )
 def test_what_is_seen_without_the_key(log, tmp_path, change, told):
     store = Store((tmp_path / "store").as_uri())
-    assert chain_faults(store) == []
+    assert find_chain_faults(store) == []
     change(files(tmp_path))
-    assert chain_faults(store)[: len(told)] == told
+    assert find_chain_faults(store)[: len(told)] == told
 
 
 def test_a_memo_that_somebody_else_wrote_is_none(tmp_path):

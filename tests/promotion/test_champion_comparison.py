@@ -18,10 +18,10 @@ from ml.core.store import Store
 from ml.core.taxonomy import SUBTYPES
 from ml.evaluation import comparison_simulation
 from ml.promotion.champion_comparison import OUT_OF_FOLD, TEST, compare_with_champion
-from ml.promotion.policies import Comparison
+from ml.promotion.policies import NonInferiorityRule
 from tests.helpers.made_up import evidence, png
 
-LOOSE = Comparison(least_power=0)
+LOOSE = NonInferiorityRule(least_power=0)
 
 
 class Halves(mlflow.pyfunc.PythonModel):

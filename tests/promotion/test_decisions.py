@@ -22,12 +22,12 @@ from ml.evaluation import comparison_simulation
 from ml.promotion import auditing, champion_comparison, decisions
 from ml.promotion.alias_history import APPROVED, CARRIED_OUT
 from ml.promotion.audit_log import AuditLog
-from ml.promotion.champion import carry_out_decisions, find_misplaced_aliases, read_champion
+from ml.promotion.champion import find_alias_fault, read_champion_evidence, reconcile_aliases
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back, withdraw_version
-from ml.promotion.evidence import read_content
-from ml.promotion.judging import judge
+from ml.promotion.evidence import read_verified_object
+from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
-from ml.promotion.reviews import bundle_of
+from ml.promotion.reviews import parse_bundle_id
 from ml.registry.registered_model import Aliases, RegisteredModel, audit_anchors
 from tests.helpers import made_up
 from tests.helpers.registry_world import RegistryWorld
@@ -72,7 +72,7 @@ def airflow(world, monkeypatch):
             "conf": {key: registered[key] for key in ("model", "version", "evidence")},
             "triggering_user_name": started_by,
         }
-        body = judge(model, version, world.store, world.settings)["review"]
+        body = judge_version(model, version, world.store, world.settings)["review"]
         tasks = ("review", "review_2", "review_3")
         record.details = {task: answer(body, **one) for task, one in zip(tasks, answers or [only], strict=False)}
         record.detail = record.details["review"]
@@ -110,7 +110,7 @@ def decided(world):
 
 def is_whole(world):
     faults = log(world).verify(audit_anchors(world.settings))
-    return not faults and not find_misplaced_aliases("made-binary", log(world), world.settings)
+    return not faults and not find_alias_fault("made-binary", log(world), world.settings)
 
 
 def aliases(world):
@@ -227,7 +227,9 @@ def test_tags_that_are_not_true(world, tag, value, told):
 
 
 def test_what_was_made_of_another_split_is_refused(world):
-    other = made_up.dataset(world.store, made_up.rows(made_up.every_class(images=3)), ledger="another", seed=1)
+    other = made_up.create_dataset(
+        world.store, made_up.manifest_rows(made_up.every_class(images=3)), ledger="another", seed=1
+    )
     split = split_dataset(other, world.store)["split"]
     run = world.run()
     held_out = {"breakhis.split": split, "breakhis.ledger": "another"}
@@ -243,8 +245,8 @@ def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
     registered = register_run(world.run(), world.store, world.settings)
     evidence = world.store.meta(registered["evidence"])
     assert {"preset_sha256", "code_sha256", "lock_sha256", "dag_runs"} <= evidence.keys()
-    verdict = judge("made-binary", "1", world.store, world.settings)
-    bundle = read_content(verdict["bundle"], world.store)
+    verdict = judge_version("made-binary", "1", world.store, world.settings)
+    bundle = read_verified_object(verdict["bundle"], world.store)
     assert bundle["policy_content"]["binary"]["roc_auc"]["at_least"] == 0.8
     assert verdict["bundle_sha256"] == digest(bundle)
     assert verdict["bundle_sha256"] in verdict["review"]
@@ -255,12 +257,12 @@ def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
 
 def test_gate_passes_and_records_its_verdict(world):
     registered = register_run(world.run(), world.store, world.settings)
-    verdict = judge("made-binary", "1", world.store, world.settings)
+    verdict = judge_version("made-binary", "1", world.store, world.settings)
     assert verdict["passed"]
     assert verdict["evidence"] == registered["evidence"]
     bundle = world.store.meta(verdict["bundle"])
     assert bundle["passed"]
-    assert bundle["evidence"] == read_content(registered["evidence"], world.store)
+    assert bundle["evidence"] == read_verified_object(registered["evidence"], world.store)
     assert verdict["bundle"] in verdict["review"]
     tags = world.client.get_model_version("made-binary", "1").tags
     assert tags["breakhis.bundle"] == verdict["bundle"]
@@ -271,13 +273,13 @@ def test_gate_passes_and_records_its_verdict(world):
 
 
 def test_a_model_of_a_split_by_slide_is_a_protocol_run(world):
-    frame = made_up.rows(made_up.every_class())
-    by_slide = made_up.dataset(world.store, frame, ledger="slides", method="sgkf", group="slide")
+    frame = made_up.manifest_rows(made_up.every_class())
+    by_slide = made_up.create_dataset(world.store, frame, ledger="slides", method="sgkf", group="slide")
     split = split_dataset(by_slide, world.store)["split"]
     registered = register_run(world.run(**{"breakhis.split": split}), world.store, world.settings)
     evidence = world.store.meta(registered["evidence"])
     assert (evidence["split_method"], evidence["split_group"]) == ("sgkf", "slide")
-    verdict = judge("made-binary", "1", world.store, world.settings)
+    verdict = judge_version("made-binary", "1", world.store, world.settings)
     assert not verdict["passed"]
     assert "only a split by case can lead to promotion" in verdict["summary"]
 
@@ -289,23 +291,23 @@ def test_evidence_of_a_split_of_old_comes_out_as_it_was_recorded(world):
     old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": known, **sides})
     registered = register_run(world.run(**{"breakhis.split": old}), world.store, world.settings)
     assert not {"split_method", "split_group"} & world.store.meta(registered["evidence"]).keys()
-    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
 
 
 def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(world):
     register_run(world.run(auc=0.7), world.store, world.settings)
-    assert "0.1000 short of 0.8" in judge("made-binary", "1", world.store, world.settings)["summary"]
+    assert "0.1000 short of 0.8" in judge_version("made-binary", "1", world.store, world.settings)["summary"]
     world.policy.write_text("")
-    assert not judge("made-binary", "1", world.store, world.settings)["passed"]
+    assert not judge_version("made-binary", "1", world.store, world.settings)["passed"]
     world.policy.unlink()
-    assert "no usable policy" in judge("made-binary", "1", world.store, world.settings)["summary"]
+    assert "no usable policy" in judge_version("made-binary", "1", world.store, world.settings)["summary"]
 
 
 def test_another_policy_is_only_shown(world):
     register_run(world.run(auc=0.7), world.store, world.settings)
     other = world.conf / "other.yaml"
     other.write_text("name: other\nbinary: {roc_auc: 0, macro_f1: 0}\n")
-    verdict = judge("made-binary", "1", world.store, world.settings, policy=str(other))
+    verdict = judge_version("made-binary", "1", world.store, world.settings, policy=str(other))
     assert verdict["passed"]
     assert not world.store.exists(verdict["bundle"])
     assert "breakhis.gates" not in world.client.get_model_version("made-binary", "1").tags
@@ -313,7 +315,7 @@ def test_another_policy_is_only_shown(world):
 
 def test_unknown_versions(world):
     with pytest.raises(RegistryError, match="no version 7 of a registered model 'made-binary'"):
-        judge("made-binary", "7", world.store, world.settings)
+        judge_version("made-binary", "7", world.store, world.settings)
 
 
 def test_changed_model_files_and_metrics_are_noticed(world):
@@ -325,12 +327,12 @@ def test_changed_model_files_and_metrics_are_noticed(world):
     good = victim.read_bytes()
     victim.write_bytes(good + b"\0")
     with pytest.raises(Refused, match=r"changed after evidence-[0-9a-f]{12} was recorded: model_files"):
-        judge("made-binary", "1", world.store, world.settings)
+        judge_version("made-binary", "1", world.store, world.settings)
     victim.write_bytes(good)
-    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
     world.client.log_metric(run, "test_roc_auc", 0.99)
     with pytest.raises(Refused, match="one of them was changed"):
-        judge("made-binary", "1", world.store, world.settings)
+        judge_version("made-binary", "1", world.store, world.settings)
 
 
 def test_an_approval_makes_a_champion_once(world, airflow):
@@ -345,7 +347,7 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     )
     assert aliases(world) == {"champion": 1}
     assert promote(world, first) == done
-    assert read_champion("made-binary", world.store, world.settings)["version"] == 1
+    assert read_champion_evidence("made-binary", world.store, world.settings)["version"] == 1
 
     second = register_run(world.run(auc=0.95), world.store, world.settings)
     airflow(second)
@@ -358,13 +360,13 @@ def test_two_models_share_a_log(world, airflow):
     (world.conf / "training_sets" / "other.yaml").write_text(
         "name: other\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
     )
-    dataset = made_up.dataset(world.store, made_up.rows(made_up.every_class()), set_name="other")
+    dataset = made_up.create_dataset(world.store, made_up.manifest_rows(made_up.every_class()), set_name="other")
     tags = {"breakhis.set": "other", "breakhis.dataset": dataset}
     for made in ({}, tags, {}, tags):
         registered = register_run(world.run(**made), world.store, world.settings)
         airflow(registered)
         model, version = registered["model"], str(registered["version"])
-        body = judge(model, version, world.store, world.settings)["review"]
+        body = judge_version(model, version, world.store, world.settings)["review"]
         airflow.record.details["review"]["body"] = body
         promote(world, registered, f"{model}-v{version}")
     for model in ("made-binary", "other-binary"):
@@ -615,7 +617,7 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
     with pytest.raises(Refused):
         roll(world, 7)
     record = airflow(registered) if where != "move_aliases" else None
-    carry_out_decisions("made-binary", log(world), world.settings)
+    reconcile_aliases("made-binary", log(world), world.settings)
     assert aliases(world)["champion"] == 1
     assert is_whole(world)
     assert record is None or decided(world) == [("approved", 1, "reviewer")]
@@ -634,8 +636,8 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
     def overtaken(model, wanted, **decided):
         if not late:
             late.append(wanted)
-            monkeypatch.setattr(decisions, "exclusively", lambda *_: nullcontext())  # its lease has run out
-            carry_out_decisions(model.name, log(world), world.settings)
+            monkeypatch.setattr(decisions, "hold_lease", lambda *_: nullcontext())  # its lease has run out
+            reconcile_aliases(model.name, log(world), world.settings)
             airflow(second)
             promote(world, second, "made-binary-v2")
         move_aliases(model, wanted, **decided)
@@ -684,7 +686,7 @@ def test_a_rollback_names_what_was_approved(two_champions):
     approved = {r["version"]: r["bundle"] for r in log(world).of("made-binary") if r["event"] == APPROVED}
     proposed = propose_rollback("made-binary", "1", "it fails on 400X", world.store, world.settings)
     assert proposed["bundle"] == approved[1]
-    assert bundle_of(proposed["review"]) == approved[1]
+    assert parse_bundle_id(proposed["review"]) == approved[1]
     assert f"/breakhis/reviews/{approved[2]}/" in proposed["review"]
 
 
@@ -732,7 +734,7 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
 
 
 def faults(world):
-    return auditing.audit(world.store, world.settings)["faults"]
+    return auditing.audit_registry(world.store, world.settings)["faults"]
 
 
 def model_folder(version):
@@ -758,7 +760,7 @@ def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champ
     assert faults(world) == []
     harm(world)
     with pytest.raises(Refused, match=told):
-        judge("made-binary", "3", world.store, world.settings)
+        judge_version("made-binary", "3", world.store, world.settings)
     assert any(told in fault for fault in faults(world))
 
 
@@ -778,7 +780,7 @@ def test_a_champion_without_a_record_is_told(world):
     assert "the alias champion is on version 1, but by the audit log it belongs to version none" in told[0]
     register_run(world.run(auc=0.95), world.store, world.settings)
     with pytest.raises(Refused, match="take the alias champion away in MLflow"):
-        judge("made-binary", "2", world.store, world.settings)
+        judge_version("made-binary", "2", world.store, world.settings)
 
 
 def test_a_wiped_log_is_told_while_there_is_a_champion(two_champions):
@@ -835,20 +837,20 @@ def test_compiled_code_and_notes_hidden_among_model_files(world):
     register_run(world.run(), world.store, world.settings)
     folder = model_folder(1)
     (folder / "registered_model_meta").write_text("MLflow's own")
-    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
     (folder / "code").mkdir()
     (folder / "code" / "registered_model_meta").write_text("hidden")
     with pytest.raises(Refused, match="model_files"):
-        judge("made-binary", "1", world.store, world.settings)
+        judge_version("made-binary", "1", world.store, world.settings)
     (folder / "code" / "registered_model_meta").unlink()
     cache = folder / "code" / "__pycache__"
     cache.mkdir()
     (cache / "serving.cpython-311.pyc").write_bytes(b"")  # as Python leaves it with whoever loads the model in place
-    assert judge("made-binary", "1", world.store, world.settings)["passed"]
+    assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
     assert not cache.exists()
     (folder / "code" / "serving.cpython-311.pyc").write_bytes(b"")
     with pytest.raises(Refused, match=r"compiled code lies among its files.*serving.cpython-311.pyc"):
-        judge("made-binary", "1", world.store, world.settings)
+        judge_version("made-binary", "1", world.store, world.settings)
 
 
 def test_a_candidate_that_came_meanwhile_stays_one(world):
@@ -864,7 +866,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow)
     world = two_champions
     third = register_run(world.run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
-    moved = find_misplaced_aliases("made-binary", log(world), world.settings)
+    moved = find_alias_fault("made-binary", log(world), world.settings)
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
     world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow(third)
@@ -932,6 +934,8 @@ def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch
         run = world.run()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         registered = register_run(run, world.store, world.settings)
-        judge("made-binary", "1", world.store, world.settings)
-        assert len(champion_comparison._predictions(read_content(registered["evidence"], world.store), "test")) > 0
+        judge_version("made-binary", "1", world.store, world.settings)
+        assert (
+            len(champion_comparison._predictions(read_verified_object(registered["evidence"], world.store), "test")) > 0
+        )
         assert list((tmp_path / "scratch").iterdir()) == []

@@ -10,7 +10,7 @@ from ml.data.splits import read_split
 from ml.data.training_sets import read_dataset
 from ml.training.run import train
 from tests.helpers import made_up
-from tests.helpers.small_training import prepare, quick, tiny, without_pictures  # noqa: F401  # fixtures
+from tests.helpers.small_training import prepare, quick_preset, tiny, without_pictures  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +35,7 @@ def trained(folder, *, shuffled):
     (folder / "pictures").mkdir()
     deliver(folder / "pictures", shuffled=shuffled)
     made = prepare(folder, f"kind: directory\npath: {folder / 'pictures'}")
-    preset = quick(10).model_copy(update={"bootstrap_draws": 500})
+    preset = quick_preset(10).model_copy(update={"bootstrap_draws": 500})
     run = train(
         "binary",
         dataset=made.dataset,
@@ -75,7 +75,7 @@ def test_a_planted_leak_is_refused(tiny, tmp_path):  # noqa: F811
     learnt = rows[rows["patient"].map(sides) == "train"].index[0]
     for column in ("pixel_sha256", "sha256"):
         rows.loc[learnt, column] = tested[column]
-    leaking = made_up.dataset(made.store, rows, ledger="small", set_name="small")
+    leaking = made_up.create_dataset(made.store, rows, ledger="small", set_name="small")
     with pytest.raises(DataError, match=f"same picture lies on two sides of the split: pixels {tested.pixel_sha256}"):
         train(
             "binary",

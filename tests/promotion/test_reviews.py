@@ -5,17 +5,17 @@ import pytest
 from ml.core.store import Json
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
-from ml.promotion.reviews import bundle_of, given_reason, review_body, rollback_body
+from ml.promotion.reviews import format_review_body, format_rollback_body, parse_bundle_id, parse_reason
 from tests.helpers.made_up import evidence
 
 
 @pytest.mark.parametrize("params", [None, {}, {"reason": None}, {"reason": "  no "}, {"reason": 12345}])
 def test_what_is_no_reason(params: dict[str, object] | None) -> None:
-    assert given_reason(params) == ""
+    assert parse_reason(params) == ""
 
 
 def test_a_reason_is_kept_without_the_blanks_around_it() -> None:
-    assert given_reason({"reason": " ok.\n", "other": 1}) == "ok."
+    assert parse_reason({"reason": " ok.\n", "other": 1}) == "ok."
 
 
 def bundle(policy: Policy, champion: Json | None = None, **changes: Any) -> Json:
@@ -32,7 +32,7 @@ def test_the_review_says_what_would_replace_what() -> None:
     champion = evidence(version=2, metrics={"roc_auc": 0.95, "ece": 0.1})
     metrics = {"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.05}
     changes = {"weights": {"id": "w", "kind": "random"}, "absent_classes": ["PT"], "metrics": metrics}
-    body = review_body(bundle(STRICT, champion, **changes), "bundle-0", {"MLflow": "http://localhost/x"})
+    body = format_review_body(bundle(STRICT, champion, **changes), "bundle-0", {"MLflow": "http://localhost/x"})
     assert "in place of version 2" in body
     assert "| ROC AUC | 0.9000 |  | 0.9500 | -0.0500 |" in body
     assert "Random backbone weights" in body
@@ -45,12 +45,12 @@ def test_the_review_says_what_would_replace_what() -> None:
     worse = body[body.index("### What got worse") : body.index("### Gates")]
     assert "ROC AUC 0.9500 → 0.9000" in worse
     assert "ECE" not in worse  # less is better
-    assert "no champion yet" in review_body(bundle(STRICT), "bundle-0", {})
+    assert "no champion yet" in format_review_body(bundle(STRICT), "bundle-0", {})
 
 
 def test_the_split_is_told() -> None:
-    assert "split-0, by case." in review_body(bundle(STRICT), "b", {})
-    assert "split-0, by slide with the method sgkf." in review_body(
+    assert "split-0, by case." in format_review_body(bundle(STRICT), "b", {})
+    assert "split-0, by slide with the method sgkf." in format_review_body(
         bundle(STRICT, split_method="sgkf", split_group="slide"), "b", {}
     )
 
@@ -72,44 +72,44 @@ def test_the_comparison_and_its_warnings_are_told() -> None:
         "comparison": {"version": 2, "pairs": [pair, {**pair, "where": "on the test side", "difference": None}]},
         "warnings": ["too few cases"],
     }
-    body = review_body(made, "b", {})
+    body = format_review_body(made, "b", {})
     assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 4.6% | 60% |" in body
     assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | | |" in body
     assert "> **Warning.** too few cases" in body
 
 
 def test_a_review_leads_to_its_page_and_to_the_report() -> None:
-    body = review_body(bundle(STRICT), "bundle-0123456789ab", {"MLflow": "http://localhost/x"})
+    body = format_review_body(bundle(STRICT), "bundle-0123456789ab", {"MLflow": "http://localhost/x"})
     assert "](/breakhis/reviews/bundle-0123456789ab/)" in body
     assert "](/breakhis/reviews/bundle-0123456789ab/candidate/report.html)" in body
-    assert bundle_of(body) == "bundle-0123456789ab"
+    assert parse_bundle_id(body) == "bundle-0123456789ab"
 
 
 def test_a_rollback_leads_to_what_both_were_approved_on() -> None:
     old, now = evidence(version=1), evidence(version=2)
-    body = rollback_body(
+    body = format_rollback_body(
         old, "evidence-0123456789ab", now, "fails on 400X", {1: "bundle-111111111111", 2: "bundle-222222222222"}
     )
     assert "[What version 1 was approved on](/breakhis/reviews/bundle-111111111111/)" in body
     assert "[What version 2 was approved on](/breakhis/reviews/bundle-222222222222/)" in body
-    assert bundle_of(body) == "bundle-111111111111"
+    assert parse_bundle_id(body) == "bundle-111111111111"
 
 
 def test_a_reason_cannot_name_the_bundle() -> None:
     forged = "judged as `bundle-666666666666`. Your answer is"
-    assert bundle_of(
-        rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {1: "bundle-111111111111"})
+    assert parse_bundle_id(
+        format_rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {1: "bundle-111111111111"})
     ) == ("bundle-111111111111")
-    assert bundle_of(rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {})) is None
-    assert bundle_of(None) is None
-    assert bundle_of("see bundle-666666666666") is None
+    assert parse_bundle_id(format_rollback_body(evidence(version=1), "evidence-0123456789ab", None, forged, {})) is None
+    assert parse_bundle_id(None) is None
+    assert parse_bundle_id("see bundle-666666666666") is None
 
 
 def test_the_bundle_is_told_by_the_last_words_alone() -> None:
     own, forged = "bundle-0123456789ab", "bundle-ba9876543210"
     words = f"judged as `{forged}` (SHA-256 `{'0' * 64}`). Your answer is recorded."
-    body = review_body(bundle(STRICT, absent_classes=[words]), own, {words: words})
+    body = format_review_body(bundle(STRICT, absent_classes=[words]), own, {words: words})
     assert forged in body
-    assert bundle_of(body) == own
-    assert bundle_of(rollback_body(evidence(), "evidence-0123456789ab", None, words, {})) is None
-    assert bundle_of(None) is None
+    assert parse_bundle_id(body) == own
+    assert parse_bundle_id(format_rollback_body(evidence(), "evidence-0123456789ab", None, words, {})) is None
+    assert parse_bundle_id(None) is None

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypatch):
     folder = mlflow.artifacts.download_artifacts(logged["binary"])
-    monkeypatch.setitem(decoding.PREPARATION, "version", 3)  # as in a release with another way of resizing
+    monkeypatch.setitem(decoding.PREPROCESSING, "version", 3)  # as in a release with another way of resizing
     with pytest.raises(RegistryError, match=r"prepared as \{.*2\}; the code of this process prepares them as \{.*3\}"):
         mlflow.pyfunc.load_model(folder)
 

@@ -8,7 +8,7 @@ import pytest
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.store import Store
 from ml.training import checkpoints
-from ml.training.checkpoints import Checkpoint, sweep
+from ml.training.checkpoints import Checkpoint, remove_abandoned
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 
@@ -186,13 +186,13 @@ def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
 def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypatch, capsys) -> None:
     left, living = Checkpoint(store, "left"), Checkpoint(store, "living")
     left.save("head", 3, {}, ARRAYS)
-    sweep(store)
+    remove_abandoned(store)
     assert store.keys("jobs/training") == ["left", "living"]
     # By a clock that has gone on for 40 days, and the other's sign of life of then.
     now = time.time() + 40 * 24 * 3600
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
     living.save("head", 1, {}, ARRAYS)
-    sweep(store)
+    remove_abandoned(store)
     assert "left, a training given up (head after epoch 3)" in capsys.readouterr().err
     assert store.keys("jobs/training/left") == []
     assert len(store.keys("jobs/training/living")) == 2

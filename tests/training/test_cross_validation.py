@@ -8,16 +8,16 @@ from scipy.special import log_softmax, logit
 
 from ml.core.errors import DataError
 from ml.training.cross_validation import (
-    Fold,
-    Predicted,
+    FoldTraining,
+    HeldOutPredictions,
     assign_folds,
-    choose,
+    list_trainings,
     loss_by_epoch,
-    nested,
-    plain_choice,
-    pool,
+    nest_selection,
+    pool_predictions,
+    select_on_validation,
+    select_parameters,
     to_probabilities,
-    trainings,
 )
 from ml.training.presets import load_preset
 from ml.training.protocol import _shares
@@ -70,7 +70,7 @@ def test_too_few_cases_for_the_folds():
 
 def test_each_fold_is_left_out_alone_and_in_pairs():
     folds = np.array([0, 1, 2, 3, 0])
-    todo = trainings(4, 2)
+    todo = list_trainings(4, 2)
     assert len(todo) == 2 * 4 + 6
     assert len({fold.name for fold in todo}) == len(todo)
     assert {fold.left_out for fold in todo if len(fold.left_out) == 2} == set(combinations(range(4), 2))
@@ -89,7 +89,7 @@ def planted(n: int = 4000, seed: int = 0):
 
 def predicted(logits, learnt=None):
     rows = np.arange(logits.shape[1])
-    return Predicted(rows, logits.astype(np.float32), np.ones(len(rows), bool) if learnt is None else learnt)
+    return HeldOutPredictions(rows, logits.astype(np.float32), np.ones(len(rows), bool) if learnt is None else learnt)
 
 
 def shares(truth):
@@ -101,7 +101,7 @@ def test_a_planted_temperature_and_epoch_are_found():
     truth, logits = planted()
     noise = np.random.default_rng(1).normal(0, 3, logits.shape)
     epochs = np.stack([logits + noise, 2.5 * logits, logits + 2 * noise])
-    choice = choose("subtype", RECIPE, truth, predicted(epochs), np.zeros(8), shares(truth))
+    choice = select_parameters("subtype", RECIPE, truth, predicted(epochs), np.zeros(8), shares(truth))
     assert choice.epochs == 2
     assert choice.temperature == pytest.approx(2.5, rel=0.1)
     assert np.allclose(choice.probabilities(epochs[1]), to_probabilities(logits), atol=0.05)
@@ -111,7 +111,7 @@ def test_what_is_not_to_be_chosen_stays():
     truth, logits = planted(500)
     epochs = np.stack([logits, 3 * logits])
     plain = recipe(selection={"choose_epochs": False, "calibrate": False}, imbalance={"logit_adjustment": (0.0,)})
-    choice = choose("subtype", plain, truth, predicted(epochs), np.ones(8), shares(truth))
+    choice = select_parameters("subtype", plain, truth, predicted(epochs), np.ones(8), shares(truth))
     assert (choice.epochs, choice.temperature, choice.bias, choice.tau) == (2, 1.0, (0.0,) * 8, 0.0)
     assert choice.rule.offsets is None
 
@@ -119,14 +119,14 @@ def test_what_is_not_to_be_chosen_stays():
 def test_the_effect_of_sampling_on_logits_is_taken_back():
     truth, logits = planted()
     shift = np.array([1.0, 0.5, 1, 0.5, -1, 0.5, 0.5, 0.5])
-    choice = choose("subtype", RECIPE, truth, predicted((logits + shift)[None]), -shift, shares(truth))
+    choice = select_parameters("subtype", RECIPE, truth, predicted((logits + shift)[None]), -shift, shares(truth))
     assert choice.temperature == pytest.approx(1, rel=0.1)
     assert np.allclose(choice.probabilities(logits + shift), to_probabilities(logits), atol=0.05)
 
 
 def test_logit_adjustment_is_chosen_where_it_helps_the_rare():
     truth, logits = planted()
-    choice = choose("subtype", RECIPE, truth, predicted(logits[None]), np.zeros(8), shares(truth))
+    choice = select_parameters("subtype", RECIPE, truth, predicted(logits[None]), np.zeros(8), shares(truth))
     assert choice.tau > 0
     assert np.allclose(choice.rule.offsets, -choice.tau * shares(truth))
 
@@ -135,7 +135,7 @@ def test_the_threshold_is_youdens_of_what_is_calibrated():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 3000)
     logits = (rng.normal(0, 1, 3000) + 2 * truth - 1)[:, None]  # best at 0
-    choice = choose("binary", BINARY, truth, predicted(logits[None]), np.zeros(1), np.zeros(2))
+    choice = select_parameters("binary", BINARY, truth, predicted(logits[None]), np.zeros(1), np.zeros(2))
     assert logit(choice.rule.threshold) * choice.temperature == pytest.approx(0, abs=0.3)
 
 
@@ -145,12 +145,12 @@ def test_a_class_that_was_not_learnt_takes_no_part():
     spoilt = logits.copy()
     spoilt[gone] = np.eye(8)[4] * 50  # sure of another class, as a model that never saw this one
     learnt = ~gone
-    choice = choose("subtype", RECIPE, truth, predicted(spoilt[None], learnt), np.zeros(8), shares(truth))
-    without = choose(
+    choice = select_parameters("subtype", RECIPE, truth, predicted(spoilt[None], learnt), np.zeros(8), shares(truth))
+    without = select_parameters(
         "subtype",
         RECIPE,
         truth,
-        Predicted(np.flatnonzero(learnt), spoilt[None][:, learnt].astype("f4"), learnt[learnt]),
+        HeldOutPredictions(np.flatnonzero(learnt), spoilt[None][:, learnt].astype("f4"), learnt[learnt]),
         np.zeros(8),
         shares(truth),
     )
@@ -160,7 +160,7 @@ def test_a_class_that_was_not_learnt_takes_no_part():
 def test_nothing_can_be_chosen_from_one_class():
     truth, logits = planted(50)
     with pytest.raises(DataError, match="fewer than two classes have two cases"):
-        choose("subtype", RECIPE, np.zeros(50, int), predicted(logits[None]), np.zeros(8), shares(truth))
+        select_parameters("subtype", RECIPE, np.zeros(50, int), predicted(logits[None]), np.zeros(8), shares(truth))
 
 
 def test_nested_choices_know_nothing_of_their_own_fold():
@@ -169,20 +169,20 @@ def test_nested_choices_know_nothing_of_their_own_fold():
     folds = np.arange(600) % 3
 
     def predictions(truth, logits):
-        made: dict[Fold, Predicted] = {}
-        for fold in trainings(3, 1):
+        made: dict[FoldTraining, HeldOutPredictions] = {}
+        for fold in list_trainings(3, 1):
             rows = fold.predicted(folds)
-            made[fold] = Predicted(rows, logits[None, rows].astype("f4"), np.ones(len(rows), bool))
+            made[fold] = HeldOutPredictions(rows, logits[None, rows].astype("f4"), np.ones(len(rows), bool))
         return made
 
     def of_learnt(truth):
         return np.zeros(8), shares(truth)
 
-    _, before = nested("subtype", RECIPE, truth, folds, predictions(truth, logits), of_learnt)
+    _, before = nest_selection("subtype", RECIPE, truth, folds, predictions(truth, logits), of_learnt)
     other_truth, other_logits = truth.copy(), logits.copy()
     other_truth[folds == 0] = 7 - truth[folds == 0]
     other_logits[folds == 0] *= 5
-    probabilities, after = nested(
+    probabilities, after = nest_selection(
         "subtype", RECIPE, other_truth, folds, predictions(other_truth, other_logits), of_learnt
     )
     assert after[0] == before[0]
@@ -205,7 +205,7 @@ def test_a_class_that_only_the_fold_itself_has_is_left_as_it_is():
 def test_a_threshold_chosen_on_validation():
     truth, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.6, 0.9])
     paper = load_preset("paper").binary
-    choice = plain_choice("binary", paper, truth, logit(p)[:, None].astype("f4"))
+    choice = select_on_validation("binary", paper, truth, logit(p)[:, None].astype("f4"))
     assert choice.rule.threshold == pytest.approx(0.5)
     assert (choice.epochs, choice.temperature) == (20, 1.0)
 
@@ -213,7 +213,9 @@ def test_a_threshold_chosen_on_validation():
 def test_pooling_and_the_loss_by_epoch():
     truth = np.array([0, 1, 2])
     logits = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("f4")
-    both = pool([Predicted(np.array([2]), logits[:, 2:], np.array([True])), predicted(logits[:, :2])])
+    both = pool_predictions(
+        [HeldOutPredictions(np.array([2]), logits[:, 2:], np.array([True])), predicted(logits[:, :2])]
+    )
     assert both.rows.tolist() == [2, 0, 1]
     expected = [-log_softmax(one.astype(float), axis=1)[range(3), truth].mean() for one in logits]
     assert loss_by_epoch(truth, both) == pytest.approx(expected)
@@ -225,7 +227,7 @@ def test_the_epochs_that_are_chosen_are_those_of_the_curve_that_is_shown():
     # Better and better, but ever too sure of itself: before calibration the second epoch would be the best.
     right = np.eye(8)[truth] * 2 + rng.normal(size=(4, 48, 8)) * np.array([3, 1.5, 1.2, 1])[:, None, None]
     logits = (right * np.array([1, 1, 4, 8])[:, None, None]).astype("f4")
-    pooled = Predicted(np.arange(48), logits, np.ones(48, bool))
-    choice = choose("subtype", RECIPE, truth, pooled, np.zeros(8), np.zeros(8))
+    pooled = HeldOutPredictions(np.arange(48), logits, np.ones(48, bool))
+    choice = select_parameters("subtype", RECIPE, truth, pooled, np.zeros(8), np.zeros(8))
     assert choice.epochs == 1 + int(np.argmin(loss_by_epoch(truth, pooled, np.zeros(8))))
     assert choice.epochs != 1 + int(np.argmin(loss_by_epoch(truth, pooled)))

@@ -19,19 +19,19 @@ from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.training_sets import read_dataset
 from ml.images import pixel_cache as pixels_module
-from ml.images.augmentation import IDENTITY, View
+from ml.images.augmentation import IDENTITY_VIEW, View
 from ml.images.augmentation_settings import Augmentation
 from ml.images.decoding import decode, pixel_hash, resize
 from ml.images.pixel_cache import PixelCache
 from ml.training import features as features_module
-from ml.training.backbone_weights import FEATURES, fetch_weights, resolve_weights
+from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, resolve_weights
 from ml.training.features import (
     FeatureCache,
-    OpenVINO,
+    OpenVINOExtractor,
     Shard,
-    TensorFlow,
+    TensorFlowExtractor,
     choose_backend,
-    extract,
+    extract_features,
 )
 from ml.training.presets import load_preset
 from tests.helpers import made_up
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
     root = tmp_path_factory.mktemp("features")
     store = Store((root / "store").as_uri())
     weights = resolve_weights("random", store)
-    OpenVINO(weights.id, store, root / "home" / "cache")
+    OpenVINOExtractor(weights.id, store, root / "home" / "cache")
     return root
 
 
@@ -64,11 +64,11 @@ def world(base, tmp_path):
 
 def dataset(store: Store, images: int) -> str:
     """The first so many of the made-up pictures."""
-    rows = made_up.rows({"14-1": ("DC", images)})
+    rows = made_up.manifest_rows({"14-1": ("DC", images)})
     files = [made_up.png(seed) for seed in range(images)]
     rows["sha256"] = [store.put_blob(data) for data in files]
     rows["pixel_sha256"] = [pixel_hash(decode(data)) for data in files]
-    return made_up.dataset(store, rows)
+    return made_up.create_dataset(store, rows)
 
 
 def hashes_of(world, name: str | None = None) -> list[str]:
@@ -76,10 +76,10 @@ def hashes_of(world, name: str | None = None) -> list[str]:
 
 
 def run(world, name: str | None = None, **options):
-    return extract(name or world.dataset, PRESET, world.store, world.settings, **options)
+    return extract_features(name or world.dataset, PRESET, world.store, world.settings, **options)
 
 
-def cache(world, view: View = IDENTITY) -> FeatureCache:
+def cache(world, view: View = IDENTITY_VIEW) -> FeatureCache:
     return FeatureCache(world.store, resolve_weights("random", world.store).id, "openvino", view)
 
 
@@ -99,7 +99,9 @@ def test_everything_is_extracted_once(world, monkeypatch, capsys):
     ]
     assert (made["images"], made["views"], counts(made)) == (IMAGES, 1, (IMAGES, 0, IMAGES))
     assert f"features: {IMAGES} computed, 0 cached" in capsys.readouterr().err
-    monkeypatch.setattr(features_module, "OpenVINO", SimpleNamespace(batch=8))  # would fail if it were asked for
+    monkeypatch.setattr(
+        features_module, "OpenVINOExtractor", SimpleNamespace(batch=8)
+    )  # would fail if it were asked for
     monkeypatch.setattr(pixels_module, "_load_resized", None)
     assert counts(run(world)) == (0, IMAGES, 0)
 
@@ -127,10 +129,10 @@ def test_a_cache_keeps_its_name_until_pixels_are_made_another_way(world):
 
 def test_features_are_those_of_each_picture_alone(world):
     made = run(world)
-    features = read_view(IDENTITY, hashes_of(world), made, world.store)
-    assert features.shape == (IMAGES, FEATURES)
+    features = read_view(IDENTITY_VIEW, hashes_of(world), made, world.store)
+    assert features.shape == (IMAGES, FEATURE_SIZE)
     rows = read_dataset(world.dataset, world.store)
-    alone = OpenVINO(made["weights"], world.store, world.settings.cache)
+    alone = OpenVINOExtractor(made["weights"], world.store, world.settings.cache)
     for i in (0, 13, IMAGES - 1):
         picture = resize(decode(world.store.blob(rows["sha256"][i])))
         assert np.allclose(alone(picture[None])[0], features[i], rtol=1e-4, atol=1e-5)
@@ -140,14 +142,14 @@ def test_openvino_and_tensorflow_agree(world):
     weights = resolve_weights("random", world.store).id
     rows = read_dataset(world.dataset, world.store)
     pixels = np.stack([resize(decode(world.store.blob(sha))) for sha in rows["sha256"][:12]])
-    a = OpenVINO(weights, world.store, world.settings.cache)(pixels)  # more than one batch of it
-    b = TensorFlow(weights, world.store)(pixels)
+    a = OpenVINOExtractor(weights, world.store, world.settings.cache)(pixels)  # more than one batch of it
+    b = TensorFlowExtractor(weights, world.store)(pixels)
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
     assert np.linalg.norm(a[0] - a[1]) / np.linalg.norm(a[0]) > 1e-3  # else it would say little
     asked = world.settings.model_copy(update={"backend": "tensorflow"})
-    made = extract(world.dataset, PRESET, world.store, asked)
+    made = extract_features(world.dataset, PRESET, world.store, asked)
     assert (made["backend"], counts(made)) == ("tensorflow", (IMAGES, 0, IMAGES))
-    assert np.allclose(read_view(IDENTITY, rows["pixel_sha256"].tolist()[:12], made, world.store), b, atol=1e-4)
+    assert np.allclose(read_view(IDENTITY_VIEW, rows["pixel_sha256"].tolist()[:12], made, world.store), b, atol=1e-4)
 
 
 def test_views_of_rare_images_alone(world, monkeypatch):
@@ -160,14 +162,14 @@ def test_views_of_rare_images_alone(world, monkeypatch):
     assert cache(world, first).known() == rare | set(everything[:2])
     assert cache(world, second).known() == rare
     assert cache(world).known() == set(everything)
-    assert len({cache(world, view).prefix for view in (IDENTITY, first, second)}) == 3
+    assert len({cache(world, view).prefix for view in (IDENTITY_VIEW, first, second)}) == 3
     some = sorted(rare)
-    backbone = OpenVINO(made["weights"], world.store, world.settings.cache)
+    backbone = OpenVINOExtractor(made["weights"], world.store, world.settings.cache)
     pictures = {h: p[0] for (h,), p in PixelCache(world.store).batches(some, 1)}
     expected = backbone(np.stack([second.apply(pictures[h], h) for h in some]))
     found = read_view(second, some, made, world.store)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(found, read_view(IDENTITY, some, made, world.store), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found, read_view(IDENTITY_VIEW, some, made, world.store), rtol=1e-4, atol=1e-5)
     with pytest.raises(StoreError, match="have no features"):
         read_view(second, everything, made, world.store)
 
@@ -258,9 +260,9 @@ def test_killed_halfway_only_the_rest_is_computed(world):
     assert alive == []  # nobody waits for work that will not come
     made = run(world)
     assert counts(made) == (IMAGES - len(done), len(done), len(set(hashes_of(world)) - decoded))
-    whole = read_view(IDENTITY, hashes_of(world), made, world.store)
+    whole = read_view(IDENTITY_VIEW, hashes_of(world), made, world.store)
     shutil.rmtree(world.store.path(cache(world).prefix))
-    assert np.allclose(read_view(IDENTITY, hashes_of(world), run(world), world.store), whole, rtol=1e-4, atol=1e-5)
+    assert np.allclose(read_view(IDENTITY_VIEW, hashes_of(world), run(world), world.store), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_two_at_once_end_well(world):
@@ -270,9 +272,9 @@ def test_two_at_once_end_well(world):
     assert all(made["extracted"] + made["cached"] == IMAGES for made in answers)
     parts = len(world.store.keys(cache(world).prefix))
     assert parts == 3  # the same images in the same order have the same name
-    together = read_view(IDENTITY, hashes_of(world), answers[0], world.store)
+    together = read_view(IDENTITY_VIEW, hashes_of(world), answers[0], world.store)
     shutil.rmtree(world.store.path(cache(world).prefix))
-    alone = read_view(IDENTITY, hashes_of(world), run(world), world.store)
+    alone = read_view(IDENTITY_VIEW, hashes_of(world), run(world), world.store)
     assert (together == alone).all()
 
 
@@ -304,7 +306,7 @@ def tracker(process: psutil.Process) -> bool:
 
 
 def test_a_cache_gives_rows_in_the_order_they_are_asked_for(world):
-    vectors = np.random.default_rng(0).random((5, FEATURES), dtype=np.float32)
+    vectors = np.random.default_rng(0).random((5, FEATURE_SIZE), dtype=np.float32)
     hashes = hashes_of(world)
     partial = FeatureCache(world.store, "weights-1", "openvino")
     partial.write(hashes[:5], vectors)

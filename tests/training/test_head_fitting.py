@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.training.examples import Examples, choose_batches, feature_statistics
-from ml.training.fine_tuning import unfrozen
+from ml.training.fine_tuning import unfreeze_top
 from ml.training.head_fitting import _compiled_head, _steps_of
 from ml.training.presets import load_preset
-from ml.training.sampling import class_weights, learnt_shares, order
+from ml.training.sampling import class_weights, effective_class_prior, sample_epoch
 
 DEMO = load_preset("demo").subtype
 
@@ -29,19 +29,21 @@ def test_class_weights_by_hand():
 
 def test_shares_as_sampling_and_weights_show_them():
     truth = np.array([0] * 16 + [1] * 4)
-    assert learnt_shares(truth, recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})) == pytest.approx(
-        {0: 2 / 3, 1: 1 / 3}
+    assert effective_class_prior(
+        truth, recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})
+    ) == pytest.approx({0: 2 / 3, 1: 1 / 3})
+    assert effective_class_prior(truth, recipe(imbalance={"class_weights": "balanced"})) == pytest.approx(
+        {0: 0.5, 1: 0.5}
     )
-    assert learnt_shares(truth, recipe(imbalance={"class_weights": "balanced"})) == pytest.approx({0: 0.5, 1: 0.5})
-    assert learnt_shares(truth, recipe(imbalance={"class_weights": "none"})) == pytest.approx({0: 0.8, 1: 0.2})
+    assert effective_class_prior(truth, recipe(imbalance={"class_weights": "none"})) == pytest.approx({0: 0.8, 1: 0.2})
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.sampled_from(["none", "sqrt"]), st.integers(0, 5))
 def test_an_epoch_has_as_many_images_as_there_are(drawn, sampling, epoch):
     truth = np.array(drawn)
-    taken = order(truth, sampling, 0, epoch)
+    taken = sample_epoch(truth, sampling, 0, epoch)
     assert len(taken) == len(truth)
-    assert np.array_equal(taken, order(truth, sampling, 0, epoch))
+    assert np.array_equal(taken, sample_epoch(truth, sampling, 0, epoch))
     if sampling == "none":
         assert sorted(taken) == list(range(len(truth)))
         return
@@ -107,7 +109,7 @@ def test_a_network_in_float16_scales_pixels_as_it_did():
     scaled.set_weights([mean + np.array([0.1, 0.2, 0.3]), variance * 0.05, *count])  # as ImageNet's weights have them
     scaled.finalize_state()
     shown = np.full((1, 8, 8, 3), 200, "f4")
-    half = unfrozen(network, DEMO.fine_tuning, mixed=True)
+    half = unfreeze_top(network, DEMO.fine_tuning, mixed=True)
     assert half.layers[-1].compute_dtype == "float16"
     assert np.asarray(half(shown)) == pytest.approx(np.asarray(network(shown)), rel=2e-3)
 

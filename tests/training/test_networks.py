@@ -11,9 +11,9 @@ from keras.src.legacy.saving import legacy_h5_format
 from ml.core.errors import StoreError, WeightsError
 from ml.core.store import Store
 from ml.training import backbone_weights
-from ml.training.backbone_weights import FEATURES, fetch_weights, known_weights, load_backbone, resolve_weights
+from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, load_backbone, look_up_weights, resolve_weights
 from ml.training.cross_validation import to_probabilities
-from ml.training.networks import build_head, join, set_statistics
+from ml.training.networks import build_classifier, build_head, set_standardization
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_random_weights_are_the_same_again_and_say_something(store, random, pixe
     assert resolve_weights("random", store) == random
     assert resolve_weights("random", Store(tmp_path.as_uri())).id == random.id
     features = np.asarray(load_backbone(random.id, store)(pixels, training=False))
-    assert features.shape == (6, FEATURES)
+    assert features.shape == (6, FEATURE_SIZE)
     assert 0.05 < features.std(axis=0).mean() < 20
 
 
@@ -139,9 +139,9 @@ def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", refused)
     elsewhere = Store(store.root)
     assert fetch_weights("imagenet", elsewhere, or_random=False) == made
-    assert known_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
+    assert look_up_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
     assert not load_backbone(made["weights"], elsewhere).trainable
-    assert not backbone_weights.imagenet_cache().exists()
+    assert not backbone_weights.imagenet_cache_file().exists()
 
 
 def test_one_process_at_a_time_downloads(tmp_path, notop, monkeypatch):
@@ -213,14 +213,14 @@ def test_the_head_is_as_the_recipe_has_it(task, outputs):
 
 def test_standardized_inputs():
     rng = np.random.default_rng(0)
-    features = rng.normal(3, 2, (50, FEATURES)).astype(np.float32)
+    features = rng.normal(3, 2, (50, FEATURE_SIZE)).astype(np.float32)
     features[:, 0] = 5  # no variance to divide by
     head = build_head("binary", dropout=0, standardize=True)
-    set_statistics(head, features.mean(axis=0), features.var(axis=0))
+    set_standardization(head, features.mean(axis=0), features.var(axis=0))
     standardized = np.asarray(head.get_layer("standardize")(features, training=True))
     assert np.abs(standardized.mean(axis=0)).max() < 1e-3
     assert np.allclose(standardized[:, 1:].std(axis=0), 1, atol=1e-2)
-    assert head.trainable_variables[0].shape == (FEATURES, 512)
+    assert head.trainable_variables[0].shape == (FEATURE_SIZE, 512)
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
@@ -228,7 +228,7 @@ def test_joined_network_is_calibrated_head_of_backbone(store, random, pixels, ta
     backbone = load_backbone(random.id, store)
     head = build_head(task, dropout=0.5, standardize=True)
     bias = np.linspace(-1, 1, 8) if task == "subtype" else np.array([0.7])
-    network = join(backbone, head, bias=bias, temperature=1.7)
+    network = build_classifier(backbone, head, bias=bias, temperature=1.7)
     logits = np.asarray(head(backbone(pixels, training=False), training=False), dtype=np.float64)
     expected = to_probabilities((logits + bias) / 1.7)
     assert np.allclose(np.asarray(network(pixels, training=False)).reshape(expected.shape), expected, atol=1e-5)

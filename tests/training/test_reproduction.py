@@ -10,14 +10,16 @@ from sklearn.metrics import f1_score, roc_auc_score
 from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect
 from ml.data.training_sets import load_training_set
-from ml.evaluation.decision_rule import Rule
-from ml.evaluation.scores import Scores
+from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.scores import LabelledPredictions
 from ml.training import reproduction
-from ml.training.reproduction import NEVER_FOUND, measure, reproduce, table
+from ml.training.reproduction import NEVER_FOUND, compute_metrics, compute_rows, reproduce
 from tests.helpers import made_up
-from tests.helpers.small_training import quick, tiny, world  # noqa: F401  # fixtures
+from tests.helpers.small_training import quick_preset, tiny, world  # noqa: F401  # fixtures
 
-ROWS = made_up.rows({f"14-{k:03d}": ("A" if k % 2 else "DC", 4) for k in range(40)}).sort_values("pixel_sha256")
+ROWS = made_up.manifest_rows({f"14-{k:03d}": ("A" if k % 2 else "DC", 4) for k in range(40)}).sort_values(
+    "pixel_sha256"
+)
 TRUTH = (ROWS["label"] == "malignant").to_numpy().astype(np.int64)
 
 
@@ -26,7 +28,9 @@ def scores(skill, seed):
     rng = np.random.default_rng(seed)
     of_patient = {name: rng.normal() for name in sorted(set(ROWS["patient"]))}
     noise = ROWS["patient"].map(of_patient).to_numpy() + rng.normal(size=len(ROWS))
-    return Scores("binary", ROWS, TRUTH, 1 / (1 + np.exp(-(skill * (2 * TRUTH - 1) + noise))), Rule(threshold=0.5))
+    return LabelledPredictions(
+        "binary", ROWS, TRUTH, 1 / (1 + np.exp(-(skill * (2 * TRUTH - 1) + noise))), DecisionRule(threshold=0.5)
+    )
 
 
 def row(rows, metric):
@@ -35,29 +39,33 @@ def row(rows, metric):
 
 def test_figures_are_means_over_seeds():
     mine = [scores(0.5, seed) for seed in (1, 2, 3)]
-    found = measure(mine, draws=0).values
+    found = compute_metrics(mine, draws=0).values
     assert found["roc_auc"] == pytest.approx(np.mean([roc_auc_score(TRUTH, one.probabilities) for one in mine]))
     assert found["macro_f1"] == pytest.approx(np.mean([f1_score(TRUTH, one.called, average="macro") for one in mine]))
     assert found[NEVER_FOUND] == 0
-    blind = Scores("binary", ROWS, TRUTH, np.zeros(len(TRUTH)), Rule(threshold=0.5))
-    assert measure([blind, mine[0]], draws=0).values[NEVER_FOUND] == 0.5
+    blind = LabelledPredictions("binary", ROWS, TRUTH, np.zeros(len(TRUTH)), DecisionRule(threshold=0.5))
+    assert compute_metrics([blind, mine[0]], draws=0).values[NEVER_FOUND] == 0.5
 
 
 def test_differences_are_paired():
     """Alike models differ by nothing in any draw, which is no interval, though each one's own is wide."""
-    first = measure([scores(0.5, 1)], draws=200)
-    same = row(table("ledger", "binary", {"a": [first], "b": [measure([scores(0.5, 1)], draws=200)]}), "roc_auc")
+    first = compute_metrics([scores(0.5, 1)], draws=200)
+    same = row(
+        compute_rows("ledger", "binary", {"a": [first], "b": [compute_metrics([scores(0.5, 1)], draws=200)]}), "roc_auc"
+    )
     assert same.difference == (0, None, None)
     assert same.presets["a"].high - same.presets["a"].low > 0.05
-    better = row(table("ledger", "binary", {"a": [first], "b": [measure([scores(2.0, 1)], draws=200)]}), "roc_auc")
+    better = row(
+        compute_rows("ledger", "binary", {"a": [first], "b": [compute_metrics([scores(2.0, 1)], draws=200)]}), "roc_auc"
+    )
     assert 0 < better.difference.low < better.difference.value < better.difference.high
     assert (better.level, better.notebooks) == ("image", 0.853)
 
 
 def test_of_several_folds_the_mean_and_one_standard_deviation():
-    folds = [measure([scores(1.0, seed)], draws=0) for seed in range(3)]
-    others = [measure([scores(1.5, seed)], draws=0) for seed in range(3)]
-    found = row(table("spanhol", "binary", {"a": folds, "b": others}), "patient_recognition_rate_100x")
+    folds = [compute_metrics([scores(1.0, seed)], draws=0) for seed in range(3)]
+    others = [compute_metrics([scores(1.5, seed)], draws=0) for seed in range(3)]
+    found = row(compute_rows("spanhol", "binary", {"a": folds, "b": others}), "patient_recognition_rate_100x")
     rates = np.array([one.values["patient_recognition_rate_100x"] for one in folds])
     by_hand = [
         np.mean([np.mean(one.called[mine] == TRUTH[mine]) for mine in patients()])
@@ -78,9 +86,9 @@ def patients():
 @pytest.mark.integration
 def test_a_comparison_is_written_logged_and_never_done_twice(world, tmp_path, monkeypatch, capsys):  # noqa: F811
     training_set = load_training_set("small", world.settings.conf)
-    ours = quick(2)
+    ours = quick_preset(2)
     validated = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
-    theirs = quick(2, selection=validated).model_copy(update={"name": "paper"})
+    theirs = quick_preset(2, selection=validated).model_copy(update={"name": "paper"})
     common = {"training_set": training_set, "output": tmp_path / "out", "store": world.store}
     common |= {"settings": world.settings, "presets": [theirs, ours], "protocols": ["notebooks", "ledger"]}
     first = reproduce(seeds=1, **common)
@@ -121,12 +129,14 @@ def test_a_comparison_is_written_logged_and_never_done_twice(world, tmp_path, mo
     assert (more["trainings"], more["trained"]) == (8, 4)
 
     learn = reproduction.learn
-    monkeypatch.setattr(reproduction, "learn", None)  # a file of another training is not taken for this one's
+    monkeypatch.setattr(
+        reproduction, "fit_and_calibrate", None
+    )  # a file of another training is not taken for this one's
     file = tmp_path / "out" / "trainings" / "ledger-binary-paper-seed-0.npz"
     file.write_bytes((tmp_path / "out" / "trainings" / "ledger-binary-paper-seed-1.npz").read_bytes())
     with pytest.raises(TypeError):
         reproduce(seeds=1, **common)
-    monkeypatch.setattr(reproduction, "learn", learn)
+    monkeypatch.setattr(reproduction, "fit_and_calibrate", learn)
     assert reproduce(seeds=1, **common)["trained"] == 1
 
 
@@ -134,7 +144,7 @@ def test_a_comparison_is_written_logged_and_never_done_twice(world, tmp_path, mo
 def test_what_another_has_trained_meanwhile_is_taken_and_not_trained_again(world, tmp_path, monkeypatch):  # noqa: F811
     """Two are begun at once: the second waits, and finds the training in the folder."""
     common = {"training_set": load_training_set("small", world.settings.conf), "output": tmp_path / "out"}
-    common |= {"store": world.store, "settings": world.settings, "presets": [quick(1)], "protocols": ["ledger"]}
+    common |= {"store": world.store, "settings": world.settings, "presets": [quick_preset(1)], "protocols": ["ledger"]}
     first = reproduce(seeds=1, **common)
     kept = {file: file.read_bytes() for file in (tmp_path / "out" / "trainings").iterdir()}
     for file in kept:
@@ -146,7 +156,7 @@ def test_what_another_has_trained_meanwhile_is_taken_and_not_trained_again(world
         for file, data in kept.items():
             file.write_bytes(data)
 
-    monkeypatch.setattr(reproduction, "wait_for_others", wait)
+    monkeypatch.setattr(reproduction, "wait_for_concurrent_training", wait)
     second = reproduce(seeds=1, **common)
     assert waited
     assert (second["trainings"], second["trained"], second["rows"]) == (2, 0, first["rows"])
@@ -160,4 +170,4 @@ def test_what_cannot_be_compared_is_refused_at_once(world, tmp_path):  # noqa: F
         reproduce(presets=[], seeds=1, output=tmp_path, **common)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--output .*file"):
-        reproduce(presets=[quick(1)], seeds=1, output=tmp_path / "file", **common)
+        reproduce(presets=[quick_preset(1)], seeds=1, output=tmp_path / "file", **common)

@@ -15,14 +15,14 @@ from ml.training import run as training_module
 from ml.training.checkpoints import Checkpoint
 from tests.conftest import PROJECT
 from tests.helpers.small_training import (  # noqa: F401  # fixtures
-    ON_VALIDATION,
+    SELECT_ON_VALIDATION,
     Killed,
-    again,
-    anew,
-    killed_after,
+    ignore_finished_runs,
+    kill_after_epoch,
     predictions,
-    quick,
+    quick_preset,
     tiny,
+    train_again,
     without_pictures,
     world,
 )
@@ -43,20 +43,20 @@ def jobs(world):
 @pytest.fixture(scope="module")
 def whole(world):
     """A training of four epochs that nobody disturbs."""
-    return again(world, preset=quick(4))
+    return train_again(world, preset=quick_preset(4))
 
 
 @pytest.fixture(params=["fold 2 of repeat 1", "the model"])
 def killed(world, whole, anew, monkeypatch, request):
     """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
-    return killed_after(request.param, 2, lambda: again(world, preset=quick(4)), monkeypatch)
+    return kill_after_epoch(request.param, 2, lambda: train_again(world, preset=quick_preset(4)), monkeypatch)
 
 
 def test_a_killed_training_goes_on_to_the_same_result_in_the_same_run(world, whole, killed, capsys):
     client = connect(world.settings)
     assert client.get_run(killed).info.status == "FAILED"
     client.update_run(killed, status="RUNNING")  # as SIGKILL would have left it
-    resumed = again(world, preset=quick(4))
+    resumed = train_again(world, preset=quick_preset(4))
     assert f"after epoch 2) in MLflow run {killed}" in capsys.readouterr().err
     assert resumed["run_id"] == killed != whole["run_id"]
     assert resumed["metrics"] == whole["metrics"]
@@ -129,7 +129,7 @@ def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(wor
     assert client.get_run(state["run_id"]).info.status == "RUNNING"
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 1.0)
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.2)
-    resumed = again(world, preset=quick(4))
+    resumed = train_again(world, preset=quick_preset(4))
     assert f"resuming ({len(state['finished'])} parts finished, fold" in capfd.readouterr().err
     assert resumed["run_id"] == state["run_id"]
     assert runs(world) - before == {state["run_id"]}
@@ -142,7 +142,7 @@ def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(wor
 
 def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed, capsys):
     connect(world.settings).delete_run(killed)
-    resumed = again(world, preset=quick(4))
+    resumed = train_again(world, preset=quick_preset(4))
     assert f"after epoch 2) in MLflow run {resumed['run_id']}" in capsys.readouterr().err
     assert resumed["run_id"] != killed
     assert resumed["metrics"] == whole["metrics"]
@@ -151,17 +151,17 @@ def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed,
 
 def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
     fine_tuning = {"when": "always", "epochs": 2, "learning_rate": 0.001}
-    preset = quick(1, selection=ON_VALIDATION, fine_tuning=fine_tuning)
-    undisturbed = again(world, preset=preset)
-    killed = killed_after("the model, fine-tuning", 1, lambda: again(world, preset=preset), monkeypatch)
-    resumed = again(world, preset=preset)
+    preset = quick_preset(1, selection=SELECT_ON_VALIDATION, fine_tuning=fine_tuning)
+    undisturbed = train_again(world, preset=preset)
+    killed = kill_after_epoch("the model, fine-tuning", 1, lambda: train_again(world, preset=preset), monkeypatch)
+    resumed = train_again(world, preset=preset)
     assert resumed["run_id"] == killed
     assert resumed["run_id"] != undisturbed["run_id"]
     assert resumed["metrics"] == undisturbed["metrics"]
     assert predictions(resumed).equals(predictions(undisturbed))
     logged = connect(world.settings).get_run(resumed["run_id"]).data.metrics
     assert {"fine_tuning_loss", "fine_tuning_validation_loss", "loss"} <= logged.keys()
-    untuned = again(world, preset=quick(1, selection=ON_VALIDATION))
+    untuned = train_again(world, preset=quick_preset(1, selection=SELECT_ON_VALIDATION))
     assert not predictions(untuned).equals(predictions(resumed))
 
 
@@ -176,12 +176,12 @@ def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(wor
             done(*arguments)
         raise Killed
 
-    preset = quick(4)
+    preset = quick_preset(4)
     with monkeypatch.context() as patch:
         patch.setattr(owner, last, log_and_die)
         with pytest.raises(Killed):
-            again(world, preset=preset)
-    resumed = again(world, preset=preset)
+            train_again(world, preset=preset)
+    resumed = train_again(world, preset=preset)
     assert [resumed["run_id"]] == runs
     assert curves(world, resumed) == curves(world, whole)
     client = connect(world.settings)

@@ -25,12 +25,20 @@ from ml.training import checkpoints, protocol
 from ml.training import features as features_module
 from ml.training import run as training_module
 from ml.training.backbone_weights import fetch_weights
-from ml.training.features import extract
+from ml.training.features import extract_features
 from ml.training.presets import load_preset, preset_names
-from ml.training.protocol import prepared
+from ml.training.protocol import prepare_training_data
 from ml.training.run import _code, train
 from tests.helpers import made_up
-from tests.helpers.small_training import again, anew, predictions, quick, tiny, without_pictures, world  # noqa: F401  # fixtures
+from tests.helpers.small_training import (  # noqa: F401  # fixtures
+    ignore_finished_runs,
+    predictions,
+    quick_preset,
+    tiny,
+    train_again,
+    without_pictures,
+    world,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -131,14 +139,15 @@ def test_views_and_more_of_rare_subtypes(world):
     assert 0 < (rare & learnt).sum() < learnt.sum()
     seen = {"augmentation": Augmentation(flips=True, rotations=True, hed=0.1, brightness=0.1, contrast=0.1)}
     seen |= {"count": 2, "rare_count": 3, "rare_below_cases": int(cases.min()) + 1}
-    preset = quick(2, views=seen)
-    with protocol.prepared(
+    preset = quick_preset(2, views=seen)
+    with protocol.prepare_training_data(
         "subtype", world.dataset, read_split(world.split, world.store), preset, world.store, world.settings
     ) as data:
         assert data.views.tolist() == np.where(learnt, np.where(rare, 3, 2), 1).tolist()
         assert not np.array_equal(data.features[1, learnt], data.features[0, learnt])
     plain, few, more = (
-        again(world, preset=one) for one in (quick(2), quick(2, views={**seen, "rare_count": 2}), preset)
+        train_again(world, preset=one)
+        for one in (quick_preset(2), quick_preset(2, views={**seen, "rare_count": 2}), preset)
     )
     logged = connect(world.settings).get_run(more["run_id"])
     assert logged.info.status == "FINISHED"
@@ -158,7 +167,7 @@ def test_a_training_that_died_before_its_checkpoint_knew_of_its_run_goes_on_in_i
         left.append(client.create_run(experiment, tags={"breakhis.job": job}).info.run_id)
 
     monkeypatch.setattr(training_module, "_finished", begun)
-    assert again(world, seed=11)["run_id"] == left[0]
+    assert train_again(world, seed=11)["run_id"] == left[0]
     assert not client.search_runs([experiment], "attributes.status = 'RUNNING'")
 
 
@@ -166,14 +175,14 @@ def test_what_was_learnt_by_other_code_or_on_another_device_is_no_result(world, 
     split = read_split(world.split, world.store)
 
     def named():
-        with prepared("binary", world.dataset, split, world.preset, world.store, world.settings) as data:
+        with prepare_training_data("binary", world.dataset, split, world.preset, world.store, world.settings) as data:
             return data.inputs
 
     first = named()
     assert named() == first
     monkeypatch.setattr(protocol, "_VERSION", protocol._VERSION + 1)
     newer = named()
-    monkeypatch.setattr(protocol, "fine_tunes", lambda _: True)
+    monkeypatch.setattr(protocol, "fine_tuning_applies", lambda _: True)
     assert len({first, newer, named()}) == 3
 
 
@@ -227,8 +236,8 @@ def test_quarantined_rows_take_no_part(world):
     ledger = Ledger("torn").append(known, {}, world.dataset, 0)
     world.store.put_json("ledgers/torn.json", ledger.to_json())
     pixels = rows[rows["patient"] == lost]["pixel_sha256"].iloc[0]
-    ties = [made_up.tie(pixels, next(c for c in known if known[c] == side), lost) for side in ("train", "test")]
-    dataset = made_up.dataset(world.store, rows, ledger="torn", set_name="small", ties=pd.concat(ties))
+    ties = [made_up.tie_row(pixels, next(c for c in known if known[c] == side), lost) for side in ("train", "test")]
+    dataset = made_up.create_dataset(world.store, rows, ledger="torn", set_name="small", ties=pd.concat(ties))
     split = split_dataset(dataset, world.store)
     images = int((rows["patient"] == lost).sum())
     assert split["quarantined"] == {"opposite_sides": images}
@@ -246,7 +255,7 @@ def test_quarantined_rows_take_no_part(world):
     assert sum(logged) == len(rows) - images
     assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
     dealt = read_split(split["split"], world.store)
-    with protocol.prepared("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
+    with protocol.prepare_training_data("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
         used = np.concatenate(list(data.on.values()))
         assert sorted(used) == np.flatnonzero(data.rows["patient"] != lost).tolist()
     assert lost not in read_ledger("torn", world.store)[0].sides
@@ -282,7 +291,7 @@ def test_shipped_presets():
 def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):
     fit = training_module.learn
     answers: dict[str, Json] = {}
-    other = threading.Thread(target=lambda: answers.update(second=again(world, seed=9)))
+    other = threading.Thread(target=lambda: answers.update(second=train_again(world, seed=9)))
 
     def meanwhile(*arguments):
         if not other.is_alive():
@@ -292,9 +301,9 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
                 time.sleep(0.05)
         return fit(*arguments)
 
-    monkeypatch.setattr(training_module, "learn", meanwhile)
+    monkeypatch.setattr(training_module, "fit_and_calibrate", meanwhile)
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
-    first = again(world, seed=9)
+    first = train_again(world, seed=9)
     other.join(60)
     assert answers["second"] == {**first, "reused": True}
     runs = connect(world.settings).search_runs(
@@ -304,20 +313,20 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
 
 
 def test_identical_inputs_return_the_finished_run(world, capsys):
-    first = again(world, seed=22)
+    first = train_again(world, seed=22)
     assert first["reused"] is False
-    assert again(world, seed=22) == {**first, "reused": True}
+    assert train_again(world, seed=22) == {**first, "reused": True}
     assert f"nothing to train: these very inputs were trained to the end in MLflow run {first['run_id']}" in (
         capsys.readouterr().err
     )
-    other = again(world, seed=22, preset=quick(3))
+    other = train_again(world, seed=22, preset=quick_preset(3))
     assert (other["reused"], other["run_id"] == first["run_id"]) == (False, False)
 
 
 def test_a_finished_run_that_was_deleted_is_trained_again_to_the_same_result(world):
-    first = again(world, seed=21)
+    first = train_again(world, seed=21)
     connect(world.settings).delete_run(first["run_id"])
-    second = again(world, seed=21)
+    second = train_again(world, seed=21)
     assert second["run_id"] != first["run_id"]
     assert (second["reused"], second["metrics"]) == (False, first["metrics"])
 
@@ -326,13 +335,13 @@ def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
     made = fetch_weights("random", world.store, or_random=False)
     assert (made["weights"], made["kind"], made["pretrained"]) == (world.made["weights"], "random", False)
     monkeypatch.setattr(features_module, "resolve_weights", None)
-    found = extract(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
+    found = extract_features(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
     assert (found["extracted"], found["weights"]) == (0, made["weights"])
-    run = again(world, seed=10, weights_id=made["weights"])
+    run = train_again(world, seed=10, weights_id=made["weights"])
     assert connect(world.settings).get_run(run["run_id"]).data.tags["breakhis.weights"] == made["weights"]
     for unknown in ("weights-000000000000", world.dataset):
         with pytest.raises(StoreError, match=unknown):
-            extract(world.dataset, world.preset, world.store, world.settings, weights_id=unknown)
+            extract_features(world.dataset, world.preset, world.store, world.settings, weights_id=unknown)
 
 
 def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch):
@@ -342,13 +351,13 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
     monkeypatch.setattr(protocol, "read_dataset", None)  # at once, rather than after any work
     with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
-        again(world, settings=settings)
+        train_again(world, settings=settings)
 
 
 def test_what_does_not_converge_names_the_setting(world):
-    preset = quick(3, training={"epochs": 3, "learning_rate": 1e30})
+    preset = quick_preset(3, training={"epochs": 3, "learning_rate": 1e30})
     with pytest.raises(ConfigError, match=r"fold 1 of repeat 1: .* not finite after epoch 1 of 3; lower learning_rate"):
-        again(world, preset=preset)
+        train_again(world, preset=preset)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), type("ResourceExhaustedError", (Exception,), {})("OOM when …\n")])
@@ -358,4 +367,4 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
 
     monkeypatch.setattr(protocol, "_learn", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
-        again(world, seed=8)
+        train_again(world, seed=8)

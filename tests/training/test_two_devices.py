@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from tests.helpers.small_training import alone
+from tests.helpers.small_training import run_in_own_process
 
 
 @pytest.fixture(scope="module")
 def told():
-    return alone("tests.training.two_devices", "CPU")
+    return run_in_own_process("tests.training.two_devices", "CPU")
 
 
 @pytest.mark.parametrize("number", range(2), ids=["whole last batch", "last batch of one image"])

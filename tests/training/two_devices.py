@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ml.core.devices import quiet_tensorflow
+from ml.core.devices import import_tensorflow_quietly
 from ml.images.decoding import Pixels
 from ml.training import head_fitting
 from ml.training.examples import Examples
-from ml.training.head_fitting import Fit, Fitter
+from ml.training.head_fitting import FittedNetwork, Fitter
 from ml.training.presets import load_preset
 from tests.helpers.small_training import tiny_backbone
 
@@ -29,7 +29,7 @@ def fit(
     epochs: int = 2,
     mixed: bool = False,
     rate: float = 1e-4,
-) -> Fit:
+) -> FittedNetwork:
     """Fine-tune without dropout, whose masks are another on each device."""
     recipe = (
         load_preset("demo")
@@ -65,7 +65,7 @@ def fit(
 
 
 def _main(kind: str) -> None:
-    quiet_tensorflow()  # else what is computed before a fit is computed in TF32
+    import_tensorflow_quietly()  # else what is computed before a fit is computed in TF32
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)

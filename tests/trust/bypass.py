@@ -22,7 +22,7 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError, CredentialsError
-from ml.core.settings import PROJECT, SECRETS, Settings
+from ml.core.settings import PROJECT, SECRETS_FILE, Settings
 from ml.local import airflow_server
 from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
@@ -389,7 +389,7 @@ def set_the_alias_as_a_trainer(a: Attempts) -> str:
     if state is None:
         raise RuntimeError("the stack does not run")
     url = f"{state.services['mlflow'].url}/api/2.0/mlflow"
-    trainer = json.loads((a.stack.home / SECRETS).read_text())[TRAINER]
+    trainer = json.loads((a.stack.home / SECRETS_FILE).read_text())[TRAINER]
     run = a.world.client.get_model_version(MODEL, str(candidate["version"])).run_id
     asked = {
         "registered-models/alias": {"name": MODEL, "alias": "champion", "version": str(candidate["version"])},

@@ -25,9 +25,9 @@ from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.promotion.alias_history import CARRIED_OUT
 from ml.promotion.audit_log import AuditLog
-from ml.promotion.champion import carry_out_decisions, find_misplaced_aliases
+from ml.promotion.champion import find_alias_fault, reconcile_aliases
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back
-from ml.promotion.judging import judge
+from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
 from ml.registry.registered_model import RegisteredModel, audit_anchors
 from tests.helpers.registry_world import RegistryWorld
@@ -105,7 +105,7 @@ def _review(decision: Decision, evidence: str, store: Store, settings: Settings)
             body = "there was nothing to read"
     else:
         conf["evidence"] = evidence
-        body = judge(decision.model, number, store, settings)["review"]
+        body = judge_version(decision.model, number, store, settings)["review"]
     at = f"/api/v2/dags/{'rollback' if decision.rollback else 'promote'}/dagRuns/{decision.run}"
     answer = {
         "response_received": True,
@@ -173,7 +173,7 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
 
     log = AuditLog(world.store, world.settings)
     for model in sorted({one.model for one in wanted}):
-        carry_out_decisions(model, log, world.settings)
+        reconcile_aliases(model, log, world.settings)
     records = [one for one in log.records() if one["sequence"] not in before]
     for decision in wanted:
         event = "rolled back" if decision.rollback else "approved"
@@ -188,7 +188,7 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
     for model in sorted({one.model for one in wanted}):
         found = RegisteredModel(model, world.settings).aliases()
         last = [r for r in log.of(model) if r["event"] == CARRIED_OUT][-1]
-        moved = find_misplaced_aliases(model, log, world.settings)
+        moved = find_alias_fault(model, log, world.settings)
         yield Row(
             f"{model}: champion",
             f"version {found.champion}, by the log {last['champion']}; previous {found.previous}, by the log "

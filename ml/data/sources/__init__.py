@@ -7,18 +7,18 @@ Kaggle is imported when something is fetched.
 from typing import TYPE_CHECKING, Any
 
 from ml.data.sources.spec import (
-    KINDS,
-    TO_FILL_IN,
+    PLACEHOLDER,
+    SOURCE_KINDS,
     DemoSource,
     DirectorySource,
     HttpSource,
     KaggleSource,
     S3Source,
     SourceSpec,
-    Table,
+    TableSpec,
     load_source,
-    name_of,
     source_files,
+    source_name,
 )
 
 if TYPE_CHECKING:
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from ml.core.store import Store
 
 __all__ = [
-    "KINDS",
-    "TO_FILL_IN",
+    "PLACEHOLDER",
+    "SOURCE_KINDS",
     "DemoSource",
     "DirectorySource",
     "HttpSource",
     "KaggleSource",
     "S3Source",
     "SourceSpec",
-    "Table",
-    "fetch",
+    "TableSpec",
+    "fetch_source",
     "load_source",
-    "name_of",
     "source_files",
+    "source_name",
 ]
 
 
-def fetch(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
+def fetch_source(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
     """Bring a source's files into the store as a raw version; see :func:`ml.data.sources.raw.fetch`."""
     from ml.data.sources.raw import fetch as fetch_files
 

@@ -34,7 +34,7 @@ TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, n
 _SILENCE_SECONDS = 60.0
 
 
-def credentials() -> str | None:
+def find_credentials() -> str | None:
     """Where the package will find credentials, in words; None where there are none. Reads no secret, asks no server."""
     environment = os.environ
     if environment.get("KAGGLE_API_TOKEN"):
@@ -58,7 +58,7 @@ def ask(spec: KaggleSource) -> Iterator["Remote"]:
         SourceError: there is no such data set or version.
         TryAgain: too many requests, a fault at Kaggle's, or no network.
     """
-    found = credentials()
+    found = find_credentials()
     if not found:
         half = next((name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)), None)
         raise CredentialsError(

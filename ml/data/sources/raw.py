@@ -194,13 +194,13 @@ def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
 
 
 def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
-    from ml.data.sources.demo import DRAWING_VERSION, pictures
+    from ml.data.sources.demo import DRAWING_VERSION, draw_files
 
     inputs = {"source": spec.name, "images": spec.images, "seed": spec.seed, "drawing": DRAWING_VERSION}
     known = store.memo("draw", inputs)
     if known and store.exists(known["raw"]):
         return str(known["raw"])
-    drawn = pictures(spec.images, spec.seed, settings.worker_count)
+    drawn = draw_files(spec.images, spec.seed, settings.worker_count)
     items = ((path, partial(bytes, data)) for path, data in drawn)
     raw = _keep_rows(spec, _blobs(items, store, None, total=spec.images, what="drawing"), [], store, inputs)
     store.set_memo("draw", inputs, {"raw": raw})

@@ -12,7 +12,7 @@ from ml.core.progress import say
 from ml.core.store import Json
 from ml.data.sources.downloads import require_space, save, started, writing
 from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
-from ml.data.sources.spec import KEY_VARIABLES, S3Source
+from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
 
 _CHUNK = 1 << 16
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
@@ -53,7 +53,7 @@ class Bucket:
         import boto3
         from botocore.config import Config
 
-        key, secret = (os.environ.get(name) for name in KEY_VARIABLES)
+        key, secret = (os.environ.get(name) for name in S3_KEY_VARIABLES)
         if any(character.isspace() for character in (key or "") + (secret or "")):
             raise CredentialsError(
                 f"{self._spec.file}: the key for {self._name('')} has a blank or a line break in it; copy it again"
@@ -174,7 +174,7 @@ class Bucket:
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
             how = f"the Airflow connection {spec.connection!r}" if spec.connection else "AWS_ACCESS_KEY_ID and so on"
             raise CredentialsError(
-                f"{spec.file}: no key for {self._name(key)} ({error}); set {' and '.join(KEY_VARIABLES)}, or {how}"
+                f"{spec.file}: no key for {self._name(key)} ({error}); set {' and '.join(S3_KEY_VARIABLES)}, or {how}"
             ) from None
         except (ResponseParserError, RecursionError):  # botocore follows a redirect without a region in circles
             raise self._no_s3() from None

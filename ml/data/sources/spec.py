@@ -10,19 +10,19 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import SUBTYPES
-from ml.core.yaml_files import NAME_PATTERN, Declared, Schedule, build, find, read_mapping
-from ml.data.sources.demands import Demands
+from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
+from ml.data.sources.demands import ValidationSettings
 
 if TYPE_CHECKING:
     from ml.core.settings import Settings
 
-KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
+S3_KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
 """Where an S3 source's own key is found: AWS_ACCESS_KEY_ID and so on may be those of the store."""
 
 DEMO_IMAGES = (82, 7909)
 """The fewest and most pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
 
-TO_FILL_IN = "TO FILL IN"
+PLACEHOLDER = "TO FILL IN"
 """What ``breakhis sources new`` writes where only the user knows what belongs there."""
 
 _KAGGLE_DATASET = re.compile(
@@ -41,7 +41,7 @@ def known_subtypes(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-class Table(Declared):
+class TableSpec(YamlModel):
     """A CSV or Parquet file of the source with a row an image, and where in it things stand."""
 
     file: str = Field(description="Its path within the source; .csv (UTF-8, with a header) or .parquet.")
@@ -69,7 +69,7 @@ class Table(Declared):
         return known_subtypes(value)
 
 
-class SourceSpec(Declared):
+class SourceSpec(YamlModel):
     """What every source declares, whatever its kind. Made by :func:`load_source`."""
 
     name: str = Field(pattern=NAME_PATTERN, description="The file's name without .yaml; becomes the DAG ingest_<name>.")
@@ -81,7 +81,7 @@ class SourceSpec(Declared):
     layout: Literal["breakhis", "table"] = Field(
         "breakhis", description="breakhis: file names tell all, in whatever folders; table: a table does."
     )
-    table: Table | None = Field(None, description="For the layout table: where it lies and what its columns are.")
+    table: TableSpec | None = Field(None, description="For the layout table: where it lies and what its columns are.")
     cohort: str | None = Field(
         None,
         pattern=NAME_PATTERN,
@@ -93,8 +93,8 @@ class SourceSpec(Declared):
         description="Slide -> subtype, for a slide that stands under two, such as {14-13412: LC}. Its images under any "
         "other are quarantined; without this, all of them are.",
     )
-    validation: Demands = Field(
-        Demands(),
+    validation: ValidationSettings = Field(
+        ValidationSettings(),
         description="What is demanded otherwise than usual, by check, such as {image_sizes: {severity: critical}}, and "
         "further expectations under 'more'. The Data Docs show it.",
     )
@@ -232,7 +232,7 @@ class DemoSource(SourceSpec):
     seed: int = Field(1, ge=0, description="The same seed draws the same pictures.")
 
 
-KINDS: dict[str, type[SourceSpec]] = {
+SOURCE_KINDS: dict[str, type[SourceSpec]] = {
     "directory": DirectorySource,
     "kaggle": KaggleSource,
     "s3": S3Source,
@@ -252,26 +252,26 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     Raises:
         ConfigError: the file is missing or does not fit; names the file and each offending key.
     """
-    path = find(conf / "sources", str(reference), relative_to)
+    path = find_yaml(conf / "sources", str(reference), relative_to)
     data = read_mapping(path)
     kind = data.get("kind")
-    known = ", ".join(KINDS)
+    known = ", ".join(SOURCE_KINDS)
     if kind is None:
         raise ConfigError(f"{path}: 'kind' is missing (one of: {known})")
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in SOURCE_KINDS:
         raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
     table = data.get("table")
     cells = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
-    if blank := [key for key, value in cells.items() if value == TO_FILL_IN]:
+    if blank := [key for key, value in cells.items() if value == PLACEHOLDER]:
         raise ConfigError(f"{path}: still to be filled in: {', '.join(blank)}")
-    spec = build(data, KINDS[kind], path)
+    spec = validate_mapping(data, SOURCE_KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
         raise ConfigError(f"{path}: 'name' is {spec.name!r}, but the file is called {path.name}: make them agree")
     return spec
 
 
-def name_of(reference: str) -> str:
+def source_name(reference: str) -> str:
     """The name of the source that a training set refers to, by name or by file: the file is called like its source."""
     return Path(reference).stem if reference.endswith(".yaml") else reference
 

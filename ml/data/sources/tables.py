@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import SourceError
 from ml.core.taxonomy import SUBTYPES
-from ml.data.sources.spec import SourceSpec, Table
+from ml.data.sources.spec import SourceSpec, TableSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     return found
 
 
-def _read(spec: SourceSpec, table: Table, data: bytes) -> "pd.DataFrame":
+def _read(spec: SourceSpec, table: TableSpec, data: bytes) -> "pd.DataFrame":
     import pandas as pd
 
     try:
@@ -91,7 +91,7 @@ def _read(spec: SourceSpec, table: Table, data: bytes) -> "pd.DataFrame":
     return frame[columns].astype(object).where(frame[columns].notna(), "").astype(str)
 
 
-def _row(spec: SourceSpec, table: Table, cells: Mapping[Hashable, str], where: str) -> Row:
+def _row(spec: SourceSpec, table: TableSpec, cells: Mapping[Hashable, str], where: str) -> Row:
     def cell(column: str) -> str:
         return cells[column].strip()
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ml.core.errors import StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store
-from ml.data.sources.demands import Demands
-from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, checks, suite_version
+from ml.data.sources.demands import ValidationSettings
+from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, build_suite, suite_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["validate"]
 
 
-def validate(manifest_id: str, store: Store) -> Json:
+def validate_manifest(manifest_id: str, store: Store) -> Json:
     """Check a manifest with Great Expectations and keep the result and its Data Docs in the store.
 
     The same manifest under the same suite, against the same version before it, is checked once; later calls answer from
@@ -43,8 +43,8 @@ def validate(manifest_id: str, store: Store) -> Json:
         raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
     if "content" not in meta:
         raise StoreError(f"{manifest_id} was made by an earlier release; run: breakhis manifest {meta['source']}")
-    demands = Demands.model_validate(meta["validation"])
-    suite = checks(bool(meta["inventory"]), meta["layout"], demands)
+    demands = ValidationSettings.model_validate(meta["validation"])
+    suite = build_suite(bool(meta["inventory"]), meta["layout"], demands)
     version = suite_version(suite)
     published, _ = store.read(f"refs/sources/{meta['source']}.json")
     if published and published["manifest"] == manifest_id:
@@ -60,12 +60,12 @@ def validate(manifest_id: str, store: Store) -> Json:
     import pandas as pd
 
     from ml.data.validation.pages import finish_docs
-    from ml.data.validation.suite import require_expectations, run_suite
+    from ml.data.validation.suite import run_suite, verify_expectations
 
     frame = pd.read_parquet(store.file(manifest_id, "manifest.parquet"))
     quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))
     say(f"validating {len(frame):,} images of {meta['source']} with Great Expectations")
-    require_expectations(suite, meta["file"])
+    verify_expectations(suite, meta["file"])
     before = pd.read_parquet(store.file(published["manifest"], "manifest.parquet")) if published else None
     parameters = {
         ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine),

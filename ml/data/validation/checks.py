@@ -12,9 +12,9 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from ml.core.store import digest
-from ml.core.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, inventory, label_of
+from ml.core.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, label_of, read_inventory
 from ml.data.manifest import MANIFEST_TYPES
-from ml.data.sources.demands import Demands, More, Severity
+from ml.data.sources.demands import AdditionalExpectation, Severity, ValidationSettings
 
 NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
 """The columns of a manifest that a file name tells."""
@@ -52,7 +52,9 @@ class Check:
     rules: tuple[Rule, ...]
 
 
-def checks(whole_breakhis: bool, layout: str = "breakhis", demands: Demands | None = None) -> tuple[Check, ...]:
+def build_suite(
+    whole_breakhis: bool, layout: str = "breakhis", demands: ValidationSettings | None = None
+) -> tuple[Check, ...]:
     """The suite, in the order in which it is reported.
 
     Args:
@@ -60,7 +62,7 @@ def checks(whole_breakhis: bool, layout: str = "breakhis", demands: Demands | No
         layout: of the source; what is asked of BreakHis' file names is not asked of a table.
         demands: what the source's YAML changes or adds.
     """
-    asked = demands or Demands()
+    asked = demands or ValidationSettings()
     suite: tuple[Check, ...] = (
         Check(
             "schema",
@@ -180,7 +182,7 @@ def _inventory(severity: Severity) -> Check:
             Rule(
                 "ExpectImagesToMatchInventory",
                 {
-                    "published": [list(row) for row in inventory()],
+                    "published": [list(row) for row in read_inventory()],
                     "only_in_quarantine": {"$PARAMETER": ONLY_IN_QUARANTINE},
                 },
             ),
@@ -188,7 +190,7 @@ def _inventory(severity: Severity) -> Check:
     )
 
 
-def _of_the_delivery(asked: Demands) -> tuple[Check, ...]:
+def _of_the_delivery(asked: ValidationSettings) -> tuple[Check, ...]:
     """Whether the delivery as a whole can be right; limits are the source's own."""
     sizes = asked.class_sizes
     return (
@@ -250,7 +252,7 @@ def _of_the_delivery(asked: Demands) -> tuple[Check, ...]:
     )
 
 
-def _further(more: More) -> Check:
+def _further(more: AdditionalExpectation) -> Check:
     return Check(more.name, more.severity, more.sentence, (Rule(more.expectation, more.arguments),))
 
 

@@ -133,7 +133,7 @@ def _escaped(value: Any) -> Any:
     return [_escaped(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def require_expectations(suite: tuple[Check, ...], file: str) -> None:
+def verify_expectations(suite: tuple[Check, ...], file: str) -> None:
     """Check that every rule's expectation exists and takes its arguments, without any data.
 
     Args:

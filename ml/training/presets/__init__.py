@@ -7,12 +7,12 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import Task
-from ml.core.yaml_files import Declared, read_yaml
+from ml.core.yaml_files import YamlModel, read_yaml
 from ml.data.training_sets import PresetName
 from ml.images.augmentation_settings import Views
 
 
-class Head(Declared):
+class Head(YamlModel):
     """The head on pooled features: Dense(hidden_units, relu) -> Dropout -> Dense."""
 
     hidden_units: int = Field(gt=0, description="Units of the hidden layer.")
@@ -20,7 +20,7 @@ class Head(Declared):
     standardize: bool = Field(description="Whether features are standardised by mean and variance of what is learnt.")
 
 
-class Training(Declared):
+class Training(YamlModel):
     """How a head is trained on cached features."""
 
     epochs: int = Field(gt=0, le=1000, description="Passes over the training pictures; at most, where they are chosen.")
@@ -29,7 +29,7 @@ class Training(Declared):
     weight_decay: float = Field(ge=0, lt=1, description="Decoupled weight decay (AdamW); 0: plain Adam.")
 
 
-class Imbalance(Declared):
+class Imbalance(YamlModel):
     """What is done about classes with few pictures."""
 
     sampling: Literal["none", "sqrt"] = Field(description="sqrt: a class comes as often as the root of its share.")
@@ -45,7 +45,7 @@ class Imbalance(Declared):
     )
 
 
-class Selection(Declared):
+class Selection(YamlModel):
     """What the epochs, the calibration and the decision rule are chosen on, before the test side is scored."""
 
     using: Literal["validation", "out_of_fold"] = Field(
@@ -68,7 +68,7 @@ class Selection(Declared):
         return self
 
 
-class FineTuning(Declared):
+class FineTuning(YamlModel):
     """Training of the backbone's upper blocks after the head, with BatchNorm frozen."""
 
     when: Literal["never", "gpu", "always"] = Field(description="gpu: where TensorFlow sees one.")
@@ -79,7 +79,7 @@ class FineTuning(Declared):
     mixed_precision: bool = Field(description="Whether a GPU computes in float16 with float32 weights.")
 
 
-class Recipe(Declared):
+class Recipe(YamlModel):
     """The recipe of one model."""
 
     views: Views = Field(description="How often, and how, each training picture is seen.")
@@ -90,7 +90,7 @@ class Recipe(Declared):
     fine_tuning: FineTuning = Field(description="Whether, and how, the backbone's upper blocks are trained as well.")
 
 
-class Preset(Declared):
+class Preset(YamlModel):
     """One preset. Every field has to be given, so that a file says everything there is to know."""
 
     name: PresetName = Field(description="That of the file.")

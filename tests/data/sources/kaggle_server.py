@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, inventory, label_of
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, label_of, read_inventory
 
 SITE = Path(__file__).resolve().with_name("site")
 """On PYTHONPATH it makes the package of that process use STANDIN_KAGGLE_URL."""
@@ -234,13 +234,15 @@ def noise_png(seed: str, side: int = 24) -> bytes:
 
 def some_names() -> list[ImageName]:
     """The first image of every slide at 100X: 82 names."""
-    return [_name(row.subtype, row.slide, 100, 1) for row in inventory() if row.magnification == 100]
+    return [_name(row.subtype, row.slide, 100, 1) for row in read_inventory() if row.magnification == 100]
 
 
 def all_names() -> list[ImageName]:
     """As many names per slide and magnification as the published data set has: 7,909."""
     return [
-        _name(row.subtype, row.slide, row.magnification, seq) for row in inventory() for seq in range(1, row.images + 1)
+        _name(row.subtype, row.slide, row.magnification, seq)
+        for row in read_inventory()
+        for seq in range(1, row.images + 1)
     ]
 
 

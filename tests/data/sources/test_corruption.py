@@ -34,7 +34,7 @@ from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_TRY_AGAIN
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SUBTYPES, label_of
 from tests.data.sources.kaggle_server import all_names, noise_png
-from tests.helpers.made_up import name, png, tree
+from tests.helpers.made_up import name, png, write_tree
 
 # Four of each subtype, of two slides: one that is lost is more than a tenth.
 IMAGES = {
@@ -84,7 +84,7 @@ class Source:
         self.yaml.write_text(yaml.safe_dump({**yaml.safe_load(self.yaml.read_text()), **changes}))
 
     def put(self, path: str, data: bytes) -> None:
-        tree(self.images, {path: data})
+        write_tree(self.images, {path: data})
 
     def pack(self, data: bytes, **changes: Any) -> None:
         """Publish another archive, and its hash in the YAML file."""
@@ -179,12 +179,12 @@ def good(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
             source.yaml.write_text(yaml.safe_dump({"name": source.name, "kind": "http", "url": site.url}))
             source.pack(zipped(IMAGES))
         elif kind == "table":
-            tree(source.images, {f"scans/{k}.png": png(k) for k in range(len(ROWS))})
+            write_tree(source.images, {f"scans/{k}.png": png(k) for k in range(len(ROWS))})
             source.tell()
             declared |= {"layout": "table", "table": {"file": "cases.csv", **COLUMNS}}
             source.yaml.write_text(yaml.safe_dump(declared))
         else:
-            tree(source.images, IMAGES)
+            write_tree(source.images, IMAGES)
             source.yaml.write_text(yaml.safe_dump(declared))
         site.folder[:] = [root / "site"]
         code, result, err = source.ingest()
@@ -603,7 +603,9 @@ def test_a_source_that_claims_to_be_all_of_breakhis(site: Site, tmp_path: Path) 
     """With as many names as BreakHis has; the pictures are specks."""
     source = Source(tmp_path, "folder", site.url, site.status)
     source.yaml.parent.mkdir(parents=True)
-    tree(source.images, {str(one): noise_png(f"{one.slide}-{one.magnification}-{one.seq}", 8) for one in all_names()})
+    write_tree(
+        source.images, {str(one): noise_png(f"{one.slide}-{one.magnification}-{one.seq}", 8) for one in all_names()}
+    )
     declared = {"name": source.name, "kind": "directory", "path": str(source.images), "inventory": True}
     source.yaml.write_text(yaml.safe_dump(declared))
     code, result, err = source.ingest()

@@ -15,7 +15,7 @@ from kaggle_server import mirror_zip, some_names
 from ml.core.errors import ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources import SourceSpec, downloads, fetch
+from ml.data.sources import SourceSpec, downloads, fetch_source
 
 DATA = mirror_zip(some_names())
 
@@ -73,9 +73,9 @@ def source(declare: Callable[..., SourceSpec], site: Site) -> Callable[..., Sour
 
 
 def test_an_archive_is_downloaded_once(source: Any, site: Site, store: Store, settings: Settings) -> None:
-    first = fetch(source(), store, settings)
+    first = fetch_source(source(), store, settings)
     assert first["files"] == 164
-    assert fetch(source(), store, settings) == first
+    assert fetch_source(source(), store, settings) == first
     assert site.ranges == [None]
 
 
@@ -85,9 +85,9 @@ def test_a_broken_download_goes_on_where_it_was(
     monkeypatch.setattr(downloads, "_CHUNK", 1000)
     site.cut_at = 5000
     with pytest.raises(TryAgain, match="broke off"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
     site.cut_at = None
-    assert fetch(source(), store, settings)["files"] == 164
+    assert fetch_source(source(), store, settings)["files"] == 164
     [_, asked] = site.ranges
     assert asked
     assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) <= 5000
@@ -100,9 +100,9 @@ def test_an_archive_that_is_replaced_in_between_is_downloaded_anew(
     monkeypatch.setattr(downloads, "_CHUNK", 10)
     site.data, site.cut_at = before, len(before) - 1
     with pytest.raises(TryAgain, match="broke off"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
     site.data, site.cut_at = DATA, None
-    assert fetch(source(), store, settings)["files"] == 164
+    assert fetch_source(source(), store, settings)["files"] == 164
     assert [bool(asked) for asked in site.ranges] == [False, True, False]
 
 
@@ -111,7 +111,7 @@ def test_a_disk_without_room_is_noticed_before(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000_000))
     with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
     assert not list(settings.cache.rglob("*.part"))
 
 
@@ -120,15 +120,15 @@ def test_a_disk_that_is_full_is_named(source: Any, store: Store, settings: Setti
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
     with pytest.raises(ConfigError, match=r"archive\.part: cannot be written \(No space left on device\); see to the"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
 
 
 def test_a_server_without_ranges(source: Any, site: Site, store: Store, settings: Settings) -> None:
     site.ignores_ranges, site.cut_at = True, 100_000
     with pytest.raises(TryAgain, match="broke off"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
     site.cut_at = None
-    assert fetch(source(), store, settings)["files"] == 164
+    assert fetch_source(source(), store, settings)["files"] == 164
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_nobody_there(
     source: Any, store: Store, settings: Settings, url: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        fetch(source(url=url), store, settings)
+        fetch_source(source(url=url), store, settings)
 
 
 def test_another_archive_than_was_named_is_removed(source: Any, store: Store, settings: Settings) -> None:
     with pytest.raises(SourceError, match=rf"mine\.yaml: .* has the SHA-256 {hashlib.sha256(DATA).hexdigest()}"):
-        fetch(source(sha256="0" * 64), store, settings)
+        fetch_source(source(sha256="0" * 64), store, settings)
     assert not [path for path in settings.cache.rglob("*") if path.is_file() and path.name != "lock"]
 
 
@@ -160,7 +160,7 @@ def test_refusals(
 ) -> None:
     site.status = status
     with pytest.raises(error, match=str(status)):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
 
 
 def test_no_password_in_the_yaml(source: Any) -> None:

@@ -18,9 +18,9 @@ from ml.core.settings import PROJECT, Settings
 from ml.core.store import Store
 from ml.data.manifest import make_manifest, read_manifest
 from ml.data.source_versions import publish_manifest
-from ml.data.sources import KINDS, S3Source, SourceSpec, fetch, load_source
-from ml.data.sources.spec import KEY_VARIABLES
-from tests.helpers.made_up import name, png, tree
+from ml.data.sources import SOURCE_KINDS, S3Source, SourceSpec, fetch_source, load_source
+from ml.data.sources.spec import S3_KEY_VARIABLES
+from tests.helpers.made_up import name, png, write_tree
 
 EXAMPLES = PROJECT / "docs" / "examples" / "sources"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
@@ -47,7 +47,7 @@ def use(settings: Settings) -> Callable[..., SourceSpec]:
 
 def ingested(spec: SourceSpec, store: Store, settings: Settings) -> pd.DataFrame:
     """The rows that are published."""
-    made = make_manifest(spec, store, 1, fetch(spec, store, settings)["version"])
+    made = make_manifest(spec, store, 1, fetch_source(spec, store, settings)["version"])
     assert made["quarantined"] == {}
     assert publish_manifest(made["manifest"], store)["changed"]
     return read_manifest(made["manifest"], store)
@@ -62,14 +62,14 @@ def test_an_example_can_be_read_and_is_linked(file: Path, tmp_path: Path) -> Non
 
 def test_there_is_one_of_each_kind_that_takes_explaining() -> None:
     kinds = {load_source(file, PROJECT).kind for file in FILES}
-    assert kinds == KINDS.keys() - {"demo", "kaggle"}  # those are shipped
+    assert kinds == SOURCE_KINDS.keys() - {"demo", "kaggle"}  # those are shipped
 
 
 def test_the_table(use: Any, store: Store, settings: Settings) -> None:
     spec = use("clinic-table")
     table = pd.read_csv(EXAMPLES / "clinic-table" / "cases.csv")
     for k, image in enumerate(table["Image"]):
-        tree(spec.path / "scans", {Path(image).name: png(k)})
+        write_tree(spec.path / "scans", {Path(image).name: png(k)})
     rows = ingested(spec, store, settings)
     assert len(rows) == len(table) == 8
     assert rows["patient"].tolist()[:4] == ["clinic-table:4711"] * 3 + ["clinic-table:4712"]
@@ -82,7 +82,7 @@ def test_the_table(use: Any, store: Store, settings: Settings) -> None:
 def test_the_bucket(
     use: Any, store: Store, settings: Settings, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in KEY_VARIABLES:
+    for variable in S3_KEY_VARIABLES:
         monkeypatch.setenv(variable, "source")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     spec = use("clinic-s3", endpoint=s3_endpoint)

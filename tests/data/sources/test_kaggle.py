@@ -12,7 +12,7 @@ from kaggle_server import KEY, MIRROR, TOKEN, USER, KaggleServer, mirror_zip, so
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources import SourceSpec, downloads, fetch, kaggle
+from ml.data.sources import SourceSpec, downloads, fetch_source, kaggle
 
 Declare = Callable[..., SourceSpec]
 ZIP = mirror_zip(some_names())
@@ -50,7 +50,7 @@ def test_a_mirror_is_fetched(
     cache: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    result = fetch(spec, store, settings)
+    result = fetch_source(spec, store, settings)
     assert (result["source"], result["kind"], result["files"], result["skipped"]) == ("mine", "kaggle", 164, 1)
     listing = pd.read_parquet(store.file(result["version"], "files.parquet"))
     assert listing["sha256"].nunique() == 81  # every picture twice, and slide 14-13412 under two names
@@ -69,12 +69,12 @@ def test_a_mirror_is_fetched(
 def test_an_unchanged_data_set_is_not_downloaded_again(
     spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = fetch(spec, store, settings)
+    first = fetch_source(spec, store, settings)
     capsys.readouterr()
-    assert fetch(spec, store, settings) == first
+    assert fetch_source(spec, store, settings) == first
     assert "has not changed on Kaggle; nothing to download" in capsys.readouterr().err
     kaggle_server.archives[MIRROR].append(OTHER_ZIP)
-    changed = fetch(spec, store, settings)
+    changed = fetch_source(spec, store, settings)
     assert changed["version"] != first["version"]
     assert changed["files"] == 80
 
@@ -84,7 +84,7 @@ def test_a_version_can_be_pinned(
     declare: Declare, store: Store, settings: Settings, kaggle_server: KaggleServer, suffix: str
 ) -> None:
     kaggle_server.archives[MIRROR] = [OTHER_ZIP, ZIP]
-    assert fetch(declare(kind="kaggle", dataset=MIRROR + suffix), store, settings)["files"] == 80
+    assert fetch_source(declare(kind="kaggle", dataset=MIRROR + suffix), store, settings)["files"] == 80
     assert next(call for call in kaggle_server.calls if "Download" in call.path).body["datasetVersionNumber"] == 1
 
 
@@ -94,7 +94,7 @@ def test_username_and_key_do_as_well(
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
-    assert fetch(spec, store, settings)["files"] == 164
+    assert fetch_source(spec, store, settings)["files"] == 164
 
 
 def test_without_credentials_one_line_says_what_is_missing(
@@ -109,10 +109,10 @@ def test_without_credentials_one_line_says_what_is_missing(
     with pytest.raises(
         CredentialsError, match=r"^.*mine\.yaml: no Kaggle credentials; make a token at https.*kaggle\.json$"
     ):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
     with pytest.raises(CredentialsError, match=r"\(KAGGLE_USERNAME alone is only half\)"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert kaggle_server.calls == []
     assert capfd.readouterr() == ("", "")
 
@@ -135,7 +135,7 @@ def test_wrong_credentials_are_refused_without_being_shown(
     with pytest.raises(
         CredentialsError, match=r"Kaggle does not accept the credentials in KAGGLE_.*settings/api"
     ) as error:
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     said = capfd.readouterr()
     assert said.out == ""
     assert "wrong-secret" not in said.err + str(error.value)
@@ -172,7 +172,7 @@ def test_what_kaggle_refuses_is_told_apart(
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     kaggle_server.refuse, kaggle_server.retry_after = status, "7"
     with pytest.raises(kind, match=message) as error:
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert type(error.value) is kind
     assert store.keys("objects") == []
 
@@ -183,7 +183,7 @@ def test_trouble_while_the_token_is_looked_up(
 ) -> None:
     kaggle_server.refuse = status
     with pytest.raises(TryAgain):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_an_unknown_data_set_is_named(
@@ -192,7 +192,7 @@ def test_an_unknown_data_set_is_named(
     kaggle_server.archives[MIRROR] = [ZIP]
     for dataset in ("nobody/nothing", f"{MIRROR}/versions/9"):
         with pytest.raises(SourceError, match=rf"mine\.yaml: Kaggle has no data set or version '{dataset}'"):
-            fetch(declare(kind="kaggle", dataset=dataset), store, settings)
+            fetch_source(declare(kind="kaggle", dataset=dataset), store, settings)
 
 
 def test_no_network_is_worth_another_try(
@@ -202,7 +202,7 @@ def test_no_network_is_worth_another_try(
 
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, "http://localhost:9")
     with pytest.raises(TryAgain, match="Kaggle cannot be reached or broke off"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_a_server_that_says_nothing_is_not_waited_for_forever(
@@ -211,7 +211,7 @@ def test_a_server_that_says_nothing_is_not_waited_for_forever(
     monkeypatch.setattr(kaggle, "_SILENCE_SECONDS", 0.2)
     kaggle_server.silent_seconds = 2
     with pytest.raises(TryAgain, match="Read timed out"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_a_refusal_of_the_storage_is_worth_another_try_and_its_address_stays_secret(
@@ -219,7 +219,7 @@ def test_a_refusal_of_the_storage_is_worth_another_try_and_its_address_stays_sec
 ) -> None:
     kaggle_server.storage_refuses = 403
     with pytest.raises(TryAgain, match="storage answered with status 403") as error:
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert "Signature" not in str(error.value)
 
 
@@ -228,7 +228,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
 ) -> None:
     kaggle_server.archives[MIRROR] = [BIG_ZIP]
     kaggle_server.cut = [2 * 2**20 + 100]
-    assert fetch(spec, store, settings)["files"] == 164
+    assert fetch_source(spec, store, settings)["files"] == 164
     assert [call.range for call in kaggle_server.downloads()] == [None, f"bytes={2 * 2**20}-"]
 
 
@@ -238,13 +238,13 @@ def test_a_download_that_keeps_breaking_off_goes_on_at_the_next_fetch(
     kaggle_server.archives[MIRROR] = [BIG_ZIP]
     kaggle_server.cut = [2**20 + 100, *[0] * 5]  # the package gives up after five more
     with pytest.raises(TryAgain, match="broke off") as error:
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert "Signature" not in str(error.value)
     name = MIRROR.partition("/")[2]
     assert files_in(cache) == [f"{name}.zip", f"{name}.zip.kaggle-partial"]
     assert store.keys("objects") == []
     kaggle_server.calls.clear()
-    assert fetch(spec, store, settings)["files"] == 164
+    assert fetch_source(spec, store, settings)["files"] == 164
     assert [call.range for call in kaggle_server.downloads()] == [None, f"bytes={2**20}-"]
 
 
@@ -254,9 +254,9 @@ def test_an_archive_that_changed_meanwhile_is_not_glued_to_the_old_one(
     kaggle_server.archives[MIRROR] = [BIG_ZIP]
     kaggle_server.cut = [2**20 + 100, *[0] * 5]
     with pytest.raises(TryAgain):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     kaggle_server.archives[MIRROR].append(OTHER_ZIP)
-    assert fetch(spec, store, settings)["files"] == 80
+    assert fetch_source(spec, store, settings)["files"] == 80
 
 
 def test_a_truncated_archive_is_removed_so_that_a_retry_downloads_anew(
@@ -266,11 +266,11 @@ def test_a_truncated_archive_is_removed_so_that_a_retry_downloads_anew(
     with pytest.raises(
         SourceError, match=r"\.zip: not a whole zip archive .*; the download was removed, so fetching again"
     ):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert files_in(cache) == []
     assert store.keys("objects") == []
     kaggle_server.archives[MIRROR] = [ZIP]
-    assert fetch(spec, store, settings)["files"] == 164
+    assert fetch_source(spec, store, settings)["files"] == 164
 
 
 def test_a_damaged_image_in_the_archive_leaves_no_raw_version(
@@ -279,7 +279,7 @@ def test_a_damaged_image_in_the_archive_leaves_no_raw_version(
     middle = len(ZIP) // 2
     kaggle_server.archives[MIRROR] = [ZIP[:middle] + b"\0" * 200 + ZIP[middle + 200 :]]
     with pytest.raises(SourceError, match="in it is damaged"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert store.keys("objects/raw") == []
     assert files_in(cache) == []
 
@@ -291,7 +291,7 @@ def test_an_archive_without_images_is_an_error(
     with pytest.raises(
         SourceError, match=r"no image files below waseemalastal/.* \(1 other files, such as .*leia-me\.txt\)"
     ):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_a_full_disk_is_noticed_before_the_download(
@@ -299,7 +299,7 @@ def test_a_full_disk_is_noticed_before_the_download(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * len(ZIP)))
     with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert all(call.range is None for call in kaggle_server.downloads())
     assert store.keys("objects") == []
 
@@ -317,13 +317,13 @@ def test_a_disk_that_fills_up_meanwhile_is_named(
     name = f"{MIRROR.partition('/')[2]}.zip"
     (cache / "latest" / name).mkdir(parents=True)  # as good as a full disk: writing there fails
     with pytest.raises(ConfigError, match=rf"{name}: cannot be written \(Is a directory\)"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_two_fetches_of_one_version_do_not_mix(spec: SourceSpec, store: Store, settings: Settings, cache: Path) -> None:
     (cache / "latest").mkdir(parents=True)
     with FileLock(cache / "latest" / "lock"), pytest.raises(TryAgain, match="being fetched by another process"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_an_archive_left_by_a_crash_is_not_downloaded_again(
@@ -342,10 +342,10 @@ def test_an_archive_left_by_a_crash_is_not_downloaded_again(
     with monkeypatch.context() as patch:
         patch.setattr(store, "put_blob", crash)
         with pytest.raises(OSError, match="No space left"):
-            fetch(spec, store, settings)
+            fetch_source(spec, store, settings)
     assert f"{MIRROR.partition('/')[2]}.zip" in files_in(cache)
     kaggle_server.cut = [0]  # whoever reads the body now is cut off, and would have to ask twice
-    assert fetch(spec, store, settings)["files"] == 164
+    assert fetch_source(spec, store, settings)["files"] == 164
     assert len(kaggle_server.downloads()) == 2
     assert files_in(cache) == []
 
@@ -369,4 +369,4 @@ def test_where_credentials_are_found(
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
-    assert kaggle.credentials() == (found and str(tmp_path / found))
+    assert kaggle.find_credentials() == (found and str(tmp_path / found))

@@ -9,7 +9,7 @@ import pytest
 from ml.core.errors import SourceError
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources import SourceSpec, demo, fetch
+from ml.data.sources import SourceSpec, demo, fetch_source
 from ml.data.sources.raw import _in_threads
 
 Declare = Callable[..., SourceSpec]
@@ -29,7 +29,7 @@ def test_a_folder_becomes_blobs_and_a_raw_version(
     declare: Declare, images: Path, store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "notes.txt").write_text("notes")
-    result = fetch(declare(kind="directory", path=str(images)), store, settings)
+    result = fetch_source(declare(kind="directory", path=str(images)), store, settings)
     raw = result["version"]
     assert result == {"source": "mine", "kind": "directory", "version": raw, "files": 5, "bytes": 45, "skipped": 1}
     meta = store.meta(raw)
@@ -53,19 +53,19 @@ def test_the_version_follows_from_names_and_content_alone(
     declare: Declare, images: Path, store: Store, settings: Settings
 ) -> None:
     spec = declare(kind="directory", path=str(images))
-    first = fetch(spec, store, settings)["version"]
+    first = fetch_source(spec, store, settings)["version"]
     ref = store.read("refs/raw/mine.json")
     moved = images.rename(images.with_name("moved"))
     again = declare(kind="directory", path=str(moved))
-    assert fetch(again, store, settings)["version"] == first
+    assert fetch_source(again, store, settings)["version"] == first
     assert store.read("refs/raw/mine.json") == ref  # not even the time has changed
     (moved / "0.png").write_bytes(b"another")
-    changed = fetch(again, store, settings)["version"]
+    changed = fetch_source(again, store, settings)["version"]
     (moved / "0.png").rename(moved / "zero.png")
-    renamed = fetch(again, store, settings)["version"]
+    renamed = fetch_source(again, store, settings)["version"]
     assert len({first, changed, renamed}) == 3
     assert store.read("refs/raw/mine.json")[0]["raw"] == renamed
-    assert fetch(declare("other", kind="directory", path=str(moved)), store, settings)["version"] != renamed
+    assert fetch_source(declare("other", kind="directory", path=str(moved)), store, settings)["version"] != renamed
 
 
 @pytest.mark.parametrize("other", ["", "readme.txt"])
@@ -79,7 +79,7 @@ def test_a_folder_without_images_is_an_error_and_leaves_nothing(
     with pytest.raises(
         SourceError, match=r"mine\.yaml: no image files below .*/empty.*; looked for \.bmp \.jpeg"
     ) as error:
-        fetch(declare(kind="directory", path=str(folder)), store, settings)
+        fetch_source(declare(kind="directory", path=str(folder)), store, settings)
     assert ("(1 other files, such as readme.txt)" in str(error.value)) == bool(other)
     assert store.keys("objects") == []
     assert store.keys("refs/raw") == []
@@ -87,7 +87,7 @@ def test_a_folder_without_images_is_an_error_and_leaves_nothing(
 
 def test_a_missing_folder_is_named(tmp_path: Path, declare: Declare, store: Store, settings: Settings) -> None:
     with pytest.raises(SourceError, match="gone: no such folder"):
-        fetch(declare(kind="directory", path=str(tmp_path / "gone")), store, settings)
+        fetch_source(declare(kind="directory", path=str(tmp_path / "gone")), store, settings)
 
 
 def test_a_file_that_cannot_be_read_leaves_no_raw_version(
@@ -102,17 +102,17 @@ def test_a_file_that_cannot_be_read_leaves_no_raw_version(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(SourceError, match=r"3\.png: cannot be read"):
-        fetch(declare(kind="directory", path=str(images)), store, settings)
+        fetch_source(declare(kind="directory", path=str(images)), store, settings)
     assert store.keys("objects/raw") == []
     assert store.keys("refs/raw") == []
     monkeypatch.undo()
-    assert fetch(declare(kind="directory", path=str(images)), store, settings)["files"] == 5
+    assert fetch_source(declare(kind="directory", path=str(images)), store, settings)["files"] == 5
 
 
 def test_demo_pictures_are_drawn_once(
     declare: Declare, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fetch(declare("demo", kind="demo", images=82, seed=3), store, settings)
+    first = fetch_source(declare("demo", kind="demo", images=82, seed=3), store, settings)
     assert first["files"] == 82
     assert store.meta(first["version"])["origin"]["seed"] == 3
     listing = pd.read_parquet(store.file(first["version"], "files.parquet"))
@@ -121,10 +121,10 @@ def test_demo_pictures_are_drawn_once(
     def draw_nothing(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]]:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(demo, "pictures", draw_nothing)
-    assert fetch(declare("demo", kind="demo", images=82, seed=3), store, settings) == first
+    monkeypatch.setattr(demo, "draw_files", draw_nothing)
+    assert fetch_source(declare("demo", kind="demo", images=82, seed=3), store, settings) == first
     with pytest.raises(AssertionError, match="drawn again"):
-        fetch(declare("demo", kind="demo", images=82, seed=4), store, settings)
+        fetch_source(declare("demo", kind="demo", images=82, seed=4), store, settings)
 
 
 def test_few_files_are_in_memory_at_a_time() -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, inventory, parse_name
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, parse_name, read_inventory
 from ml.data.manifest import make_manifest, read_manifest
-from ml.data.sources import fetch, load_source
-from ml.data.validation import validate
+from ml.data.sources import fetch_source, load_source
+from ml.data.validation import validate_manifest
 from tests.benchmarks.replica import LARGEST, Replica
 
 pytestmark = [pytest.mark.replica, pytest.mark.timeout(1800)]
@@ -64,22 +64,22 @@ def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: S
     yaml.write_text(f"name: {layout.__name__}\nkind: directory\npath: ./tree\ninventory: true\n")
     spec = load_source(yaml, tmp_path)
     settings = Settings(home=tmp_path / "home", store=store.root)
-    fetched = fetch(spec, store, settings)
+    fetched = fetch_source(spec, store, settings)
     assert (fetched["files"], fetched["skipped"]) == (copies, 1 if layout is ambarish else 0)
     made = make_manifest(spec, store, settings.worker_count)
     rows = read_manifest(made["manifest"], store)
     quarantine = pd.read_parquet(store.file(made["manifest"], "quarantine.parquet"))
 
     # Slide 14-13412 is there as DC and as LC, with the same 123 pictures; nobody can say which is right.
-    doubtful = sum(row.images for row in inventory() if row.slide == DUPLICATED_SLIDE)
+    doubtful = sum(row.images for row in read_inventory() if row.slide == DUPLICATED_SLIDE)
     assert made["quarantined"] == {"slide_with_two_subtypes": doubtful}
     assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
     assert len(rows) + len(quarantine) == LARGEST
     assert made["duplicates"] == copies - LARGEST
     assert made["tree"] == {original: "original tree"}.get(layout, f"{layout.__name__} mirror")
     found = pd.concat([rows, quarantine], ignore_index=True).groupby(["subtype", "slide", "magnification"]).size()
-    assert found.to_dict() == {(row.subtype, row.slide, row.magnification): row.images for row in inventory()}
-    result = validate(made["manifest"], store)
+    assert found.to_dict() == {(row.subtype, row.slide, row.magnification): row.images for row in read_inventory()}
+    result = validate_manifest(made["manifest"], store)
     assert (result["passed"], result["failed"], result["errored"], result["warned"]) == (True, [], [], [])
 
     # The same names, labels, cases and pictures as in the other trees.

@@ -25,8 +25,8 @@ from kaggle_server import mirror_zip, noise_png, some_names
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store, digest
-from ml.data.sources import SourceSpec, fetch
-from ml.data.sources.spec import KEY_VARIABLES
+from ml.data.sources import SourceSpec, fetch_source
+from ml.data.sources.spec import S3_KEY_VARIABLES
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +36,7 @@ def bucket(s3_endpoint: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> 
     """A bucket with two images and a text below images/; the source's key is in the environment."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    for name in KEY_VARIABLES:
+    for name in S3_KEY_VARIABLES:
         monkeypatch.setenv(name, "source")
     name = f"bucket-{digest(str(tmp_path))[:20]}"
     client = boto3.client(
@@ -147,13 +147,13 @@ def big_zip(seed: str, megabytes: int = 11) -> bytes:
 
 def test_images_below_a_prefix(source: Any, bucket: Any, store: Store, settings: Settings, capsys: Any) -> None:
     spec = source(prefix="images/")
-    first = fetch(spec, store, settings)
+    first = fetch_source(spec, store, settings)
     assert (first["files"], first["bytes"], first["skipped"]) == (2, 6, 1)
     assert "nothing to download" not in capsys.readouterr().err
-    assert fetch(spec, store, settings) == first
+    assert fetch_source(spec, store, settings) == first
     assert "nothing has changed there; nothing to download" in capsys.readouterr().err
     bucket.put_object(Key="images/3.png", Body=b"three")
-    second = fetch(spec, store, settings)
+    second = fetch_source(spec, store, settings)
     assert second["files"] == 3
     assert second["version"] != first["version"]
 
@@ -161,18 +161,18 @@ def test_images_below_a_prefix(source: Any, bucket: Any, store: Store, settings:
 def test_the_same_bytes_are_the_same_version_from_wherever(
     source: Any, store: Store, settings: Settings, declare: Any, tmp_path: Any
 ) -> None:
-    there = fetch(source(prefix="images/"), store, settings)
+    there = fetch_source(source(prefix="images/"), store, settings)
     folder = tmp_path / "images"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "1.png").write_bytes(b"one")
     (folder / "2.PNG").write_bytes(b"two")
-    assert fetch(declare(kind="directory", path=str(folder)), store, settings)["version"] == there["version"]
+    assert fetch_source(declare(kind="directory", path=str(folder)), store, settings)["version"] == there["version"]
 
 
 def test_keys_that_would_be_one_name_are_refused(source: Any, bucket: Any, store: Store, settings: Settings) -> None:
     bucket.put_object(Key="images//2.PNG", Body=b"another")
     with pytest.raises(SourceError, match=r"'images//2\.PNG' and 'images/2\.PNG' differ in slashes alone"):
-        fetch(source(prefix="images/"), store, settings)
+        fetch_source(source(prefix="images/"), store, settings)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -188,17 +188,17 @@ def test_an_archive(source: Any, bucket: Any, store: Store, settings: Settings, 
         data = packed.getvalue()
     bucket.put_object(Key=f"all.{kind}", Body=data)
     spec = source(archive=f"all.{kind}")
-    first = fetch(spec, store, settings)
+    first = fetch_source(spec, store, settings)
     assert first["files"] == images
     assert left_in(settings) == []
-    assert fetch(spec, store, settings) == first
+    assert fetch_source(spec, store, settings) == first
     assert "nothing to download" in capsys.readouterr().err
 
 
 def test_a_broken_archive_leaves_nothing(source: Any, bucket: Any, store: Store, settings: Settings) -> None:
     bucket.put_object(Key="all.zip", Body=mirror_zip(some_names())[:-100])
     with pytest.raises(SourceError, match=r"not a whole zip archive .*was removed"):
-        fetch(source(archive="all.zip"), store, settings)
+        fetch_source(source(archive="all.zip"), store, settings)
     assert left_in(settings) == []
     assert store.read("refs/raw/mine.json") == (None, None)
 
@@ -213,7 +213,7 @@ def test_more_objects_than_a_page_of_the_listing_holds(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(1_010)))
     spec = source(prefix="many/", endpoint=way.url)
-    first = fetch(spec, store, settings)
+    first = fetch_source(spec, store, settings)
     assert (first["files"], way.listings) == (1_010, 2)
     assert len(way.gets) == 1_010
     listing = pd.read_parquet(store.file(first["version"], "files.parquet"))
@@ -221,14 +221,14 @@ def test_more_objects_than_a_page_of_the_listing_holds(
     assert listing["sha256"].nunique() == 50
 
     way.gets.clear()
-    assert fetch(spec, store, settings) == first
+    assert fetch_source(spec, store, settings) == first
     assert "nothing has changed there; nothing to download" in capsys.readouterr().err
     assert way.gets == []
 
     bucket.put_object(Key="many/3/0003.png", Body=b"changed")
     bucket.put_object(Key="many/new.png", Body=b"new")
     bucket.delete_objects(Delete={"Objects": [{"Key": "many/0/0000.png"}]})
-    second = fetch(spec, store, settings)
+    second = fetch_source(spec, store, settings)
     assert sorted(way.gets) == [("many/3/0003.png", None), ("many/new.png", None)]
     assert second["files"] == 1_010
     assert second["version"] != first["version"]
@@ -242,11 +242,11 @@ def test_a_fetch_of_objects_that_breaks_off_goes_on_with_those_that_are_missing(
     spec = source(prefix="some/", endpoint=way.url)
     way.cut = [10_000_000] * 40 + [100]
     with pytest.raises(TryAgain, match="broke off"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     assert store.read("refs/raw/mine.json") == (None, None)
     asked = {key for key, _ in way.gets}
     way.gets.clear()
-    assert fetch(spec, store, settings)["files"] == 60
+    assert fetch_source(spec, store, settings)["files"] == 60
     missing = {key for key, _ in way.gets}
     assert len(missing) <= 30
     assert {f"some/{number:02}.png" for number in range(60)} == asked | missing
@@ -256,13 +256,13 @@ def test_what_was_erased_from_the_store_is_fetched_again(
     source: Any, bucket: Any, way: Way, store: Store, settings: Settings
 ) -> None:
     spec = source(prefix="images/", endpoint=way.url)
-    fetch(spec, store, settings)
+    fetch_source(spec, store, settings)
     for path in store.path("objects/blobs").rglob("*"):
         if path.is_file() and path.read_bytes() == b"one":
             path.unlink()
     bucket.put_object(Key="images/3.png", Body=b"three")
     way.gets.clear()
-    assert fetch(spec, store, settings)["files"] == 3
+    assert fetch_source(spec, store, settings)["files"] == 3
     assert sorted(key for key, _ in way.gets) == ["images/3.png", "images/a/1.png"]
 
 
@@ -272,8 +272,8 @@ def test_an_object_that_is_replaced_meanwhile_is_not_taken_for_the_one_in_the_li
     spec = source(prefix="images/", endpoint=way.url)
     way.before_get = lambda: [bucket.put_object(Key=key, Body=b"new") for key in ("images/a/1.png", "images/2.PNG")]
     with pytest.raises(TryAgain, match=r"was replaced while it was being fetched; try again"):
-        fetch(spec, store, settings)
-    assert fetch(spec, store, settings)["bytes"] == 6
+        fetch_source(spec, store, settings)
+    assert fetch_source(spec, store, settings)["bytes"] == 6
 
 
 def test_an_archive_that_was_uploaded_in_parts(
@@ -284,14 +284,14 @@ def test_an_archive_that_was_uploaded_in_parts(
     bucket.upload_fileobj(io.BytesIO(data), "all.zip", Config=limits)
     assert bucket.Object("all.zip").e_tag.endswith('-3"')  # no hash of the content
     spec = source(archive="all.zip", endpoint=way.url)
-    first = fetch(spec, store, settings)
+    first = fetch_source(spec, store, settings)
     assert first["files"] == 11
     assert store.meta(first["version"])["origin"]["mark"].endswith('-3"')
-    assert fetch(spec, store, settings) == first
+    assert fetch_source(spec, store, settings) == first
     assert "nothing to download" in capsys.readouterr().err
     assert way.gets == [("all.zip", None)]
     bucket.put_object(Key="all.zip", Body=data)  # the same in one part: another ETag, the same version
-    assert fetch(spec, store, settings)["version"] == first["version"]
+    assert fetch_source(spec, store, settings)["version"] == first["version"]
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(
@@ -302,10 +302,10 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(
     way.cut = [1_000_000, 1_500_000]
     for _ in range(2):
         with pytest.raises(TryAgain, match=r"mine\.yaml: http.* cannot be reached or broke off"):
-            fetch(spec, store, settings)
+            fetch_source(spec, store, settings)
     assert len(left_in(settings)) == 1
     assert store.keys("objects") == []
-    assert fetch(spec, store, settings)["files"] == 3
+    assert fetch_source(spec, store, settings)["files"] == 3
     begins = [int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0 for _, asked in way.gets]
     assert begins[0] == 0
     assert 900_000 < begins[1] <= 1_000_000
@@ -321,16 +321,16 @@ def test_a_disk_without_room(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000_000))
         with pytest.raises(ConfigError, match=r"GB free, 0\.3 GB needed; free some space, or move the store"):
-            fetch(spec, store, settings)
+            fetch_source(spec, store, settings)
     assert way.gets == []
     way.cut = [1_000_000]
     with pytest.raises(TryAgain):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
     [part] = settings.cache.rglob("*.part")
     part.unlink()
     part.symlink_to("/dev/full")
     with pytest.raises(ConfigError, match=r"\.part: cannot be written \(No space left on device\); see to the disk"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
 
 def test_two_states_of_an_archive_are_never_put_together(
@@ -340,15 +340,15 @@ def test_two_states_of_an_archive_are_never_put_together(
     spec = source(archive="all.zip", endpoint=way.url)
     way.cut = [1_000_000]
     with pytest.raises(TryAgain, match="broke off"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
     # Replaced between asking for its ETag and going on with it.
     way.before_get = lambda: bucket.put_object(Key="all.zip", Body=big_zip("two", 2))
     with pytest.raises(TryAgain, match=r"all\.zip was replaced while it was being fetched; try again"):
-        fetch(spec, store, settings)
+        fetch_source(spec, store, settings)
 
     # The next try begins anew and throws the old part away.
-    assert fetch(spec, store, settings)["files"] == 2
+    assert fetch_source(spec, store, settings)["files"] == 2
     assert way.gets[-1] == ("all.zip", None)
     assert left_in(settings) == []
 
@@ -361,8 +361,8 @@ def test_an_archive_that_a_crash_left_is_not_downloaded_again(
     with monkeypatch.context() as patch:
         patch.setattr(store, "put_blob", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
-            fetch(spec, store, settings)
-    assert fetch(spec, store, settings)["files"] == 164
+            fetch_source(spec, store, settings)
+    assert fetch_source(spec, store, settings)["files"] == 164
     assert way.gets == [("all.zip", None)]
     assert left_in(settings) == []
 
@@ -380,7 +380,7 @@ def test_what_is_not_there(
     source: Any, store: Store, settings: Settings, fields: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        fetch(source(**fields), store, settings)
+        fetch_source(source(**fields), store, settings)
 
 
 def refusal(code: str) -> bytes:
@@ -418,7 +418,7 @@ def test_what_the_server_refuses_is_told_apart(
     if status == 400 and "archive" in fields:  # the answer to a HEAD has no body that could tell them apart
         error, message = SourceError, "answers 400 for s3://"
     with pytest.raises(error, match=rf"mine\.yaml: http.*{message}") as caught:
-        fetch(source(endpoint=way.url, **fields), store, settings)
+        fetch_source(source(endpoint=way.url, **fields), store, settings)
     assert type(caught.value) is error
     assert store.keys("objects") == []
 
@@ -447,7 +447,7 @@ def test_a_web_server_of_another_kind_is_told_from_s3(
     monkeypatch.setattr("time.sleep", lambda _: None)
     way.answer = (200, data)
     with pytest.raises(error, match=message):
-        fetch(source(endpoint=way.url, **fields), store, settings)
+        fetch_source(source(endpoint=way.url, **fields), store, settings)
 
 
 @pytest.fixture
@@ -480,55 +480,55 @@ def test_a_server_that_checks_keys(
     key, secret = guarded("s3:*")
 
     def use(*pair: str) -> None:
-        for name, value in zip(KEY_VARIABLES, pair, strict=True):
+        for name, value in zip(S3_KEY_VARIABLES, pair, strict=True):
             monkeypatch.setenv(name, value)
 
     for pair, code in (((key, "wrong-secret"), "SignatureDoesNotMatch"), (("AKIAUNKNOWN", secret), "InvalidAccessKey")):
         use(*pair)
         with pytest.raises(CredentialsError, match=rf"does not let this key read s3://.* \({code}") as error:
-            fetch(source(prefix="images/"), store, settings)
+            fetch_source(source(prefix="images/"), store, settings)
         assert pair[1] not in str(error.value)
     use(key, secret)
-    assert fetch(source(prefix="images/"), store, settings)["files"] == 2
+    assert fetch_source(source(prefix="images/"), store, settings)["files"] == 2
 
 
 def test_a_key_that_may_list_and_not_read(
     source: Any, guarded: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in zip(KEY_VARIABLES, guarded("s3:ListBucket"), strict=True):
+    for name, value in zip(S3_KEY_VARIABLES, guarded("s3:ListBucket"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(CredentialsError, match=r"does not let this key read s3://.*/images/.* \(AccessDenied"):
-        fetch(source(prefix="images/"), store, settings)
+        fetch_source(source(prefix="images/"), store, settings)
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({KEY_VARIABLES[0]: "half"}, "no key for s3://"),
+        ({S3_KEY_VARIABLES[0]: "half"}, "no key for s3://"),
         ({"AWS_PROFILE": "nobody"}, r"no key for s3://.*\(nobody\)"),
-        ({KEY_VARIABLES[0]: "a key\n", KEY_VARIABLES[1]: "secret"}, "the key for s3://.* has a blank"),
-        ({KEY_VARIABLES[0]: "key", KEY_VARIABLES[1]: "se cret"}, "the key for s3://.* has a blank"),
+        ({S3_KEY_VARIABLES[0]: "a key\n", S3_KEY_VARIABLES[1]: "secret"}, "the key for s3://.* has a blank"),
+        ({S3_KEY_VARIABLES[0]: "key", S3_KEY_VARIABLES[1]: "se cret"}, "the key for s3://.* has a blank"),
     ],
 )
 def test_credentials_that_cannot_be_right(
     source: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, variables: Any, message: str
 ) -> None:
-    for name in KEY_VARIABLES:
+    for name in S3_KEY_VARIABLES:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(CredentialsError, match=rf"mine\.yaml: {message}"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
 
 
 def test_no_key(source: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in KEY_VARIABLES:
+    for name in S3_KEY_VARIABLES:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     with pytest.raises(CredentialsError, match=r"no key for s3://.* set BREAKHIS_SOURCE_KEY and"):
-        fetch(source(), store, settings)
+        fetch_source(source(), store, settings)
 
 
 def test_a_prefix_and_an_archive_are_one_too_many(source: Any) -> None:

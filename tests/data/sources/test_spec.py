@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ml.core.errors import ConfigError
 from ml.core.settings import PROJECT, Settings
-from ml.core.yaml_files import build
+from ml.core.yaml_files import validate_mapping
 from ml.data.sources import (
-    KINDS,
+    SOURCE_KINDS,
     DemoSource,
     DirectorySource,
     KaggleSource,
@@ -118,9 +118,9 @@ def test_a_missing_source_lists_those_there_are(settings: Settings, declare: Cal
     st.dictionaries(st.text(max_size=12), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()))
 )
 def test_whatever_stands_there_fits_or_is_a_config_error(data: dict[str, object]) -> None:
-    for kind, model in KINDS.items():
+    for kind, model in SOURCE_KINDS.items():
         with contextlib.suppress(ConfigError):
-            assert build({**data, "kind": kind, "name": "mine"}, model, Path("/mine.yaml")).kind == kind
+            assert validate_mapping({**data, "kind": kind, "name": "mine"}, model, Path("/mine.yaml")).kind == kind
 
 
 def test_the_demo_source_draws_whatever_may_be_declared() -> None:

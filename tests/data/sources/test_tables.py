@@ -14,11 +14,11 @@ from ml.core.errors import ConfigError, SourceError
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.manifest import make_manifest, read_manifest
-from ml.data.sources import SourceSpec, Table, fetch
+from ml.data.sources import SourceSpec, TableSpec, fetch_source
 from ml.data.sources.spec import DirectorySource
 from ml.data.sources.tables import read_table
-from ml.data.validation import validate
-from tests.helpers.made_up import png, tree
+from ml.data.validation import validate_manifest
+from tests.helpers.made_up import png, write_tree
 
 COLUMNS = {"path": "Image", "patient": "PatientID", "subtype": "Diagnosis", "magnification": "Objective"}
 SUBTYPES = {"invasive ductal": "DC", "fibroadenoma": "F"}
@@ -40,7 +40,7 @@ def source(declare: Callable[..., SourceSpec], tmp_path: Path) -> Callable[..., 
     files = {f"scans/{name}.tif": png(k) for k, name in enumerate(("a1", "a2", "b1", "b2"))}
 
     def make(*rows: tuple[str, ...], more: dict[str, bytes] | None = None, **table: Any) -> SourceSpec:
-        tree(tmp_path / "images", {**files, "labels.csv": csv(*(rows or ROWS)), **(more or {})})
+        write_tree(tmp_path / "images", {**files, "labels.csv": csv(*(rows or ROWS)), **(more or {})})
         declared = {"file": "labels.csv", **COLUMNS, "subtypes": SUBTYPES, **table}
         return declare("clinic", kind="directory", path=str(tmp_path / "images"), layout="table", table=declared)
 
@@ -52,7 +52,7 @@ def ingest(store: Store, settings: Settings) -> Callable[[SourceSpec], tuple[pd.
     """The manifest, and of the quarantine reason and detail of each path."""
 
     def run(spec: SourceSpec) -> tuple[pd.DataFrame, dict[str, tuple[str, str]]]:
-        made = make_manifest(spec, store, 1, fetch(spec, store, settings)["version"])
+        made = make_manifest(spec, store, 1, fetch_source(spec, store, settings)["version"])
         out = pd.read_parquet(store.file(made["manifest"], "quarantine.parquet"))
         return read_manifest(made["manifest"], store), {r.path: (r.reason, r.detail) for r in out.itertuples()}
 
@@ -70,7 +70,7 @@ def test_a_table_becomes_a_manifest_that_passes(source: Any, ingest: Any, store:
         ("scans/b1.tif", "clinic:p2", "clinic:p2", "F", "benign", 20, 1),
         ("scans/b2.tif", "clinic:p2", "clinic:p2", "F", "benign", 40, 1),
     ]
-    validation = validate(make_manifest(spec, store, 1)["manifest"], store)
+    validation = validate_manifest(make_manifest(spec, store, 1)["manifest"], store)
     assert (validation["passed"], validation["failed"]) == (True, [])
     assert [one["name"] for one in validation["warned"]] == ["class_sizes"]  # of two images each
 
@@ -130,7 +130,7 @@ def test_tables_that_cannot_be_read(source: Any, ingest: Any, table: Any, messag
 
 
 def test_a_table_alone_is_no_source(ingest: Any, declare: Any, tmp_path: Path) -> None:
-    tree(tmp_path / "images", {"labels.csv": csv()})
+    write_tree(tmp_path / "images", {"labels.csv": csv()})
     spec = declare(
         "clinic",
         **{"kind": "directory", "path": str(tmp_path / "images"), "layout": "table"},
@@ -162,7 +162,7 @@ def test_layout_and_table_belong_together(declare: Any) -> None:
 @given(st.lists(st.tuples(*[st.text(max_size=6)] * 4), max_size=8))
 def test_any_text_in_the_cells_is_told_from_a_fault(rows: list[tuple[str, ...]]) -> None:
     spec = DirectorySource(
-        name="x", kind="directory", path=Path("/"), layout="table", table=Table(file="t.csv", **COLUMNS)
+        name="x", kind="directory", path=Path("/"), layout="table", table=TableSpec(file="t.csv", **COLUMNS)
     )
     try:
         told = read_table(spec, csv(*rows), ["a.png", "b/c.png"])

@@ -7,14 +7,14 @@ import pytest
 from made_up import Keep, manifest_table, quarantine_table, row
 
 from ml.core.store import Store, digest
-from ml.core.taxonomy import inventory
+from ml.core.taxonomy import read_inventory
 
 
 @pytest.fixture(scope="session")
 def whole() -> pd.DataFrame:
     """All 7,909 images of the published inventory."""
     return manifest_table(
-        [row(i.subtype, i.slide, i.magnification, seq) for i in inventory() for seq in range(1, i.images + 1)]
+        [row(i.subtype, i.slide, i.magnification, seq) for i in read_inventory() for seq in range(1, i.images + 1)]
     )
 
 

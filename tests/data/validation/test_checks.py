@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ml.core.store import canonical
 from ml.core.taxonomy import parse_name
-from ml.data.validation.checks import Check, checks, suite_version
+from ml.data.validation.checks import Check, build_suite, suite_version
 
 
 def regex() -> str:
-    (check,) = (one for one in checks(False) if one.name == "file_names")
+    (check,) = (one for one in build_suite(False) if one.name == "file_names")
     return str(check.rules[0].arguments["regex"])
 
 
@@ -40,7 +40,7 @@ def test_the_path_regex_is_the_grammar_of_names(name: str) -> None:
 
 
 def test_every_check_says_why_and_nothing_is_declared_twice() -> None:
-    suite = checks(True)
+    suite = build_suite(True)
     assert len({check.name for check in suite}) == len(suite)
     assert all(check.rules and check.sentence.endswith(".") and "$" not in check.sentence for check in suite)
     assert {check.name for check in suite if check.severity == "warning"} == {
@@ -50,12 +50,12 @@ def test_every_check_says_why_and_nothing_is_declared_twice() -> None:
 
 
 def test_the_inventory_is_only_asked_of_a_source_that_claims_it() -> None:
-    assert {check.name for check in checks(True)} - {check.name for check in checks(False)} == {"inventory"}
+    assert {check.name for check in build_suite(True)} - {check.name for check in build_suite(False)} == {"inventory"}
 
 
 @pytest.mark.parametrize("change", [{"severity": "warning"}, {"sentence": "Other words."}, {"rules": ()}])
 def test_the_version_changes_with_any_declaration(change: dict[str, object]) -> None:
-    suite = checks(False)
+    suite = build_suite(False)
     changed: tuple[Check, ...] = (dataclasses.replace(suite[0], **change), *suite[1:])  # type: ignore[arg-type]
     assert suite_version(changed) != suite_version(suite)
-    assert suite_version(checks(False)) == suite_version(suite) != suite_version(checks(True))
+    assert suite_version(build_suite(False)) == suite_version(suite) != suite_version(build_suite(True))

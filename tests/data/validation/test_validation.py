@@ -20,8 +20,8 @@ from ml.core.errors import ConfigError, Refused, StoreError
 from ml.core.store import Json, Store
 from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.source_versions import publish_manifest
-from ml.data.validation import images_before, only_in_quarantine, validate
-from ml.data.validation.checks import ONLY_IN_QUARANTINE, checks
+from ml.data.validation import images_before, only_in_quarantine, validate_manifest
+from ml.data.validation.checks import ONLY_IN_QUARANTINE, build_suite
 
 
 def names(found: list[Json]) -> set[str]:
@@ -80,7 +80,7 @@ FAULTS: dict[str, tuple[Fault, set[str]]] = {
 def test_each_check_fails_on_what_it_is_for_and_no_other(
     fault: Fault, expected: set[str], small: pd.DataFrame, keep: Keep, store: Store
 ) -> None:
-    result = validate(keep(fault(small)), store)
+    result = validate_manifest(keep(fault(small)), store)
     assert names(result["failed"]) == expected
     assert not result["passed"]
     assert not result["errored"]
@@ -93,7 +93,7 @@ def test_a_manifest_without_fault_passes(
     calls: list[object] = []
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: calls.append(address))
     manifest = keep(small)
-    result = validate(manifest, store)
+    result = validate_manifest(manifest, store)
     out, err = capfd.readouterr()
     assert result["passed"]
     assert not result["failed"] + result["errored"] + result["warned"]
@@ -103,12 +103,14 @@ def test_a_manifest_without_fault_passes(
     assert out == ""
     assert err == "validating 12 images of made-up with Great Expectations\n"
     meta = store.meta(result["validation"])
-    assert [(one["name"], one["severity"]) for one in meta["checks"]] == [(c.name, c.severity) for c in checks(False)]
+    assert [(one["name"], one["severity"]) for one in meta["checks"]] == [
+        (c.name, c.severity) for c in build_suite(False)
+    ]
     assert all(one["success"] for one in meta["checks"])
 
 
 def test_another_size_is_a_warning_and_passes(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate(keep(put(small, 3, width=224, height=224)), store)
+    result = validate_manifest(keep(put(small, 3, width=224, height=224)), store)
     assert result["passed"]
     (warned,) = result["warned"]
     assert warned["name"] == "image_sizes"
@@ -119,7 +121,7 @@ def test_another_size_is_a_warning_and_passes(small: pd.DataFrame, keep: Keep, s
 
 
 def test_a_finding_names_the_first_rows_by_path(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    (failed,) = validate(keep(small.assign(seq=9)), store)["failed"]
+    (failed,) = validate_manifest(keep(small.assign(seq=9)), store)["failed"]
     assert failed["name"] == "names_agree"
     assert failed["unexpected"] == 12
     assert [one["path"] for one in failed["rows"]] == list(small["path"][:5])
@@ -130,7 +132,7 @@ def test_a_finding_names_the_first_rows_by_path(small: pd.DataFrame, keep: Keep,
 def test_a_missing_column_fails_the_schema_and_what_needs_it_is_errored(
     small: pd.DataFrame, keep: Keep, store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = validate(keep(small.drop(columns="width")), store)
+    result = validate_manifest(keep(small.drop(columns="width")), store)
     assert names(result["failed"]) == {"schema"}
     assert result["failed"][0]["observed"] == "columns missing: width"
     assert names(result["errored"]) == {"not_null", "image_sizes"}
@@ -150,14 +152,14 @@ def test_a_crash_is_errored_blocks_and_is_not_remembered(
     manifest = keep(small)
     with monkeypatch.context() as patch:
         patch.setattr(expectations, "_agrees", crash)
-        crashed = validate(manifest, store)
+        crashed = validate_manifest(manifest, store)
     assert not crashed["passed"]
     assert not crashed["failed"]
     assert names(crashed["errored"]) == {"names_agree"}
     assert "out of paper" in crashed["errored"][0]["observed"]
     assert "names_agree crashed" in Path(crashed["docs"].removeprefix("file://")).read_text()
 
-    again = validate(manifest, store)
+    again = validate_manifest(manifest, store)
     assert again["passed"]
     assert again["validation"] != crashed["validation"]
 
@@ -166,7 +168,7 @@ def test_the_answer_is_remembered_and_great_expectations_not_even_imported(
     small: pd.DataFrame, keep: Keep, store: Store
 ) -> None:
     manifest = keep(small.assign(seq=9))
-    first = validate(manifest, store)
+    first = validate_manifest(manifest, store)
     program = (
         "import json, sys\n"
         "from ml.core.store import Store\n"
@@ -181,16 +183,16 @@ def test_the_answer_is_remembered_and_great_expectations_not_even_imported(
 
 def test_the_validation_is_named_by_what_was_found(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     manifest = keep(small)
-    first = validate(manifest, store)["validation"]
+    first = validate_manifest(manifest, store)["validation"]
     for memo in (Path(store.root.removeprefix("file://")) / "objects/memos/validate").iterdir():
         memo.unlink()
-    assert validate(manifest, store)["validation"] == first
+    assert validate_manifest(manifest, store)["validation"] == first
 
 
 @pytest.mark.parametrize("oid", ["manifest-000000000000", "nonsense"])
 def test_an_unknown_manifest_is_an_error(oid: str, store: Store) -> None:
     with pytest.raises(StoreError, match=oid):
-        validate(oid, store)
+        validate_manifest(oid, store)
 
 
 def earlier(frame: pd.DataFrame, store: Store) -> str:
@@ -203,7 +205,7 @@ def earlier(frame: pd.DataFrame, store: Store) -> str:
 def test_a_manifest_of_an_earlier_release_is_an_error(small: pd.DataFrame, store: Store) -> None:
     old = earlier(small, store)
     with pytest.raises(StoreError, match="made by an earlier release; run: breakhis manifest made-up"):
-        validate(old, store)
+        validate_manifest(old, store)
 
 
 def test_what_an_earlier_release_published_is_replaced(small: pd.DataFrame, keep: Keep, store: Store) -> None:
@@ -216,7 +218,7 @@ def test_what_an_earlier_release_published_is_replaced(small: pd.DataFrame, keep
 def test_an_object_of_another_kind_is_an_error(store: Store) -> None:
     raw = store.create("raw", [], {"source": "made-up"})
     with pytest.raises(StoreError, match="is no manifest"):
-        validate(raw, store)
+        validate_manifest(raw, store)
 
 
 # --- the inventory ----------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def inventory_finding(frame: pd.DataFrame, quarantine: list[dict[str, Any]], tmp
     """What became of the inventory check alone."""
     from ml.data.validation.suite import run_suite
 
-    (check,) = (one for one in checks(True) if one.name == "inventory")
+    (check,) = (one for one in build_suite(True) if one.name == "inventory")
     only = {ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine_table(quarantine))}
     ((outcome,), _) = run_suite((check,), frame, only, "manifest-0", tmp_path)
     return outcome
@@ -246,7 +248,7 @@ def test_whole_breakhis_passes_with_the_doubtful_slide_in_quarantine(
 ) -> None:
     frame, quarantine = split_off
     assert len(frame) + len(quarantine) == 7909
-    result = validate(keep(frame, quarantine, inventory=True), store)
+    result = validate_manifest(keep(frame, quarantine, inventory=True), store)
     assert result["passed"]
     assert not result["failed"] + result["errored"] + result["warned"]
     observed = {one["name"]: one["observed"] for one in store.meta(result["validation"])["checks"]}
@@ -257,7 +259,7 @@ def test_whole_breakhis_passes_with_the_doubtful_slide_in_quarantine(
 def test_all_published_names_at_once_fail_only_for_the_slide_with_two_subtypes(
     whole: pd.DataFrame, keep: Keep, store: Store
 ) -> None:
-    result = validate(keep(whole, inventory=True), store)
+    result = validate_manifest(keep(whole, inventory=True), store)
     (failed,) = result["failed"]
     assert failed["name"] == "subtype_per_slide"
     assert failed["unexpected"] == 246
@@ -266,7 +268,7 @@ def test_all_published_names_at_once_fail_only_for_the_slide_with_two_subtypes(
 
 def test_one_image_less_fails_and_names_the_cell(whole: pd.DataFrame, keep: Keep, store: Store) -> None:
     missing = whole.index[whole["path"].str.endswith("SOB_M_PC-15-190EF-100-003.png")]
-    result = validate(keep(whole.drop(index=missing), inventory=True), store)
+    result = validate_manifest(keep(whole.drop(index=missing), inventory=True), store)
     assert not result["passed"]
     (failed,) = (one for one in result["failed"] if one["name"] == "inventory")
     published = int(((whole["slide"] == "15-190EF") & (whole["magnification"] == 100)).sum())
@@ -281,8 +283,8 @@ def test_one_image_less_fails_and_names_the_cell(whole: pd.DataFrame, keep: Keep
 
 
 def test_without_the_claim_a_part_of_breakhis_passes(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    assert validate(keep(small, inventory=False), store)["passed"]
-    claimed = validate(keep(small, inventory=True), store)
+    assert validate_manifest(keep(small, inventory=False), store)["passed"]
+    claimed = validate_manifest(keep(small, inventory=True), store)
     (failed,) = claimed["failed"]
     assert failed["name"] == "inventory"
     assert len(failed["rows"]) == failed["unexpected"] == 32
@@ -316,7 +318,7 @@ def test_the_pages_lead_to_each_other_and_need_no_network(small: pd.DataFrame, k
         put(small, 3, path=evil, seq=9),
         [quarantined(small.iloc[0].to_dict(), folder="<u>x</u>/"), named_wrongly("IMG_1.png")],  # type: ignore[arg-type]
     )
-    result = validate(manifest, store)
+    result = validate_manifest(manifest, store)
     index = Path(result["docs"].removeprefix("file://"))
     pages = sorted(index.parent.rglob("*.html"))
     assert len(pages) == 4
@@ -334,14 +336,14 @@ def test_the_pages_lead_to_each_other_and_need_no_network(small: pd.DataFrame, k
     assert 'href="quarantine.html"' in front
     assert "2 (name: 1, truncated: 1)" in front
     assert "&lt;u&gt;x&lt;/u&gt;" in front
-    assert all(check.name in front and check.severity in front for check in checks(False))
+    assert all(check.name in front and check.severity in front for check in build_suite(False))
     results = next(index.parent.glob("validations/**/*.html")).read_text()
     assert "Label, subtype, slide, case, magnification and number in the table are those of the file name." in results
     assert "&lt;b&gt;bold&lt;/b&gt;" in results
 
 
 def test_result_json_has_every_offending_row(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate(keep(small.assign(seq=9)), store)
+    result = validate_manifest(keep(small.assign(seq=9)), store)
     kept = json.loads(store.file(result["validation"], "result.json").read_text())
     assert kept["failed"] == result["failed"]
     failed = [one for one in kept["great_expectations"]["results"] if not one["success"]]
@@ -356,7 +358,7 @@ def outcomes(result: Json, store: Store) -> dict[str, Json]:
 
 
 def test_a_small_class_is_a_warning_that_counts_images_and_cases(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate(keep(small, class_sizes={}), store)
+    result = validate_manifest(keep(small, class_sizes={}), store)
     assert result["passed"]
     (warned,) = result["warned"]
     assert warned["observed"] == (
@@ -366,14 +368,14 @@ def test_a_small_class_is_a_warning_that_counts_images_and_cases(small: pd.DataF
 
 def test_a_class_that_is_demanded_and_missing_blocks(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     sizes = {"severity": "critical", "min_images": 1, "min_cases": 1, "subtypes": ["A", "LC"]}
-    result = validate(keep(small, class_sizes=sizes), store)
+    result = validate_manifest(keep(small, class_sizes=sizes), store)
     (failed,) = result["failed"]
     assert failed["observed"] == "LC: 0 images of 0 cases (at least 1 image of 1 case expected)"
 
 
 @pytest.mark.parametrize(("aside", "passed"), [(1, True), (2, False)])
 def test_much_in_quarantine_blocks(aside: int, passed: bool, small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate(keep(small, [named_wrongly(f"{n}.png") for n in range(aside)]), store)
+    result = validate_manifest(keep(small, [named_wrongly(f"{n}.png") for n in range(aside)]), store)
     assert result["passed"] == passed
     rate = outcomes(result, store)["quarantine_rate"]
     assert rate["observed"] == f"{aside} of {12 + aside} files, {aside / (12 + aside):.1%} (at most 10.0%)"
@@ -383,7 +385,9 @@ def test_a_loosened_check_is_shown_and_a_change_of_it_makes_another_validation(
     small: pd.DataFrame, keep: Keep, store: Store
 ) -> None:
     aside = [named_wrongly(f"{n}.png") for n in range(6)]
-    result = validate(keep(small, aside, quarantine_rate={"limit": 0.5}, image_sizes={"severity": "critical"}), store)
+    result = validate_manifest(
+        keep(small, aside, quarantine_rate={"limit": 0.5}, image_sizes={"severity": "critical"}), store
+    )
     assert result["passed"]
     assert result["changes"] == [
         "image_sizes: severity critical instead of warning",
@@ -395,7 +399,7 @@ def test_a_loosened_check_is_shown_and_a_change_of_it_makes_another_validation(
     assert "changed by made-up.yaml" in front
     assert all(change in front for change in result["changes"])
     assert "critical (changed)" in front
-    assert not validate(keep(small, aside), store)["passed"]
+    assert not validate_manifest(keep(small, aside), store)["passed"]
 
 
 def test_a_check_of_the_sources_own(small: pd.DataFrame, keep: Keep, store: Store) -> None:
@@ -406,7 +410,7 @@ def test_a_check_of_the_sources_own(small: pd.DataFrame, keep: Keep, store: Stor
         "expectation": "ExpectColumnValuesToBeInSet",
         "arguments": {"column": "magnification", "value_set": [40]},
     }
-    result = validate(keep(small, more=[more]), store)
+    result = validate_manifest(keep(small, more=[more]), store)
     (failed,) = result["failed"]
     assert (failed["name"], failed["unexpected"]) == ("low_power", 9)
     assert "low_power: added" in result["changes"]
@@ -424,7 +428,7 @@ def test_a_check_of_the_sources_own_that_cannot_be(
 ) -> None:
     more = {"name": "mine", "sentence": "Something of our own.", **wrong}
     with pytest.raises(ConfigError, match=f"made-up.yaml: validation: the check 'mine' cannot be made: .*{message}"):
-        validate(keep(small, more=[more]), store)
+        validate_manifest(keep(small, more=[more]), store)
 
 
 def published(store: Store, manifest: str) -> str:
@@ -433,9 +437,9 @@ def published(store: Store, manifest: str) -> str:
 
 
 def test_a_delivery_is_held_against_the_version_before(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    first = validate(published(store, keep(small)), store)
+    first = validate_manifest(published(store, keep(small)), store)
     assert outcomes(first, store)["images_lost"]["observed"] == "nothing was published before"
-    less = validate(keep(small.iloc[1:]), store)
+    less = validate_manifest(keep(small.iloc[1:]), store)
     (failed,) = less["failed"]
     assert failed["name"] == "images_lost"
     assert failed["observed"] == "gone: A 1 of 4 (at most 10% of a subtype)"
@@ -447,13 +451,16 @@ def test_a_delivery_is_held_against_the_version_before(small: pd.DataFrame, keep
 
 def test_a_version_is_not_held_against_itself(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     manifest = published(store, keep(small))
-    assert validate(manifest, store)["validation"] == validate(published(store, manifest), store)["validation"]
+    assert (
+        validate_manifest(manifest, store)["validation"]
+        == validate_manifest(published(store, manifest), store)["validation"]
+    )
 
 
 def test_a_class_that_multiplies_is_a_warning(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     published(store, keep(small))
     more = [row("PC", "15-190EF", 40, seq) for seq in range(2, 8)]
-    result = validate(keep(manifest_table([*small.to_dict("records"), *more])), store)  # type: ignore[list-item]
+    result = validate_manifest(keep(manifest_table([*small.to_dict("records"), *more])), store)  # type: ignore[list-item]
     assert result["passed"]
     (warned,) = result["warned"]
     assert warned["observed"] == "PC from 4 to 10 images (at most 100% more)"
@@ -472,7 +479,7 @@ def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
     look = int(small.loc[0, "perceptual_hash"], 16)
     alike = put(small, 5, perceptual_hash=f"{look ^ 0b10011:016x}")  # another patient, three bits apart
     alike = put(alike, 1, perceptual_hash=f"{look ^ 1:016x}")  # the same patient: serial sections are alike
-    result = validate(keep(alike), store)
+    result = validate_manifest(keep(alike), store)
     assert result["passed"]
     (warned,) = result["warned"]
     assert warned["unexpected"] == 2
@@ -483,7 +490,7 @@ def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
         "bits_apart": 3,
     }
     assert small.loc[5, "path"] in Path(result["docs"].removeprefix("file://")).read_text()
-    assert not validate(keep(alike, near_duplicates={"distance": 1}), store)["warned"]
+    assert not validate_manifest(keep(alike, near_duplicates={"distance": 1}), store)["warned"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))

@@ -8,8 +8,15 @@ texture, and a case it has not seen is not trivially right.
 ``planning`` says which pictures there are, ``drawing`` makes the pixels of one, ``writing`` makes the source's files.
 """
 
-from ml.data.sources.demo.drawing import DRAWING_VERSION, draw
-from ml.data.sources.demo.planning import LARGEST, SMALLEST, plan
-from ml.data.sources.demo.writing import pictures
+from ml.data.sources.demo.drawing import DRAWING_VERSION, draw_picture
+from ml.data.sources.demo.planning import MAX_PICTURES, MIN_PICTURES, plan_pictures
+from ml.data.sources.demo.writing import draw_files
 
-__all__ = ["DRAWING_VERSION", "LARGEST", "SMALLEST", "draw", "pictures", "plan"]
+__all__ = [
+    "DRAWING_VERSION",
+    "MAX_PICTURES",
+    "MIN_PICTURES",
+    "draw_files",
+    "draw_picture",
+    "plan_pictures",
+]

@@ -14,7 +14,7 @@ DRAWING_VERSION = 4
 _SHORT_SLIDE = "14-12465"  # the one slide of BreakHis whose pictures are 456 pixels high
 
 
-def draw(name: ImageName, seed: int) -> Pixels:
+def draw_picture(name: ImageName, seed: int) -> Pixels:
     """Draw one picture: uint8 RGB, (460, 700, 3), or (456, 700, 3) for slide PC 14-12465.
 
     The same (seed, slide, magnification, seq) gives the same pixels, whatever class the picture is filed under: slide

@@ -4,12 +4,12 @@ import zlib
 from dataclasses import dataclass
 
 from ml.core.errors import ConfigError
-from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, InventoryRow, inventory, label_of
+from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, InventoryRow, label_of, read_inventory
 
-SMALLEST = len({(row.subtype, row.slide) for row in inventory()})
+MIN_PICTURES = len({(row.subtype, row.slide) for row in read_inventory()})
 """82: fewer pictures than slide folders would leave cases, and so whole classes, without any."""
 
-LARGEST = sum(row.images for row in inventory())
+MAX_PICTURES = sum(row.images for row in read_inventory())
 """7,909: as many as BreakHis has."""
 
 
@@ -27,7 +27,7 @@ class Picture(ImageName):
         )
 
 
-def plan(images: int) -> list[Picture]:
+def plan_pictures(images: int) -> list[Picture]:
     """Which pictures there will be: ``images`` spread over BreakHis's 328 slide folders x magnifications.
 
     In proportion to the inventory, by largest remainder; every slide folder has at least one. The two copies of slide
@@ -36,12 +36,13 @@ def plan(images: int) -> list[Picture]:
     Raises:
         ConfigError: ``images`` is below 82 or above 7,909.
     """
-    if not SMALLEST <= images <= LARGEST:
+    if not MIN_PICTURES <= images <= MAX_PICTURES:
         raise ConfigError(
-            f"the demo source draws {SMALLEST} (one for each slide folder) to {LARGEST} (all of BreakHis) pictures, "
+            f"the demo source draws {MIN_PICTURES} (one for each slide folder) to {MAX_PICTURES} (all of BreakHis) "
+            "pictures, "
             f"not {images}: change 'images' in the source's YAML file"
         )
-    rows = inventory()
+    rows = read_inventory()
     counts = _largest_remainder(rows, images)
     _fill_empty_folders(rows, counts, [row.images * images for row in rows])
     return [
@@ -53,7 +54,7 @@ def plan(images: int) -> list[Picture]:
 
 def _largest_remainder(rows: tuple[InventoryRow, ...], images: int) -> list[int]:
     # Integer arithmetic: with floats, equal remainders would not compare equal.
-    shares = [divmod(row.images * images, LARGEST) for row in rows]
+    shares = [divmod(row.images * images, MAX_PICTURES) for row in rows]
     counts = [whole for whole, _ in shares]
     # The two copies of the duplicated slide have equal remainders and stand side by side in this order.
     order = sorted(range(len(rows)), key=lambda i: (-shares[i][1], rows[i].slide, rows[i].magnification))
@@ -85,7 +86,7 @@ def _fill_empty_folders(rows: tuple[InventoryRow, ...], counts: list[int], share
         spare -= 1
     if spare:
         single = [i for i, row in enumerate(rows) if row.slide != DUPLICATED_SLIDE]
-        counts[max(single, key=lambda i: shares[i] - counts[i] * LARGEST)] += 1
+        counts[max(single, key=lambda i: shares[i] - counts[i] * MAX_PICTURES)] += 1
 
 
 def _place(row: InventoryRow) -> tuple[str, int]:

@@ -7,27 +7,27 @@ from functools import partial
 
 import numpy as np
 
-from ml.core.workers import in_processes
-from ml.data.sources.demo.drawing import draw
-from ml.data.sources.demo.planning import Picture, plan
+from ml.core.workers import map_in_processes
+from ml.data.sources.demo.drawing import draw_picture
+from ml.data.sources.demo.planning import Picture, plan_pictures
 from ml.images.decoding import Pixels
 
 
-def pictures(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]]:
+def draw_files(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]]:
     """Draw ``images`` pictures in ``workers`` processes.
 
     Yields:
-        (relative POSIX path, PNG file), in the order of :func:`plan`; only a few are held at a time.
+        (relative POSIX path, PNG file), in the order of :func:`plan_pictures`; only a few are held at a time.
 
     Raises:
-        ConfigError: see :func:`plan`.
+        ConfigError: see :func:`plan_pictures`.
         TryAgain: a drawing process was killed, most likely for want of memory.
     """
-    yield from in_processes(partial(_draw_file, seed=seed), plan(images), workers)
+    yield from map_in_processes(partial(_draw_file, seed=seed), plan_pictures(images), workers)
 
 
 def _draw_file(name: Picture, seed: int) -> tuple[str, bytes]:
-    return name.path, _encode_png(draw(name, seed))
+    return name.path, _encode_png(draw_picture(name, seed))
 
 
 def _encode_png(rgb: Pixels) -> bytes:
