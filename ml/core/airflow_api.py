@@ -125,7 +125,7 @@ class AirflowApi:
         """
         return self._call("GET", _hitl(dag, run, task))
 
-    def waiting(self) -> list[Json]:
+    def list_pending_questions(self) -> list[Json]:
         """Airflow's record of every question to a person that nobody has answered: see :meth:`hitl_detail`."""
         path = "/api/v2/dags/~/dagRuns/~/hitlDetails"
         return self._all(path, "hitl_details", {"response_received": False})

@@ -42,10 +42,10 @@ class PairedPredictions(NamedTuple):
     task: Task
     rows: "pd.DataFrame"
     truth: ClassNumbers
-    candidate: Probabilities
-    champion: Probabilities
-    called_by_candidate: ClassNumbers
-    called_by_champion: ClassNumbers
+    candidate_probabilities: Probabilities
+    champion_probabilities: Probabilities
+    candidate_predicted: ClassNumbers
+    champion_predicted: ClassNumbers
 
 
 def compare_models(
@@ -67,8 +67,8 @@ def compare_models(
     rule_of_units = (
         DecisionRule(threshold=0.5) if both.task == "binary" else DecisionRule()
     )  # any: of units only cases are needed
-    scores = LabelledPredictions(both.task, both.rows, both.truth, both.candidate, rule_of_units)
-    units = scores.patients
+    scores = LabelledPredictions(both.task, both.rows, both.truth, both.candidate_probabilities, rule_of_units)
+    units = scores.cases
     n = len(class_names(both.task))
     counts = tuple(int((units.truth == k).sum()) for k in range(n))
     ones, draws = np.ones((1, len(units.truth))), None
@@ -87,15 +87,18 @@ def compare_models(
         if one["reason"]:
             continue
         if draws is None:
-            draws = np.concatenate([w[:, units.first] for w in bootstrap_weights(scores, _DRAWS, 0)])
+            draws = np.concatenate([w[:, units.first_rows] for w in bootstrap_weights(scores, _DRAWS, 0)])
         if metric == "macro_f1":
-            called = (both.called_by_candidate, both.called_by_champion)
-            sums = [confusions(units.of, both.truth, one_called, n) for one_called in called]
+            called = (both.candidate_predicted, both.champion_predicted)
+            sums = [confusions(units.case_of_row, both.truth, one_called, n) for one_called in called]
             (new, old), drawn = ([f1_of(one_sum, w)[0] for one_sum in sums] for w in (ones, draws))
         else:
-            areas = [pairs(units.of, both.truth, p) for p in (both.candidate, both.champion)]
+            areas = [
+                pairs(units.case_of_row, both.truth, p)
+                for p in (both.candidate_probabilities, both.champion_probabilities)
+            ]
             (new, old), drawn = (
-                [area_of(one_area, units.truth, units.images, w)[0] for one_area in areas] for w in (ones, draws)
+                [area_of(one_area, units.truth, units.image_counts, w)[0] for one_area in areas] for w in (ones, draws)
             )
         spread = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
         new, old = new[0], old[0]

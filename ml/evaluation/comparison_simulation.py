@@ -61,19 +61,19 @@ class CriticalValue:
     Attributes:
         value: the critical value, the largest that any of the simulated worlds needs.
         size: share of fresh data sets in which a version worse by the margin passes, in the worst of the worlds.
-        errors: median standard error of the difference in each world, for a version as good as the champion.
+        standard_errors: median standard error of the difference in each world, for a version as good as the champion.
         powers: share of data sets in which a version as good as the champion passes, in each world.
     """
 
     value: float
     size: float
-    errors: tuple[float, ...]
+    standard_errors: tuple[float, ...]
     powers: tuple[float, ...]
 
     def power(self, error: float) -> float:
         """The power where the standard error is the one that was found: between the two worlds that are nearest."""
-        ordered = np.argsort(self.errors)
-        return float(np.interp(error, np.array(self.errors)[ordered], np.array(self.powers)[ordered]))
+        ordered = np.argsort(self.standard_errors)
+        return float(np.interp(error, np.array(self.standard_errors)[ordered], np.array(self.powers)[ordered]))
 
 
 def find_critical_value(
@@ -89,7 +89,7 @@ def find_critical_value(
         margin: of the comparison.
         memos: where it is kept. What cannot have come of the simulation is simulated anew.
     """
-    least = SimulationScenario(task, metric, counts, 0.5, 0.5).chance + margin
+    least = SimulationScenario(task, metric, counts, 0.5, 0.5).chance_level + margin
     near = min((one for one in _LEVELS if one >= least), key=lambda one: abs(one - level), default=_LEVELS[-1])
     inputs = [_VERSION, task, metric, list(counts), near, margin, _SIMULATED, _DRAWS_SIMULATED, _IMAGES]
     known = memos.memo("critical", inputs)
@@ -124,17 +124,17 @@ def simulate_critical_value(task: Task, metric: str, counts: tuple[int, ...], le
     A world is a share of the variance that lies between cases, and a correlation between the two models.
     """
     worlds = [SimulationScenario(task, metric, counts, share, like) for share in _CASE_SHARES for like in _CORRELATIONS]
-    worse, same = (worlds[0].signals(level, level - loss) for loss in (margin, 0.0))
+    worse, same = (worlds[0].find_signals(level, level - loss) for loss in (margin, 0.0))
     needed, errors, powers = [], [], []
     for seed, world in enumerate(worlds):
-        difference, error = world.draw(*worse, _SIMULATED, seed)
+        difference, error = world.simulate_differences(*worse, _SIMULATED, seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # of a data set in which both say the same
             needed.append(float(np.quantile(np.nan_to_num((difference + margin) / error), 1 - SIGNIFICANCE_LEVEL)))
     value = max(LEAST, *needed)
     worst = int(np.argmax(needed))
-    sizes = is_non_inferior(*worlds[worst].draw(*worse, _SIMULATED, 100 + worst), value, margin)
+    sizes = is_non_inferior(*worlds[worst].simulate_differences(*worse, _SIMULATED, 100 + worst), value, margin)
     for seed, world in enumerate(worlds):
-        difference, error = world.draw(*same, _SIMULATED, 200 + seed)
+        difference, error = world.simulate_differences(*same, _SIMULATED, 200 + seed)
         powers.append(float(is_non_inferior(difference, error, value, margin).mean()))
         errors.append(float(np.median(error)))  # of these draws: of a version that is worse it is larger
     return {"value": value, "size": float(sizes.mean()), "errors": errors, "powers": powers}
@@ -169,15 +169,15 @@ class SimulationScenario:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @cached_property
-    def chance(self) -> float:
+    def chance_level(self) -> float:
         """The metric of a model that has learnt nothing."""
         return self._metric_at(0.0) if self.metric == "macro_f1" else 0.5
 
-    def signals(self, champion: float, candidate: float) -> tuple[float, float]:
+    def find_signals(self, champion: float, candidate: float) -> tuple[float, float]:
         """The signals (champion, candidate) with which the metric has these values in an endless data set."""
         return self._signal(champion), self._signal(candidate)
 
-    def draw(self, champion: float, candidate: float, sets: int, seed: int) -> tuple[Numbers, Numbers]:
+    def simulate_differences(self, champion: float, candidate: float, sets: int, seed: int) -> tuple[Numbers, Numbers]:
         """Draw data sets of these cases, and compare the models in each: differences and their errors, (sets,) each.
 
         Args:

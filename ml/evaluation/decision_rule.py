@@ -28,7 +28,7 @@ class DecisionRule:
     threshold: float | None = None
     offsets: tuple[float, ...] | None = None
 
-    def call(self, probabilities: Probabilities) -> NDArray[np.int64]:
+    def assign_labels(self, probabilities: Probabilities) -> NDArray[np.int64]:
         """Class numbers (n,) of probabilities (n,) of malignant, or (n, 8)."""
         if self.threshold is not None:
             return (probabilities >= self.threshold).astype(np.int64)

@@ -32,13 +32,14 @@ class Evaluation:
         metrics: by name; finite floats. A metric that cannot be computed is missing, never NaN. Names that begin with
             ``patient_`` are of patients, all others of images.
         intervals: 95% interval of each metric that has one, by draws of patients unless ``notes`` says otherwise.
-        notes: by metric, where draws of patients give no interval since all are the same: which exact interval stands
-            in its place, or that there is none.
+        interval_notes: by metric, where draws of patients give no interval since all are the same: which exact
+            interval stands in its place, or that there is none.
         draws: of the bootstrap.
         confusion: int (classes, classes) of images; rows are true, columns predicted classes.
-        report: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean probability
-            leads to the right label), ``intervals`` of recall and f1, and a ``note`` where they are none or exact.
-        absent: classes without a single image on this side; macro figures are means over the others.
+        per_class: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean
+            probability leads to the right label), ``intervals`` of recall and f1, and a ``note`` where they are none or
+            exact.
+        absent_classes: classes without a single image on this side; macro figures are means over the others.
         slices: by column and value: images, cases (a patient with images of two classes is two), how many of them are
             recognised, metrics, intervals unless there is one case only, and notes.
         patients: a record for each patient and class, the worst first.
@@ -48,10 +49,10 @@ class Evaluation:
     task: Task
     metrics: dict[str, float]
     confusion: NDArray[np.int64]
-    report: dict[str, Json]
-    absent: tuple[str, ...]
+    per_class: dict[str, Json]
+    absent_classes: tuple[str, ...]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    interval_notes: dict[str, str] = field(default_factory=dict)
     draws: int = 0
     slices: dict[str, dict[str, Json]] = field(default_factory=dict)
     patients: list[Json] = field(default_factory=list)
@@ -63,12 +64,12 @@ class Evaluation:
             "task": self.task,
             "metrics": self.metrics,
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "interval_notes": self.notes,
+            "interval_notes": self.interval_notes,
             "draws": self.draws,
             "classes": list(class_names(self.task)),
             "confusion": self.confusion.tolist(),
-            "per_class": self.report,
-            "absent_classes": list(self.absent),
+            "per_class": self.per_class,
+            "absent_classes": list(self.absent_classes),
             "slices": self.slices,
             "patients": self.patients,
             "rules": [rule.to_json() for rule in self.rules],
@@ -88,13 +89,13 @@ def evaluate(scores: LabelledPredictions, *, draws: int, seed: int = 0) -> Evalu
     if scores.task == "binary" and isinstance(scores.rule, DecisionRule) and scores.rule.threshold is not None:
         metrics["threshold"] = scores.rule.threshold
     confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (truth, scores.called), 1)
+    np.add.at(confusion, (truth, scores.predicted), 1)
     slices: dict[str, dict[str, Json]] = {}
     for column in SLICES[scores.task]:
         values = scores.rows[column].astype(str).to_numpy()
         order = sorted(set(values), key=lambda value: (len(value), value))
         shown = ("accuracy",) if column == "subtype" else _OF_SLICES[scores.task]  # of a subtype, one class is there
-        slices[column] = {value: _slice(scores.only(values == value), shown, draws, seed) for value in order}
+        slices[column] = {value: _slice(scores.subset(values == value), shown, draws, seed) for value in order}
     return Evaluation(
         scores.task,
         metrics,
@@ -112,11 +113,11 @@ def evaluate(scores: LabelledPredictions, *, draws: int, seed: int = 0) -> Evalu
 
 def _slice(scores: LabelledPredictions, shown: Sequence[str], draws: int, seed: int) -> Json:
     metrics, intervals, notes = compute_metrics_with_intervals(scores, draws, seed)
-    units = scores.patients
+    units = scores.cases
     return {
         "images": len(scores.truth),
         "cases": len(units.truth),
-        "recognised": int((units.called == units.truth).sum()),
+        "recognised": int((units.predicted == units.truth).sum()),
         "metrics": {name: metrics[name] for name in shown if name in metrics},
         "intervals": {name: list(intervals[name]) for name in shown if name in intervals},
         "interval_notes": {name: notes[name] for name in shown if name in notes},
@@ -124,7 +125,7 @@ def _slice(scores: LabelledPredictions, shown: Sequence[str], draws: int, seed: 
 
 
 def _report(scores: LabelledPredictions, confusion: NDArray[np.int64], draws: int, seed: int) -> dict[str, Json]:
-    units, report = scores.patients, {}
+    units, report = scores.cases, {}
     precision = np.nan_to_num(ratio(np.diag(confusion).astype(float), confusion.sum(axis=0)))
     for k, name in enumerate(class_names(scores.task)):
         support, right = int(confusion[k].sum()), int(confusion[k, k])
@@ -136,7 +137,7 @@ def _report(scores: LabelledPredictions, confusion: NDArray[np.int64], draws: in
             "f1": float(2 * right / max(1, support + confusion[:, k].sum())),
             "support": float(support),
             "cases": cases,
-            "recognised": int((units.called[mine] == k).sum()),
+            "recognised": int((units.predicted[mine] == k).sum()),
             "intervals": {},
             "note": "",
         }
@@ -148,7 +149,7 @@ def _report(scores: LabelledPredictions, confusion: NDArray[np.int64], draws: in
 
 
 def _class_intervals(scores: LabelledPredictions, k: int, cases: int, draws: int, seed: int) -> Json:
-    of, called = (scores.truth == k).astype(float), (scores.called == k).astype(float)
+    of, called = (scores.truth == k).astype(float), (scores.predicted == k).astype(float)
     recalls, f1s = [], []
     for weights in bootstrap_weights(scores, draws, seed):
         right, support, predicted = weights @ (of * called), weights @ of, weights @ called
@@ -165,18 +166,18 @@ def _class_intervals(scores: LabelledPredictions, k: int, cases: int, draws: int
 
 
 def _worst_first(scores: LabelledPredictions) -> list[Json]:
-    units, names = scores.patients, class_names(scores.task)
+    units, names = scores.cases, class_names(scores.task)
     own = units.probabilities
     own = np.stack([1 - own, own], axis=1) if scores.task == "binary" else own
     own = own[np.arange(len(own)), units.truth]
     return [
         {
-            "patient": str(units.names[row]),
+            "patient": str(units.patients[row]),
             "class": names[units.truth[row]],
-            "images": int(units.images[row]),
-            "right": float(units.right[row]),
+            "images": int(units.image_counts[row]),
+            "right": float(units.correct_shares[row]),
             "probability": float(own[row]),
-            "label": names[units.called[row]],
+            "label": names[units.predicted[row]],
         }
-        for row in np.lexsort((own, units.right))
+        for row in np.lexsort((own, units.correct_shares))
     ]

@@ -42,7 +42,7 @@ def plot_curves(scores: LabelledPredictions, evaluation: Evaluation, path: Path,
         one_case = scores.rows["patient"][positive].nunique() == 1  # what it varies by is not known
         title = f"{name}: {positive.sum()} of {len(positive)}" + ("\none case: no band" if one_case else "")
         _curve(axes, kind, title, positive, score, None if one_case else weights, small=len(names) > 1)
-    if scores.task == "binary" and not evaluation.absent and len(evaluation.rules) == 1:
+    if scores.task == "binary" and not evaluation.absent_classes and len(evaluation.rules) == 1:
         negative, malignant = evaluation.confusion
         recall, called = malignant[1] / malignant.sum(), evaluation.confusion[:, 1].sum()
         at = negative[1] / negative.sum(), recall
@@ -142,9 +142,9 @@ def plot_confusion(scores: LabelledPredictions, evaluation: Evaluation, path: Pa
     """The confusion matrices of images and of patients: counts, shaded by the share of the true class."""
     from matplotlib.figure import Figure
 
-    names, units = class_names(scores.task), scores.patients
+    names, units = class_names(scores.task), scores.cases
     cases = np.zeros_like(evaluation.confusion)
-    np.add.at(cases, (units.truth, units.called), 1)
+    np.add.at(cases, (units.truth, units.predicted), 1)
     side = 2.2 + 0.5 * len(names)
     figure = Figure(figsize=(2 * side + 0.8, side + 0.3), dpi=_DPI, layout="constrained")
     both = figure.subplots(1, 2)
@@ -169,7 +169,7 @@ def plot_classes(evaluation: Evaluation, path: Path) -> None:
     figure, (axes,) = _panels(1, 5.6, wide=max(6.4, 1.5 * len(names)))
     for shift, metric, colour in ((-0.2, "recall", _BLUE), (0.2, "f1", _ORANGE)):
         for k, name in enumerate(names):
-            one = evaluation.report[name]
+            one = evaluation.per_class[name]
             if not one["support"]:
                 continue
             axes.bar(k + shift, one[metric], width=0.36, color=colour, label=metric if k == 0 else None)
@@ -177,7 +177,7 @@ def plot_classes(evaluation: Evaluation, path: Path) -> None:
                 axes.plot([k + shift] * 2, one["intervals"][metric], color="#222222", linewidth=1.5)
     told = []
     for name in names:
-        one = evaluation.report[name]
+        one = evaluation.per_class[name]
         told.append(f"{name}\n{one['recognised']} of {one['cases']} cases" if one["cases"] else f"{name}\nno case")
     axes.set_xticks(range(len(names)), told, fontsize=9)
     axes.set_ylim(0, 1.02)

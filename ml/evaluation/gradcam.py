@@ -93,7 +93,7 @@ def choose_cases(scores: LabelledPredictions, per_kind: int = 3) -> dict[str, li
         shifted = np.log(np.maximum(wide, 1e-12)) + np.array([rule.offsets or (0.0,) * 8 for rule in _rules(scores)])
         ordered = np.sort(shifted, axis=1)
         sure = ordered[:, -1] - ordered[:, -2]
-    right = scores.called == scores.truth
+    right = scores.predicted == scores.truth
     patients = scores.rows["patient"].to_numpy(dtype=str)
     surest = np.argsort(-sure, kind="stable")
     return {

@@ -80,7 +80,7 @@ def compute_metrics_with_intervals(
 
 def _cases_of(scores: LabelledPredictions) -> dict[str, int]:
     """Of how many cases each metric is a share: those for which it is 1 if all of them are right, and 0 if none is."""
-    truth = scores.patients.truth
+    truth = scores.cases.truth
     shares = dict.fromkeys(("accuracy", "micro_f1"), len(truth))
     if scores.task == "binary":
         shares |= {"recall": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}

@@ -27,13 +27,13 @@ def compute_weighted_metrics(scores: LabelledPredictions, weights: ImageWeights)
     Returns:
         name -> (draws,); NaN where it cannot be computed. Classes without weight do not count in means over classes.
     """
-    found = _metrics(scores.task, scores.truth, scores.probabilities, scores.called, weights)
-    units = scores.patients
-    of_units = weights[:, units.first]
-    mine = _metrics(scores.task, units.truth, units.probabilities, units.called, of_units)
+    found = _metrics(scores.task, scores.truth, scores.probabilities, scores.predicted, weights)
+    units = scores.cases
+    of_units = weights[:, units.first_rows]
+    mine = _metrics(scores.task, units.truth, units.probabilities, units.predicted, of_units)
     found |= {f"patient_{name}": values for name, values in mine.items()}
     # F. A. Spanhol et al., IEEE TBME 63(7), 2016: the mean over patients of the share of images rightly classified.
-    found["patient_recognition_rate"] = ratio(of_units @ units.right, of_units.sum(axis=1))
+    found["patient_recognition_rate"] = ratio(of_units @ units.correct_shares, of_units.sum(axis=1))
     return found
 
 

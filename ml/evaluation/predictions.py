@@ -36,7 +36,7 @@ def save_predictions(file: Path, scores: LabelledPredictions) -> None:
     else:
         for k, name in enumerate(class_names(scores.task)):
             table[f"p_{name}"] = scores.probabilities[:, k]
-    table["called"] = [class_names(scores.task)[k] for k in scores.called]
+    table["called"] = [class_names(scores.task)[k] for k in scores.predicted]
     table.to_parquet(file, index=False)
 
 
@@ -65,7 +65,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             f"missing and {len(test) - len(found & wanted)} are of others or there twice; train it again"
         )
     scores = _scores(test, rows, task, _rule(evaluation))
-    if [class_names(task)[k] for k in scores.called] != test["called"].tolist():
+    if [class_names(task)[k] for k in scores.predicted] != test["called"].tolist():
         raise Refused("the labels in test_predictions.parquet are not those of its probabilities and rule")
     draws = evaluation.get("draws", 0)
     if not isinstance(draws, int) or not 0 <= draws <= _MOST_DRAWS:

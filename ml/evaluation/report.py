@@ -187,7 +187,7 @@ def _draw_errors(scores: LabelledPredictions, pictures: Callable[[list[str]], Pi
     wide = scores.probabilities
     if scores.task == "binary":
         wide = np.stack([1 - wide, wide], axis=1)
-    wrong = np.flatnonzero(scores.called != scores.truth)
+    wrong = np.flatnonzero(scores.predicted != scores.truth)
     # By how little they gave to the truth.
     rows = wrong[np.argsort(wide[wrong, scores.truth[wrong]], kind="stable")][:_ERRORS]
     names = class_names(scores.task)
@@ -195,7 +195,9 @@ def _draw_errors(scores: LabelledPredictions, pictures: Callable[[list[str]], Pi
     for row in rows:
         truth, of = names[scores.truth[row]], scores.rows.iloc[row]
         given = f"p({truth}) = {wide[row, scores.truth[row]]:.3f}"
-        captions.append(f"{truth} called {names[scores.called[row]]}\n{given}, {of['patient']}, {of['magnification']}X")
+        captions.append(
+            f"{truth} called {names[scores.predicted[row]]}\n{given}, {of['patient']}, {of['magnification']}X"
+        )
     shown = pictures(scores.rows["pixel_sha256"].iloc[rows].tolist())
     figures.plot_gallery(shown, captions, f"{len(rows)} of {len(wrong)} wrong of {len(scores.truth)} images", path)
 
@@ -212,7 +214,7 @@ def _draw_grad_cam(
     if not rows:
         return
     shown = pictures(scores.rows["pixel_sha256"].iloc[rows].tolist())
-    labels = scores.called[rows]
+    labels = scores.predicted[rows]
     maps, controls = grad_cam(backbone, head, shown, labels), grad_cam(randomized(backbone), head, shown, labels)
     names = class_names(scores.task)
     captions = []
@@ -220,6 +222,6 @@ def _draw_grad_cam(
         [kind for kind, mine in kinds.items() for _ in mine], rows, agreement(maps, controls), strict=True
     ):
         compared = "no map to compare" if np.isnan(rank) else f"correlation with control {rank:.2f}"
-        truth, label = names[scores.truth[row]], names[scores.called[row]]
+        truth, label = names[scores.truth[row]], names[scores.predicted[row]]
         captions.append(f"{kind}: {truth} called {label}\n{compared}")
     figures.plot_grad_cam(shown, maps, controls, captions, path)

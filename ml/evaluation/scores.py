@@ -39,7 +39,7 @@ class LabelledPredictions:
     rule: DecisionRule | Sequence[DecisionRule]
 
     @cached_property
-    def called(self) -> ClassNumbers:
+    def predicted(self) -> ClassNumbers:
         """(n,) class numbers of the labels."""
         return _call(self.rule, self.probabilities)
 
@@ -49,7 +49,7 @@ class LabelledPredictions:
         return [self.rule] if isinstance(self.rule, DecisionRule) else list(dict.fromkeys(self.rule))
 
     @cached_property
-    def patients(self) -> "Cases":
+    def cases(self) -> "Cases":
         """The same, a unit for each patient and class."""
         names = self.rows["patient"].to_numpy(dtype=str)
         keys = np.array([f"{name}\n{k}" for name, k in zip(names, self.truth, strict=True)])
@@ -60,13 +60,13 @@ class LabelledPredictions:
         np.add.at(sums, unit, wide)
         means = sums / images[:, None]
         means = means if self.probabilities.ndim == 2 else means[:, 0]
-        right = np.bincount(unit, self.called == self.truth) / images
+        right = np.bincount(unit, self.predicted == self.truth) / images
         rule = self.rule
         if not isinstance(rule, DecisionRule):
             rule = [_mean_rule([rule[row] for row in np.flatnonzero(unit == k).tolist()]) for k in range(len(first))]
         return Cases(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
 
-    def only(self, rows: NDArray[np.bool_]) -> "LabelledPredictions":
+    def subset(self, rows: NDArray[np.bool_]) -> "LabelledPredictions":
         """A part of them."""
         rule = (
             self.rule if isinstance(self.rule, DecisionRule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
@@ -77,11 +77,11 @@ class LabelledPredictions:
 def _call(rule: DecisionRule | Sequence[DecisionRule], probabilities: Probabilities) -> ClassNumbers:
     """Labels of probabilities, by one rule or by one each."""
     if isinstance(rule, DecisionRule):
-        return rule.call(probabilities)
+        return rule.assign_labels(probabilities)
     called = np.empty(len(probabilities), np.int64)
     for each in set(rule):
         of = np.array([one == each for one in rule])
-        called[of] = each.call(probabilities[of])
+        called[of] = each.assign_labels(probabilities[of])
     return called
 
 
@@ -99,15 +99,15 @@ def _mean_rule(rules: Sequence[DecisionRule]) -> DecisionRule:
 class Cases:
     """Units of a patient and a class: a patient may have slides of two classes."""
 
-    names: NDArray[np.str_]
+    patients: NDArray[np.str_]
     truth: ClassNumbers
     probabilities: Probabilities
     """Means over the unit's images."""
-    called: ClassNumbers
-    images: NDArray[np.float64]
-    right: NDArray[np.float64]
+    predicted: ClassNumbers
+    image_counts: NDArray[np.float64]
+    correct_shares: NDArray[np.float64]
     """Share of the unit's images that got the right label."""
-    first: NDArray[np.int64]
+    first_rows: NDArray[np.int64]
     """A row of each unit."""
-    of: NDArray[np.int64]
+    case_of_row: NDArray[np.int64]
     """The unit of each row."""

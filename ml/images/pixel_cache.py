@@ -127,7 +127,7 @@ class PixelCache:
         return self.index()
 
     @staticmethod
-    def forget(hashes: Collection[str], store: Store) -> None:
+    def remove_images(hashes: Collection[str], store: Store) -> None:
         """Take these pictures out of every cache, of whatever view."""
         for folder in store.caches("pixels"):
             for name in [name for name in store.keys(folder) if name.endswith(".json")]:

@@ -157,7 +157,7 @@ def _print_outcome(workflow: Workflow) -> None:
     click.echo()
     for candidate in workflow.candidates:
         click.echo(f"{candidate.model} version {candidate.version}: {_fate(candidate)}")
-        if candidate.waiting:
+        if candidate.is_waiting:
             click.echo(f"  review         {workflow.review_url(candidate)}")
         click.echo(f"  promotion      {workflow.run_url(candidate.promote)}")
         click.echo(f"  model version  {workflow.version_url(candidate)}")
@@ -173,7 +173,7 @@ def _print_outcome(workflow: Workflow) -> None:
         if user != SERVICE_USER:
             click.echo(f"  {user:<10} {passwords[user]}   {_PURPOSE.get(user, f'role {role}')}")
     click.echo()
-    if any(candidate.waiting for candidate in workflow.candidates):
+    if any(candidate.is_waiting for candidate in workflow.candidates):
         click.echo(f"Next: log in as {reviewer}, open a review above, read the evidence, and approve or reject with a")
         click.echo("reason. An approved version becomes the champion. Stop everything with: make down")
     else:
@@ -192,7 +192,7 @@ _PURPOSE = {
 
 
 def _fate(candidate: Candidate) -> str:
-    if candidate.waiting:
+    if candidate.is_waiting:
         return "passed its gates and waits for review"
     if candidate.passed is False:
         return f"blocked by its gates: {candidate.failing}"

@@ -99,7 +99,7 @@ def ports(settings: Settings) -> Check:
     """The ports people expect; where they are taken the local stack uses others."""
     wanted = {8080: "Airflow", 5000: "MLflow"}
     state = Stack(settings).state()
-    if state and all(service.process.alive() for service in state.services.values()):
+    if state and all(service.process.is_alive() for service in state.services.values()):
         return Check("Ports", "ok", "in use by our " + ", ".join(s.url for s in state.services.values()))
     with free_ports(*wanted) as given:
         taken = [port for port, got in zip(wanted, given, strict=True) if port != got]

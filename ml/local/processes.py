@@ -28,7 +28,7 @@ class Process(BaseModel):
         """
         return cls(pid=pid, birth=_birth(pid))
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether this very process still runs (a zombie does not)."""
         try:
             return _birth(self.pid) == self.birth and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
@@ -46,7 +46,7 @@ def find_family(recorded: Sequence[Process]) -> list[psutil.Process]:
     sessions = set()
     for process in recorded:
         try:
-            if not process.alive():
+            if not process.is_alive():
                 continue
             root = psutil.Process(process.pid)
             sessions.add(os.getsid(process.pid))

@@ -95,7 +95,7 @@ class Stack:
         with self._alone():
             added = extra_set is not None and self._remember(extra_set)
             state = self.state()
-            if state and all(service.process.alive() for service in state.services.values()):
+            if state and all(service.process.is_alive() for service in state.services.values()):
                 if not added:
                     self._say_differences(state)
                     self._wait_until_healthy(state)
@@ -131,7 +131,7 @@ class Stack:
         state = self.state()
         services: Json = {}
         for name, service in state.services.items() if state else ():
-            running = service.process.alive()
+            running = service.process.is_alive()
             trouble = _TROUBLE[name](service.url) if running else "not running"
             services[name] = {
                 "url": service.url,
@@ -223,7 +223,7 @@ class Stack:
                     if then and name in then:
                         then[name](service.url)
                     continue
-                if not service.process.alive() or has_lost_child(service.process, zombies):
+                if not service.process.is_alive() or has_lost_child(service.process, zombies):
                     raise StackError(f"{name} ended while it was starting.\n{_tail(service.log)}")
                 if time.monotonic() - begin > _SECONDS_TO_START:
                     raise StackError(

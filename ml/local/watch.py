@@ -51,16 +51,16 @@ class DagRun:
         """One task instance of the run; empty if there is none (yet)."""
         return next((task for task in self.tasks if task["task_id"] == name), {})
 
-    def failed(self) -> list[Json]:
+    def failed_tasks(self) -> list[Json]:
         """The tasks that failed themselves."""
         return [task for task in self.tasks if task["state"] == "failed"]
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the run has come to its end."""
         return self.state in FINAL_STATES
 
-    def look(self, api: AirflowApi) -> None:
+    def refresh(self, api: AirflowApi) -> None:
         """See how the run is doing now. A run that was not started yet stays so."""
         try:
             # State first: when it says that the run has ended, the tasks read after it are final.
@@ -82,7 +82,7 @@ class RunWatcher:
         self._start = start
         self._seen: set[tuple[str, ...]] = set()
 
-    def until(self, done: Callable[[DagRun], bool], runs: Sequence[DagRun], alive: Callable[[], None]) -> None:
+    def wait_until(self, done: Callable[[DagRun], bool], runs: Sequence[DagRun], alive: Callable[[], None]) -> None:
         """Wait until ``done`` says so of every run.
 
         Args:
@@ -99,7 +99,7 @@ class RunWatcher:
                 alive()
                 try:
                     for run in runs:
-                        run.look(self._api)
+                        run.refresh(self._api)
                     answered = time.monotonic()
                 except TryAgain:  # a busy machine may keep us waiting
                     if time.monotonic() - answered > _SECONDS_OF_PATIENCE:

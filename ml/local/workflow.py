@@ -53,14 +53,14 @@ class Candidate:
     champion: str = ""
 
     @property
-    def waiting(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether a reviewer is being asked."""
         return self.promote.task(REVIEW_TASK).get("state") in WAITING_STATES
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether nothing more happens without a person."""
-        return self.waiting or self.promote.ended
+        return self.is_waiting or self.promote.has_ended
 
     @property
     def failing(self) -> str:
@@ -122,7 +122,7 @@ class Workflow:
             if dag != self.retrain.dag:  # that one waits for the sources, or their first news would start it as well
                 api.unpause(dag)
 
-    def until_review(self) -> None:
+    def run_until_review(self) -> None:
         """Ingest, retrain, and follow both candidates until each waits for its review, was blocked or is decided.
 
         Raises:
@@ -130,12 +130,12 @@ class Workflow:
         """
         api, watch = self.stack.api(ENGINEER), self.watch
         ingests = [DagRun(dag, api.trigger(dag)["dag_run_id"]) for dag in (f"ingest_{name}" for name in self.sources)]
-        watch.until(lambda run: run.ended, ingests, self._check_alive)
+        watch.wait_until(lambda run: run.has_ended, ingests, self._check_alive)
         for run in ingests:
             self._demand_success(run)
         api.unpause(self.retrain.dag)
         self.retrain.id = api.trigger(self.retrain.dag)["dag_run_id"]
-        watch.until(lambda run: run.ended, [self.retrain], self._check_alive)
+        watch.wait_until(lambda run: run.has_ended, [self.retrain], self._check_alive)
         self._demand_success(self.retrain)
         self.split = self._result(self.retrain, "split")
         shards = [task for task in self.retrain.tasks if task["task_id"] == "features"]
@@ -147,7 +147,7 @@ class Workflow:
             model, version = registered["model"], str(registered["version"])
             promote = DagRun(PROMOTE, f"{model}-v{version}")
             self.candidates.append(Candidate(task, model, version, trained["run_id"], trained["metrics"], promote))
-        self._follow_candidates(lambda candidate: candidate.settled)
+        self._follow_candidates(lambda candidate: candidate.is_settled)
         for candidate in self.candidates:
             self._read_gates(candidate)
             # A blocking gate is an outcome like any other; whatever else fails is not.
@@ -165,7 +165,7 @@ class Workflow:
         approved: list[Candidate] = []
         for _ in range(_ANSWERS):
             # A review that Airflow was still parking loses its answer, and is asked again.
-            asked = [candidate for candidate in self.candidates if candidate.waiting]
+            asked = [candidate for candidate in self.candidates if candidate.is_waiting]
             if not asked:
                 break
             time.sleep(_SECONDS_BEFORE_ANSWERING)
@@ -175,7 +175,7 @@ class Workflow:
             approved = approved or asked
             self._follow_candidates(_led_on(since=time.monotonic()))
         for candidate in approved:
-            if candidate.waiting:
+            if candidate.is_waiting:
                 raise StackError(
                     f"{candidate.promote.id} was approved {_ANSWERS} times and still waits for its review; see "
                     f"{self.review_url(candidate)}"
@@ -228,12 +228,12 @@ class Workflow:
     def _follow_candidates(self, done: Callable[[Candidate], bool]) -> None:
         by_run = {candidate.promote.id: candidate for candidate in self.candidates}
         runs = [candidate.promote for candidate in self.candidates]
-        self.watch.until(lambda run: done(by_run[run.id]), runs, self._check_alive)
+        self.watch.wait_until(lambda run: done(by_run[run.id]), runs, self._check_alive)
 
     def _check_alive(self) -> None:
         state = self.stack.state()
         for name, service in state.services.items() if state else ():
-            if not service.process.alive():
+            if not service.process.is_alive():
                 raise StackError(f"{name} has ended in the meantime; its log is {service.log}")
         if state is None:
             raise StackError("the local stack was stopped in the meantime")
@@ -242,12 +242,12 @@ class Workflow:
         if run.state == "success":
             return
         api = self.stack.api(ENGINEER)
-        for task in run.failed():
+        for task in run.failed_tasks():
             tried = max(task["try_number"], 1)
             say(f"\n{run.dag}: {task_label(task)} failed. The end of its log:")
             for line in api.task_log(run.dag, run.id, task["task_id"], tried, task["map_index"])[-_LINES_OF_LOG:]:
                 say(f"  {line}")
-        where = ", ".join(task_label(task) for task in run.failed()) or "the run"
+        where = ", ".join(task_label(task) for task in run.failed_tasks()) or "the run"
         raise StackError(f"{where} failed in {run.dag}; all of it: {self.run_url(run)}")
 
     def _result(self, run: DagRun, task: str, map_index: int = -1) -> Json:
@@ -318,7 +318,7 @@ def run(set_reference: str, settings: Settings) -> Workflow:
     """
     workflow = Workflow(set_reference, settings)
     workflow.prepare()
-    workflow.until_review()
+    workflow.run_until_review()
     workflow.read_decisions()
     return workflow
 
@@ -337,7 +337,7 @@ def demo(set_reference: str, settings: Settings, report: Callable[[Workflow, Jso
     error = "stopped"
     try:
         workflow.prepare()
-        workflow.until_review()
+        workflow.run_until_review()
         workflow.answer_as_reviewer()
         workflow.read_decisions()
         error = "; ".join(workflow.shortcomings())
@@ -370,7 +370,7 @@ def _led_on(since: float) -> Callable[[Candidate], bool]:
 
     def judge(candidate: Candidate) -> bool:
         late = time.monotonic() - since > _SECONDS_TO_TAKE_AN_ANSWER
-        return candidate.promote.ended or (candidate.waiting and late)
+        return candidate.promote.has_ended or (candidate.is_waiting and late)
 
     return judge
 

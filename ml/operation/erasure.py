@@ -70,8 +70,8 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
     trainings = _trainings(patient, datasets, slides, store, settings)
     ledgers = erase_from_ledgers(patient, slides, store, why)
     PictureFactsCache.forget(found.files, store)
-    PixelCache.forget(found.pictures, store)
-    FeatureCache.forget(found.pictures, store)
+    PixelCache.remove_images(found.pictures, store)
+    FeatureCache.remove_images(found.pictures, store)
     for sha256 in sorted(found.files):
         store.remove(store.blob_key(sha256))
     # Last, since these tables tell what the patient's files and pictures are: whoever is interrupted can begin again.

@@ -29,11 +29,11 @@ class Answers(NamedTuple):
     """What the people asked have decided."""
 
     decision: str
-    given: tuple[Answer, ...]
+    answers: tuple[Answer, ...]
     bodies: tuple[str, ...]
     """What each of them read."""
     evidence: str | None
-    names: frozenset[str]
+    user_ids_and_names: frozenset[str]
     """Ids and names of those who did."""
     started_by: str | None
     run: str
@@ -111,7 +111,7 @@ class ReviewRun:
                     "cannot be told whose work it is; train it again, with another seed"
                 ) from None
             starter = told.get("triggering_user_name")
-            if starter in answers.names:
+            if starter in answers.user_ids_and_names:
                 raise Refused(
                     f"{self.where}: {starter} started run {run} of the DAG {dag}, which led to this model, and so "
                     "cannot decide about it"

@@ -74,10 +74,10 @@ def promote_version(
         airflow.check_not_theirs(answers, judged["dag_runs"])
         if not judged["passed"]:
             raise Refused(f"{judged['summary']}; it was approved, but gates come first")
-        if len(answers.given) < judged["approvals"]:
+        if len(answers.answers) < judged["approvals"]:
             raise Refused(
                 f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
-                f"and {len(answers.given)} did"
+                f"and {len(answers.answers)} did"
             )
         return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
@@ -234,9 +234,9 @@ def _decide(
                 model,
                 after=find_last_sequence(records),
                 version=number,
-                by=", ".join(one.reviewer for one in answers.given),
-                reason="; ".join(one.reason for one in answers.given),
-                answers=[one._asdict() for one in answers.given],
+                by=", ".join(one.reviewer for one in answers.answers),
+                reason="; ".join(one.reason for one in answers.answers),
+                answers=[one._asdict() for one in answers.answers],
                 started_by=answers.started_by,
                 run=answers.run,
                 answer=answers.key,

@@ -76,10 +76,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def _frame(self, outputs: np.ndarray) -> pd.DataFrame:
         names, threshold = self._facts["classes"], self._rule.threshold
         if threshold is not None:
-            chosen = self._rule.call(outputs[:, 0])
+            chosen = self._rule.assign_labels(outputs[:, 0])
             outputs = np.stack([1 - outputs[:, 0], outputs[:, 0]], axis=1)
         else:
-            chosen = self._rule.call(outputs)
+            chosen = self._rule.assign_labels(outputs)
         frame = pd.DataFrame({"label": [names[k] for k in chosen]})
         for k, name in enumerate(names):
             frame[f"p_{name}"] = outputs[:, k]

@@ -40,11 +40,11 @@ class FoldTraining(NamedTuple):
     left_out: tuple[int, ...]
     """The one fold that is not learnt from, or the pair."""
 
-    def learnt(self, folds: Indices) -> Indices:
+    def training_rows(self, folds: Indices) -> Indices:
         """Positions of the images it learns from, given each image's fold."""
         return np.flatnonzero(~np.isin(folds, self.left_out))
 
-    def predicted(self, folds: Indices) -> Indices:
+    def held_out_rows(self, folds: Indices) -> Indices:
         """Positions of the images it predicts."""
         return np.flatnonzero(np.isin(folds, self.left_out))
 
@@ -303,7 +303,7 @@ def _best_tau(
     from sklearn.metrics import f1_score
 
     def macro_f1(tau: float) -> float:
-        called = _rule(tau, log_shares).call(probabilities)
+        called = _rule(tau, log_shares).assign_labels(probabilities)
         return float(f1_score(truth, called, labels=taking_part, average="macro", zero_division=0))
 
     return max(taus, key=lambda tau: (macro_f1(tau), -abs(tau)))  # of equals the weakest

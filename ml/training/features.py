@@ -193,7 +193,7 @@ class FeatureCache:
             raise StoreError(f"{len(missing)} of {len(hashes)} images have no features in {self.prefix}; run: features")
         return features
 
-    def known(self) -> set[str]:
+    def cached_hashes(self) -> set[str]:
         """The hashes of the images that are cached."""
         return {h for hashes, _ in self._parts() for h in hashes}
 
@@ -202,7 +202,7 @@ class FeatureCache:
         _write_part(self.prefix, hashes, features, self.store)
 
     @staticmethod
-    def forget(hashes: Collection[str], store: Store) -> None:
+    def remove_images(hashes: Collection[str], store: Store) -> None:
         """Take these pictures' features out of every cache, whatever made them."""
         for folder in store.caches("features"):
             for name in store.keys(folder):
@@ -296,7 +296,7 @@ def extract_features(
     caches = {view: FeatureCache(store, weights.id, backend, view) for view in wanted}
     missing: dict[View, dict[str, str]] = {}
     for view, hashes in wanted.items():
-        known = caches[view].known()
+        known = caches[view].cached_hashes()
         missing[view] = {h: files[h] for h in hashes if h not in known}
     vectors, extracted = sum(map(len, wanted.values())), sum(map(len, missing.values()))
     decoded = 0

@@ -32,7 +32,7 @@ from ml.evaluation.metrics import compute_weighted_metrics
 from ml.evaluation.scores import LabelledPredictions
 from ml.training.checkpoints import Checkpoint, remove_abandoned, wait_for_concurrent_training
 from ml.training.presets import Preset
-from ml.training.protocol import TrainingData, collect_scores, fit_and_calibrate, prepare_training_data
+from ml.training.procedure import TrainingData, collect_scores, fit_and_calibrate, prepare_training_data
 
 if TYPE_CHECKING:
     from ml.training.backbone_weights import Weights
@@ -172,8 +172,8 @@ def _scored(
 ) -> tuple[LabelledPredictions, bool]:
     """The test side's scores, and whether they had to be made."""
     name = f"{trial.name} {task} {preset.name} seed {seed}"
-    file, test = folder / f"{name.replace(' ', '-')}.npz", data.on["test"]
-    job = digest(["reproduction", data.inputs, seed])
+    file, test = folder / f"{name.replace(' ', '-')}.npz", data.rows_by_side["test"]
+    job = digest(["reproduction", data.inputs_digest, seed])
     kept = _read(file, job)
     if kept is None:
         wait_for_concurrent_training(store, job)
@@ -215,7 +215,7 @@ def compute_metrics(scores: Sequence[LabelledPredictions], draws: int) -> Preset
     one = np.ones((1, len(scores[0].truth)))
     values = {name: float(value[0]) for name, value in _means(scores, one).items() if np.isfinite(value[0])}
     present = np.unique(scores[0].truth)
-    never = [sum(not (s.called[s.truth == k] == k).any() for k in present) for s in scores]
+    never = [sum(not (s.predicted[s.truth == k] == k).any() for k in present) for s in scores]
     values[NEVER_FOUND] = float(np.mean(never))
     drawn: dict[str, list[Draws]] = {}
     if draws and has_resampling_variance(scores[0]):
@@ -225,7 +225,7 @@ def compute_metrics(scores: Sequence[LabelledPredictions], draws: int) -> Preset
     for magnification in MAGNIFICATIONS:
         mine = (scores[0].rows["magnification"] == magnification).to_numpy()
         if mine.any():
-            parts = [s.only(mine) for s in scores]
+            parts = [s.subset(mine) for s in scores]
             rate = _means(parts, np.ones((1, int(mine.sum()))))["patient_recognition_rate"]
             values[f"patient_recognition_rate_{magnification}x"] = float(rate[0])
     return PresetMetrics(values, {name: np.concatenate(parts) for name, parts in drawn.items()})

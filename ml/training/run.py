@@ -32,7 +32,7 @@ from ml.registry.packaging import log_classifier
 from ml.training.checkpoints import Checkpoint, remove_abandoned, wait_for_concurrent_training
 from ml.training.networks import build_classifier
 from ml.training.presets import Preset
-from ml.training.protocol import (
+from ml.training.procedure import (
     OUT_OF_FOLD,
     VALIDATION,
     TrainedModel,
@@ -79,7 +79,7 @@ def train(
         TryAgain: another process has begun the same training at the same moment.
     """
     with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
-        job = digest([data.inputs, split, preset.bootstrap_draws, seed])
+        job = digest([data.inputs_digest, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
         wait_for_concurrent_training(store, job)
         if finished := _finished(job, experiment, settings):
@@ -207,7 +207,7 @@ def _log_inputs(
     mlflow.log_params({**flat, **counts})
     mlflow.log_dict(preset.model_dump(mode="json"), "preset.json")
     for side in SIDES:
-        _log_data(data.rows.iloc[data.on[side]], dataset, side, store)
+        _log_data(data.rows.iloc[data.rows_by_side[side]], dataset, side, store)
     sources = {name: store.meta(version) for name, version in store.meta(dataset)["sources"].items()}
     return {
         **tags,
@@ -260,7 +260,7 @@ def _evaluate_and_log(
     """Score the test side once, and log all there is to know; returns its metrics."""
     import mlflow
 
-    choice, on_test, scores = learnt.choice, data.on["test"], collect_scores(task, learnt, data)
+    choice, on_test, scores = learnt.choice, data.rows_by_side["test"], collect_scores(task, learnt, data)
     evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
     chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
     facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}

@@ -25,7 +25,7 @@ def remind(context: Mapping[str, Any], now: datetime | None = None) -> list[str]
     api = AirflowApi(*(given[f"BREAKHIS_AIRFLOW_{name}"] for name in ("URL", "USER", "PASSWORD")))
     store, hours = Store(read_settings().store), read_settings().review_hours
     reminded = []
-    for detail in api.waiting():
+    for detail in api.list_pending_questions():
         ti = detail["task_instance"]
         age = ((now or datetime.now(UTC)) - datetime.fromisoformat(detail["created_at"])).total_seconds() / 3600
         if ti["dag_id"] not in (PROMOTE, ROLLBACK) or not hours / 2 <= age < hours or not _first(detail, store):

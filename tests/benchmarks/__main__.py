@@ -20,7 +20,7 @@ from ml.core.devices import processor_name
 from ml.core.settings import read_settings
 from tests.benchmarks import extraction, gpu, ingestion, training, workflow
 from tests.benchmarks.measure import Figure
-from tests.benchmarks.replica import LARGEST, Replica
+from tests.benchmarks.replica import MAX_PICTURES, Replica
 
 BENCHMARKS = {
     "ingestion": ingestion.figures,
@@ -35,7 +35,7 @@ _BY_NAME = {"gpu"}
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-@click.option("--images", default=LARGEST, show_default=True, help="Pictures of 700x460 to measure with.")
+@click.option("--images", default=MAX_PICTURES, show_default=True, help="Pictures of 700x460 to measure with.")
 @click.option("--json", "file", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 def main(names: tuple[str, ...], images: int, file: Path) -> None:
     """Measure NAMES (default: all but gpu) on pictures drawn for it, which are kept in the home folder's cache."""

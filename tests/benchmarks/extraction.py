@@ -18,7 +18,7 @@ from ml.core.workers import map_in_processes
 from ml.images.decoding import INPUT_SIZE, decode, pixel_hash, resize
 from ml.training.backbone_weights import resolve_weights
 from tests.benchmarks.measure import Figure, Run, breakhis
-from tests.benchmarks.replica import LARGEST, Replica
+from tests.benchmarks.replica import MAX_PICTURES, Replica
 from tests.helpers import made_up
 
 _TURNS = 2
@@ -42,7 +42,7 @@ def figures(replica: Replica) -> list[Figure]:
         _clear(store, "pixels", "features")
         few = _features(store, files, min(_FEW, len(files)), environment)
         memory = [_memory_of(few)]
-        if replica.images >= LARGEST:
+        if replica.images >= MAX_PICTURES:
             _clear(store, "pixels", "features")
             memory.append(_memory_of(_features(store, files, len(files), environment), few))
     serial = 1 / (1 / speed["model"] + 1 / speed["decode"])

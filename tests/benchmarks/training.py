@@ -20,9 +20,9 @@ from ml.images.decoding import INPUT_SIZE
 from ml.training.checkpoints import Checkpoint
 from ml.training.features import extract_features
 from ml.training.presets import Preset, load_preset
-from ml.training.protocol import collect_scores, fit_and_calibrate, prepare_training_data
+from ml.training.procedure import collect_scores, fit_and_calibrate, prepare_training_data
 from tests.benchmarks.measure import Figure, Run, breakhis, watched
-from tests.benchmarks.replica import LARGEST, Replica
+from tests.benchmarks.replica import MAX_PICTURES, Replica
 from tests.helpers import made_up
 
 _WORKERS = 2
@@ -104,7 +104,7 @@ def figures(replica: Replica) -> list[Figure]:
             f"{smaller.result['images']:,} images: {smaller.memory / _MIB:.0f} MiB",
             again.memory / smaller.memory,
             "below 3 GiB, 150 MiB more at the most",
-            (again.memory < 3 * 2**30 and grown < 150) if replica.images >= LARGEST else None,
+            (again.memory < 3 * 2**30 and grown < 150) if replica.images >= MAX_PICTURES else None,
         ),
     ]
 
@@ -116,7 +116,7 @@ def _preset(views: int) -> Preset:
     if views == 1:
         changed["augmentation"] = None
     changes = {"views": {**changed, "augmentation": preset.binary.views.augmentation if views > 1 else None}}
-    return preset.changed("binary", **changes).changed("subtype", **changes)
+    return preset.with_changes("binary", **changes).with_changes("subtype", **changes)
 
 
 def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
@@ -134,7 +134,7 @@ def _ours(views: int, dataset: str, split: str) -> dict[str, float]:
     extracted = time.perf_counter()
     for task in TASKS:
         with prepare_training_data(task, dataset, dealt, preset, store, configuration) as data:
-            checkpoint = Checkpoint(store, f"bench-{data.inputs}")
+            checkpoint = Checkpoint(store, f"bench-{data.inputs_digest}")
             with checkpoint.alive():
                 fit_and_calibrate(task, preset.recipe(task), 0, data, checkpoint, store)
             checkpoint.forget()
@@ -154,7 +154,7 @@ def _views(dataset: str, split: str) -> dict[str, dict[int, list[float]]]:
         preset = _preset(views)
         with prepare_training_data("binary", dataset, dealt, preset, store, configuration) as data:
             for seed in range(_SEEDS):
-                checkpoint = Checkpoint(store, f"bench-{data.inputs}-{seed}")
+                checkpoint = Checkpoint(store, f"bench-{data.inputs_digest}-{seed}")
                 with checkpoint.alive():
                     learnt = fit_and_calibrate("binary", preset.recipe("binary"), seed, data, checkpoint, store)
                 checkpoint.forget()

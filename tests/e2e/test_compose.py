@@ -57,7 +57,7 @@ def finished(compose: Compose, second: Compose) -> Workflow:
     """The workflow of the demo set on both hosts, reviewed by the reviewer's account."""
     workflow = drive(compose)
     workflow.prepare()
-    workflow.until_review()
+    workflow.run_until_review()
     workflow.answer_as_reviewer()
     workflow.read_decisions()
     return workflow
@@ -146,7 +146,7 @@ def _print_what_airflow_adds(compose: Compose, workflow: Workflow) -> None:
     api = compose.api("engineer")
     for run in runs:
         [run.id] = [found["dag_run_id"] for found in api._call("GET", f"/api/v2/dags/{run.dag}/dagRuns")["dag_runs"]]
-        run.look(api)
+        run.refresh(api)
     wall, work = 0.0, 0.0
     for run in [*runs, workflow.retrain]:
         found = api.dag_run(run.dag, run.id)
@@ -268,7 +268,7 @@ def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
     binary = wait_for("the container of train_binary", lambda: training("train_binary"))
     facts["binary"] = binary["Id"]
     _docker("pause", binary["Id"])
-    run.look(api)
+    run.refresh(api)
     host = run.task("train_binary")["hostname"]
     killed = next(c for c in inspect(compose.run("ps", "--quiet", "worker-gpu")) if c["Config"]["Hostname"] == host)
     os.kill(killed["State"]["Pid"], signal.SIGKILL)
@@ -282,7 +282,7 @@ def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
     _docker("kill", subtype["Id"])
 
     def reattached() -> bool:
-        run.look(api)
+        run.refresh(api)
         task = run.task("train_binary")
         return task["try_number"] >= 2 and task["state"] == "running" and _takes_up(log_of(compose, run, task))
 
@@ -291,8 +291,8 @@ def survived(compose: Compose, second: Compose, finished: Workflow) -> Json:
     _docker("unpause", binary["Id"])
 
     def ended() -> bool:
-        run.look(api)
-        return run.ended
+        run.refresh(api)
+        return run.has_ended
 
     wait_for("the end of the retraining", ended, 900)
     return facts
@@ -408,8 +408,8 @@ def test_without_celery_the_same_dags_train_in_containers(restored: Compose) -> 
     run = DagRun("retrain_demo", api.trigger("retrain_demo", conf={"seed": 13})["dag_run_id"])
 
     def ended() -> bool:
-        run.look(api)
-        return run.ended
+        run.refresh(api)
+        return run.has_ended
 
     wait_for("the end of the retraining", ended, 900)
     assert run.state == "success"

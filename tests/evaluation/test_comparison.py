@@ -30,6 +30,10 @@ from ml.promotion.policies import NonInferiorityRule
 LOOSE = NonInferiorityRule(least_power=0)
 
 
+def compare(where, both, rule, store):
+    return compare_models(where, both, store, margin=rule.margin, least_power=rule.least_power)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """A simulation of a tenth of the draws, for tests of what is around it."""
@@ -66,25 +70,29 @@ def test_by_sums_of_cases_as_by_images(task, seed):
     both = made(task, seed)
     n = len(class_names(task))
     rule = DecisionRule(threshold=0.5) if task == "binary" else DecisionRule()
-    scores = LabelledPredictions(task, both.rows, both.truth, both.candidate, rule)
-    units = scores.patients
+    scores = LabelledPredictions(task, both.rows, both.truth, both.candidate_probabilities, rule)
+    units = scores.cases
     of_patient = np.random.default_rng(seed).integers(0, 3, (4, both.rows["patient"].nunique())).astype(float)
     of_patient[:, :3] += 1
     number = pd.factorize(both.rows["patient"])[0]
     by_image = of_patient[:, number]
-    by_unit = by_image[:, units.first]
+    by_unit = by_image[:, units.first_rows]
     known = compute_weighted_metrics(scores, by_image)
-    f1 = f1_of(confusions(units.of, both.truth, scores.called, n), by_unit)
+    f1 = f1_of(confusions(units.case_of_row, both.truth, scores.predicted, n), by_unit)
     assert f1[0] == pytest.approx(known["macro_f1"])
-    area = area_of(pairs(units.of, both.truth, both.candidate), units.truth, units.images, by_unit)
+    area = area_of(
+        pairs(units.case_of_row, both.truth, both.candidate_probabilities), units.truth, units.image_counts, by_unit
+    )
     assert area[0] == pytest.approx(known["roc_auc" if task == "binary" else "roc_auc_ovr"], nan_ok=True)
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
 def test_a_model_beside_itself(task, store, quick):
     both = made(task)
-    same = both._replace(champion=both.candidate, called_by_champion=both.called_by_candidate)
-    for one in compare_models("out of fold", same, LOOSE, store):
+    same = both._replace(
+        champion_probabilities=both.candidate_probabilities, champion_predicted=both.candidate_predicted
+    )
+    for one in compare("out of fold", same, LOOSE, store):
         assert one["difference"] == one["low"] == one["error"] == 0
         assert one["estimable"]
         assert (one["images"], one["cases"]) == (120, 24)
@@ -92,8 +100,10 @@ def test_a_model_beside_itself(task, store, quick):
 
 def test_a_worse_model_is_seen(store, quick):
     good, bad = made("binary", skill=4.0, cases=60), made("binary", skill=0.3, cases=60)
-    worse = good._replace(candidate=bad.candidate, called_by_candidate=bad.called_by_candidate)
-    for one in compare_models("out of fold", worse, LOOSE, store):
+    worse = good._replace(
+        candidate_probabilities=bad.candidate_probabilities, candidate_predicted=bad.candidate_predicted
+    )
+    for one in compare("out of fold", worse, LOOSE, store):
         assert one["difference"] < -0.1
         assert one["low"] < one["difference"]
 
@@ -102,9 +112,11 @@ def test_both_get_the_same_draws(store, quick):
     """What both models find hard does not blur the difference between them."""
     both = made("binary", cases=40)
     nearly = both._replace(
-        champion=np.clip(both.candidate + np.random.default_rng(1).normal(0, 0.01, len(both.truth)), 0, 1)
+        champion_probabilities=np.clip(
+            both.candidate_probabilities + np.random.default_rng(1).normal(0, 0.01, len(both.truth)), 0, 1
+        )
     )
-    apart, alike = compare_models("x", both, LOOSE, store)[0], compare_models("x", nearly, LOOSE, store)[0]
+    apart, alike = compare("x", both, LOOSE, store)[0], compare("x", nearly, LOOSE, store)[0]
     assert alike["error"] < apart["error"] / 3
 
 
@@ -112,14 +124,14 @@ def test_too_few_cases(store):
     one_case = made("binary", cases=3)._replace(rows=pd.DataFrame({"patient": ["a", "b", "c"] * 5}))
     of = np.array([0, 1, 1] * 5)
     few = one_case._replace(truth=of)
-    for one in compare_models("on the test side", few, LOOSE, store):
+    for one in compare("on the test side", few, LOOSE, store):
         assert not one["estimable"]
         assert one["reason"] == "two cases each are the least, but there are: benign 1"
         assert one["low"] is None
 
 
 def test_little_power_is_not_estimable(store, quick):
-    one = compare_models("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.9), store)[0]
+    one = compare("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.9), store)[0]
     assert not one["estimable"]
     assert "with 6 cases a version as good as the champion would pass in only" in one["reason"]
     assert one["low"] is not None
@@ -127,9 +139,9 @@ def test_little_power_is_not_estimable(store, quick):
 
 def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
     """With few cases no critical value may hold, and the simulation then says the largest number there is."""
-    none_holds = CriticalValue(value=1.8e308, size=0.0, errors=(0.1,), powers=(0.02,))
+    none_holds = CriticalValue(value=1.8e308, size=0.0, standard_errors=(0.1,), powers=(0.02,))
     monkeypatch.setattr("ml.evaluation.comparison.critical", lambda *_: none_holds)
-    for one in compare_models("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
+    for one in compare("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
         assert one["low"] == -1
         assert len(one["reason"]) < 200
 
@@ -149,9 +161,13 @@ def test_the_critical_value_holds_at_other_draws(metric):
     draws = 2000
     for share, like in ((0.2, 0.9), (0.8, 0.3)):
         world = SimulationScenario("binary", metric, counts, share, like)
-        wrong = is_non_inferior(*world.draw(*world.signals(0.85, 0.85 - margin), draws, 999), found["value"], margin)
+        wrong = is_non_inferior(
+            *world.simulate_differences(*world.find_signals(0.85, 0.85 - margin), draws, 999), found["value"], margin
+        )
         assert wrong.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
-        right = is_non_inferior(*world.draw(*world.signals(0.85, 0.85), draws, 998), found["value"], margin)
+        right = is_non_inferior(
+            *world.simulate_differences(*world.find_signals(0.85, 0.85), draws, 998), found["value"], margin
+        )
         assert right.mean() > wrong.mean()
 
 
@@ -161,8 +177,8 @@ def test_signals_give_the_levels_they_are_for():
     assert label_of(SUBTYPES[0]) == "benign"
     for metric, level in (("roc_auc_ovr", 0.8), ("macro_f1", 0.5)):
         world = SimulationScenario("subtype", metric, tuple(40 * n for n in counts), 0.2, 0.5)
-        same, worse = world.signals(level, level - 0.05)
-        differences, _ = world.draw(same, worse, 3, 0)
+        same, worse = world.find_signals(level, level - 0.05)
+        differences, _ = world.simulate_differences(same, worse, 3, 0)
         assert differences.mean() == pytest.approx(-0.05, abs=0.02)
 
 

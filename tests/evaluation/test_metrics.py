@@ -56,7 +56,7 @@ def test_binary_by_hand():
     assert m["ece"] == pytest.approx((0.1 + 0.2 + 0.8 + 0.6 + 0.1) / 5)  # a bin each
     assert m["threshold"] == 0.5
     assert result.confusion.tolist() == [[1, 1], [1, 2]]
-    assert result.report["malignant"]["support"] == 3
+    assert result.per_class["malignant"]["support"] == 3
     assert result.intervals == {}
 
 
@@ -67,8 +67,8 @@ def test_patients_by_hand():
     assert result.metrics["patient_recognition_rate"] == pytest.approx((2 / 3 + 0 + 1 + 1) / 4)
     assert result.metrics["patient_accuracy"] == pytest.approx(3 / 4)
     assert result.metrics["patient_roc_auc"] == pytest.approx(3 / 4)  # of 4 pairs, b above c's malignant images
-    assert (result.report["malignant"]["recognised"], result.report["malignant"]["cases"]) == (2, 2)
-    assert (result.report["benign"]["recognised"], result.report["benign"]["cases"]) == (1, 2)
+    assert (result.per_class["malignant"]["recognised"], result.per_class["malignant"]["cases"]) == (2, 2)
+    assert (result.per_class["benign"]["recognised"], result.per_class["benign"]["cases"]) == (1, 2)
     assert result.patients[0] == {
         "patient": "b",
         "class": "benign",
@@ -83,9 +83,9 @@ def test_a_side_with_one_class_has_no_auc_and_says_which_is_absent():
     result = evaluate(scores("binary", [1, 1], [0.9, 0.2]), draws=20)
     assert "roc_auc" not in result.metrics
     assert "specificity" not in result.metrics
-    assert result.absent == ("benign",)
+    assert result.absent_classes == ("benign",)
     assert all(math.isfinite(value) for value in result.metrics.values())
-    assert result.report["benign"]["note"] == "no case on this side"
+    assert result.per_class["benign"]["note"] == "no case on this side"
 
 
 def test_subtype_macro_figures_are_means_over_the_classes_present():
@@ -94,13 +94,13 @@ def test_subtype_macro_figures_are_means_over_the_classes_present():
     p[[0, 2, 3], [0, 4, 4]] = 0.9
     p[1, 4] = p[4, 7] = 0.9  # one A called DC, one DC called PC
     result = evaluate(scores("subtype", truth, p), draws=0)
-    assert result.absent == ("F", "PT", "TA", "LC", "MC", "PC")
+    assert result.absent_classes == ("F", "PT", "TA", "LC", "MC", "PC")
     assert result.metrics["accuracy"] == pytest.approx(3 / 5)
     assert result.metrics["macro_f1"] == pytest.approx(np.mean([2 / 3, 2 / 3]))
     assert result.metrics["macro_f1"] > sk.f1_score(
         truth, p.argmax(1), labels=range(8), average="macro", zero_division=0
     )
-    assert result.report["A"]["recall"] == pytest.approx(1 / 2)
+    assert result.per_class["A"]["recall"] == pytest.approx(1 / 2)
 
 
 def test_perfect_and_useless_subtype_scores():
@@ -245,11 +245,11 @@ def test_a_class_with_one_case_has_no_interval_and_says_so():
     truth = np.array([0] * 4 + [4] * 8)
     p = np.eye(8)[truth] * 0.5 + 0.05
     result = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 4 + ["c"] * 4), draws=50)
-    assert result.report["A"]["note"] == "one case: no interval"
-    assert result.report["A"]["intervals"] == {}
+    assert result.per_class["A"]["note"] == "one case: no interval"
+    assert result.per_class["A"]["intervals"] == {}
     # Of two cases, both right: 0.025 = p^2 at the lower end.
-    assert result.report["DC"]["intervals"] == {"recall": [pytest.approx(0.025**0.5), 1]}
-    assert result.report["DC"]["note"] == f"recall: exact interval of 2 of 2 cases; F1: {NO_INTERVAL}"
+    assert result.per_class["DC"]["intervals"] == {"recall": [pytest.approx(0.025**0.5), 1]}
+    assert result.per_class["DC"]["note"] == f"recall: exact interval of 2 of 2 cases; F1: {NO_INTERVAL}"
     alone = evaluate(scores("subtype", truth, p, patients=["a"] * 4 + ["b"] * 8), draws=50)
     assert alone.intervals == {}  # no draw could be another
 
@@ -263,15 +263,15 @@ def test_where_every_draw_is_the_same_shares_of_cases_have_exact_intervals_and_o
     for name, cases in ends.items():
         assert result.metrics[name] == 1
         assert result.intervals[name] == (pytest.approx(0.025 ** (1 / cases)), 1)
-        assert result.notes[name] == f"exact interval of {cases} of {cases} cases"
+        assert result.interval_notes[name] == f"exact interval of {cases} of {cases} cases"
     assert result.intervals.keys() == ends.keys()
     others = result.metrics.keys() - ends.keys() - {"threshold"}
     assert {"roc_auc", "macro_f1", "patient_mcc", "brier"} <= others
-    assert {result.notes[name] for name in others} == {NO_INTERVAL}
-    assert result.to_json()["interval_notes"] == result.notes
+    assert {result.interval_notes[name] for name in others} == {NO_INTERVAL}
+    assert result.to_json()["interval_notes"] == result.interval_notes
     none = evaluate(scores("binary", truth, np.where(truth == 1, 0.1, 0.9), patients=patients), draws=100)
     assert none.intervals["recall"] == (0, pytest.approx(1 - 0.025 ** (1 / 4)))
-    assert none.notes["recall"] == "exact interval of 0 of 4 cases"
+    assert none.interval_notes["recall"] == "exact interval of 0 of 4 cases"
 
 
 def test_the_only_benign_case_is_no_certainty():
@@ -281,9 +281,9 @@ def test_the_only_benign_case_is_no_certainty():
     assert result.metrics["specificity"] == pytest.approx(2 / 3)
     assert "specificity" not in result.intervals
     assert "patient_specificity" not in result.intervals
-    assert result.notes["specificity"] == result.notes["patient_specificity"] == NO_INTERVAL
+    assert result.interval_notes["specificity"] == result.interval_notes["patient_specificity"] == NO_INTERVAL
     assert result.intervals["recall"] == pytest.approx((0.5, 1))
-    assert "recall" not in result.notes
+    assert "recall" not in result.interval_notes
 
 
 def test_patients_have_every_metric_that_images_have_and_policies_know_them_all():
@@ -338,12 +338,12 @@ def test_a_binary_model_is_told_by_subtype():
 def test_a_rule_for_each_row():
     rules = [DecisionRule(threshold=0.2), DecisionRule(threshold=0.2), DecisionRule(threshold=0.9)]
     made = scores("binary", [1, 1, 1], [0.5, 0.1, 0.5], rules, patients=["a", "a", "b"])
-    assert made.called.tolist() == [1, 0, 0]
-    assert made.patients.called.tolist() == [1, 0]
+    assert made.predicted.tolist() == [1, 0, 0]
+    assert made.cases.predicted.tolist() == [1, 0]
     result = evaluate(made, draws=0)
     assert result.rules == (DecisionRule(threshold=0.2), DecisionRule(threshold=0.9))
     assert "threshold" not in result.metrics
-    assert made.only(np.array([True, False, True])).called.tolist() == [1, 0]
+    assert made.subset(np.array([True, False, True])).predicted.tolist() == [1, 0]
 
 
 def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_their_rules():
@@ -351,14 +351,14 @@ def test_a_patient_whose_slides_lie_in_several_folds_is_called_by_the_mean_of_th
     rules = [DecisionRule(threshold=0.2), DecisionRule(threshold=0.8)]
     for order in ([0, 1], [1, 0]):
         few = scores("binary", [1, 1], [0.45, 0.45], [rules[k] for k in order], patients=["a", "a"])
-        assert few.patients.called.tolist() == [0]
-        assert sorted(few.called.tolist()) == [0, 1]
+        assert few.cases.predicted.tolist() == [0]
+        assert sorted(few.predicted.tolist()) == [0, 1]
     most = scores("binary", [1, 1, 1], [0.45] * 3, [rules[0], rules[1], rules[0]], patients=["a"] * 3)
-    assert most.patients.called.tolist() == [1]  # 0.4
+    assert most.cases.predicted.tolist() == [1]  # 0.4
     p = np.full((2, 8), 0.1)
     p[:, 3] = 0.3
     offsets = tuple(2.5 * np.eye(8)[5])
     assert np.log(0.3 / 0.1) < 2.5 / 2
     both = scores("subtype", [5, 5], p, [DecisionRule(), DecisionRule(offsets=offsets)], patients=["a", "a"])
-    assert both.called.tolist() == [3, 5]
-    assert both.patients.called.tolist() == [5]
+    assert both.predicted.tolist() == [3, 5]
+    assert both.cases.predicted.tolist() == [5]

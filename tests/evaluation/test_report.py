@@ -174,7 +174,7 @@ def test_the_control_has_other_weights_and_scales_pixels_alike():
 def test_cases_to_look_at_are_of_different_patients():
     scores = made("binary", 200)
     chosen = choose_cases(scores)
-    right = scores.called == scores.truth
+    right = scores.predicted == scores.truth
     assert [len(rows) for rows in chosen.values()] == [3, 3, 3]
     assert right[chosen["correct"]].all()
     assert not right[chosen["wrong"]].any()

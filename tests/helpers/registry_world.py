@@ -43,7 +43,9 @@ class RegistryWorld:
     """Dataset and split of each training set."""
 
     @classmethod
-    def made(cls, folder: Path, mlflow_uri: str, sets: tuple[str, ...] = ("made",), **settings: Any) -> "RegistryWorld":
+    def create(
+        cls, folder: Path, mlflow_uri: str, sets: tuple[str, ...] = ("made",), **settings: Any
+    ) -> "RegistryWorld":
         """Make one in a folder that is empty or has nothing but MLflow's database."""
         conf = folder / "conf"
         for name in ("sources", "training_sets", "policies"):
@@ -70,7 +72,7 @@ class RegistryWorld:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
         return cls(store, own, client, policy, conf, data)
 
-    def run(
+    def log_run(
         self, auc: float = 0.9, training_set: str = "made", *, scored_on: tuple[str, str] | None = None, **tags: str
     ) -> str:
         """A finished training run of a binary model; ``scored_on``: dataset and split that its predictions are of."""

@@ -33,7 +33,7 @@ def quick_preset(epochs: int, **sections: dict[str, object]) -> Preset:
     """The demo preset with so many epochs, few draws, and other changes to both recipes."""
     changes = {"training": {"epochs": epochs}, **sections}
     preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
-    return preset.changed("binary", **changes).changed("subtype", **changes)
+    return preset.with_changes("binary", **changes).with_changes("subtype", **changes)
 
 
 def train_again(world, **changes):

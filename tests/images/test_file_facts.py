@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ml.core.store import Store
-from ml.data.sources.demands import NearDuplicates
+from ml.data.sources.check_settings import NearDuplicates
 from ml.data.sources.demo import draw_files
 from ml.images.decoding import decode
 from ml.images.file_facts import PictureFactsCache, inspect_files, perceptual_hash

@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryWorld]:
         set_up_mlflow_users(url, PASSWORDS | {"viewer": "what it was before"}, names)
         set_up_mlflow_users(url, PASSWORDS, names)
         with as_user(TRAINER):
-            yield RegistryWorld.made(folder, url)
+            yield RegistryWorld.create(folder, url)
 
 
 class as_user:  # noqa: N801
@@ -72,7 +72,7 @@ class as_user:  # noqa: N801
 @pytest.fixture(scope="module")
 def logged(world: RegistryWorld) -> str:
     """A run with a model, by the trainer."""
-    return world.run(0.9)
+    return world.log_run(0.9)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_promoter_registers_and_sets_aliases(world: RegistryWorld, candidate
 
 
 def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: RegistryWorld) -> None:
-    run = world.run(0.95)
+    run = world.log_run(0.95)
     with as_user(PROMOTER):
         made = register_run(run, world.store, world.settings)
         number = str(made["version"])

@@ -14,8 +14,8 @@ from tests.helpers.sleepers import sleeper
 def test_a_process_is_known_by_more_than_its_pid(children: list[subprocess.Popen[bytes]]) -> None:
     child = sleeper(children)
     process = Process.of(child.pid)
-    assert process.alive()
-    assert not Process(pid=process.pid, birth=process.birth + "1").alive()
+    assert process.is_alive()
+    assert not Process(pid=process.pid, birth=process.birth + "1").is_alive()
 
 
 def test_a_dead_process_and_a_zombie_are_not_alive(children: list[subprocess.Popen[bytes]]) -> None:
@@ -24,6 +24,6 @@ def test_a_dead_process_and_a_zombie_are_not_alive(children: list[subprocess.Pop
     os.killpg(child.pid, signal.SIGKILL)
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert not process.alive()
+    assert not process.is_alive()
     child.wait()
-    assert not process.alive()
+    assert not process.is_alive()

@@ -46,7 +46,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def follow(run: DagRun, *scenes: Any) -> None:
-    RunWatcher(Scripted(*scenes), time.monotonic()).until(lambda r: r.ended, [run], lambda: None)  # type: ignore[arg-type]
+    RunWatcher(Scripted(*scenes), time.monotonic()).wait_until(lambda r: r.has_ended, [run], lambda: None)  # type: ignore[arg-type]
 
 
 def test_a_line_per_change(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_promotions_are_called_by_their_candidate(capsys: pytest.CaptureFixture[
 def test_a_run_may_start_later() -> None:
     run = DagRun("promote", "m-v1")
     follow(run, AirflowError("no such run", 404), ("running", []), ("failed", [task("gate", "failed", NOW, LATER)]))
-    assert [t["task_id"] for t in run.failed()] == ["gate"]
+    assert [t["task_id"] for t in run.failed_tasks()] == ["gate"]
 
 
 def test_a_retry_says_why_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_a_retry_says_why_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_busy_server_is_waited_for() -> None:
     run = DagRun("d", "r")
     follow(run, TryAgain("busy"), TryAgain("busy"), ("success", []))
-    assert run.ended
+    assert run.has_ended
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_waiting_ends_with_the_servers() -> None:
         raise StackError("airflow has ended")
 
     with pytest.raises(StackError, match="has ended"):
-        RunWatcher(Scripted(("running", [])), 0.0).until(lambda r: r.ended, [DagRun("d", "r")], alive)  # type: ignore[arg-type]
+        RunWatcher(Scripted(("running", [])), 0.0).wait_until(lambda r: r.has_ended, [DagRun("d", "r")], alive)  # type: ignore[arg-type]
 
 
 def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,7 +302,7 @@ def test_servers_that_die_end_the_waiting(airflow: Airflow) -> None:
 def test_demo_stops_the_stack_when_it_is_stopped(
     airflow: Airflow, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:
-    monkeypatch.setattr(Workflow, "until_review", lambda self: os.kill(os.getpid(), kind))
+    monkeypatch.setattr(Workflow, "run_until_review", lambda self: os.kill(os.getpid(), kind))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         result = CliRunner().invoke(cli.demo, ["demo", "--json"])

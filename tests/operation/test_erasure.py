@@ -111,7 +111,7 @@ def test_nothing_of_the_patient_is_left(world: SimpleNamespace) -> None:
         assert len(rows) == 20
         assert PATIENT not in set(rows["patient"])
     assert not hashes & PixelCache(store).index().keys()
-    assert not hashes & FeatureCache(store, "weights-1", "openvino").known()
+    assert not hashes & FeatureCache(store, "weights-1", "openvino").cached_hashes()
     assert not set(world.theirs["sha256"]) & PictureFactsCache(store).read().keys()
     assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
     ledger, _ = read_ledger("set", store)
@@ -155,7 +155,7 @@ def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> Non
 
 def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(PixelCache, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(PixelCache, "remove_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             erase(world)
     again = erase(world)

@@ -30,7 +30,7 @@ def told(monkeypatch, store):
         }
 
     record = [detail("old", 30), detail("young", 2), detail("other", 30, dag="somebodys"), detail("over", 49)]
-    monkeypatch.setattr(AirflowApi, "waiting", lambda self: record)
+    monkeypatch.setattr(AirflowApi, "list_pending_questions", lambda self: record)
     return sent
 
 

@@ -40,7 +40,7 @@ def world(tmp_path, fresh_database, monkeypatch):
     monkeypatch.setattr(comparison_simulation, "_SIMULATED", 50)  # the simulation is tested elsewhere
     monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 20)
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
-    return RegistryWorld.made(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return RegistryWorld.create(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def aliases(world):
 
 
 def test_registering_a_run_twice_is_one_version(world):
-    run = world.run()
+    run = world.log_run()
     first = register_run(run, world.store, world.settings)
     assert register_run(run, world.store, world.settings) == first
     assert first["model"] == "made-binary"
@@ -137,7 +137,7 @@ def test_runs_that_cannot_be_registered(world):
         pass
     with pytest.raises(RegistryError, match="not a training run of breakhis"):
         register_run(foreign.info.run_id, world.store, world.settings)
-    stranger = world.run(**{"breakhis.set": "stranger"})
+    stranger = world.log_run(**{"breakhis.set": "stranger"})
     with pytest.raises(DataError, match="no training set declares the model 'stranger-binary'"):
         register_run(stranger, world.store, world.settings)
 
@@ -147,7 +147,7 @@ def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
         "name: real\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
     )
     with pytest.raises(Refused, match="says that it is of the training set real, but it was trained on dataset-"):
-        register_run(world.run(**{"breakhis.set": "real"}), world.store, world.settings)
+        register_run(world.log_run(**{"breakhis.set": "real"}), world.store, world.settings)
     assert world.client.search_registered_models() == []
 
 
@@ -204,7 +204,7 @@ NICER = {"roc_auc": 0.99}
     ],
 )
 def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
-    run = world.run(auc=0.7)
+    run = world.log_run(auc=0.7)
     logged(world, run, *harm)
     for name, value in logs.items():
         world.client.log_metric(run, f"test_{name}", value)
@@ -223,7 +223,7 @@ def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
 )
 def test_tags_that_are_not_true(world, tag, value, told):
     with pytest.raises(Refused, match=told):
-        register_run(world.run(**{f"breakhis.{tag}": value}), world.store, world.settings)
+        register_run(world.log_run(**{f"breakhis.{tag}": value}), world.store, world.settings)
 
 
 def test_what_was_made_of_another_split_is_refused(world):
@@ -231,7 +231,7 @@ def test_what_was_made_of_another_split_is_refused(world):
         world.store, made_up.manifest_rows(made_up.every_class(images=3)), ledger="another", seed=1
     )
     split = split_dataset(other, world.store)["split"]
-    run = world.run()
+    run = world.log_run()
     held_out = {"breakhis.split": split, "breakhis.ledger": "another"}
     sides = world.store.meta(split)["sides"]
     assert sides != world.store.meta(world.data["made"][1])["sides"]
@@ -242,7 +242,7 @@ def test_what_was_made_of_another_split_is_refused(world):
 
 
 def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     evidence = world.store.meta(registered["evidence"])
     assert {"preset_sha256", "code_sha256", "lock_sha256", "dag_runs"} <= evidence.keys()
     verdict = judge_version("made-binary", "1", world.store, world.settings)
@@ -256,7 +256,7 @@ def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
 
 
 def test_gate_passes_and_records_its_verdict(world):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     verdict = judge_version("made-binary", "1", world.store, world.settings)
     assert verdict["passed"]
     assert verdict["evidence"] == registered["evidence"]
@@ -276,7 +276,7 @@ def test_a_model_of_a_split_by_slide_is_a_protocol_run(world):
     frame = made_up.manifest_rows(made_up.every_class())
     by_slide = made_up.create_dataset(world.store, frame, ledger="slides", method="sgkf", group="slide")
     split = split_dataset(by_slide, world.store)["split"]
-    registered = register_run(world.run(**{"breakhis.split": split}), world.store, world.settings)
+    registered = register_run(world.log_run(**{"breakhis.split": split}), world.store, world.settings)
     evidence = world.store.meta(registered["evidence"])
     assert (evidence["split_method"], evidence["split_group"]) == ("sgkf", "slide")
     verdict = judge_version("made-binary", "1", world.store, world.settings)
@@ -289,13 +289,13 @@ def test_evidence_of_a_split_of_old_comes_out_as_it_was_recorded(world):
     sides = {side: {"images": 3, "cases": 1} for side in ("train", "validation", "test")}
     known = world.store.meta(world.data["made"][1])["sides"]
     old = world.store.create("split", ["old"], {"ledger": "made", "method": "allocator", "sides": known, **sides})
-    registered = register_run(world.run(**{"breakhis.split": old}), world.store, world.settings)
+    registered = register_run(world.log_run(**{"breakhis.split": old}), world.store, world.settings)
     assert not {"split_method", "split_group"} & world.store.meta(registered["evidence"]).keys()
     assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
 
 
 def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(world):
-    register_run(world.run(auc=0.7), world.store, world.settings)
+    register_run(world.log_run(auc=0.7), world.store, world.settings)
     assert "0.1000 short of 0.8" in judge_version("made-binary", "1", world.store, world.settings)["summary"]
     world.policy.write_text("")
     assert not judge_version("made-binary", "1", world.store, world.settings)["passed"]
@@ -304,7 +304,7 @@ def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(worl
 
 
 def test_another_policy_is_only_shown(world):
-    register_run(world.run(auc=0.7), world.store, world.settings)
+    register_run(world.log_run(auc=0.7), world.store, world.settings)
     other = world.conf / "other.yaml"
     other.write_text("name: other\nbinary: {roc_auc: 0, macro_f1: 0}\n")
     verdict = judge_version("made-binary", "1", world.store, world.settings, policy=str(other))
@@ -319,7 +319,7 @@ def test_unknown_versions(world):
 
 
 def test_changed_model_files_and_metrics_are_noticed(world):
-    run = world.run()
+    run = world.log_run()
     register_run(run, world.store, world.settings)
     version = world.client.get_model_version("made-binary", "1")
     folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/made-binary/{version.version}")
@@ -336,7 +336,7 @@ def test_changed_model_files_and_metrics_are_noticed(world):
 
 
 def test_an_approval_makes_a_champion_once(world, airflow):
-    first = register_run(world.run(), world.store, world.settings)
+    first = register_run(world.log_run(), world.store, world.settings)
     airflow(first)
     done = promote(world, first)
     assert (done["decision"], done["reviewers"], done["reason"], done["previous"]) == (
@@ -349,7 +349,7 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     assert promote(world, first) == done
     assert read_champion_evidence("made-binary", world.store, world.settings)["version"] == 1
 
-    second = register_run(world.run(auc=0.95), world.store, world.settings)
+    second = register_run(world.log_run(auc=0.95), world.store, world.settings)
     airflow(second)
     assert promote(world, second, "made-binary-v2")["previous"] == 1
     assert aliases(world) == {"champion": 2, "previous": 1}
@@ -363,7 +363,7 @@ def test_two_models_share_a_log(world, airflow):
     dataset = made_up.create_dataset(world.store, made_up.manifest_rows(made_up.every_class()), set_name="other")
     tags = {"breakhis.set": "other", "breakhis.dataset": dataset}
     for made in ({}, tags, {}, tags):
-        registered = register_run(world.run(**made), world.store, world.settings)
+        registered = register_run(world.log_run(**made), world.store, world.settings)
         airflow(registered)
         model, version = registered["model"], str(registered["version"])
         body = judge_version(model, version, world.store, world.settings)["review"]
@@ -376,11 +376,11 @@ def test_two_models_share_a_log(world, airflow):
 
 
 def test_an_old_approval_carried_out_again_changes_nothing(world, airflow):
-    first = register_run(world.run(), world.store, world.settings)
+    first = register_run(world.log_run(), world.store, world.settings)
     old = airflow(first)
     old = (old.run, dict(old.details))
     promote(world, first)
-    second = register_run(world.run(auc=0.95), world.store, world.settings)
+    second = register_run(world.log_run(auc=0.95), world.store, world.settings)
     airflow(second)
     promote(world, second, "made-binary-v2")
     record = airflow(second)
@@ -394,7 +394,7 @@ def test_an_old_approval_carried_out_again_changes_nothing(world, airflow):
 
 
 def test_a_rejection_changes_no_champion(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered, option="Reject", reason="too few cases")
     done = promote(world, registered)
     assert (done["decision"], done["reason"]) == ("rejected", "too few cases")
@@ -403,7 +403,7 @@ def test_a_rejection_changes_no_champion(world, airflow):
 
 
 def test_a_reviewer_is_known_by_login_name_and_not_by_number(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered).detail["responded_by_user"] = {"id": "reviewer", "name": "7"}
     with pytest.raises(Refused, match="7 answered, but is not one of the reviewers"):
         promote(world, registered)
@@ -412,7 +412,7 @@ def test_a_reviewer_is_known_by_login_name_and_not_by_number(world, airflow):
 
 
 def test_what_nobody_answers_in_time_is_rejected(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered, option="Reject", user=None, reason=None)
     assert promote(world, registered)["reviewers"] == ["(nobody, by the deadline)"]
     assert aliases(world) == {}
@@ -431,7 +431,7 @@ def test_what_nobody_answers_in_time_is_rejected(world, airflow):
     ],
 )
 def test_answers_that_decide_nothing(world, airflow, answer, message):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered, **answer)
     with pytest.raises(Refused, match=message):
         promote(world, registered)
@@ -460,7 +460,7 @@ ON_THE_WAY = {
     ],
 )
 def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, told):
-    registered = register_run(world.run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
+    registered = register_run(world.log_run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
     record = airflow(registered)
     runs = ON_THE_WAY | changes
     events = [{"source_dag_id": "ingest_made", "source_run_id": None if "by hand" in changes else "i1"}]
@@ -483,7 +483,7 @@ def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeyp
 
 
 def test_no_answer_another_version_and_another_evidence(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     record = airflow(registered)
     record.detail["response_received"] = False
     with pytest.raises(Refused, match="nobody answered"):
@@ -509,7 +509,7 @@ def test_no_answer_another_version_and_another_evidence(world, airflow):
 
 
 def test_approved_but_the_gates_do_not_pass(world, airflow):
-    registered = register_run(world.run(auc=0.5), world.store, world.settings)
+    registered = register_run(world.log_run(auc=0.5), world.store, world.settings)
     airflow(registered)
     with pytest.raises(Refused, match="but gates come first"):
         promote(world, registered)
@@ -517,7 +517,7 @@ def test_approved_but_the_gates_do_not_pass(world, airflow):
 
 
 def test_a_policy_changed_after_the_review(world, airflow):
-    registered = register_run(world.run(auc=0.7), world.store, world.settings)
+    registered = register_run(world.log_run(auc=0.7), world.store, world.settings)
     airflow(registered)
     world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.5, macro_f1: 0.5}\n")
     with pytest.raises(
@@ -528,7 +528,7 @@ def test_a_policy_changed_after_the_review(world, airflow):
 
 
 def test_a_champion_that_came_after_the_review(world, airflow):
-    first, second = (register_run(world.run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
+    first, second = (register_run(world.log_run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
     record = airflow(second)
     reviewed = (record.run, dict(record.details))
     airflow(first)
@@ -542,7 +542,7 @@ def test_a_champion_that_came_after_the_review(world, airflow):
 
 
 def test_model_files_swapped_after_the_approval(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered)
     folder = mlflow.artifacts.download_artifacts(artifact_uri="models:/made-binary/1")
     victim = next(Path(folder).rglob("*.pkl"))
@@ -553,7 +553,7 @@ def test_model_files_swapped_after_the_approval(world, airflow):
 
 
 def test_evidence_forged_in_the_store(world, airflow):
-    registered = register_run(world.run(auc=0.6), world.store, world.settings)
+    registered = register_run(world.log_run(auc=0.6), world.store, world.settings)
     airflow(registered)
     file = world.store.local(f"{world.store.object_key(registered['evidence'])}/object.json")
     file.write_text(file.read_text().replace("0.6", "0.9"))
@@ -565,7 +565,7 @@ def test_several_have_to_approve(world, airflow):
     world.policy.write_text("name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\napprovals: 2\n")
     settings = world.settings.model_copy(update={"reviewers": ("reviewer", "second")})
     world.settings = settings
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered, {})
     with pytest.raises(Refused, match="asks for 2 reviewers to approve, and 1 did"):
         promote(world, registered)
@@ -586,7 +586,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("where", ["move_aliases", "set_audit_anchor", "CARRIED_OUT", "the last anchor"])
 def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, where):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered)
 
     def killed(*_, **__):
@@ -611,7 +611,7 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
             patch.setattr(RegisteredModel, where, killed)
         with pytest.raises(Killed):
             promote(world, registered)
-    second = register_run(world.run(auc=0.95), world.store, world.settings)
+    second = register_run(world.log_run(auc=0.95), world.store, world.settings)
     assert decided(world) == [("approved", 1, "reviewer")]
     airflow.back(1, started_by="engineer")  # another decision about the model, which is refused
     with pytest.raises(Refused):
@@ -629,7 +629,7 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
 
 def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, monkeypatch):
     """Between its reading and its setting of aliases, another process promotes a newer version."""
-    first, second = (register_run(world.run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
+    first, second = (register_run(world.log_run(auc=auc), world.store, world.settings) for auc in (0.9, 0.95))
     airflow(first)
     late, move_aliases = [], RegisteredModel.move_aliases
 
@@ -650,7 +650,7 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
 
 
 def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered, option="Reject", reason="not yet")
     promote(world, registered)
     airflow(registered, at="2026-01-02T00:00:00Z")  # the review was cleared, and asked again
@@ -667,7 +667,7 @@ def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, air
     [({"airflow_user": ""}, "BREAKHIS_AIRFLOW_URL"), ({"audit_key": SecretStr("")}, "BREAKHIS_AUDIT_KEY")],
 )
 def test_without_a_service_account_or_a_key(world, airflow, changes, name):
-    register_run(world.run(), world.store, world.settings)
+    register_run(world.log_run(), world.store, world.settings)
     with pytest.raises(ConfigError, match=name):
         promote_version("made-binary", "1", "r", world.store, world.settings.model_copy(update=changes))
 
@@ -675,7 +675,7 @@ def test_without_a_service_account_or_a_key(world, airflow, changes, name):
 @pytest.fixture
 def two_champions(world, airflow):
     for number, auc in ((1, 0.9), (2, 0.95)):
-        airflow(register_run(world.run(auc=auc), world.store, world.settings))
+        airflow(register_run(world.log_run(auc=auc), world.store, world.settings))
         promote_version("made-binary", str(number), f"made-binary-v{number}", world.store, world.settings)
     assert aliases(world) == {"champion": 2, "previous": 1}
     return world
@@ -712,7 +712,7 @@ def test_a_rollback_brings_a_former_champion_back(two_champions, airflow):
 )
 def test_rollbacks_that_are_refused(two_champions, airflow, version, only, message):
     world = two_champions
-    register_run(world.run(auc=0.85), world.store, world.settings)
+    register_run(world.log_run(auc=0.85), world.store, world.settings)
     airflow.back(version, **only)
     with pytest.raises(Refused, match=message):
         roll(world, version)
@@ -756,7 +756,7 @@ def model_folder(version):
 )
 def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champions, harm, told):
     world = two_champions
-    register_run(world.run(auc=0.97), world.store, world.settings)
+    register_run(world.log_run(auc=0.97), world.store, world.settings)
     assert faults(world) == []
     harm(world)
     with pytest.raises(Refused, match=told):
@@ -774,11 +774,11 @@ def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
 
 
 def test_a_champion_without_a_record_is_told(world):
-    register_run(world.run(), world.store, world.settings)
+    register_run(world.log_run(), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
     told = faults(world)
     assert "the alias champion is on version 1, but by the audit log it belongs to version none" in told[0]
-    register_run(world.run(auc=0.95), world.store, world.settings)
+    register_run(world.log_run(auc=0.95), world.store, world.settings)
     with pytest.raises(Refused, match="take the alias champion away in MLflow"):
         judge_version("made-binary", "2", world.store, world.settings)
 
@@ -798,7 +798,7 @@ def test_the_last_record_cut_off_is_told(two_champions):
 
 
 def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow(registered)
 
     def killed(*_, **__):
@@ -834,7 +834,7 @@ def test_from_a_champion_that_was_tampered_with_there_is_a_way_back(two_champion
 
 
 def test_compiled_code_and_notes_hidden_among_model_files(world):
-    register_run(world.run(), world.store, world.settings)
+    register_run(world.log_run(), world.store, world.settings)
     folder = model_folder(1)
     (folder / "registered_model_meta").write_text("MLflow's own")
     assert judge_version("made-binary", "1", world.store, world.settings)["passed"]
@@ -855,7 +855,7 @@ def test_compiled_code_and_notes_hidden_among_model_files(world):
 
 def test_a_candidate_that_came_meanwhile_stays_one(world):
     for auc in (0.9, 0.95):
-        register_run(world.run(auc=auc), world.store, world.settings)
+        register_run(world.log_run(auc=auc), world.store, world.settings)
     RegisteredModel("made-binary", world.settings).move_aliases(Aliases(1), decided=1)
     assert aliases(world) == {"champion": 1, "candidate": 2}
     RegisteredModel("made-binary", world.settings).move_aliases(Aliases(1), decided=2)
@@ -864,7 +864,7 @@ def test_a_candidate_that_came_meanwhile_stays_one(world):
 
 def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow):
     world = two_champions
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    third = register_run(world.log_run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
     moved = find_alias_fault("made-binary", log(world), world.settings)
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
@@ -880,7 +880,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow)
 
 
 def test_a_withdrawn_candidate_can_be_approved_no_more(world, airflow):
-    registered = register_run(world.run(), world.store, world.settings)
+    registered = register_run(world.log_run(), world.store, world.settings)
     record = airflow.back(1, reason="mislabelled slide")
     done = withdraw_version("made-binary", "1", "out-1", world.store, world.settings)
     assert (done["decision"], done["reason"]) == ("withdrawn", "mislabelled slide")
@@ -898,7 +898,7 @@ def test_a_withdrawn_candidate_can_be_approved_no_more(world, airflow):
 
 
 def test_what_is_no_version_cannot_be_withdrawn(world, airflow):
-    register_run(world.run(), world.store, world.settings)
+    register_run(world.log_run(), world.store, world.settings)
     airflow.back(7)
     with pytest.raises(RegistryError, match="no version 7"):
         withdraw_version("made-binary", "7", "out", world.store, world.settings)
@@ -913,7 +913,7 @@ def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
 
 def test_the_end_of_the_log_cut_off_stops_everything(two_champions, airflow):
     world = two_champions
-    third = register_run(world.run(auc=0.97), world.store, world.settings)
+    third = register_run(world.log_run(auc=0.97), world.store, world.settings)
     airflow(third)
     names = world.store.keys("audit/log")
     for name in names[2:]:
@@ -930,8 +930,8 @@ def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch
         (tmp_path / folder).mkdir()
     artifacts = ("--serve-artifacts", "--artifacts-destination", (tmp_path / "artifacts").as_uri())
     with mlflow_server(tmp_path / "mlflow", *artifacts, "--default-artifact-root", "mlflow-artifacts:/") as url:
-        world = RegistryWorld.made(tmp_path / "world", url)
-        run = world.run()
+        world = RegistryWorld.create(tmp_path / "world", url)
+        run = world.log_run()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         registered = register_run(run, world.store, world.settings)
         judge_version("made-binary", "1", world.store, world.settings)

@@ -20,7 +20,7 @@ from ml.training.cross_validation import (
     to_probabilities,
 )
 from ml.training.presets import load_preset
-from ml.training.protocol import _shares
+from ml.training.procedure import _shares
 
 RECIPE = load_preset("default").subtype
 BINARY = load_preset("default").binary
@@ -75,7 +75,7 @@ def test_each_fold_is_left_out_alone_and_in_pairs():
     assert len({fold.name for fold in todo}) == len(todo)
     assert {fold.left_out for fold in todo if len(fold.left_out) == 2} == set(combinations(range(4), 2))
     pair = next(fold for fold in todo if fold.left_out == (0, 2))
-    assert (pair.learnt(folds).tolist(), pair.predicted(folds).tolist()) == ([1, 3], [0, 2, 4])
+    assert (pair.training_rows(folds).tolist(), pair.held_out_rows(folds).tolist()) == ([1, 3], [0, 2, 4])
 
 
 def planted(n: int = 4000, seed: int = 0):
@@ -171,7 +171,7 @@ def test_nested_choices_know_nothing_of_their_own_fold():
     def predictions(truth, logits):
         made: dict[FoldTraining, HeldOutPredictions] = {}
         for fold in list_trainings(3, 1):
-            rows = fold.predicted(folds)
+            rows = fold.held_out_rows(folds)
             made[fold] = HeldOutPredictions(rows, logits[None, rows].astype("f4"), np.ones(len(rows), bool))
         return made
 

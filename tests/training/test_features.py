@@ -159,9 +159,9 @@ def test_views_of_rare_images_alone(world, monkeypatch):
     twelve = len(rare | set(everything[:2])) + len(rare)
     made = run(world, plan=plan)
     assert (made["views"], counts(made)) == (3, (IMAGES + twelve, 0, IMAGES))
-    assert cache(world, first).known() == rare | set(everything[:2])
-    assert cache(world, second).known() == rare
-    assert cache(world).known() == set(everything)
+    assert cache(world, first).cached_hashes() == rare | set(everything[:2])
+    assert cache(world, second).cached_hashes() == rare
+    assert cache(world).cached_hashes() == set(everything)
     assert len({cache(world, view).prefix for view in (IDENTITY_VIEW, first, second)}) == 3
     some = sorted(rare)
     backbone = OpenVINOExtractor(made["weights"], world.store, world.settings.cache)
@@ -253,7 +253,7 @@ def test_killed_halfway_only_the_rest_is_computed(world):
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done, decoded = cache(world).known(), set(PixelCache(world.store).index())
+    done, decoded = cache(world).cached_hashes(), set(PixelCache(world.store).index())
     assert 16 <= len(done) < IMAGES
     assert done <= decoded | set(hashes_of(world))
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -310,7 +310,7 @@ def test_a_cache_gives_rows_in_the_order_they_are_asked_for(world):
     hashes = hashes_of(world)
     partial = FeatureCache(world.store, "weights-1", "openvino")
     partial.write(hashes[:5], vectors)
-    assert partial.known() == set(hashes[:5])
+    assert partial.cached_hashes() == set(hashes[:5])
     assert (partial.read([hashes[3], hashes[0]]) == vectors[[3, 0]]).all()
     with pytest.raises(StoreError, match="1 of 2 images have no features"):
         partial.read([hashes[0], hashes[7]])

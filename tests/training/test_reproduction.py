@@ -41,7 +41,9 @@ def test_figures_are_means_over_seeds():
     mine = [scores(0.5, seed) for seed in (1, 2, 3)]
     found = compute_metrics(mine, draws=0).values
     assert found["roc_auc"] == pytest.approx(np.mean([roc_auc_score(TRUTH, one.probabilities) for one in mine]))
-    assert found["macro_f1"] == pytest.approx(np.mean([f1_score(TRUTH, one.called, average="macro") for one in mine]))
+    assert found["macro_f1"] == pytest.approx(
+        np.mean([f1_score(TRUTH, one.predicted, average="macro") for one in mine])
+    )
     assert found[NEVER_FOUND] == 0
     blind = LabelledPredictions("binary", ROWS, TRUTH, np.zeros(len(TRUTH)), DecisionRule(threshold=0.5))
     assert compute_metrics([blind, mine[0]], draws=0).values[NEVER_FOUND] == 0.5
@@ -68,7 +70,7 @@ def test_of_several_folds_the_mean_and_one_standard_deviation():
     found = row(compute_rows("spanhol", "binary", {"a": folds, "b": others}), "patient_recognition_rate_100x")
     rates = np.array([one.values["patient_recognition_rate_100x"] for one in folds])
     by_hand = [
-        np.mean([np.mean(one.called[mine] == TRUTH[mine]) for mine in patients()])
+        np.mean([np.mean(one.predicted[mine] == TRUTH[mine]) for mine in patients()])
         for one in (scores(1.0, seed) for seed in range(3))
     ]
     assert rates == pytest.approx(by_hand)
@@ -128,7 +130,7 @@ def test_a_comparison_is_written_logged_and_never_done_twice(world, tmp_path, mo
     more = reproduce(seeds=2, **{**common, "protocols": ["ledger"]})
     assert (more["trainings"], more["trained"]) == (8, 4)
 
-    learn = reproduction.learn
+    learn = reproduction.fit_and_calibrate
     monkeypatch.setattr(
         reproduction, "fit_and_calibrate", None
     )  # a file of another training is not taken for this one's

@@ -21,13 +21,13 @@ from ml.data.training_sets import read_dataset
 from ml.images.augmentation_settings import Augmentation
 from ml.images.decoding import decode
 from ml.promotion.registration import register_run
-from ml.training import checkpoints, protocol
+from ml.training import checkpoints, procedure
 from ml.training import features as features_module
 from ml.training import run as training_module
 from ml.training.backbone_weights import fetch_weights
 from ml.training.features import extract_features
 from ml.training.presets import load_preset, preset_names
-from ml.training.protocol import prepare_training_data
+from ml.training.procedure import prepare_training_data
 from ml.training.run import _code, train
 from tests.helpers import made_up
 from tests.helpers.small_training import (  # noqa: F401  # fixtures
@@ -140,10 +140,10 @@ def test_views_and_more_of_rare_subtypes(world):
     seen = {"augmentation": Augmentation(flips=True, rotations=True, hed=0.1, brightness=0.1, contrast=0.1)}
     seen |= {"count": 2, "rare_count": 3, "rare_below_cases": int(cases.min()) + 1}
     preset = quick_preset(2, views=seen)
-    with protocol.prepare_training_data(
+    with procedure.prepare_training_data(
         "subtype", world.dataset, read_split(world.split, world.store), preset, world.store, world.settings
     ) as data:
-        assert data.views.tolist() == np.where(learnt, np.where(rare, 3, 2), 1).tolist()
+        assert data.view_counts.tolist() == np.where(learnt, np.where(rare, 3, 2), 1).tolist()
         assert not np.array_equal(data.features[1, learnt], data.features[0, learnt])
     plain, few, more = (
         train_again(world, preset=one)
@@ -176,13 +176,13 @@ def test_what_was_learnt_by_other_code_or_on_another_device_is_no_result(world, 
 
     def named():
         with prepare_training_data("binary", world.dataset, split, world.preset, world.store, world.settings) as data:
-            return data.inputs
+            return data.inputs_digest
 
     first = named()
     assert named() == first
-    monkeypatch.setattr(protocol, "_VERSION", protocol._VERSION + 1)
+    monkeypatch.setattr(procedure, "_VERSION", procedure._VERSION + 1)
     newer = named()
-    monkeypatch.setattr(protocol, "fine_tuning_applies", lambda _: True)
+    monkeypatch.setattr(procedure, "fine_tuning_applies", lambda _: True)
     assert len({first, newer, named()}) == 3
 
 
@@ -255,8 +255,8 @@ def test_quarantined_rows_take_no_part(world):
     assert sum(logged) == len(rows) - images
     assert (data.tags["breakhis.split_method"], data.tags["breakhis.split_group"]) == ("allocator", "case")
     dealt = read_split(split["split"], world.store)
-    with protocol.prepare_training_data("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
-        used = np.concatenate(list(data.on.values()))
+    with procedure.prepare_training_data("binary", dataset, dealt, world.preset, world.store, world.settings) as data:
+        used = np.concatenate(list(data.rows_by_side.values()))
         assert sorted(used) == np.flatnonzero(data.rows["patient"] != lost).tolist()
     assert lost not in read_ledger("torn", world.store)[0].sides
 
@@ -289,7 +289,7 @@ def test_shipped_presets():
 
 
 def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkeypatch, capsys):
-    fit = training_module.learn
+    fit = training_module.fit_and_calibrate
     answers: dict[str, Json] = {}
     other = threading.Thread(target=lambda: answers.update(second=train_again(world, seed=9)))
 
@@ -349,7 +349,7 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(world, monkeypatch)
 
     settings = world.settings.model_copy(update={"gpu_required": True, "backend": "auto"})
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
-    monkeypatch.setattr(protocol, "read_dataset", None)  # at once, rather than after any work
+    monkeypatch.setattr(procedure, "read_dataset", None)  # at once, rather than after any work
     with pytest.raises(NoGpuError, match=r"TensorFlow .* sees 0 .*nothing was trained"):
         train_again(world, settings=settings)
 
@@ -365,6 +365,6 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(protocol, "_learn", full)
+    monkeypatch.setattr(procedure, "_learn", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         train_again(world, seed=8)

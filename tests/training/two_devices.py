@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from ml.core.devices import import_tensorflow_quietly
 from ml.images.decoding import Pixels
-from ml.training import head_fitting
+from ml.training import fine_tuning
 from ml.training.examples import Examples
 from ml.training.head_fitting import FittedNetwork, Fitter
 from ml.training.presets import load_preset
@@ -33,7 +33,7 @@ def fit(
     """Fine-tune without dropout, whose masks are another on each device."""
     recipe = (
         load_preset("demo")
-        .changed(
+        .with_changes(
             "subtype",
             head={"dropout": 0.0},
             training={"epochs": 1},
@@ -69,20 +69,20 @@ def _main(kind: str) -> None:
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)
-    one_device = head_fitting._strategy
+    one_device = fine_tuning._strategy
     found = []
     for images in (12, 9):  # the last batch: whole, and of one image, for one of the devices
         one = fit(images)
-        head_fitting._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
+        fine_tuning._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
         two = fit(images)
-        head_fitting._strategy = one_device
+        fine_tuning._strategy = one_device
         found.append(
             {
                 "apart": float(np.abs(two.logits - one.logits).max()),
                 "learnt": float(np.abs(one.logits[-1] - one.logits[0]).max()),
             }
         )
-    head_fitting.has_gpu = lambda: True
+    fine_tuning.has_gpu = lambda: True
     tuned = fit(8, epochs=8, mixed=True, rate=1e-5)
     print(
         json.dumps(

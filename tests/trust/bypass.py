@@ -62,7 +62,7 @@ class Attempts:
 
     def candidate(self, auc: float = 0.9) -> dict[str, Any]:
         """A new version, waiting."""
-        return register_run(self.world.run(auc), self.world.store, self.world.settings)
+        return register_run(self.world.log_run(auc), self.world.store, self.world.settings)
 
     def asked(self, candidate: dict[str, Any], user: str = "engineer", **more: Any) -> str:
         """Start its promotion; returns the run's id."""
@@ -426,13 +426,13 @@ def pass_a_demo_model_off(a: Attempts) -> str:
     """registering a model of the demo set under the real set's name, dataset and split"""
     dataset, split = a.world.data["real"]
     try:
-        run = a.world.run(0.95, **{"breakhis.set": "real"})
+        run = a.world.log_run(0.95, **{"breakhis.set": "real"})
         register_run(run, a.world.store, a.world.settings)
         return "registered by its set's name alone"
     except BreakhisError as error:
         told = f"refused: {error}"[:110]
     tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
-    run = a.world.run(0.95, scored_on=a.world.data["made"], **tags)
+    run = a.world.log_run(0.95, scored_on=a.world.data["made"], **tags)
     try:
         made = register_run(run, a.world.store, a.world.settings)
     except BreakhisError as error:
@@ -532,7 +532,7 @@ def _product() -> Iterator[Attempts]:
         folder = Path(name)
         home = folder / "home"
         home.mkdir()
-        world = RegistryWorld.made(folder, f"sqlite:///{home / 'mlflow.db'}", ("made", "real"))
+        world = RegistryWorld.create(folder, f"sqlite:///{home / 'mlflow.db'}", ("made", "real"))
         dags = folder / "dags"
         dags.mkdir()
         for dag in ("promote", "rollback", "withdraw", "audit"):

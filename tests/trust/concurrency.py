@@ -155,10 +155,10 @@ def rows(seed: int = 0) -> Iterator[Row]:
 
 
 def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> Iterator[Row]:
-    world = RegistryWorld.made(folder, mlflow_uri, SETS, airflow_url=record.url)
+    world = RegistryWorld.create(folder, mlflow_uri, SETS, airflow_url=record.url)
     evidence: dict[Decision, str] = {}
     for name in SETS:
-        versions = [register_run(world.run(0.85 + 0.01 * k, name), world.store, world.settings) for k in range(7)]
+        versions = [register_run(world.log_run(0.85 + 0.01 * k, name), world.store, world.settings) for k in range(7)]
         for one in versions:
             decision = Decision(one["model"], one["version"], rollback=False)
             if one["version"] <= _FORMER:

@@ -40,7 +40,7 @@ def rows(store: Store) -> Iterator[Row]:
             ("subtype", "macro_f1"),
         ):
             of_classes = tuple(of_subtypes[s] for s in SUBTYPES) if task == "subtype" else binary(of_subtypes)
-            level = max(LEVELS[metric], SimulationScenario(task, metric, of_classes, 0.5, 0.5).chance + MARGIN)  # type: ignore[arg-type]
+            level = max(LEVELS[metric], SimulationScenario(task, metric, of_classes, 0.5, 0.5).chance_level + MARGIN)  # type: ignore[arg-type]
             yield from _rows(where, task, metric, of_classes, level, error)  # type: ignore[arg-type]
 
 
@@ -53,9 +53,9 @@ def _rows(
     wrong, right, stated = [], [], []
     for seed, (share, like) in enumerate(_UNSEEN):
         world = SimulationScenario(task, metric, of_classes, share, like)
-        differences, errors = world.draw(*world.signals(level, level - MARGIN), DRAWS, 5000 + seed)
+        differences, errors = world.simulate_differences(*world.find_signals(level, level - MARGIN), DRAWS, 5000 + seed)
         wrong.append(float(is_non_inferior(differences, errors, found["value"], MARGIN).mean()))
-        differences, errors = world.draw(*world.signals(level, level), DRAWS, 6000 + seed)
+        differences, errors = world.simulate_differences(*world.find_signals(level, level), DRAWS, 6000 + seed)
         right.append(float(is_non_inferior(differences, errors, found["value"], MARGIN).mean()))
         stated.append(said.power(sorted(errors)[DRAWS // 2]))
     told = ", ".join(f"{share:.1%}" for share in wrong)

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def fetch_source(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
-    """Bring a source's files into the store as a raw version; see :func:`ml.data.sources.raw.fetch`."""
-    from ml.data.sources.raw import fetch as fetch_files
+    """Bring a source's files into the store as a raw version; see :func:`ml.data.sources.fetching.fetch`."""
+    from ml.data.sources.fetching import fetch as fetch_files
 
     return fetch_files(spec, store, settings)

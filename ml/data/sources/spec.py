@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
-from ml.data.sources.demands import ValidationSettings
+from ml.data.sources.check_settings import ValidationSettings
 
 if TYPE_CHECKING:
     from ml.core.settings import Settings

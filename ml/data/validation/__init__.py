@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ml.core.errors import StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store
-from ml.data.sources.demands import ValidationSettings
+from ml.data.sources.check_settings import ValidationSettings
 from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, build_suite, suite_version
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml.core.store import digest
 from ml.core.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, label_of, read_inventory
 from ml.data.manifest import MANIFEST_TYPES
-from ml.data.sources.demands import AdditionalExpectation, Severity, ValidationSettings
+from ml.data.sources.check_settings import AdditionalExpectation, Severity, ValidationSettings
 
 NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
 """The columns of a manifest that a file name tells."""

@@ -104,7 +104,7 @@ class Preset(YamlModel):
         """The recipe of one task's model."""
         return self.binary if task == "binary" else self.subtype
 
-    def changed(self, task: Task, **sections: dict[str, Any]) -> "Preset":
+    def with_changes(self, task: Task, **sections: dict[str, Any]) -> "Preset":
         """A copy in which fields of sections of one task's recipe are others, e.g. ``training={"epochs": 2}``."""
         mine = self.recipe(task)
         other = {name: getattr(mine, name).model_copy(update=values) for name, values in sections.items()}

@@ -16,7 +16,7 @@ from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, parse_name, read_i
 from ml.data.manifest import make_manifest, read_manifest
 from ml.data.sources import fetch_source, load_source
 from ml.data.validation import validate_manifest
-from tests.benchmarks.replica import LARGEST, Replica
+from tests.benchmarks.replica import MAX_PICTURES, Replica
 
 pytestmark = [pytest.mark.replica, pytest.mark.timeout(1800)]
 
@@ -25,7 +25,7 @@ TOLD = ["name", "label", "subtype", "slide", "patient", "magnification", "seq", 
 
 @pytest.fixture(scope="module")
 def replica() -> Replica:
-    return Replica.drawn(LARGEST, Path(os.environ["BREAKHIS_REPLICA"]).resolve())
+    return Replica.drawn(MAX_PICTURES, Path(os.environ["BREAKHIS_REPLICA"]).resolve())
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: S
     doubtful = sum(row.images for row in read_inventory() if row.slide == DUPLICATED_SLIDE)
     assert made["quarantined"] == {"slide_with_two_subtypes": doubtful}
     assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
-    assert len(rows) + len(quarantine) == LARGEST
-    assert made["duplicates"] == copies - LARGEST
+    assert len(rows) + len(quarantine) == MAX_PICTURES
+    assert made["duplicates"] == copies - MAX_PICTURES
     assert made["tree"] == {original: "original tree"}.get(layout, f"{layout.__name__} mirror")
     found = pd.concat([rows, quarantine], ignore_index=True).groupby(["subtype", "slide", "magnification"]).size()
     assert found.to_dict() == {(row.subtype, row.slide, row.magnification): row.images for row in read_inventory()}

@@ -124,7 +124,7 @@ def test_whatever_stands_there_fits_or_is_a_config_error(data: dict[str, object]
 
 
 def test_the_demo_source_draws_whatever_may_be_declared() -> None:
-    assert (demo.SMALLEST, demo.LARGEST) == DEMO_IMAGES
+    assert (demo.MIN_PICTURES, demo.MAX_PICTURES) == DEMO_IMAGES
 
 
 def test_shipped_sources() -> None:

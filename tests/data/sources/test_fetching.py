@@ -10,7 +10,7 @@ from ml.core.errors import SourceError
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, demo, fetch_source
-from ml.data.sources.raw import _in_threads
+from ml.data.sources.fetching import _in_threads
 
 Declare = Callable[..., SourceSpec]
 

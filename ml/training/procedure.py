@@ -59,14 +59,14 @@ class TrainingData(NamedTuple):
     """(images,) the case or slide of each, as the split has it."""
     truth: Indices
     """(images,) class numbers."""
-    on: dict[str, Indices]
+    rows_by_side: dict[str, Indices]
     """Side -> rows on it."""
     features: Features
     """float32 (views, images, 1280), kept on disk."""
-    views: Indices
+    view_counts: Indices
     """(images,) how many views there are of each."""
     weights: Weights
-    inputs: str
+    inputs_digest: str
     """Names all that the result depends on, but the seed."""
 
 
@@ -178,14 +178,14 @@ def _learn(
         recipe,
         data.truth,
         data.features,
-        data.views,
+        data.view_counts,
         lambda rows: pixels.read([names[row] for row in rows]),
         names,
     )
     fitter = Fitter(examples, lambda: load_backbone(data.weights.id, store))
-    learnt, nobody = _learnt_from(recipe, data.on), np.empty(0, np.int64)
+    learnt, nobody = _learnt_from(recipe, data.rows_by_side), np.empty(0, np.int64)
     if recipe.selection.using == VALIDATION:
-        rows = data.on["validation"]
+        rows = data.rows_by_side["validation"]
         final = fitter.fit("the model", learnt, rows, seed, checkpoint)
         choice = cross_validation.select_on_validation(task, recipe, data.truth[rows], final.logits[-1])
         probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
@@ -198,7 +198,7 @@ def _learn(
         name = "out_of_fold_loss"
     if fitter.fine_tunes:
         name = f"fine_tuning_{name}"
-    logits = fitter.predict(final, data.on["test"])
+    logits = fitter.predict(final, data.rows_by_side["test"])
     return TrainedModel(
         fitter.head(final),
         lambda: fitter.backbone(final),
@@ -216,14 +216,14 @@ def _cross_validate(
     task: Task, recipe: Recipe, seed: int, data: TrainingData, fitter: Fitter, checkpoint: Checkpoint
 ) -> tuple[SelectedParameters, NDArray[np.float64], list[DecisionRule], list[float]]:
     """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
-    mine = _learnt_from(recipe, data.on)
+    mine = _learnt_from(recipe, data.rows_by_side)
     subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
     dealt = cross_validation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
     truth, todo = data.truth[mine], cross_validation.list_trainings(selection.folds, selection.repeats)
     predictions: dict[FoldTraining, HeldOutPredictions] = {}
     for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
         folds = dealt[fold.repeat]
-        learnt, predicted = fold.learnt(folds), fold.predicted(folds)
+        learnt, predicted = fold.training_rows(folds), fold.held_out_rows(folds)
         # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
         fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
         predictions[fold] = HeldOutPredictions(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
@@ -257,7 +257,7 @@ def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
 
 def collect_scores(task: Task, learnt: TrainedModel, data: TrainingData) -> dict[str, LabelledPredictions]:
     """What was said of the test side, by the name ``test``, and of what was held out, by the name of that."""
-    choice, test, held_out = learnt.choice, data.on["test"], learnt.rows
+    choice, test, held_out = learnt.choice, data.rows_by_side["test"], learnt.rows
     probabilities = choice.probabilities(learnt.test)
     return {
         "test": LabelledPredictions(task, data.rows.iloc[test], data.truth[test], probabilities, choice.rule),
