@@ -67,10 +67,11 @@ images: ## Build the images of docker-compose.yaml
 secrets: ## Write .env for docker-compose.yaml, with passwords and keys of its own
 	@python3 docker/make_secrets.py
 
-lint: .venv/.dev ## Check style and types
+lint: .venv/.dev ## Check style, types, and who imports whom
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@PYTHONPATH=plugins .venv/bin/lint-imports
 
 # Servers and waiting take half of the tests' time, so there is one process more than cores, up to four. A file's tests
 # stay together, and the longest come early.
