@@ -60,7 +60,7 @@ class Store:
         environment: mapping with the AWS_* variables of an S3 store; default: this process's environment.
 
     Raises:
-        StoreError: the root is neither file:/// nor s3://, or an id is unknown.
+        StoreError: the root is neither file:/// nor s3://.
     """
 
     def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
