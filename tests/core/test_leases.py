@@ -18,7 +18,7 @@ def store(tmp_path):
     return Store((tmp_path / "store").as_uri())
 
 
-def test_one_at_a_time(store):
+def test_a_lease_has_one_holder_at_a_time(store):
     inside, largest = 0, 0
 
     def work():
@@ -37,7 +37,7 @@ def test_one_at_a_time(store):
     assert largest == 1
 
 
-def test_other_names_do_not_wait(store):
+def test_leases_of_other_names_are_independent(store):
     with hold_lease(store, "x"), hold_lease(store, "y", timeout=0):
         pass
 

@@ -18,7 +18,7 @@ def square(n: int) -> int:
     return n * n
 
 
-def die(n: int) -> int:
+def exit_at_40(n: int) -> int:
     if n == 40:
         os._exit(1)
     return n
@@ -56,23 +56,23 @@ def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_
 
 def test_a_killed_worker_may_be_tried_again() -> None:
     with pytest.raises(TryAgain, match="BREAKHIS_WORKERS=1") as caught:
-        list(map_in_processes(die, range(100), 2))
+        list(map_in_processes(exit_at_40, range(100), 2))
     assert not isinstance(caught.value.__context__, BrokenProcessPool) or caught.value.__suppress_context__
 
 
-def test_only_a_few_chunks_are_taken_ahead() -> None:
-    taken = 0
+def test_only_a_few_chunks_are_consumed_ahead() -> None:
+    consumed = 0
 
     def jobs() -> Iterator[int]:
-        nonlocal taken
+        nonlocal consumed
         for n in range(10_000):
-            taken += 1
+            consumed += 1
             yield n
 
     results = map_in_processes(square, jobs(), 2)
     for done in range(1, 200):
         next(results)
-        assert taken - done <= 6 * _CHUNK_SIZE
+        assert consumed - done <= 6 * _CHUNK_SIZE
     results.close()  # type: ignore[attr-defined]
 
 

@@ -34,7 +34,7 @@ def picture(seed: int = 0) -> np.ndarray:
 ALL = augmentation(flips=True, rotations=True, hed=0.05, brightness=0.1, contrast=0.1)
 
 
-def test_view_0_is_the_picture_and_its_cache_keeps_its_name():
+def test_view_0_is_the_image_and_its_cache_keeps_its_name():
     assert IDENTITY_VIEW.apply(picture(), "a") is not None
     assert np.array_equal(IDENTITY_VIEW.apply(picture(), "a"), picture())
     assert IDENTITY_VIEW.key == {"view": "identity", "size": 224, "resize": "pillow-reduce-bicubic", "version": 2}
@@ -49,31 +49,31 @@ def test_a_view_is_the_same_in_another_process():
         "pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)\n"
         "print(hashlib.sha256(View(2, spec).apply(pixels, 'abc').tobytes()).hexdigest())"
     )
-    found = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
-    assert len(found) == 1
-    assert len(found.pop()) == 65
+    digests = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(digests) == 1
+    assert len(digests.pop()) == 65
 
 
-def test_views_and_pictures_have_draws_of_their_own():
-    made = [View(n, ALL).apply(picture(), h).tobytes() for n in (1, 2) for h in ("a", "b")]
-    assert len(set(made)) == 4
+def test_each_view_of_each_image_has_its_own_draws():
+    views = [View(n, ALL).apply(picture(), h).tobytes() for n in (1, 2) for h in ("a", "b")]
+    assert len(set(views)) == 4
     other = augmentation(flips=True, rotations=True, hed=0.05, brightness=0.1, contrast=0.2)
     assert View(1, other).key != View(1, ALL).key != View(2, ALL).key
 
 
 @given(st.text(max_size=8), st.integers(1, 9))
 def test_flips_and_rotations_move_pixels_and_change_none(name, number):
-    moved = View(number, augmentation(flips=True, rotations=True)).apply(picture(), name)
-    assert moved.flags["C_CONTIGUOUS"]
-    assert np.array_equal(np.sort(moved.reshape(-1, 3), axis=0), np.sort(picture().reshape(-1, 3), axis=0))
+    transformed = View(number, augmentation(flips=True, rotations=True)).apply(picture(), name)
+    assert transformed.flags["C_CONTIGUOUS"]
+    assert np.array_equal(np.sort(transformed.reshape(-1, 3), axis=0), np.sort(picture().reshape(-1, 3), axis=0))
 
 
 def test_all_eight_orientations_occur():
     marked = np.zeros((224, 224, 3), np.uint8)
     marked[0, 1] = 255
     spec = augmentation(flips=True, rotations=True)
-    found = {View(1, spec).apply(marked, str(k)).tobytes() for k in range(200)}
-    assert len(found) == 8
+    orientations = {View(1, spec).apply(marked, str(k)).tobytes() for k in range(200)}
+    assert len(orientations) == 8
 
 
 @given(st.integers(1, 99), st.sampled_from(["hed", "brightness", "contrast"]))
