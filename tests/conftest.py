@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from ml.core.store import Store
 
-_LONGEST_MODULES = {"test_training.py", "test_resuming.py"}
+_LONGEST_MODULES = {"test_run.py", "test_resuming.py"}
 
 PROJECT = Path(__file__).parents[1]
 
