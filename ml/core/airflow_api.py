@@ -185,7 +185,7 @@ class AirflowApi:
                 timeout=self._timeout,
             )
         except requests.exceptions.InvalidURL as error:
-            raise AirflowError(f"{self.url!r} is no address of an Airflow: {error}") from None
+            raise AirflowError(f"{self.url!r} is not a valid address of an Airflow server: {error}") from None
         except requests.RequestException as error:
             raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
         if response.status_code >= 500 or response.status_code == 429:

@@ -60,7 +60,7 @@ def map_in_processes(
             yield from pending.popleft().result()
     except BrokenProcessPool:
         raise TryAgain(
-            "a worker process was killed (out of memory?): try again with fewer, such as BREAKHIS_WORKERS=1"
+            "a worker process was killed (out of memory?); try again with fewer processes, such as BREAKHIS_WORKERS=1"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

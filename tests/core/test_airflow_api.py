@@ -168,7 +168,7 @@ def test_an_answer_that_is_no_json_is_not_airflows(airflow: FakeAirflow) -> None
 
 
 def test_an_invalid_url_is_named() -> None:
-    with pytest.raises(AirflowError, match="no address of an Airflow"):
+    with pytest.raises(AirflowError, match="not a valid address of an Airflow"):
         AirflowApi("http://", "u", "p").health()
 
 
