@@ -1,1 +1,1 @@
-"""Retraining of breast-histopathology classifiers: the stages that do the work. Never imports Airflow."""
+"""Retrains breast-histopathology classifiers: every stage of the workflow. This package never imports Airflow."""

@@ -1,4 +1,7 @@
-"""What must stand before Airflow is first imported: it reads its settings then, and writes a folder of its own."""
+"""Environment and fixtures of all tests.
+
+The environment is set before Airflow is first imported, since Airflow then reads its settings and makes its folder.
+"""
 
 import atexit
 import os
@@ -13,14 +16,14 @@ import pytest
 if TYPE_CHECKING:
     from ml.core.store import Store
 
-_LONGEST = {"test_training.py", "test_resuming.py"}
+_LONGEST_MODULES = {"test_run.py", "test_resuming.py"}
 
 PROJECT = Path(__file__).parents[1]
 
 _scratch = tempfile.mkdtemp(prefix="breakhis-tests-")
 atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
-# What MLflow downloads stays in the temporary folder for good: it goes with this one. Pytest's own folders stay where
-# somebody would look for them after a failure.
+# MLflow never removes its downloads from the temporary folder, so they are put in this one, which is removed at exit.
+# Pytest's own folders stay where a developer would look for them after a failure.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 tempfile.tempdir = os.environ["TMPDIR"] = _scratch
 os.environ |= {
@@ -33,7 +36,7 @@ os.environ |= {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need more than a machine with Python are chosen by a variable, and are not collected without it."""
+    """Deselects tests that need more than a machine with Python unless their environment variable is set."""
     needs = {
         "real": "BREAKHIS_REAL_SAMPLE",
         "docker": "BREAKHIS_E2E",
@@ -43,17 +46,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "gpu": "BREAKHIS_GPU",
     }
     lacking = [marker for marker, variable in needs.items() if variable not in os.environ]
-    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-    # The longest first, so that no process is left alone with one in the end.
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    deselected = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+    # The longest tests run first, so that no process is still running one after the others have ended.
+    items.sort(key=lambda item: item.path.name not in _LONGEST_MODULES)
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server of this process."""
+    """Starts an S3 server in this process and yields its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -65,7 +68,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture(params=["file", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
-    """An empty store: the test runs on disk and on S3."""
+    """Returns an empty store; the test runs once on disk and once on S3."""
     from ml.core.store import Store, digest
 
     if request.param == "file":
@@ -87,7 +90,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with MLflow's tables to copy, made once: its migrations take seconds."""
+    """Returns a database file with MLflow's tables, for tests to copy: MLflow's migrations take seconds."""
     from ml.core.mlflow_client import connect
     from ml.core.settings import Settings
 

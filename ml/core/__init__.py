@@ -1,1 +1,1 @@
-"""What every other package stands on: store, settings, errors, progress, clients of Airflow and MLflow, taxonomy."""
+"""The base of every other package: store, settings, errors, progress, clients of Airflow and MLflow, taxonomy."""

@@ -1,8 +1,9 @@
-"""A small client of Airflow's REST API: what the local workflow drives and where promotion reads a reviewer's answer.
+"""A small client of Airflow's REST API.
 
-Written on ``requests`` rather than on apache-airflow-client: that package has no login (a token must be had from
-``POST /auth/token`` by hand anyway), and its generated models reject answers with a value they do not know yet, such as
-a task state added by a newer Airflow. Answers are the API's own JSON, as dicts.
+The local workflow drives Airflow through it, and promotion reads the reviewer's answer through it. It uses ``requests``
+rather than apache-airflow-client: that package has no login (a caller has to request a token from ``POST /auth/token``
+anyway), and its generated models reject responses with a value that they do not know yet, such as a task state added by
+a newer Airflow. Methods return the API's own JSON as dicts.
 """
 
 import json
@@ -15,18 +16,18 @@ from ml.core.errors import AirflowError, CredentialsError, TryAgain
 
 Json = dict[str, Any]
 
-_PAGE = 100
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PAGE_SIZE = 100
+_LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
 class AirflowApi:
-    """Airflow at ``url``, seen with the rights of ``user``. Logs in at the first call and again when the token expires.
+    """Calls Airflow at ``url`` with the rights of ``user``. Logs in at the first call and when the token has expired.
 
     Every method raises:
-        TryAgain: Airflow cannot be reached, is too slow or answers 5xx.
+        TryAgain: Airflow cannot be reached, is too slow or answers 5xx or 429.
         CredentialsError: the password is wrong, or the user may not do this.
         AirflowError: there is no such DAG, run, task or answer (``status`` 404), the task was answered already or the
-            run exists already (409), or the request does not fit (400, 422).
+            run exists already (409), or the request is invalid (400, 422).
     """
 
     def __init__(self, url: str, user: str, password: str, *, timeout: float = 60.0) -> None:
@@ -36,25 +37,25 @@ class AirflowApi:
         self._timeout = timeout
         self._token = ""
         self._session = requests.Session()
-        # A proxy meant for the outside, or a line in ~/.netrc, must not get between us and a server on this machine.
-        self._session.trust_env = urlsplit(self.url).hostname not in _LOOPBACK
+        # A proxy for outside addresses or a line in ~/.netrc must not affect calls to a server on this machine.
+        self._session.trust_env = urlsplit(self.url).hostname not in _LOOPBACK_HOSTS
 
     # --- the servers --------------------------------------------------------------------------------------------
 
     def health(self) -> Json:
-        """Status of each component: ``{"metadatabase": {"status": "healthy"}, "scheduler": …}``. Needs no login."""
-        return self._json(self._send("GET", "/api/v2/monitor/health", login=False))
+        """Returns each component's status: ``{"metadatabase": {"status": "healthy"}, …}``. Needs no login."""
+        return self._parse_answer(self._send("GET", "/api/v2/monitor/health", login=False))
 
     def import_errors(self) -> list[Json]:
-        """The DAG files that failed to import: ``filename``, ``stack_trace``, ``timestamp``."""
+        """Returns the DAG files that failed to import: ``filename``, ``stack_trace``, ``timestamp``."""
         return self._all("/api/v2/importErrors", "import_errors")
 
     def set_pool(self, name: str, slots: int, description: str) -> Json:
-        """Make a pool, or change the one there is. Needs the role op or admin."""
+        """Creates a pool, or changes the existing one. Needs the role op or admin."""
         body = {"slots": slots, "description": description, "include_deferred": False}
         try:
-            # All fields: Airflow checks a change as if it were a whole pool. And it calls the name "pool" here only.
-            return self._call("PATCH", f"/api/v2/pools/{_part(name)}", body={"pool": name, **body})
+            # Airflow validates a change as a whole pool, so all fields are sent. Only here the name is called "pool".
+            return self._call("PATCH", f"/api/v2/pools/{_quote(name)}", body={"pool": name, **body})
         except AirflowError as error:
             if error.status != 404:
                 raise
@@ -63,98 +64,100 @@ class AirflowApi:
     # --- DAGs and runs ------------------------------------------------------------------------------------------
 
     def dags(self) -> list[Json]:
-        """The DAGs that were parsed: ``dag_id``, ``is_paused``, ``has_import_errors`` and more."""
+        """Returns the DAGs that were parsed: ``dag_id``, ``is_paused``, ``has_import_errors`` and more."""
         return self._all("/api/v2/dags", "dags")
 
     def unpause(self, dag: str) -> Json:
-        """Let a DAG run by its schedule and by hand."""
-        path = f"/api/v2/dags/{_part(dag)}"
+        """Unpauses a DAG: it may run by its schedule and by hand."""
+        path = f"/api/v2/dags/{_quote(dag)}"
         return self._call("PATCH", path, params={"update_mask": ["is_paused"]}, body={"is_paused": False})
 
     def trigger(self, dag: str, run_id: str | None = None, conf: Json | None = None) -> Json:
-        """Start a run as this user; returns it, with its ``dag_run_id``. Status 409: a run of that id exists."""
+        """Starts a run as this user and returns it, with its ``dag_run_id``. Status 409: a run of that id exists."""
         body: Json = {"logical_date": None, "conf": conf or {}}
         if run_id:
             body["dag_run_id"] = run_id
         try:
-            return self._call("POST", f"/api/v2/dags/{_part(dag)}/dagRuns", body=body)
+            return self._call("POST", f"/api/v2/dags/{_quote(dag)}/dagRuns", body=body)
         except AirflowError as error:
             if error.status != 409:
                 raise
-            raise AirflowError(f"DAG {dag!r} has a run {run_id!r} already", 409) from None  # its own text is a riddle
+            raise AirflowError(f"DAG {dag!r} has a run {run_id!r} already", 409) from None  # Airflow's is obscure
 
     def dag_run(self, dag: str, run: str) -> Json:
-        """One run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
-        return self._call("GET", _run(dag, run))
+        """Returns one run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
+        return self._call("GET", _run_path(dag, run))
 
     def upstream_events(self, dag: str, run: str) -> list[Json]:
-        """The asset events that started a run: ``source_dag_id`` and ``source_run_id`` (None of an event by hand)."""
-        found: list[Json] = self._call("GET", f"{_run(dag, run)}/upstreamAssetEvents")["asset_events"]
-        return found
+        """Returns the asset events that started a run: ``source_dag_id``, ``source_run_id`` (None: created by hand)."""
+        events: list[Json] = self._call("GET", f"{_run_path(dag, run)}/upstreamAssetEvents")["asset_events"]
+        return events
 
     def task_instances(self, dag: str, run: str) -> list[Json]:
-        """The tasks of a run: ``task_id``, ``map_index``, ``state`` (None until scheduled), ``try_number``, dates."""
-        return self._all(f"{_run(dag, run)}/taskInstances", "task_instances")
+        """Returns a run's tasks: ``task_id``, ``map_index``, ``state`` (None: not scheduled), ``try_number``, dates."""
+        return self._all(f"{_run_path(dag, run)}/taskInstances", "task_instances")
 
     def xcom(self, dag: str, run: str, task: str, map_index: int = -1) -> Any:
-        """What a task returned. Status 404: it returned nothing (yet)."""
-        path = f"{_task(dag, run, task)}/xcomEntries/return_value"
+        """Returns the value that a task returned. Status 404: it has returned nothing yet."""
+        path = f"{_task_path(dag, run, task)}/xcomEntries/return_value"
         value = self._call("GET", path, params={"map_index": map_index})["value"]
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)  # the API hands out the value as it lies in the database
+            return json.loads(value)  # the API returns the value as the database stores it
         except ValueError:
             return value
 
     def task_log(self, dag: str, run: str, task: str, try_number: int = 1, map_index: int = -1) -> list[str]:
-        """The lines a task logged in one try."""
-        path = f"{_task(dag, run, task)}/logs/{try_number}"
+        """Returns the lines that a task logged in one try."""
+        path = f"{_task_path(dag, run, task)}/logs/{try_number}"
         content = self._call("GET", path, params={"full_content": "true", "map_index": map_index})["content"]
-        return [line for entry in content for line in _log_lines(entry)]
+        return [line for entry in content for line in _format_log_entry(entry)]
 
     # --- reviews ------------------------------------------------------------------------------------------------
 
     def hitl_detail(self, dag: str, run: str, task: str) -> Json:
-        """Airflow's own record of a question to a person and the answer to it.
+        """Returns Airflow's own record of a question to a person (human in the loop) and of the answer.
 
-        Has ``options``, ``assigned_users``, ``response_received``, ``chosen_options``, ``params_input``,
-        ``responded_at`` and ``responded_by_user`` ``{id, name}`` (None where nobody answered or a default was taken),
-        of which the name is what somebody logs in as.
-        Unlike an XCom, no user can write it. Status 404: the task never asked.
+        The record has ``options``, ``assigned_users``, ``response_received``, ``chosen_options``, ``params_input``,
+        ``responded_at`` and ``responded_by_user`` ``{id, name}`` (None if nobody answered or the default was
+        taken); its name is the login name.
+        Unlike an XCom, no user can write this record. Status 404: the task never asked.
         """
-        return self._call("GET", _hitl(dag, run, task))
+        return self._call("GET", _hitl_path(dag, run, task))
 
     def list_pending_questions(self) -> list[Json]:
-        """Airflow's record of every question to a person that nobody has answered: see :meth:`hitl_detail`."""
+        """Returns the record of every question that nobody has answered; for its fields see :meth:`hitl_detail`."""
         path = "/api/v2/dags/~/dagRuns/~/hitlDetails"
         return self._all(path, "hitl_details", {"response_received": False})
 
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> Json:
-        """Answer a question as this user. Status 409: somebody has answered; CredentialsError: not asked of this user.
+        """Answers a question as this user. Status 409: it was answered; CredentialsError: this user was not asked.
 
-        Within a second of the task's parking an answer can fail the task; scripts wait some seconds.
+        An answer within a second of the task's deferral can fail the task, so scripts wait some seconds.
         """
-        return self._call("PATCH", _hitl(dag, run, task), body={"chosen_options": [option], "params_input": params})
+        body = {"chosen_options": [option], "params_input": params}
+        return self._call("PATCH", _hitl_path(dag, run, task), body=body)
 
-    # --- talking to the server ----------------------------------------------------------------------------------
+    # --- HTTP requests and answers ------------------------------------------------------------------------------
 
     def _all(self, path: str, key: str, params: Json | None = None) -> list[Json]:
-        found: list[Json] = []
+        """Returns the items under ``key`` of every page."""
+        items: list[Json] = []
         while True:
-            page = self._call("GET", path, params={**(params or {}), "limit": _PAGE, "offset": len(found)})
-            found += page[key]
-            if not page[key] or len(found) >= (page.get("total_entries") or 0):
-                return found
+            page = self._call("GET", path, params={**(params or {}), "limit": _PAGE_SIZE, "offset": len(items)})
+            items += page[key]
+            if not page[key] or len(items) >= (page.get("total_entries") or 0):
+                return items
 
     def _call(self, method: str, path: str, *, params: Json | None = None, body: Json | None = None) -> Json:
         if not self._token:
             self._login()
         response = self._send(method, path, params=params, body=body)
-        if response.status_code == 401:  # the token's day is over, or the server has a new key
+        if response.status_code == 401:  # the token has expired, or the server has a new key
             self._login()
             response = self._send(method, path, params=params, body=body)
-        return self._json(response)
+        return self._parse_answer(response)
 
     def _login(self) -> None:
         if not self.user or not self._password:
@@ -166,7 +169,7 @@ class AirflowApi:
                 f"Airflow at {self.url} refuses the password of user {self.user!r}; check it (of a local stack: "
                 "passwords.json in the home folder)"
             )
-        self._token = str(self._json(response)["access_token"])
+        self._token = str(self._parse_answer(response)["access_token"])
 
     def _send(
         self, method: str, path: str, *, params: Json | None = None, body: Json | None = None, login: bool = True
@@ -178,23 +181,23 @@ class AirflowApi:
                 params=params,
                 json=body,
                 headers={"Accept": "application/json"},
-                auth=_Bearer(self._token) if login else None,
+                auth=_BearerAuth(self._token) if login else None,
                 timeout=self._timeout,
             )
         except requests.exceptions.InvalidURL as error:
-            raise AirflowError(f"{self.url!r} is no address of an Airflow: {error}") from None
+            raise AirflowError(f"{self.url!r} is not a valid address of an Airflow server: {error}") from None
         except requests.RequestException as error:
             raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
         if response.status_code >= 500 or response.status_code == 429:
             raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {path}")
         return response
 
-    def _json(self, response: requests.Response) -> Json:
-        what = f"{response.request.method} {urlsplit(response.url).path}"
+    def _parse_answer(self, response: requests.Response) -> Json:
+        request = f"{response.request.method} {urlsplit(response.url).path}"
         if response.status_code in {401, 403}:
-            raise CredentialsError(f"Airflow does not let user {self.user!r} {what}: {_detail(response)}")
+            raise CredentialsError(f"Airflow does not let user {self.user!r} {request}: {_error_detail(response)}")
         if response.status_code >= 400:
-            message = f"Airflow answered {response.status_code} to {what}: {_detail(response)}"
+            message = f"Airflow answered {response.status_code} to {request}: {_error_detail(response)}"
             raise AirflowError(message, response.status_code)
         try:
             answer = response.json()
@@ -205,8 +208,8 @@ class AirflowApi:
         return answer
 
 
-class _Bearer(requests.auth.AuthBase):
-    """The token as a header; as an auth object it also keeps requests from looking into ~/.netrc."""
+class _BearerAuth(requests.auth.AuthBase):
+    """Sends the token as a header. Being an auth object, it also keeps requests from reading ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -216,31 +219,33 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-def _part(name: str) -> str:
+def _quote(name: str) -> str:
     return quote(name, safe="")
 
 
-def _run(dag: str, run: str) -> str:
-    return f"/api/v2/dags/{_part(dag)}/dagRuns/{_part(run)}"
+def _run_path(dag: str, run: str) -> str:
+    return f"/api/v2/dags/{_quote(dag)}/dagRuns/{_quote(run)}"
 
 
-def _task(dag: str, run: str, task: str) -> str:
-    return f"{_run(dag, run)}/taskInstances/{_part(task)}"
+def _task_path(dag: str, run: str, task: str) -> str:
+    return f"{_run_path(dag, run)}/taskInstances/{_quote(task)}"
 
 
-def _hitl(dag: str, run: str, task: str) -> str:
-    return f"{_task(dag, run, task)}/-1/hitlDetails"  # -1: a task that is not mapped
+def _hitl_path(dag: str, run: str, task: str) -> str:
+    return f"{_task_path(dag, run, task)}/-1/hitlDetails"  # -1: a task that is not mapped
 
 
-def _detail(response: requests.Response) -> str:
-    """What the server says is wrong: FastAPI puts a string or a list of field errors under ``detail``."""
+def _error_detail(response: requests.Response) -> str:
+    """Returns the server's error message: FastAPI puts a string or a list of field errors under ``detail``."""
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
         return response.text.strip()[:300] or response.reason
     if isinstance(detail, list):
         fields = (
-            f"{'.'.join(str(p) for p in e.get('loc', ()))}: {e.get('msg')}" for e in detail if isinstance(e, dict)
+            f"{'.'.join(str(part) for part in field.get('loc', ()))}: {field.get('msg')}"
+            for field in detail
+            if isinstance(field, dict)
         )
         return "; ".join(fields)
     if isinstance(detail, dict):
@@ -248,7 +253,8 @@ def _detail(response: requests.Response) -> str:
     return str(detail)
 
 
-def _log_lines(entry: Json | str) -> list[str]:
+def _format_log_entry(entry: Json | str) -> list[str]:
+    """Returns the lines of one log entry; a warning or error has its level in front."""
     if isinstance(entry, str):
         return entry.splitlines()
     lines = str(entry.get("event", "")).splitlines() or [""]

@@ -1,4 +1,7 @@
-"""What this machine computes on, and TensorFlow's start. Light: it travels with every logged model."""
+"""The devices that this machine computes on, and the import of TensorFlow.
+
+This module imports little, since every logged model carries a copy of it.
+"""
 
 import gc
 import os
@@ -13,12 +16,12 @@ from ml.core.errors import DeviceError, NoGpuError
 
 
 def has_gpu_driver() -> bool:
-    """Whether this machine has an NVIDIA driver loaded; told without importing TensorFlow."""
+    """Returns whether this machine has an NVIDIA driver loaded, without importing TensorFlow."""
     return Path("/dev/nvidiactl").exists()
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU; without a driver, told without importing it."""
+    """Returns whether TensorFlow sees a GPU; where no driver is loaded, TensorFlow is not imported."""
     if not has_gpu_driver():
         return False
     import_tensorflow_quietly()
@@ -28,7 +31,7 @@ def has_gpu() -> bool:
 
 
 def describe_devices() -> str:
-    """What this machine computes on, for the record: GPUs by name, or the processor, and the number of cores."""
+    """Returns the names of the GPUs, or else of the processor, and the number of cores: for a run's record."""
     import_tensorflow_quietly()
     import tensorflow as tf
 
@@ -38,7 +41,7 @@ def describe_devices() -> str:
 
 
 def processor_name() -> str:
-    """The processor's name."""
+    """Returns the processor's model name, or the architecture where it is unknown."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -47,10 +50,10 @@ def processor_name() -> str:
 
 
 def require_gpu() -> None:
-    """Make sure that TensorFlow sees a GPU.
+    """Makes sure that TensorFlow sees a GPU.
 
     Raises:
-        NoGpuError: it sees none.
+        NoGpuError: TensorFlow sees none; the message lists what to check.
     """
     import_tensorflow_quietly()
     import tensorflow as tf
@@ -68,7 +71,10 @@ def require_gpu() -> None:
 
 @contextmanager
 def convert_memory_errors(advice: str) -> Iterator[None]:
-    """Turn running out of memory, the GPU's or the machine's, into one line that ends with ``advice``.
+    """Context manager that converts running out of the GPU's or the machine's memory into a DeviceError.
+
+    Args:
+        advice: what to do about it; the one-line message ends with it.
 
     Raises:
         DeviceError: memory did not suffice.
@@ -78,18 +84,18 @@ def convert_memory_errors(advice: str) -> Iterator[None]:
     except MemoryError:
         raise DeviceError(f"out of memory: {advice}") from None
     except Exception as error:
-        # By name: TensorFlow need not be imported for this. What is lacking from the start is an InternalError.
+        # The type is compared by name, which needs no TensorFlow. A GPU full from the start is an InternalError.
         if type(error).__name__ != "ResourceExhaustedError" and "CUDA_ERROR_OUT_OF_MEMORY" not in str(error):
             raise
         raise DeviceError(f"out of the GPU's memory: {advice}") from None
 
 
 def import_tensorflow_quietly() -> None:
-    """Import TensorFlow without its start-up chatter, which it writes before any of its own settings apply.
+    """Imports TensorFlow without its start-up messages, which it writes before any of its own settings apply.
 
-    And in half the time, the process's end counted: its million of objects, which all stay to the end, are not looked
-    through for garbage, neither while they are made nor later. What computes in float32 does so on a GPU, too: TF32,
-    which TensorFlow takes there by default, rounds at 5e-4.
+    The garbage collector is off during the import and skips TensorFlow's million objects afterwards, since all of them
+    live until the process ends; this halves the time of import and exit. TF32, TensorFlow's default on a GPU, rounds at
+    5e-4 and is switched off, so that float32 is computed as float32 there, too.
     """
     if "tensorflow" not in sys.modules:
         _import_tensorflow()
@@ -101,21 +107,21 @@ def _import_tensorflow() -> None:
     # Two trainings may share a GPU; by default the first would take all of its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     sys.stderr.flush()
-    kept, collecting = os.dup(2), gc.isenabled()
+    saved_stderr, gc_was_enabled = os.dup(2), gc.isenabled()
     gc.disable()
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
         try:
             import tensorflow as tf
 
-            tf.config.list_physical_devices()  # the first look for a GPU, which it calls an error if there is none
+            tf.config.list_physical_devices()  # the first search for a GPU, which logs an error if there is none
         except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
+            output.seek(0)
+            os.write(saved_stderr, output.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)
             gc.freeze()
-            if collecting:
+            if gc_was_enabled:
                 gc.enable()

@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose, and the exit status the command line gives it.
+"""Every error that this package raises on purpose, and the exit status of the command line for each.
 
 An error names the file, row or setting at fault and says what to do next. The exit status tells a scheduler whether
-trying again can help: 3 and 4 never get better by themselves, 75 (EX_TEMPFAIL in sysexits.h) may.
+a retry can help: 3 and 4 remain until somebody acts, 75 (EX_TEMPFAIL in sysexits.h) may pass by itself.
 """
 
 EXIT_BAD_INPUT = 3
@@ -10,7 +10,7 @@ EXIT_TRY_AGAIN = 75
 
 
 class BreakhisError(Exception):
-    """Something the user gave is wrong; the message says what and how to mend it. Exit status 3."""
+    """The user's input is wrong; the message says what is wrong and how to correct it. Exit status 3."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -24,14 +24,14 @@ class SourceError(BreakhisError):
 
 
 class CredentialsError(SourceError):
-    """A source or a service refused us, or no credentials were given."""
+    """A source or a service refused access, or no credentials were given."""
 
 
 class ImageError(BreakhisError):
-    """A file is not a picture this system can use."""
+    """A file is not an image that this system can use; ``reason`` is a keyword, ``detail`` says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # the arguments as they came, so that it can pass between processes
+        super().__init__(reason, detail)  # the constructor's own arguments, so that the error can be pickled
         self.reason = reason
         self.detail = detail
 
@@ -40,31 +40,31 @@ class ImageError(BreakhisError):
 
 
 class StoreError(BreakhisError):
-    """An id is unknown to the store, or what lies there is damaged."""
+    """The store does not have an id, or its content is damaged."""
 
 
 class WeightsError(BreakhisError):
-    """Backbone weights cannot be had or do not fit the network."""
+    """Backbone weights are not available or do not fit the network."""
 
 
 class DeviceError(BreakhisError):
-    """This machine cannot compute what was asked for, such as for want of memory."""
+    """This machine cannot do the computation, for example because it lacks memory."""
 
 
 class NoGpuError(DeviceError):
-    """A GPU was asked for and TensorFlow sees none."""
+    """A GPU is required and TensorFlow sees none."""
 
 
 class DataError(BreakhisError):
-    """A data set cannot be split or trained on as it is."""
+    """A dataset cannot be split or trained on as it is."""
 
 
 class RegistryError(BreakhisError):
-    """A run, model or version is missing in MLflow or not what it should be."""
+    """A run, model or version is missing in MLflow or is not of the expected kind."""
 
 
 class AirflowError(BreakhisError):
-    """Airflow has no such DAG, run or answer, or would not do what was asked; ``status`` is its HTTP status."""
+    """Airflow has no such DAG, run or answer, or rejected the request; ``status`` is its HTTP status."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -76,16 +76,16 @@ class StackError(BreakhisError):
 
 
 class Refused(BreakhisError):
-    """Understood and judged: validation or gates failed, or a promotion is not entitled. Exit status 4."""
+    """The request is valid but refused: validation or gates failed, or a promotion lacks approval. Exit status 4."""
 
     exit_code = EXIT_REFUSED
 
 
 class TryAgain(BreakhisError):
-    """A network, a server or another writer got in the way; the same call may succeed later. Exit status 75."""
+    """A network, a server or another writer interfered; the same call may succeed later. Exit status 75."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 class Conflict(TryAgain):
-    """Somebody else moved the same reference in between (a lost compare-and-set)."""
+    """Another writer changed the same key in between (a lost compare-and-set)."""

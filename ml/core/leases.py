@@ -1,8 +1,8 @@
-"""Doing something one at a time, over processes and hosts that share a store.
+"""Leases: mutual exclusion among processes and hosts that share a store.
 
-A lease is a small file with its owner's last sign of life. Who dies leaves it, and others take it over after a while. A
-process that was only stopped may wake up and believe that it still has its lease, so what is done under one has to be
-harmless when done late: see :mod:`ml.promotion.decisions`.
+A lease is a small file with the time of its owner's last heartbeat. When an owner dies, others take its lease over once
+the heartbeat is too old. A suspended process may wake up and believe that it still holds its lease, so whatever is done
+under one has to be harmless when it is done late: see :mod:`ml.promotion.decisions`.
 """
 
 import threading
@@ -14,41 +14,41 @@ from contextlib import contextmanager, suppress
 from ml.core.errors import Conflict, TryAgain
 from ml.core.store import Store
 
-_SECONDS_BETWEEN_BEATS = 2.0
-_SECONDS_UNTIL_DEAD = 10.0
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_HEARTBEATS = 2.0
+_SECONDS_UNTIL_EXPIRED = 10.0
+_SECONDS_BETWEEN_ATTEMPTS = 0.2
 
 
 @contextmanager
-def hold_lease(store: Store, name: str, *, patience: float = 300.0) -> Iterator[None]:
-    """Hold the lease ``name``; waits for whoever holds it.
+def hold_lease(store: Store, name: str, *, timeout: float = 300.0) -> Iterator[None]:
+    """Context manager that holds the lease ``name``; waits while another process holds it.
 
     Raises:
-        TryAgain: it was not free for ``patience`` seconds.
+        TryAgain: the lease was not free for ``timeout`` seconds.
     """
     key, owner = f"jobs/leases/{name}.json", uuid.uuid4().hex
-    deadline = time.monotonic() + patience
-    while not _take(store, key, owner):
+    deadline = time.monotonic() + timeout
+    while not _acquire(store, key, owner):
         if time.monotonic() > deadline:
-            raise TryAgain(f"another process has been at {name} for {patience:.0f} s; try again")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+            raise TryAgain(f"another process has held the lease {name} for {timeout:.0f} s; try again")
+        time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
     stop = threading.Event()
-    beating = threading.Thread(target=_beat, args=(store, key, owner, stop), daemon=True)
-    beating.start()
+    heartbeat = threading.Thread(target=_send_heartbeats, args=(store, key, owner, stop), daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         stop.set()
-        beating.join()
+        heartbeat.join()
         with suppress(Conflict):
             state, tag = store.read(key)
             if state and state["owner"] == owner:
                 store.compare_and_set(key, {"owner": owner, "beat": 0.0}, tag)
 
 
-def _take(store: Store, key: str, owner: str) -> bool:
+def _acquire(store: Store, key: str, owner: str) -> bool:
     state, tag = store.read(key)
-    if state and time.time() - state["beat"] < _SECONDS_UNTIL_DEAD:
+    if state and time.time() - state["beat"] < _SECONDS_UNTIL_EXPIRED:
         return False
     try:
         store.compare_and_set(key, {"owner": owner, "beat": time.time()}, tag)
@@ -57,11 +57,11 @@ def _take(store: Store, key: str, owner: str) -> bool:
     return True
 
 
-def _beat(store: Store, key: str, owner: str, stop: threading.Event) -> None:
-    while not stop.wait(_SECONDS_BETWEEN_BEATS):
-        # Whatever a store may answer once: with no more beats, others would take over from one that lives.
+def _send_heartbeats(store: Store, key: str, owner: str, stop: threading.Event) -> None:
+    while not stop.wait(_SECONDS_BETWEEN_HEARTBEATS):
+        # Any error of the store may pass: without further heartbeats others would take over from a live owner.
         with suppress(Exception):
             state, tag = store.read(key)
             if not state or state["owner"] != owner:
-                return  # taken over: the process was stopped for too long
+                return  # another process took over: this one was suspended for too long
             store.compare_and_set(key, {"owner": owner, "beat": time.time()}, tag)

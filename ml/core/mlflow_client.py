@@ -1,4 +1,4 @@
-"""The way to MLflow: one place that says where it is and turns its errors into ours."""
+"""Access to MLflow: the client for the configured address, artifacts and experiments."""
 
 import logging
 import os
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def connect(settings: Settings) -> "MlflowClient":
-    """Point MLflow at the configured server or database and return a client."""
-    # Our runs log many small files, each with a bar of its own; and the model's requirements are ours to say, not those
-    # of whatever uv project the process happens to be started in.
+    """Points MLflow at the configured server or database and returns a client."""
+    # A run logs many small files, and each would show a progress bar. And MLflow must not take a model's requirements
+    # from the uv project that the process happens to be started in: this package states them.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     import mlflow
@@ -28,12 +28,13 @@ def connect(settings: Settings) -> "MlflowClient":
 
 
 def fetch_artifacts(uri: str, folder: Path | None) -> Path:
-    """Artifacts, by a URI of MLflow's, put into a folder of the caller's; where in it they lie.
+    """Downloads artifacts by their MLflow URI into ``folder`` and returns their path in it.
 
-    Without a folder MLflow puts them where nobody removes them, unless they lie on a disk: then that is where.
+    Without a folder, artifacts on a local disk are used where they are, and MLflow downloads others to a temporary
+    folder that nobody removes.
 
     Raises:
-        MlflowException, OSError: they cannot be had.
+        MlflowException, OSError: the artifacts cannot be downloaded.
     """
     import mlflow
 
@@ -41,16 +42,16 @@ def fetch_artifacts(uri: str, folder: Path | None) -> Path:
 
 
 def use_experiment(name: str, settings: Settings) -> str:
-    """Make an experiment the one that runs are started in, and return its id.
+    """Makes an experiment the active one, creating it if need be, and returns its id.
 
-    Without a server in between MLflow would put the artifacts of a new one below the folder that this process happens
-    to be started in; they belong beside the database.
+    Without a server MLflow would put the artifacts of a new experiment below the working directory of this process, so
+    an experiment created here keeps them beside the database.
     """
     client = connect(settings)
     import mlflow
     from mlflow.exceptions import MlflowException
 
     if not settings.mlflow_uri.startswith("http") and client.get_experiment_by_name(name) is None:
-        with suppress(MlflowException):  # another process has made it in between
+        with suppress(MlflowException):  # another process has created it in between
             client.create_experiment(name, artifact_location=(settings.home / "mlartifacts").as_uri())
     return str(mlflow.set_experiment(name).experiment_id)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, else a line every few seconds (so that Airflow's log shows it too)."""
+"""Progress of long work: a bar on a terminal, else a line every few seconds, which Airflow's log shows, too."""
 
 import sys
 import time
@@ -11,18 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 console = Console(stderr=True)
-"""Everything for people goes to stderr; stdout carries results."""
+"""Messages for people go to stderr; stdout carries results."""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(message: str) -> None:
-    """One line for the person or the log."""
+    """Prints one line to stderr, for the user or the log."""
     print(message, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """Pass ``items`` on and show how many of ``total`` went by."""
+    """Yields ``items`` and shows how many of ``total`` are done; ``what`` is the description shown."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:

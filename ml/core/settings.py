@@ -1,6 +1,6 @@
-"""Every setting of the system, in one typed place. Each can be given as an environment variable ``BREAKHIS_<NAME>``.
+"""Every setting of the system, typed. Each is read from the environment variable ``BREAKHIS_<NAME>``.
 
-``breakhis config`` shows them with their values; secrets are masked.
+``breakhis config`` shows the settings with their values; it masks secrets.
 """
 
 import json
@@ -16,11 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ml.core.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The checkout this package lies in: dags/ and plugins/ are beside it."""
-
+"""The checkout that contains this package, dags/ and plugins/."""
 
 SECRETS_FILE = "secrets.json"
-"""The local stack's keys, in the home folder."""
+"""Name of the file with the local stack's keys, in the home folder."""
 
 
 class Settings(BaseSettings):
@@ -105,44 +104,44 @@ class Settings(BaseSettings):
 
     @field_validator("home", "conf")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _resolve_path(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
     @field_validator("store")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
+    def _check_scheme(cls, value: str) -> str:
         if value and not value.startswith(("file:///", "s3://")):
             raise ValueError(f"{value!r} must begin with file:/// or s3://")
         return value.rstrip("/")
 
     @model_validator(mode="after")
-    def _defaults(self) -> Self:
-        # The model is frozen for its users; these two defaults depend on another field.
+    def _fill_defaults(self) -> Self:
+        # The model is frozen for its users; these defaults depend on another field.
         if not self.store:
             object.__setattr__(self, "store", (self.home / "store").as_uri())
         if not self.mlflow_uri:
             uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
             object.__setattr__(self, "mlflow_uri", uri)
         if not self.mlflow_ui and self.mlflow_uri.startswith("http"):
-            # For pages and messages: a password in the address is for the client alone.
+            # Pages and messages show this address, so a password in it is removed: only the client needs that.
             object.__setattr__(self, "mlflow_ui", re.sub(r"//[^/@]*@", "//", self.mlflow_uri))
         if not self.audit_key.get_secret_value():
-            object.__setattr__(self, "audit_key", SecretStr(_kept_key(self.home / SECRETS_FILE)))
+            object.__setattr__(self, "audit_key", SecretStr(_read_audit_key(self.home / SECRETS_FILE)))
         return self
 
     @cached_property
     def cache(self) -> Path:
-        """Folder for what can be made again, such as compiled networks."""
+        """Folder for files that can be made again, such as compiled networks."""
         return self.home / "cache"
 
     @property
     def worker_count(self) -> int:
-        """How many processes to decode with: the setting, or the cores this process may use."""
+        """Number of processes that decode: the setting, or else the number of cores this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
 
 
-def _kept_key(file: Path) -> str:
-    """The audit log's key among the local stack's secrets, where this user may read them."""
+def _read_audit_key(file: Path) -> str:
+    """Returns the audit log's key from the local stack's secrets, or "" if this user cannot read them."""
     try:
         return str(json.loads(file.read_text(encoding="utf-8")).get("audit", ""))
     except (OSError, ValueError, AttributeError):
@@ -150,18 +149,18 @@ def _kept_key(file: Path) -> str:
 
 
 def read_settings() -> Settings:
-    """The settings as the environment has them now.
+    """Reads the settings from the environment as it is now.
 
     Raises:
-        ConfigError: a variable has a value that does not fit; the message names it.
+        ConfigError: a variable has an invalid value; the message names the variable.
     """
-    ours = {name for name in os.environ if name.upper().startswith("BREAKHIS_")} | {"MLFLOW_TRACKING_URI", "HOME"}
-    return _read(str(Path.cwd()), *((name, os.environ.get(name)) for name in sorted(ours)))
+    names = {name for name in os.environ if name.upper().startswith("BREAKHIS_")} | {"MLFLOW_TRACKING_URI", "HOME"}
+    return _read_cached(str(Path.cwd()), *((name, os.environ.get(name)) for name in sorted(names)))
 
 
 @lru_cache(maxsize=8)
-def _read(*_: object) -> Settings:
-    """Read anew when something has changed: a DAG file asks for each of its tasks."""
+def _read_cached(*_: object) -> Settings:
+    """Reads the settings again only if an argument has changed: a DAG file reads them once for each task."""
     try:
         return Settings()
     except ValidationError as error:

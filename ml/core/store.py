@@ -1,14 +1,14 @@
 """The store: one root, on disk (``file:///…``) or in S3 (``s3://…``), that every stage reads from and writes to.
 
-What lies under ``objects/`` is immutable and named by content:
+Everything under ``objects/`` is immutable and named by its content:
 
-    objects/blobs/<2 hex>/<sha256>             files as they came
-    objects/<kind>/<kind>-<12 hex>/…           what a stage made; object.json, written last, says that it is whole
-    objects/caches/<name>/<part>               pixels and features, a part a batch of images
-    objects/memos/<name>/<digest>.json         which object came out of which inputs
+    objects/blobs/<2 hex>/<sha256>             source files, unchanged
+    objects/<kind>/<kind>-<12 hex>/…           a stage's output; object.json, written last, marks it as complete
+    objects/caches/<name>/<part>               pixels and features; each part holds a batch of images
+    objects/memos/<name>/<digest>.json         which object a stage made from which inputs
 
-What moves (``refs/``, ``ledgers/``, ``jobs/``, ``audit/``) is small JSON and changes by compare-and-set. A reader never
-sees half of anything: files appear by rename on disk and by a single PUT in S3, directories by their object.json.
+The mutable folders (``refs/``, ``ledgers/``, ``jobs/``, ``audit/``) hold small JSON that changes by compare-and-set. No
+reader sees a partial write: a file appears by a rename on disk and by a single PUT in S3, an object by its object.json.
 """
 
 import hashlib
@@ -29,38 +29,38 @@ from filelock import FileLock
 
 from ml.core.errors import Conflict, StoreError, TryAgain
 
-if TYPE_CHECKING:  # with boto3 they take a tenth of a second, which DAG files need not wait for
+if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
     from cloudpathlib import S3Client, S3Path
 
 Json = dict[str, Any]
 
-_SECONDS_UNTIL_LEFT_BEHIND = 24 * 3600
+_SECONDS_UNTIL_ABANDONED = 24 * 3600
 
 
 def canonical(payload: object) -> bytes:
-    """The one JSON spelling of a value that hashes are taken of: sorted keys, no spaces, UTF-8, no NaN."""
+    """Returns the canonical JSON of a value, which hashes are computed from: sorted keys, no spaces, UTF-8, no NaN."""
     return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest(payload: object) -> str:
-    """SHA-256 (64 hex) of a JSON value in its canonical spelling."""
+    """Returns the SHA-256 (64 hex digits) of a value's canonical JSON."""
     return hashlib.sha256(canonical(payload)).hexdigest()
 
 
 def object_id(kind: str, payload: object) -> str:
-    """``<kind>-<12 hex of the content's hash>``."""
+    """Returns ``<kind>-<12 hex digits of the content's hash>``."""
     return f"{kind}-{digest(payload)[:12]}"
 
 
 class Store:
-    """A store at ``root``. Cheap to make; opens nothing until it is used.
+    """A store at ``root``. It is cheap to construct and opens nothing until it is used.
 
     Args:
         root: ``file:///…`` or ``s3://…``.
-        environment: where the AWS_* variables of an S3 store are; default: this process's.
+        environment: mapping with the AWS_* variables of an S3 store; default: this process's environment.
 
     Raises:
-        StoreError: the root is neither file:/// nor s3://, or an id is unknown.
+        StoreError: the root is neither file:/// nor s3://.
     """
 
     def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
@@ -70,25 +70,25 @@ class Store:
         elif root.startswith("s3://"):
             import cloudpathlib
 
-            known = os.environ if environment is None else environment
-            self._root = cloudpathlib.S3Path(root, client=_client(*(known.get(name) for name in _S3_VARIABLES)))
+            variables = os.environ if environment is None else environment
+            self._root = cloudpathlib.S3Path(root, client=_s3_client(*(variables.get(name) for name in _S3_VARIABLES)))
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
 
     def path(self, key: str) -> "Path | S3Path":
-        """Where a key lies. For reading; writing goes through the methods below."""
+        """Returns the path of a key, for reading only; the methods below write."""
         return self._root / key
 
     def uri(self, key: str) -> str:
-        """The key's address as a URI."""
+        """Returns the URI of a key."""
         return f"{self.root}/{key}"
 
     def local(self, key: str) -> Path:
-        """A local file with the content of ``key``; in S3 it is downloaded.
+        """Returns a local file with the content of ``key``; from S3 it is downloaded.
 
         Raises:
-            StoreError: nothing lies there.
+            StoreError: the key does not exist.
         """
         path = self.path(key)
         if not path.exists():
@@ -96,7 +96,7 @@ class Store:
         return path if isinstance(path, Path) else Path(path.fspath)
 
     def put_file(self, key: str, source: Path) -> None:
-        """Make ``source`` (a local file) appear whole at ``key``. On disk the file is moved there, not copied."""
+        """Puts the local file ``source`` at ``key`` in one step. The file is moved, not copied: ``source`` is gone."""
         path = self.path(key)
         if not isinstance(path, Path):
             path.upload_from(source, force_overwrite_to_cloud=True)
@@ -107,30 +107,31 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A scratch folder on the store's own disk (so that a rename suffices), removed afterwards.
+        """Context manager that makes a scratch folder and removes it afterwards.
 
-        Those of processes that were killed are removed by the next one, once nothing has come into them for a day.
+        It is on the store's own disk, so that a rename suffices to put a file in place. Folders of killed processes are
+        removed by the next call, once nothing has been written to them for a day.
         """
         if not isinstance(self._root, Path):
             parent = None
         else:
             parent = self._root / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
-            for one in parent.iterdir():
-                if time.time() - _last_touched(one) > _SECONDS_UNTIL_LEFT_BEHIND:
-                    shutil.rmtree(one, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+            for folder in parent.iterdir():
+                if time.time() - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
+            yield Path(scratch)
 
-    # --- files as they came -------------------------------------------------------------------------------------
+    # --- source files -------------------------------------------------------------------------------------------
 
     @staticmethod
     def blob_key(sha256: str) -> str:
-        """Where a file with this hash lies."""
+        """Returns the key of the file with this hash."""
         return f"objects/blobs/{sha256[:2]}/{sha256}"
 
     def put_blob(self, data: bytes) -> str:
-        """Keep the bytes of one file; returns their SHA-256. The same bytes are kept once."""
+        """Stores the bytes of one file and returns their SHA-256. Identical bytes are stored once."""
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(self.blob_key(sha256))
         if path.exists():
@@ -139,7 +140,7 @@ class Store:
             path.write_bytes(data)
             return sha256
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target and hidden, so that a rename within one folder makes it appear.
+        # A hidden file in the target's folder: a rename within one folder makes the blob appear in one step.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -151,24 +152,24 @@ class Store:
         return sha256
 
     def blob(self, sha256: str) -> bytes:
-        """The bytes of a file by its hash.
+        """Returns the bytes of the file with this hash.
 
         Raises:
-            StoreError: no such file.
+            StoreError: there is no such file.
         """
         path = self.path(self.blob_key(sha256))
         try:
-            if not isinstance(path, Path):  # not by way of a copy on disk, which would be kept
-                return _get(path)
+            if not isinstance(path, Path):  # read directly: cloudpathlib would keep a copy on disk
+                return _read_s3(path)
             return path.read_bytes()
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """The open file with this hash: of a large one on disk only what is being read is in memory.
+        """Opens the file with this hash. A file on disk is not read into memory as a whole.
 
         Raises:
-            StoreError: no such file.
+            StoreError: there is no such file.
         """
         path = self.path(self.blob_key(sha256))
         if not isinstance(path, Path):
@@ -178,22 +179,22 @@ class Store:
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
 
-    # --- what stages make ---------------------------------------------------------------------------------------
+    # --- objects: the output of stages --------------------------------------------------------------------------
 
     @staticmethod
     def object_key(oid: str) -> str:
-        """The folder of an object."""
+        """Returns the key of an object's folder."""
         return f"objects/{oid.rpartition('-')[0]}/{oid}"
 
     def exists(self, oid: str) -> bool:
-        """Whether an object is there, whole."""
+        """Returns whether the store has the complete object."""
         return self.path(f"{self.object_key(oid)}/object.json").exists()
 
     def create(self, kind: str, payload: object, meta: Json, fill: Callable[[Path], None] | None = None) -> str:
-        """Make an object named by the hash of ``payload``; returns its id.
+        """Creates an object named by the hash of ``payload`` and returns its id.
 
-        ``fill`` writes the object's files into the folder it is given; ``meta`` becomes object.json (with ``id``
-        added). An object that is there already is left as it is, and ``fill`` is not called.
+        ``fill`` writes the object's files into the folder that it is given; ``meta``, with ``id`` added, becomes
+        object.json. An object that exists already is left as it is, and ``fill`` is not called.
         """
         oid = object_id(kind, payload)
         if self.exists(oid):
@@ -206,8 +207,8 @@ class Store:
                 fill(folder)
             (folder / "object.json").write_text(json.dumps({"id": oid, **meta}, indent=1, sort_keys=True))
             if not isinstance(target, Path):
-                files = sorted(p for p in folder.rglob("*") if p.is_file())
-                files.sort(key=lambda p: p == folder / "object.json")  # the sign that the rest is there comes last
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                files.sort(key=lambda path: path == folder / "object.json")  # marks the object as complete: last
                 for file in files:
                     (target / file.relative_to(folder).as_posix()).upload_from(file, force_overwrite_to_cloud=True)
             else:
@@ -215,15 +216,15 @@ class Store:
                 try:
                     folder.rename(target)
                 except OSError:
-                    if not self.exists(oid):  # else another writer came first, with the same content
+                    if not self.exists(oid):  # otherwise another writer was first, with the same content
                         raise
         return oid
 
     def meta(self, oid: str) -> Json:
-        """The object.json of an object.
+        """Returns the object.json of an object.
 
         Raises:
-            StoreError: no such object; says which kinds of id there are.
+            StoreError: there is no such object; the message names its kind and the store.
         """
         kind = oid.rpartition("-")[0]
         try:
@@ -232,13 +233,13 @@ class Store:
             raise StoreError(f"{oid!r}: no such {kind or 'object'} in the store {self.root}") from None
 
     def file(self, oid: str, name: str) -> Path:
-        """One file of an object, as a local file."""
+        """Returns one file of an object as a local file; see :meth:`local`."""
         return self.local(f"{self.object_key(oid)}/{name}")
 
-    # --- memos --------------------------------------------------------------------------------------------------
+    # --- memos: results of stages by their inputs ---------------------------------------------------------------
 
     def memo(self, name: str, inputs: object) -> Json | None:
-        """What a stage made of these inputs earlier, or None."""
+        """Returns the result that a stage stored for these inputs, or None."""
         try:
             text = self.path(f"objects/memos/{name}/{digest(inputs)}.json").read_text()
         except FileNotFoundError:
@@ -246,13 +247,13 @@ class Store:
         return cast(Json, json.loads(text))
 
     def set_memo(self, name: str, inputs: object, result: Json) -> None:
-        """Remember what a stage made of these inputs."""
+        """Stores the result of a stage for these inputs."""
         self.put_json(f"objects/memos/{name}/{digest(inputs)}.json", result)
 
-    # --- what moves ---------------------------------------------------------------------------------------------
+    # --- mutable values -----------------------------------------------------------------------------------------
 
     def put_json(self, key: str, value: object) -> None:
-        """Write small JSON at ``key``, whole, whatever was there."""
+        """Writes small JSON at ``key`` in one step and replaces any earlier value."""
         path = self.path(key)
         text = json.dumps(value, indent=1, sort_keys=True)
         if not isinstance(path, Path):
@@ -264,10 +265,10 @@ class Store:
             self.put_file(key, file)
 
     def read(self, key: str) -> tuple[Any, str | None]:
-        """The JSON at ``key`` and its version tag for :meth:`compare_and_set`; ``(None, None)`` where nothing lies."""
+        """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``."""
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = _s3(path)
+            s3 = _boto_client(path)
             try:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
@@ -280,10 +281,11 @@ class Store:
         return json.loads(data), hashlib.sha256(data).hexdigest()
 
     def compare_and_set(self, key: str, value: object, expected: str | None) -> None:
-        """Write small JSON if the key still has the version tag ``expected`` (None: nothing lies there yet).
+        """Writes small JSON if the key still has the version tag ``expected`` (None: the key must not exist yet).
 
         Raises:
-            Conflict: somebody else wrote in between; read again and decide anew.
+            Conflict: another writer changed the key in between; the caller has to read and decide again.
+            TryAgain: S3 did not accept the write.
         """
         path = self.path(key)
         if not isinstance(path, Path):
@@ -299,7 +301,7 @@ class Store:
             self.put_json(key, value)
 
     def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
-        s3 = _s3(path)
+        s3 = _boto_client(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         body = json.dumps(value, indent=1, sort_keys=True).encode()
         try:
@@ -311,48 +313,48 @@ class Store:
             raise TryAgain(f"{path}: {error}") from error
 
     def remove(self, key: str) -> None:
-        """Take away what lies there, if anything does. For what moves; objects stay."""
+        """Deletes a key if it exists. Meant for mutable values and cache parts; objects are never deleted."""
         self.path(key).unlink(missing_ok=True)
 
     def caches(self, kind: str) -> list[str]:
-        """The folders of every cache of a kind, such as ``pixels``, whatever made it."""
+        """Returns the folders of every cache of a kind, such as ``pixels``, of whatever version."""
         return [f"objects/caches/{name}" for name in self.keys("objects/caches") if name.startswith(f"{kind}-")]
 
     def keys(self, prefix: str) -> list[str]:
-        """The names directly below a prefix, sorted; hidden names are left out."""
+        """Returns the sorted names directly below a prefix, without hidden ones."""
         path = self.path(prefix)
         if not path.exists():
             return []
-        return sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+        return sorted(child.name for child in path.iterdir() if not child.name.startswith("."))
 
 
 _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
-def _last_touched(folder: Path) -> float:
-    """Returns when something last came into a folder (seconds since the epoch), or now if the folder is gone.
+def _last_modified(folder: Path) -> float:
+    """Returns when a folder was last written to (seconds since the epoch), or now if the folder is gone.
 
     Other processes remove their folders meanwhile. The answer changes with time, so it must not be cached.
     """
     try:
-        return max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
         return time.time()
 
 
 @cache
-def _client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
+def _s3_client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
     """Returns the process's one client for these credentials.
 
-    Making a client takes a good part of a second, and a store is made for each picture.
+    Creating a client takes a good part of a second, and a store is constructed for each image.
     """
     from cloudpathlib import S3Client
 
     return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
 
 
-def _get(path: "S3Path") -> bytes:
-    s3 = _s3(path)
+def _read_s3(path: "S3Path") -> bytes:
+    s3 = _boto_client(path)
     try:
         data: bytes = s3.get_object(Bucket=path.bucket, Key=path.key)["Body"].read()
     except s3.exceptions.NoSuchKey:
@@ -360,12 +362,12 @@ def _get(path: "S3Path") -> bytes:
     return data
 
 
-def _s3(path: "S3Path") -> Any:
+def _boto_client(path: "S3Path") -> Any:
     return path.client.client
 
 
 def write_result(uri: str, result: Json) -> None:
-    """Write a stage's JSON result to any path or URI, whole (``--result URI``)."""
+    """Writes a stage's JSON result to a path or URI in one step (``--result URI``)."""
     if uri.startswith("s3://"):
         root, _, name = uri.rpartition("/")
         Store(root).put_json(name, result)

@@ -1,4 +1,4 @@
-"""What is known of BreakHis itself: classes, the file-name grammar, slides and cases, and the whole inventory.
+"""Facts about BreakHis: its classes, its file-name grammar, its slides and cases, and its whole inventory.
 
 Source: F. Spanhol, L. Oliveira, C. Petitjean, L. Heutte, "A Dataset for Breast Cancer Histopathological Image
 Classification", IEEE Transactions on Biomedical Engineering 63(7), 2016. The data set is licensed CC BY 4.0.
@@ -34,45 +34,54 @@ SUBTYPE_NAMES = {
 MAGNIFICATIONS = (40, 100, 200, 400)
 
 IMAGE_SIZES = ((700, 460), (700, 456))
-"""(width, height) in pixels; the second is slide PC 14-12465 alone."""
+"""(width, height) in pixels; only slide PC 14-12465 has the second."""
 
 SIDES = ("train", "validation", "test")
-"""The sides of a split, in the order in which people read them."""
+"""The sides (subsets) of a split, in the usual order."""
 
 Task = Literal["binary", "subtype"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 DUPLICATED_SLIDE = "14-13412"
-"""One set of pictures published under two labels, DC and LC; no source says which is right."""
+"""Slide whose images were published under two subtypes, DC and LC; no source says which one is right."""
 
 _LABEL_LETTERS = {"B": "benign", "M": "malignant"}
-_BENIGN = frozenset({"A", "F", "PT", "TA"})
-_NAME = re.compile(r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-([0-9]{2})-([0-9]+)([A-Z]*)-(40|100|200|400)-([0-9]{3})\.png")
-NAME_PATTERN = _NAME.pattern
+_BENIGN_SUBTYPES = frozenset({"A", "F", "PT", "TA"})
+_NAME_PATTERN = re.compile(
+    r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-([0-9]{2})-([0-9]+)([A-Z]*)-(40|100|200|400)-([0-9]{3})\.png"
+)
+NAME_PATTERN = _NAME_PATTERN.pattern
 """The file-name grammar as a regular expression, for what can use nothing else; :func:`parse_name` reads names."""
 
-_SLIDE = re.compile(r"([0-9]{2})-([0-9]+)([A-Z]*)")
+_SLIDE_PATTERN = re.compile(r"([0-9]{2})-([0-9]+)([A-Z]*)")
 
 
 def class_names(task: str) -> tuple[str, ...]:
-    """The class names of a task, in the order of the model's outputs."""
+    """Returns the class names of a task in the order of the model's outputs."""
     return LABELS if task == "binary" else SUBTYPES
 
 
 def label_of(subtype: str) -> str:
-    """``benign`` or ``malignant`` for a subtype code such as ``DC``."""
+    """Returns ``benign`` or ``malignant`` for a subtype code such as ``DC``.
+
+    Raises:
+        ValueError: the code is unknown.
+    """
     if subtype not in SUBTYPE_NAMES:
         raise ValueError(f"unknown subtype {subtype!r}; known: {', '.join(SUBTYPES)}")
-    return "benign" if subtype in _BENIGN else "malignant"
+    return "benign" if subtype in _BENIGN_SUBTYPES else "malignant"
 
 
 def case_of(slide: str) -> str:
-    """The case number of a slide id: ``14-22549AB`` -> ``14-22549``.
+    """Returns the case number of a slide id: ``14-22549AB`` -> ``14-22549``.
 
-    82 slide folders are 81 slide ids and 70 case numbers. Nothing published says that one case number is one patient;
-    grouping by case is the cautious reading, since it leaks under none.
+    The 82 slide folders have 81 slide ids and 70 case numbers. No publication says that one case number is one patient;
+    grouping by case is the cautious choice, since no reading of the numbers makes it leak.
+
+    Raises:
+        ValueError: the text is no BreakHis slide id.
     """
-    match = _SLIDE.fullmatch(slide)
+    match = _SLIDE_PATTERN.fullmatch(slide)
     if not match:
         raise ValueError(f"{slide!r} is not a BreakHis slide id such as 14-22549AB")
     return f"{match[1]}-{match[2]}"
@@ -80,7 +89,7 @@ def case_of(slide: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """The facts in a BreakHis file name such as ``SOB_B_A-14-22549AB-40-001.png``."""
+    """The parts of a BreakHis file name such as ``SOB_B_A-14-22549AB-40-001.png``."""
 
     subtype: str
     slide: str
@@ -90,7 +99,7 @@ class ImageName:
 
     @property
     def case(self) -> str:
-        """The case number, our stand-in for the patient."""
+        """The case number, which stands for the patient."""
         return case_of(self.slide)
 
     def __str__(self) -> str:
@@ -99,15 +108,14 @@ class ImageName:
 
 
 def parse_name(name: str) -> ImageName:
-    """Read a file name (without folders).
+    """Parses a file name (without folders).
 
-    The label is what the name *says* (``SOB_B``/``SOB_M``); whether it agrees with the subtype is for the manifest to
-    judge.
+    The label is the one in the name (``SOB_B``/``SOB_M``); the manifest checks whether it agrees with the subtype.
 
     Raises:
-        ValueError: the name is outside the grammar.
+        ValueError: the name does not follow BreakHis' grammar.
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME_PATTERN.fullmatch(name)
     if not match:
         raise ValueError(
             f"{name!r} is not a BreakHis name: SOB_<B|M>_<{'|'.join(SUBTYPES)}>-<yy>-<slide>-<40|100|200|400>-<nnn>.png"
@@ -123,7 +131,7 @@ def parse_name(name: str) -> ImageName:
 
 
 class InventoryRow(NamedTuple):
-    """How many images the published data set has of one slide folder at one magnification."""
+    """Number of images in the published dataset of one slide folder at one magnification."""
 
     subtype: str
     slide: str
@@ -133,7 +141,10 @@ class InventoryRow(NamedTuple):
 
 @cache
 def read_inventory() -> tuple[InventoryRow, ...]:
-    """The whole published BreakHis: 82 slide folders x 4 magnifications, 7,909 images (``ml/inventory.csv``)."""
+    """Reads the inventory of the published BreakHis (``ml/core/inventory.csv``).
+
+    It has 82 slide folders x 4 magnifications, 7,909 images.
+    """
     with files("ml.core").joinpath("inventory.csv").open(encoding="utf-8") as file:
         return tuple(
             InventoryRow(row["subtype"], row["slide"], magnification, int(row[str(magnification)]))
@@ -142,7 +153,7 @@ def read_inventory() -> tuple[InventoryRow, ...]:
         )
 
 
-_TREES = {
+_LAYOUT_PATTERNS = {
     "waseemalastal mirror": re.compile(r"(?:^|/)classificacao_(?:binaria|multiclasse)/(?:40|100|200|400)X/"),
     "ambarish mirror": re.compile(r"(?:^|/)BreaKHis_v1/BreaKHis_v1/histology_slides/"),
     "original tree": re.compile(r"(?:^|/)(?:benign|malignant)/SOB/[a-z_]+/SOB_[BM]_[A-Z]+_[^/]+/(?:40|100|200|400)X/"),
@@ -150,21 +161,21 @@ _TREES = {
 
 
 def detect_folder_layout(paths: Collection[str]) -> str:
-    """Which of the trees that BreakHis comes in most of these files lie in, or ``folders of its own``."""
-    for name, pattern in _TREES.items():
+    """Returns the published folder layout of BreakHis that most of these paths have, or ``folders of its own``."""
+    for name, pattern in _LAYOUT_PATTERNS.items():
         if sum(pattern.search(path) is not None for path in paths) * 2 > len(paths):
             return name
     return "folders of its own"
 
 
 def find_folder_contradiction(path: str) -> str | None:
-    """What the folders of a file say against its BreakHis name, or None.
+    """Returns how the folders in a file's path contradict its BreakHis name, or None if they do not.
 
-    Folders that are called like a label, a subtype, a slide of the original tree or a magnification count, the
-    innermost of each kind.
+    Only folders named after a label, a subtype, a slide of the original tree or a magnification are compared; of each
+    kind the innermost folder counts.
 
     Raises:
-        ValueError: the name is outside the grammar.
+        ValueError: the name does not follow BreakHis' grammar.
     """
     *folders, base = path.split("/")
     name = parse_name(base)
@@ -174,16 +185,16 @@ def find_folder_contradiction(path: str) -> str | None:
             innermost["label"] = (folder, folder.lower(), name.label)
         elif subtype := _SUBTYPE_FOLDERS.get(folder.lower()):
             innermost["subtype"] = (folder, subtype, name.subtype)
-        elif slide := _SLIDE_FOLDER.fullmatch(folder):
+        elif slide := _SLIDE_FOLDER_PATTERN.fullmatch(folder):
             innermost["slide"] = (folder, f"{slide[1]} {slide[2]}", f"{name.subtype} {name.slide}")
         elif magnification := _MAGNIFICATION_FOLDERS.get(folder.upper()):
             innermost["magnification"] = (folder, magnification, name.magnification)
-    for kind, (folder, says, expected) in innermost.items():
-        if says != expected:
+    for kind, (folder, stated, expected) in innermost.items():
+        if stated != expected:
             return f"the folder {folder} contradicts the name, whose {kind} is {expected}"
     return None
 
 
 _SUBTYPE_FOLDERS = {name: subtype for subtype, name in SUBTYPE_NAMES.items()}
 _MAGNIFICATION_FOLDERS = {f"{magnification}X": magnification for magnification in MAGNIFICATIONS}
-_SLIDE_FOLDER = re.compile(r"SOB_[BM]_(A|F|PT|TA|DC|LC|MC|PC)_([0-9]{2}-[0-9]+[A-Z]*)")
+_SLIDE_FOLDER_PATTERN = re.compile(r"SOB_[BM]_(A|F|PT|TA|DC|LC|MC|PC)_([0-9]{2}-[0-9]+[A-Z]*)")

@@ -1,4 +1,4 @@
-"""Work spread over processes, or done ahead in a thread: in order, with only so much of it waiting."""
+"""Ordered, bounded parallelism: a map over processes, and a thread that prefetches items."""
 
 import ctypes
 import os
@@ -15,127 +15,131 @@ from typing import Any, TypeVar
 
 from ml.core.errors import TryAgain
 
-J = TypeVar("J")
-R = TypeVar("R")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT_BYTES = 32 * 2**20
+_RETAINED_BYTES = 32 * 2**20
 
-_NICE = 5
+_NICENESS = 5
 
-_UNNAMED = Lock()
+_MAIN_MODULE_LOCK = Lock()
 
-_CHUNK = 8
-"""Jobs handed over at once: fewer messages between the processes."""
+_CHUNK_SIZE = 8
+"""Number of jobs sent to a process at once; larger chunks need fewer messages."""
 
 
-def map_in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Generator[R, None, None]:
-    """The result of each job, in order. Only a few chunks wait to be taken, however many jobs there are.
+def map_in_processes(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+) -> Generator[Result, None, None]:
+    """Yields the result of each job, in order. At most a few chunks are pending, however many jobs there are.
 
     Args:
-        function: a module's function; it and the jobs are pickled.
-        jobs: taken as they are needed.
-        workers: processes; with one, the work is done in this one.
+        function: a module-level function; it and the jobs are pickled.
+        jobs: consumed as they are needed.
+        workers: number of processes; with one or none, this process does the work.
 
     Raises:
-        TryAgain: a process was killed, most likely for want of memory.
+        TryAgain: a process was killed, most likely because memory ran out.
         Exception: whatever ``function`` raises.
     """
     if workers <= 1:
         yield from map(function, jobs)
         return
-    left = iter(jobs)
-    # Spawned, not forked: the caller may hold TensorFlow or threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
-    waiting: deque[Future[list[R]]] = deque()
+    remaining = iter(jobs)
+    # Processes are spawned, not forked: TensorFlow and threads of the caller do not survive a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialize_worker)
+    pending: deque[Future[list[Result]]] = deque()
     try:
         while True:
-            while len(waiting) <= 2 * workers and (chunk := list(islice(left, _CHUNK))):
-                with _main_unnamed():
-                    waiting.append(pool.submit(_work_off, function, chunk))
-            if not waiting:
+            while len(pending) <= 2 * workers and (chunk := list(islice(remaining, _CHUNK_SIZE))):
+                with _hide_main_module():
+                    pending.append(pool.submit(_run_jobs, function, chunk))
+            if not pending:
                 break
-            yield from waiting.popleft().result()
+            yield from pending.popleft().result()
     except BrokenProcessPool:
         raise TryAgain(
-            "a worker process was killed (out of memory?): try again with fewer, such as BREAKHIS_WORKERS=1"
+            "a worker process was killed (out of memory?); try again with fewer processes, such as BREAKHIS_WORKERS=1"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _main_unnamed() -> Iterator[None]:
-    """Have processes that are started now leave out the program that started them.
+def _hide_main_module() -> Iterator[None]:
+    """Context manager in which spawned processes do not run the main module again.
 
-    A spawned process runs it again, for functions that are defined there; of the command line that is a second and a
-    half each, and nothing here is defined there.
+    A spawned process imports the main module for the functions defined in it. For the command line that takes a second
+    and a half per process, and no job here is defined there.
     """
     main = sys.modules["__main__"].__dict__
-    with _UNNAMED:
-        kept: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+    with _MAIN_MODULE_LOCK:
+        hidden: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
         main["__spec__"] = None
         try:
             yield
         finally:
-            main.update(kept)
+            main.update(hidden)
 
 
 @contextmanager
-def prefetch(items: Generator[R, None, None], count: int) -> Iterator[Iterator[R]]:
-    """The same items, made by a thread while something else is done: it begins at once and is ``count`` of them ahead.
+def prefetch(items: Generator[Result, None, None], count: int) -> Iterator[Iterator[Result]]:
+    """Context manager that makes items in a thread, ``count`` of them ahead, and yields an iterator over them.
+
+    The thread begins at once.
 
     Args:
-        items: closed in the end, in that thread, whether all were taken or not.
-        count: how many may wait to be taken.
+        items: closed at the end, in that thread, whether or not all items were consumed.
+        count: number of items that may wait to be consumed.
 
     Raises:
-        Exception: whatever making an item raises, when it would have been that item's turn.
+        Exception: whatever making an item raises; it is raised at that item's turn.
     """
     end = object()
     thread = ThreadPoolExecutor(1)
-    waiting = deque(thread.submit(next, items, end) for _ in range(count))
+    pending = deque(thread.submit(next, items, end) for _ in range(count))
 
-    def taken() -> Iterator[R]:
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, items, end))
+    def deliver() -> Iterator[Result]:
+        while (item := pending.popleft().result()) is not end:
+            pending.append(thread.submit(next, items, end))
             yield item  # type: ignore[misc]
 
     try:
-        yield taken()
+        yield deliver()
     finally:
-        for one in waiting:
-            one.cancel()
+        for future in pending:
+            future.cancel()
         thread.submit(items.close)
         thread.shutdown()
 
 
-def _begin() -> None:
-    # What takes the results is to be kept from waiting for a core: OpenVINO's threads wait for each other, spinning.
-    os.nice(_NICE)
-    _keep_memory()
+def _initialize_worker() -> None:
+    # The process that consumes the results must not wait for a core: OpenVINO's threads spin until all have one.
+    os.nice(_NICENESS)
+    _retain_freed_memory()
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it was killed: by itself it would wait for work forever."""
+    """Ends this process when its parent was killed; otherwise it would wait for work forever."""
     parent = parent_process()
     if parent:
         parent.join()
         os._exit(1)
 
 
-def _keep_memory() -> None:
-    """Have this process keep the memory of a picture for the next one.
+def _retain_freed_memory() -> None:
+    """Makes this process reuse the memory of one image for the next.
 
-    glibc gives large blocks back to the kernel, which clears them before it hands them out again: a fifth of the time
-    that decoding takes. Other C libraries have no such call.
+    glibc returns large blocks to the kernel, which clears them before it hands them out again: that is a fifth of the
+    time that decoding takes. Other C libraries have no such call.
     """
     with suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _RETAINED_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _RETAINED_BYTES)
 
 
-def _work_off(function: Callable[[J], R], chunk: list[J]) -> list[R]:
+def _run_jobs(function: Callable[[Job], Result], chunk: list[Job]) -> list[Result]:
     return [function(job) for job in chunk]

@@ -1,4 +1,4 @@
-"""Reading the YAML files that users write (sources, training sets, policies, presets) into typed models."""
+"""Reads the YAML files that users write (sources, training sets, policies, presets) into typed models."""
 
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from ml.core.errors import ConfigError
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
-"""What a source, training set or policy may be called: it becomes part of DAG ids and model names."""
+"""Pattern of the names of sources, training sets and policies, which become part of DAG ids and model names."""
 
 
 class YamlModel(BaseModel):
-    """Base of everything declared in YAML: unknown keys are errors, values do not change."""
+    """Base class of everything declared in YAML: unknown keys are errors, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,22 +26,22 @@ def _check_schedule(value: str) -> str:
 
 
 Schedule = Annotated[str, AfterValidator(_check_schedule)]
-"""When a DAG runs by itself: one of Airflow's presets or a cron line. Its fields' values are for Airflow to check."""
+"""Schedule of a DAG: one of Airflow's presets or five cron fields, whose values Airflow checks."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: Path, model: type[Model], *, optional: bool = False) -> Model:
-    """Read one YAML file into ``model``; an ``optional`` one may be missing, or say nothing.
+    """Reads one YAML file into ``model``; an ``optional`` file may be missing or empty.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or does not fit; names the file and each offending key.
+        ConfigError: the file is missing, is no YAML, or is invalid; the message names the file and each wrong key.
     """
     return validate_mapping(read_mapping(path, optional=optional), model, path)
 
 
 def read_mapping(path: Path, *, optional: bool = False) -> dict[str, object]:
-    """The mapping in a YAML file, unchecked. An ``optional`` one that is missing or says nothing is empty.
+    """Returns the mapping in a YAML file, unvalidated; an empty one if an ``optional`` file is missing or empty.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or is something other than a mapping.
@@ -66,22 +66,22 @@ def read_mapping(path: Path, *, optional: bool = False) -> dict[str, object]:
 
 
 def validate_mapping(data: dict[str, object], model: type[Model], path: Path) -> Model:
-    """Fit a mapping into ``model``; ``path`` is for the message and for paths relative to the file.
+    """Validates a mapping as ``model``; messages name ``path``, and relative paths in the file start from its folder.
 
     Raises:
-        ConfigError: names the file and each key that is unknown, missing or has an unusable value.
+        ConfigError: a key is unknown, missing or has an invalid value; the message names the file and each key.
     """
     try:
         return model.model_validate(data, context={"path": path})
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
+        raise ConfigError(f"{path}: " + "; ".join(_describe_error(e, model) for e in error.errors())) from None
 
 
 def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
-    """The YAML file that a reference means: a bare name is looked up in ``folder``, anything ending in .yaml is a path.
+    """Returns the YAML file of a reference: a bare name is looked up in ``folder``; one that ends in .yaml is a path.
 
     Raises:
-        ConfigError: there is no such file; lists the names there are.
+        ConfigError: there is no such file; the message lists the names in ``folder``.
     """
     if reference.endswith(".yaml"):
         path = Path(reference).expanduser()
@@ -94,23 +94,23 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
     raise ConfigError(f"{path}: no such file; in {folder} there are: {known}")
 
 
-def _explain(error: object, model: type[BaseModel]) -> str:
+def _describe_error(error: object, model: type[BaseModel]) -> str:
     assert isinstance(error, dict)
     where = ".".join(str(part) for part in error["loc"]) or "file"
     if error["type"] == "extra_forbidden":
-        known = sorted(_inner(model, error["loc"][:-1]).model_fields)
+        known = sorted(_nested_model(model, error["loc"][:-1]).model_fields)
         return f"unknown key '{where}' (known: {', '.join(known)})"
     if error["type"] == "missing":
         return f"'{where}' is missing"
     return f"'{where}': {error['msg'].removeprefix('Value error, ')}"
 
 
-def _inner(model: type[BaseModel], keys: tuple[object, ...]) -> type[BaseModel]:
-    """The model of the block that these keys lead to."""
+def _nested_model(model: type[BaseModel], keys: tuple[object, ...]) -> type[BaseModel]:
+    """Returns the model of the nested block at these keys."""
     for key in keys:
-        if not isinstance(key, str):  # a place in a list, whose models were found by its name
+        if not isinstance(key, str):  # an index of a list: its key has already led to the model
             continue
         annotation = model.model_fields[key].annotation
-        inner = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-        model = next((one for one in inner if issubclass(one, BaseModel)), model)
+        types = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+        model = next((part for part in types if issubclass(part, BaseModel)), model)
     return model

@@ -1,1 +1,1 @@
-"""Pictures: decoding, facts of a file, augmentation, and the cache of decoded pixels."""
+"""Images: decoding, the facts of each file, augmentation, and the cache of decoded pixels."""

@@ -1,7 +1,7 @@
-"""Views: the ways a picture is seen in training. View 0 is the picture as it is, which alone is ever scored.
+"""Augmentation: deterministic views of an image for training. View 0 is the image itself, the only one that is scored.
 
-Another view is made of the resized picture, and of nothing but it: the same picture has the same view whoever makes it,
-in whatever batch, so what the backbone says of it can be cached.
+Every other view depends on the resized image and the view alone: an image has the same view in any process and in any
+batch, so the backbone's features of it can be cached.
 """
 
 import hashlib
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 
     from ml.images.augmentation_settings import Augmentation, Views
 
-_AS_IT_IS: Json = {"view": "identity", **PREPROCESSING}
+_IDENTITY_KEY: Json = {"view": "identity", **PREPROCESSING}
 _VERSION = 1
 
-_SHIFT = 0.2
-"""Optical density that a stain is shifted by at most, at a jitter of 1; a well stained nucleus has about 1."""
+_MAX_SHIFT = 0.2
+"""Largest shift of a stain's optical density, at a jitter of 1; a well stained nucleus has about 1."""
 
 # Optical densities in red, green and blue of hematoxylin, eosin and DAB: A. C. Ruifrok, D. A. Johnston,
 # "Quantification of histochemical staining by color deconvolution", Anal Quant Cytol Histol 23(4), 2001.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_UNMIX = np.linalg.inv(_STAINS)
-_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)  # one added: black is no infinite density
+_UNMIXING = np.linalg.inv(_STAINS)
+_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)  # plus 1: black has a finite density
 
 
 @dataclass(frozen=True)
 class View:
-    """One way of seeing pictures; by default as they are."""
+    """One view of images; by default the images themselves."""
 
     number: int = 0
     augmentation: "Augmentation | None" = None
 
     @cached_property
     def key(self) -> Json:
-        """What names it in a cache."""
+        """Identifies the view in the name of a cache."""
         if self.augmentation is None:
-            return _AS_IT_IS
-        return {"of": _AS_IT_IS, "number": self.number, "version": _VERSION, **self.augmentation.model_dump()}
+            return _IDENTITY_KEY
+        return {"of": _IDENTITY_KEY, "number": self.number, "version": _VERSION, **self.augmentation.model_dump()}
 
     def apply(self, pixels: Pixels, pixel_sha256: str) -> Pixels:
-        """A picture, seen in this way.
+        """Returns this view of an image.
 
         Args:
             pixels: uint8 (224, 224, 3), resized.
-            pixel_sha256: the picture's hash, which it is drawn by.
+            pixel_sha256: the image's hash, which seeds the random draws together with :attr:`key`.
 
         Returns:
             uint8 (224, 224, 3).
@@ -64,19 +64,19 @@ class View:
             return pixels
         seed = hashlib.sha256(f"{digest(self.key)} {pixel_sha256}".encode()).digest()[:16]
         rng = np.random.default_rng(int.from_bytes(seed))
-        # All are drawn, used or not, in one order. They hang on all of the augmentation, which is in the key: with
-        # another strength of one thing the others are drawn anew, too.
-        mirrored, turns = rng.integers(0, 2, 2), rng.integers(0, 4)
+        # All values are drawn in a fixed order, used or not. The seed depends on the whole augmentation by way of the
+        # key, so a change of one strength changes the draws of all.
+        mirrored, quarter_turns = rng.integers(0, 2, 2), rng.integers(0, 4)
         strength, shift = rng.uniform(-1, 1, 3), rng.uniform(-1, 1, 3)
         brightness, contrast = rng.uniform(-1, 1, 2)
         if spec.flips:
             pixels = pixels[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
         if spec.rotations:
-            pixels = np.rot90(pixels, int(turns))
+            pixels = np.rot90(pixels, int(quarter_turns))
         if spec.hed:
-            pixels = scale_stains(pixels, 1 + spec.hed * strength, _SHIFT * spec.hed * shift)
+            pixels = scale_stains(pixels, 1 + spec.hed * strength, _MAX_SHIFT * spec.hed * shift)
         if spec.brightness or spec.contrast:
-            pixels = _expose(pixels, 255 * spec.brightness * brightness, 1 + spec.contrast * contrast)
+            pixels = _adjust_exposure(pixels, 255 * spec.brightness * brightness, 1 + spec.contrast * contrast)
         return np.ascontiguousarray(pixels)
 
 
@@ -84,28 +84,31 @@ IDENTITY_VIEW = View()
 
 
 def scale_stains(pixels: Pixels, strength: NDArray[np.float64], shift: NDArray[np.float64]) -> Pixels:
-    """A picture as though hematoxylin, eosin and the rest had been stronger or weaker.
+    """Returns an image with its stains (hematoxylin, eosin and the residual) made stronger or weaker.
 
-    Densities are unmixed into stains, scaled and shifted, and mixed again: D. Tellez et al., "Quantifying the effects
-    of data augmentation and stain color normalization …", Med Image Anal 58, 2019 (arXiv:1902.06543).
+    Optical densities are unmixed into stains, scaled and shifted, and mixed again: D. Tellez et al., "Quantifying the
+    effects of data augmentation and stain color normalization …", Med Image Anal 58, 2019 (arXiv:1902.06543).
 
     Args:
         pixels: uint8 (height, width, 3).
         strength: (3,) factor of each stain.
-        shift: (3,) optical density that is added to each.
+        shift: (3,) optical density that is added to each stain.
+
+    Returns:
+        uint8 (height, width, 3).
     """
-    change = (_UNMIX @ np.diag(strength) @ _STAINS).astype(np.float32)
-    density = _DENSITY[pixels] @ change
+    unmix_scale_mix = (_UNMIXING @ np.diag(strength) @ _STAINS).astype(np.float32)
+    density = _DENSITY[pixels] @ unmix_scale_mix
     density += (shift @ _STAINS).astype(np.float32)
     np.exp(np.negative(density, out=density), out=density)
     density *= 256
-    density -= 0.5  # the one that was added, and a half to round
+    density -= 0.5  # minus the 1 added in _DENSITY, plus 0.5 to round
     stained: Pixels = np.clip(density, 0, 255, out=density).astype(np.uint8)
     return stained
 
 
-def _expose(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
-    """By a table of the 256 values: (value - mean) * contrast + mean + brightness."""
+def _adjust_exposure(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
+    """Returns (value - mean) * contrast + mean + brightness, by a table of the 256 values."""
     mean = float(pixels.mean())
     table = (np.arange(256) - mean) * contrast + mean + brightness
     exposed: Pixels = np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels]
@@ -113,31 +116,33 @@ def _expose(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
 
 
 ViewPlan = list[tuple[View, NDArray[np.bool_]]]
-"""Views, and which rows of a dataset (images,) are seen in them."""
+"""Views, each with a mask of the rows of a dataset (images,) that it is made of."""
 
 
 def plan_views(spec: "Views", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> ViewPlan:
-    """The views that a recipe wants of a dataset's rows: of what may be learnt from; of the rest the picture as it is.
+    """Returns the views that a recipe needs of a dataset's rows.
+
+    Every row has view 0; rows of the train and validation sides also have the recipe's augmented views.
 
     Args:
-        spec: the recipe's.
+        spec: the recipe's views.
         rows: the dataset, with ``patient`` and ``subtype``.
-        sides: of each row; None: any row may be learnt from.
+        sides: the side of each row (images,); None: every row may be trained on.
     """
-    learnt = np.ones(len(rows), dtype=bool) if sides is None else np.isin(sides, ("train", "validation"))
-    cases = rows[learnt].groupby("subtype")["patient"].nunique()
+    trainable = np.ones(len(rows), dtype=bool) if sides is None else np.isin(sides, ("train", "validation"))
+    cases = rows[trainable].groupby("subtype")["patient"].nunique()
     rare = rows["subtype"].isin(set(cases.index[cases < spec.rare_below_cases])).to_numpy()
-    wanted = np.where(rare, spec.rare_count, spec.count)
+    counts = np.where(rare, spec.rare_count, spec.count)
     plan: ViewPlan = [(IDENTITY_VIEW, np.ones(len(rows), dtype=bool))]
     plan += [
-        (View(number, spec.augmentation), learnt & (wanted > number))
+        (View(number, spec.augmentation), trainable & (counts > number))
         for number in range(1, max(spec.count, spec.rare_count))
     ]
     return [(view, mask) for view, mask in plan if mask.any()]
 
 
 def plan_shared_views(specs: "Sequence[Views]", rows: "pd.DataFrame", sides: NDArray[np.str_] | None) -> ViewPlan:
-    """The views that any of several recipes wants, each once."""
+    """Returns the views that any of several recipes needs, each once; for the arguments see :func:`plan_views`."""
     masks: dict[View, NDArray[np.bool_]] = {}
     for spec in specs:
         for view, mask in plan_views(spec, rows, sides):

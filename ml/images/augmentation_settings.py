@@ -1,6 +1,6 @@
-"""Settings of augmentation in a preset: how many views of each picture, and what is varied from view to view.
+"""Settings of augmentation in a preset: the number of views of each image, and what varies between them.
 
-Apart from the code that makes views, so that forms and DAG files need no NumPy to read a preset.
+They are separate from the code that makes views, so that forms and DAG files read a preset without importing NumPy.
 """
 
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from ml.core.yaml_files import YamlModel
 
 
 class Augmentation(YamlModel):
-    """What is varied from view to view."""
+    """What varies from view to view, and how strongly."""
 
     flips: bool = Field(description="Mirrored left-right and up-down, each in half of the views.")
     rotations: bool = Field(description="Turned by 0, 90, 180 or 270 degrees.")
@@ -23,7 +23,7 @@ class Augmentation(YamlModel):
 
 
 class Views(YamlModel):
-    """How many ways each training picture is seen. View 0 is the picture as it is; it alone is scored."""
+    """Number of views of each training image. View 0 is the image itself, the only view that is scored."""
 
     count: int = Field(ge=1, le=64, description="Views of each training picture; an epoch takes one of them at random.")
     rare_count: int = Field(ge=1, le=64, description="Views of pictures of rare subtypes.")

@@ -1,7 +1,7 @@
-"""Pictures as arrays: decoding and resizing to the network's input.
+"""Decodes images to arrays and resizes them to the network's input.
 
-One function decodes and one resizes, for training and for serving alike: a model never sees a picture made another way.
-Needs NumPy and Pillow alone, since it travels with every logged model.
+Training and serving share one function that decodes and one that resizes, so a model never gets an image that was
+preprocessed differently. The module needs only NumPy and Pillow, since every logged model carries a copy of it.
 """
 
 import hashlib
@@ -22,36 +22,36 @@ INPUT_SIZE = 224
 """Side of the network's input in pixels."""
 
 PREPROCESSING = {"size": INPUT_SIZE, "resize": "pillow-reduce-bicubic", "version": 2}
-"""Names what :func:`resize` does. A cache or a model of another one is not for pictures that are made by this."""
+"""Identifies what :func:`resize` does. A cache or a model with another value does not fit images made by it."""
 
 MAX_PIXELS = 100_000_000
-"""Pictures larger than this are refused before they are decoded (a decompression bomb, or a whole slide)."""
+"""Images with more pixels are refused before they are decoded (a decompression bomb, or a whole slide)."""
 
 MIN_SIDE = 8
-"""Pixels; what has fewer is no picture of tissue, whatever it was resized from."""
+"""Smallest side in pixels; an image with a smaller side shows no tissue, whatever it was resized from."""
 
 
 def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
-    """The picture in an image file, as RGB.
+    """Decodes an image file to RGB.
 
-    Greyscale, palette and transparent pictures are converted; 16-bit and floating-point ones are refused, since how to
-    scale them to 8 bits is not for us to guess.
+    Greyscale, palette and transparent images are converted. 16-bit and floating-point images are refused, since nothing
+    says how to scale them to 8 bits.
 
     Args:
-        data: the file's bytes, or the open file, which is read as it is decoded.
-        strict: refuse what no camera on a microscope makes, too: greyscale (what is learnt from is stained tissue, and
-            its stain is half of what it tells), the colours of a printing press, and a side below ``MIN_SIDE`` pixels.
+        data: the file's bytes, or the open file, which is read while it is decoded.
+        strict: also refuse what no microscope camera makes: greyscale (models are trained on stained tissue, and its
+            stain carries half of the information), CMYK, which is made for print, and sides below ``MIN_SIDE`` pixels.
 
     Returns:
         uint8 array (height, width, 3).
 
     Raises:
-        ImageError: ``undecodable`` (no picture), ``truncated``, ``mode`` (pixel format) or ``size`` (too large, or
-            too small).
+        ImageError: its ``reason`` is ``undecodable`` (no image), ``truncated``, ``mode`` (pixel format) or ``size``
+            (too large, or too small).
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
         with image:
             if image.width * image.height > MAX_PIXELS:
@@ -66,22 +66,22 @@ def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
             image.load()
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except Image.DecompressionBombError:  # Pillow has a limit of its own, which it looks at first
+    except Image.DecompressionBombError:  # Pillow checks a limit of its own first
         raise ImageError("size", f"too many pixels; at most {MAX_PIXELS:,} are read") from None
     except UnidentifiedImageError as error:
         raise ImageError("undecodable", _one_line(error)) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow says "image file is truncated" or "broken PNG file"; a cut stream may also end in a struct error.
+        # Pillow reports "image file is truncated" or "broken PNG file"; a cut stream may also raise a struct error.
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise ImageError(reason, _one_line(error)) from None
 
 
 def resize(pixels: Pixels) -> Pixels:
-    """Any picture at the network's input size: uint8 (224, 224, 3). The aspect ratio is not kept, as in the recipe.
+    """Resizes an image to the network's input: uint8 (224, 224, 3). The aspect ratio is not kept, as in the recipe.
 
-    Where a side has twice as many pixels or more, whole blocks of them are averaged first, and the rest is bicubic:
-    every pixel counts, and a photograph of 700x460 takes half the time that bicubic takes for all of it. The two are
-    1.7 of 255 apart on BreakHis' pictures, as far as bilinear is from bicubic.
+    Where a side has at least twice as many pixels, whole blocks of pixels are averaged first and the rest is bicubic.
+    Every pixel counts, and an image of 700x460 takes half the time of bicubic alone. The two differ by 1.7 of 255 on
+    BreakHis' images, as much as bilinear and bicubic do.
     """
     if pixels.shape[:2] == (INPUT_SIZE, INPUT_SIZE):
         return pixels
@@ -91,17 +91,17 @@ def resize(pixels: Pixels) -> Pixels:
 
 
 def pixel_hash(pixels: Pixels) -> str:
-    """SHA-256 of a decoded picture: its shape and its bytes. The same picture in another file has the same hash."""
+    """Returns the SHA-256 of an image's shape and pixels. The same image in another file has the same hash."""
     hasher = hashlib.sha256(f"{pixels.shape}".encode())
     hasher.update(np.ascontiguousarray(pixels).data)
     return hasher.hexdigest()
 
 
 def read_image(path: Path) -> Pixels:
-    """The picture in a local file, as RGB uint8 (height, width, 3).
+    """Decodes a local file to RGB uint8 (height, width, 3). It refuses what training refuses.
 
     Raises:
-        ImageError: names the file and what is wrong with it. What training would not take is refused, too.
+        ImageError: the file is no usable image; the message names the file and what is wrong with it.
     """
     try:
         return decode(path.read_bytes(), strict=True)
@@ -112,6 +112,6 @@ def read_image(path: Path) -> Pixels:
 
 
 def _one_line(error: Exception) -> str:
-    # Pillow puts the BytesIO's address in its message, which says nothing to anyone.
+    # Pillow's message contains the address of the BytesIO object, which helps nobody.
     text = " ".join(str(error).split())
     return "not an image file" if "cannot identify image file" in text else text

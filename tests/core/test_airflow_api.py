@@ -101,12 +101,12 @@ def test_health_needs_no_login(airflow: FakeAirflow) -> None:
     assert AirflowApi(airflow.url, "", "").health()["metadatabase"]["status"] == "healthy"
 
 
-def test_wrong_password_says_whose_and_where_to_look(airflow: FakeAirflow) -> None:
+def test_a_wrong_password_names_its_user_and_where_to_look(airflow: FakeAirflow) -> None:
     with pytest.raises(CredentialsError, match=r"password of user 'reviewer'.*passwords\.json"):
         AirflowApi(airflow.url, "reviewer", "wrong").dag_run("d", "r")
 
 
-def test_no_password_at_all(airflow: FakeAirflow) -> None:
+def test_an_empty_password_is_an_error(airflow: FakeAirflow) -> None:
     with pytest.raises(CredentialsError, match="no user or password"):
         AirflowApi(airflow.url, "reviewer", "").dag_run("d", "r")
 
@@ -118,7 +118,7 @@ def test_forbidden_carries_the_servers_reason(airflow: FakeAirflow, api: Airflow
         api.answer("promote", "m-v1", "review", "Approve", {"reason": "good"})
 
 
-def test_missing_things_are_errors_with_status(api: AirflowApi) -> None:
+def test_a_missing_resource_is_an_error_with_its_status(api: AirflowApi) -> None:
     with pytest.raises(AirflowError, match=r"404.*was not found") as caught:
         api.hitl_detail("promote", "m-v1", "review")
     assert caught.value.status == 404
@@ -139,13 +139,13 @@ def test_rejected_fields_are_spelled_out(airflow: FakeAirflow, api: AirflowApi) 
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
-def test_server_trouble_may_pass(airflow: FakeAirflow, api: AirflowApi, status: int) -> None:
+def test_server_errors_may_be_tried_again(airflow: FakeAirflow, api: AirflowApi, status: int) -> None:
     airflow.routes["GET", "/api/v2/dags/d/dagRuns/r"] = (status, b"oops")
     with pytest.raises(TryAgain, match=str(status)):
         api.dag_run("d", "r")
 
 
-def test_nobody_there() -> None:
+def test_a_refused_connection_may_be_tried_again() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -153,7 +153,7 @@ def test_nobody_there() -> None:
         AirflowApi(f"http://127.0.0.1:{port}", "engineer", PASSWORD).dag_run("d", "r")
 
 
-def test_silence(airflow: FakeAirflow) -> None:
+def test_a_server_that_does_not_answer_in_time_may_be_tried_again(airflow: FakeAirflow) -> None:
     gate = threading.Event()
     airflow.routes["GET", "/api/v2/monitor/health"] = lambda query, body: (gate.wait(5) and 200, {})
     with pytest.raises(TryAgain, match="no answer in time"):
@@ -161,18 +161,18 @@ def test_silence(airflow: FakeAirflow) -> None:
     gate.set()
 
 
-def test_something_else_that_answers(airflow: FakeAirflow) -> None:
+def test_an_answer_that_is_no_json_is_not_airflows(airflow: FakeAirflow) -> None:
     airflow.routes["GET", "/api/v2/monitor/health"] = (200, b"<html>hello</html>")
     with pytest.raises(AirflowError, match="not the API of Airflow"):
         AirflowApi(airflow.url, "", "").health()
 
 
-def test_no_address_of_a_server() -> None:
-    with pytest.raises(AirflowError, match="no address of an Airflow"):
+def test_an_invalid_url_is_named() -> None:
+    with pytest.raises(AirflowError, match="not a valid address of an Airflow"):
         AirflowApi("http://", "u", "p").health()
 
 
-def test_a_proxy_for_the_outside_is_not_asked(
+def test_proxies_are_not_used_for_a_local_server(
     airflow: FakeAirflow, monkeypatch: pytest.MonkeyPatch, api: AirflowApi
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -188,7 +188,7 @@ def test_ids_are_quoted(airflow: FakeAirflow, api: AirflowApi) -> None:
     assert api.dag_run("d", "manual__2026-11-22T21:00:00+00:00")["state"] == "x"
 
 
-def test_pages_are_put_together(airflow: FakeAirflow, api: AirflowApi) -> None:
+def test_all_pages_are_read(airflow: FakeAirflow, api: AirflowApi) -> None:
     def page(query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
         return 200, {"dags": [{"n": n} for n in range(230)][offset : offset + limit], "total_entries": 230}
@@ -217,13 +217,13 @@ def test_answer_sends_option_and_params(airflow: FakeAirflow, api: AirflowApi) -
     ("stored", "value"),
     [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("plain text", "plain text"), (None, None), ('"text"', "text")],
 )
-def test_xcom_in_any_spelling(airflow: FakeAirflow, api: AirflowApi, stored: Any, value: Any) -> None:
+def test_xcom_is_decoded_if_it_is_json(airflow: FakeAirflow, api: AirflowApi, stored: Any, value: Any) -> None:
     path = "/api/v2/dags/d/dagRuns/r/taskInstances/t/xcomEntries/return_value"
     airflow.routes["GET", path] = (200, {"value": stored})
     assert api.xcom("d", "r", "t") == value
 
 
-def test_pool_is_changed_or_made(airflow: FakeAirflow, api: AirflowApi) -> None:
+def test_pool_is_changed_or_created(airflow: FakeAirflow, api: AirflowApi) -> None:
     fields = {"slots": 2, "description": "GPUs", "include_deferred": False}
     airflow.routes["POST", "/api/v2/pools"] = (201, {"name": "gpu"})
     api.set_pool("gpu", 2, "GPUs")

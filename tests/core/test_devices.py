@@ -6,12 +6,12 @@ from ml.core.devices import convert_memory_errors, require_gpu
 from ml.core.errors import DeviceError, NoGpuError
 
 
-def seen(monkeypatch, *gpus):
+def show_gpus(monkeypatch, *gpus):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: list(gpus))
 
 
-def test_a_gpu_that_is_not_there_is_named_with_what_to_check(monkeypatch):
-    seen(monkeypatch)
+def test_a_missing_gpu_is_an_error_that_says_what_to_check(monkeypatch):
+    show_gpus(monkeypatch)
     monkeypatch.setattr(devices, "has_gpu_driver", lambda: False)
     with pytest.raises(NoGpuError) as caught:
         require_gpu()
@@ -27,8 +27,8 @@ def test_a_gpu_that_is_not_there_is_named_with_what_to_check(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_that_is_there_will_do(monkeypatch):
-    seen(monkeypatch, "gpu")
+def test_a_visible_gpu_is_accepted(monkeypatch):
+    show_gpus(monkeypatch, "gpu")
     require_gpu()
 
 

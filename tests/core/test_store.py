@@ -36,7 +36,7 @@ def test_object_id_is_kind_and_twelve_hex():
     assert int(hexes, 16) >= 0
 
 
-def test_nan_has_no_hash():
+def test_nan_has_no_digest():
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"value": float("nan")})
 
@@ -136,7 +136,7 @@ def test_compare_and_set_loses_no_update_among_threads(tmp_path):
     assert store.read("refs/n.json")[0] == 40
 
 
-def test_keys_are_sorted_and_hide_scratch(store):
+def test_keys_are_sorted_and_empty_for_an_unknown_prefix(store):
     store.put_json("caches/c/b.json", 1)
     store.put_json("caches/c/a.json", 1)
     assert store.keys("caches/c") == ["a.json", "b.json"]

@@ -49,7 +49,7 @@ names = st.builds(
 
 
 @given(names)
-def test_a_name_reads_back_as_it_was_written(name: ImageName) -> None:
+def test_a_name_parses_back_to_the_same_parts(name: ImageName) -> None:
     assert parse_name(str(name)) == name
     assert str(parse_name(str(name))) == str(name)
 
@@ -61,7 +61,7 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
 
 
 @given(names, st.data())
-def test_a_name_with_a_character_too_many_is_none(name: ImageName, data: st.DataObject) -> None:
+def test_a_name_with_an_extra_character_is_refused(name: ImageName, data: st.DataObject) -> None:
     text = str(name)
     at = data.draw(st.integers(0, len(text)))
     broken = text[:at] + data.draw(st.sampled_from("_é ./\n")) + text[at:]
@@ -109,7 +109,7 @@ def test_the_case_is_the_slide_without_letters(slide: str) -> None:
 
 
 @pytest.mark.parametrize("slide", ["", "22549AB", "14-AB", "14-22549ab", "14-22549AB-40"])
-def test_what_is_no_slide_has_no_case(slide: str) -> None:
+def test_an_invalid_slide_id_has_no_case(slide: str) -> None:
     with pytest.raises(ValueError, match="is not a BreakHis slide id"):
         case_of(slide)
 
@@ -179,7 +179,7 @@ def test_real_names_are_in_the_grammar_and_in_the_inventory() -> None:
         ("100X", "the folder 100X contradicts the name, whose magnification is 40"),
     ],
 )
-def test_what_the_folders_say_against_a_name(folders: str, against: str | None) -> None:
+def test_folders_that_contradict_a_name_are_found(folders: str, against: str | None) -> None:
     assert find_folder_contradiction(f"{folders}/SOB_M_DC-14-2523-40-001.png") == against
 
 
@@ -195,5 +195,5 @@ def test_what_the_folders_say_against_a_name(folders: str, against: str | None) 
         ("my/pictures", "folders of its own"),
     ],
 )
-def test_the_trees_that_breakhis_comes_in(folders: str, tree: str) -> None:
+def test_published_folder_layouts_are_detected(folders: str, tree: str) -> None:
     assert detect_folder_layout([f"{folders}/SOB_M_DC-14-2523-40-001.png"] * 2 + ["x.png"]) == tree

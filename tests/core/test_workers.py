@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml.core.errors import ImageError, TryAgain
-from ml.core.workers import _CHUNK, map_in_processes
+from ml.core.workers import _CHUNK_SIZE, map_in_processes
 
 
 def square(n: int) -> int:
@@ -18,7 +18,7 @@ def square(n: int) -> int:
     return n * n
 
 
-def die(n: int) -> int:
+def exit_at_40(n: int) -> int:
     if n == 40:
         os._exit(1)
     return n
@@ -31,7 +31,7 @@ def test_results_come_in_order(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
+def test_an_error_in_a_job_reaches_the_caller(workers: int) -> None:
     with pytest.raises(ImageError, match="no square of -1"):
         list(map_in_processes(square, [1, -1], workers))
 
@@ -40,10 +40,10 @@ def test_an_error_of_a_job_is_the_callers(workers: int) -> None:
 def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import operator, sys\n"
-        "from ml.core.workers import in_processes\n"
+        "from ml.core.workers import map_in_processes\n"
         "print('ran')\n"
         "if __name__ == '__main__':\n"
-        "    assert list(in_processes(operator.neg, range(40), 2)) == [-n for n in range(40)]\n"
+        "    assert list(map_in_processes(operator.neg, range(40), 2)) == [-n for n in range(40)]\n"
         "    assert __file__.endswith('program.py')\n"
     )
     program = ["-m", "program"] if as_module else ["program.py"]
@@ -56,27 +56,27 @@ def test_processes_do_not_run_the_program_that_starts_them(as_module: bool, tmp_
 
 def test_a_killed_worker_may_be_tried_again() -> None:
     with pytest.raises(TryAgain, match="BREAKHIS_WORKERS=1") as caught:
-        list(map_in_processes(die, range(100), 2))
+        list(map_in_processes(exit_at_40, range(100), 2))
     assert not isinstance(caught.value.__context__, BrokenProcessPool) or caught.value.__suppress_context__
 
 
-def test_only_a_few_chunks_are_taken_ahead() -> None:
-    taken = 0
+def test_only_a_few_chunks_are_consumed_ahead() -> None:
+    consumed = 0
 
     def jobs() -> Iterator[int]:
-        nonlocal taken
+        nonlocal consumed
         for n in range(10_000):
-            taken += 1
+            consumed += 1
             yield n
 
     results = map_in_processes(square, jobs(), 2)
     for done in range(1, 200):
         next(results)
-        assert taken - done <= 6 * _CHUNK
+        assert consumed - done <= 6 * _CHUNK_SIZE
     results.close()  # type: ignore[attr-defined]
 
 
-def test_who_stops_reading_leaves_no_process_behind() -> None:
+def test_closing_the_results_early_ends_the_processes() -> None:
     before = set(multiprocessing.active_children())
     results = map_in_processes(square, range(10_000), 2)
     next(results)

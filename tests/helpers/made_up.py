@@ -1,4 +1,4 @@
-"""Small made-up inputs that several tests share: pictures, folders of them, manifests and datasets."""
+"""Small made-up inputs that several tests share: images, folders of images, manifests and datasets."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from ml.data.manifest import MANIFEST_TYPES, TIE_COLUMNS
 
 
 def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> bytes:
-    """A small picture; another seed is another picture."""
+    """Returns a small PNG file; another seed gives another image."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
     buffer = io.BytesIO()
@@ -23,15 +23,16 @@ def png(seed: int = 0, size: tuple[int, int] = (70, 46), mode: str = "RGB") -> b
 
 
 def name(subtype: str, slide: str, magnification: int = 40, seq: int = 1) -> str:
+    """Returns the BreakHis file name of an image."""
     return str(ImageName(subtype, slide, magnification, seq, label_of(subtype)))
 
 
 def manifest_rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
-    """Manifest rows: ``{case: (subtype, images)}``."""
-    made = []
+    """Returns manifest rows for ``{case: (subtype, number of images)}``."""
+    rows = []
     for case, (subtype, images) in cases.items():
         for seq in range(1, images + 1):
-            made.append(
+            rows.append(
                 {
                     "path": name(subtype, case, 100, seq),
                     "sha256": digest([case, seq, "file"]),
@@ -49,7 +50,7 @@ def manifest_rows(cases: dict[str, tuple[str, int]]) -> pd.DataFrame:
                     "height": 460,
                 }
             )
-    return pd.DataFrame(made, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
+    return pd.DataFrame(rows, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
 
 
 def create_dataset(
@@ -63,7 +64,7 @@ def create_dataset(
     ties: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> str:
-    """A dataset object as ``assemble`` makes it, of manifest rows and of :func:`tie_row` rows."""
+    """Creates a dataset object, as ``assemble`` does, from manifest rows and rows of :func:`tie_row`."""
     if ties is None:
         ties = pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
     frame = frame.sort_values("pixel_sha256", ignore_index=True)
@@ -90,19 +91,20 @@ def create_dataset(
 
 
 def tie_row(pixel_sha256: str, left_out: str, kept: str) -> pd.DataFrame:
-    """A copy of a picture that was published under the case ``left_out`` and kept under ``kept``."""
+    """Returns the row of a duplicate image that was published under the case ``left_out`` and kept under ``kept``."""
     row = [pixel_sha256, left_out, left_out, "other", "copy.png", kept, kept]
     return pd.DataFrame([row], columns=list(TIE_COLUMNS), dtype="str")
 
 
 def every_class(cases_per_class: int = 3, images: int = 4) -> dict[str, tuple[str, int]]:
-    """Cases such that each subtype has several."""
+    """Returns cases for :func:`manifest_rows` such that each subtype has several."""
     return {
         f"14-{1000 * k + c}": (subtype, images) for k, subtype in enumerate(SUBTYPES) for c in range(cases_per_class)
     }
 
 
 def write_tree(root: Path, files: dict[str, bytes]) -> Path:
+    """Writes files (relative path -> content) below a folder and returns the folder."""
     for path, data in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)
@@ -110,8 +112,8 @@ def write_tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def evidence(task: Task = "binary", **changes: Any) -> Json:
-    """Evidence of a version that passes gates, with changes."""
-    made = {
+    """Returns the evidence of a version that passes its gates, with changes."""
+    passing = {
         "id": "evidence-0123456789ab",
         "model": f"made-{task}",
         "version": 3,
@@ -129,4 +131,4 @@ def evidence(task: Task = "binary", **changes: Any) -> Json:
             name: {"recall": 0.8, "precision": 0.7, "f1": 0.75, "support": 5.0} for name in sorted(class_names(task))
         },
     }
-    return made | changes
+    return passing | changes

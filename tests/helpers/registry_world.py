@@ -1,4 +1,4 @@
-"""A registry to decide in: made-up training runs in a real MLflow, and what decisions need around it."""
+"""A test registry: made-up training runs in a real MLflow, with the store and the files that decisions need."""
 
 import tempfile
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
 
 
 class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """A model that is small and quickly logged."""
+    """A model that returns its input; it is small and quickly logged."""
 
     def predict(self, context: Any, model_input: list[str], params: Any = None) -> list[str]:
         return model_input
@@ -46,7 +46,7 @@ class RegistryWorld:
     def create(
         cls, folder: Path, mlflow_uri: str, sets: tuple[str, ...] = ("made",), **settings: Any
     ) -> "RegistryWorld":
-        """Make one in a folder that is empty or has nothing but MLflow's database."""
+        """Creates a world in a folder that is empty or has only MLflow's database."""
         conf = folder / "conf"
         for name in ("sources", "training_sets", "policies"):
             (conf / name).mkdir(parents=True)
@@ -57,25 +57,29 @@ class RegistryWorld:
         policy = conf / "policies" / "lenient.yaml"
         policy.write_text(POLICY)
         store = Store((folder / "store").as_uri())
-        given: dict[str, Any] = {"airflow_url": "http://localhost:1", "airflow_user": "service"}
-        given |= {"airflow_password": "stand-in", "audit_key": "k" * 32}
-        own = Settings(home=folder / "home", store=store.root, conf=conf, mlflow_uri=mlflow_uri, **(given | settings))
+        defaults: dict[str, Any] = {"airflow_url": "http://localhost:1", "airflow_user": "service"}
+        defaults |= {"airflow_password": "stand-in", "audit_key": "k" * 32}
+        values = {"home": folder / "home", "store": store.root, "conf": conf, "mlflow_uri": mlflow_uri}
+        configuration = Settings(**values, **(defaults | settings))
         data = {}
         for name in sets:
             rows = made_up.manifest_rows(made_up.every_class(images=5))
-            if name != sets[0]:  # pictures of its own
-                rows["pixel_sha256"] = [digest([name, one]) for one in rows["pixel_sha256"]]
+            if name != sets[0]:  # each set has its own images
+                rows["pixel_sha256"] = [digest([name, sha256]) for sha256 in rows["pixel_sha256"]]
             dataset = made_up.create_dataset(store, rows, set_name=name)
             data[name] = (dataset, split_dataset(dataset, store)["split"])
-        client = connect(own)
+        client = connect(configuration)
         for name in sets:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
-        return cls(store, own, client, policy, conf, data)
+        return cls(store, configuration, client, policy, conf, data)
 
     def log_run(
         self, auc: float = 0.9, training_set: str = "made", *, scored_on: tuple[str, str] | None = None, **tags: str
     ) -> str:
-        """A finished training run of a binary model; ``scored_on``: dataset and split that its predictions are of."""
+        """Logs a finished training run of a binary model and returns its id.
+
+        ``scored_on`` are the dataset and the split of its predictions; default: those of the training set.
+        """
         dataset, split = self.data[training_set]
         dataset, split = tags.get("breakhis.dataset", dataset), tags.get("breakhis.split", split)
         scores = self.scores(auc, *(scored_on or (dataset, split)))
@@ -112,15 +116,15 @@ class RegistryWorld:
         return str(active.info.run_id)
 
     def scores(self, auc: float, dataset: str, split: str) -> LabelledPredictions:
-        """What a binary model of this area under the ROC curve might say of the test side."""
+        """Returns predictions on the test side whose area under the ROC curve is ``auc``."""
         rows = read_dataset(dataset, self.store)
         rows = rows[look_up_sides(rows, read_split(split, self.store)) == "test"].reset_index(drop=True)
         truth = (rows["label"] == "malignant").to_numpy(dtype=np.int64)
         malignant, benign = int(truth.sum()), int((1 - truth).sum())
-        won = round(auc * malignant * benign)  # pairs in which the malignant image has the higher probability
-        each = np.full(malignant, won // malignant)
-        each[: won % malignant] += 1
-        said = np.empty(len(rows))
-        said[truth == 0] = (np.arange(benign) + 1) / (benign + 1)
-        said[truth == 1] = (each + 0.5) / (benign + 1)
-        return LabelledPredictions("binary", rows, truth, said, DecisionRule(threshold=0.5))
+        concordant = round(auc * malignant * benign)  # pairs whose malignant image has the higher probability
+        exceeded = np.full(malignant, concordant // malignant)  # benign images with a lower probability
+        exceeded[: concordant % malignant] += 1
+        probabilities = np.empty(len(rows))
+        probabilities[truth == 0] = (np.arange(benign) + 1) / (benign + 1)
+        probabilities[truth == 1] = (exceeded + 0.5) / (benign + 1)
+        return LabelledPredictions("binary", rows, truth, probabilities, DecisionRule(threshold=0.5))

@@ -1,6 +1,6 @@
 """Tiny models in an MLflow of their own, shared by the tests that predict with them.
 
-TensorFlow and MLflow are imported when they are used: this is read while tests are collected.
+TensorFlow and MLflow are imported where they are used, since this module is imported while tests are collected.
 """
 
 import io
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def network(outputs: int) -> "keras.Model":
+    """Returns a tiny network with this number of outputs."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -30,14 +31,14 @@ def network(outputs: int) -> "keras.Model":
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """The binary and the subtype model: task -> address."""
+    """Logs a binary and a subtype model and registers the binary one; returns their URIs and the settings."""
     import mlflow
 
     root = tmp_path_factory.mktemp("serving")
     settings = Settings(mlflow_uri=f"sqlite:///{root / 'mlflow.db'}")
     connect(settings).create_experiment("made", artifact_location=(root / "artifacts").as_uri())
     mlflow.set_experiment("made")
-    found = {}
+    uris = {}
     offsets = (0.0,) * 7 + (100.0,)
     for task, outputs, rule in (
         ("binary", 1, DecisionRule(threshold=0.3)),
@@ -45,12 +46,13 @@ def logged(tmp_path_factory):
     ):
         with mlflow.start_run() as run:
             info = log_classifier(network(outputs), task, rule, run.info.run_id, png(), {"preset": "demo"})
-            found[task] = info.model_uri
-    version = mlflow.register_model(found["binary"], "made-binary")
-    return {**found, "registered": f"models:/made-binary/{version.version}", "settings": settings}
+            uris[task] = info.model_uri
+    version = mlflow.register_model(uris["binary"], "made-binary")
+    return {**uris, "registered": f"models:/made-binary/{version.version}", "settings": settings}
 
 
 def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    """Returns the image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, form)
     return buffer.getvalue()

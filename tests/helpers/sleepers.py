@@ -10,7 +10,7 @@ SLEEPERS = "import subprocess, sys, time; p = [subprocess.Popen(['sleep', '300']
 
 
 def sleeper(children: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """A process with two children, in a session of its own, as a server is started."""
+    """Starts a process with two children in its own session, like a server, and appends it to ``children``."""
     child = subprocess.Popen([sys.executable, "-c", SLEEPERS], start_new_session=True)
     children.append(child)
     deadline = time.monotonic() + 20

@@ -1,4 +1,4 @@
-"""A set of 82 drawn pictures to train on in seconds, shared by the tests that do."""
+"""A training set of 82 synthetic images that is trained on in seconds, shared by the tests of training."""
 
 import json
 import subprocess
@@ -30,33 +30,34 @@ from ml.training.run import train
 
 
 def quick_preset(epochs: int, **sections: dict[str, object]) -> Preset:
-    """The demo preset with so many epochs, few draws, and other changes to both recipes."""
+    """Returns the demo preset with this number of epochs, few bootstrap draws, and other changes to both recipes."""
     changes = {"training": {"epochs": epochs}, **sections}
     preset = load_preset("demo").model_copy(update={"bootstrap_draws": 20})
     return preset.with_changes("binary", **changes).with_changes("subtype", **changes)
 
 
 def train_again(world, **changes):
+    """Trains the subtype model of a world, with changes to the arguments of :func:`train`."""
     arguments = {"dataset": world.dataset, "split": world.split, "preset": world.preset, "seed": 7}
     return train("subtype", store=world.store, **{**arguments, "settings": world.settings, **changes})
 
 
 def predictions(run):
-    """What a run said of the test side."""
+    """Returns a run's predictions on the test side."""
     folder = mlflow.artifacts.download_artifacts(run_id=run["run_id"], artifact_path="evaluation")
     return pd.read_parquet(Path(folder) / "test_predictions.parquet")
 
 
 SELECT_ON_VALIDATION = {"using": "validation", "folds": 0, "repeats": 0, "choose_epochs": False, "calibrate": False}
-"""Without folds, of which each takes as long as the model."""
+"""Selects on the validation side, without cross-validation: each fold takes as long as the model."""
 
 
 class Killed(BaseException):
-    """A training was killed."""
+    """Raised in place of killing a training."""
 
 
 def kill_after_epoch(part, epoch, training, monkeypatch):
-    """The MLflow run of a training that is killed when it has saved this epoch of a part."""
+    """Kills a training once it has saved this epoch of a part; returns the training's MLflow run id."""
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_SAVES", 0.0)
     save, saved = Checkpoint.save, []
 
@@ -75,21 +76,21 @@ def kill_after_epoch(part, epoch, training, monkeypatch):
 
 
 def run_in_own_process(*module):
-    """What a module, with its arguments, prints as its last line in a process of its own, as JSON."""
+    """Runs a module with its arguments in a process of its own; returns its last line, which is JSON."""
     command = [sys.executable, "-m", *module]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.fixture
 def ignore_finished_runs(monkeypatch):
-    """Training again what was trained already."""
+    """Makes a training run again although a finished run of the same inputs exists."""
     monkeypatch.setattr(training_module, "_finished", lambda *_: None)
 
 
 def tiny_backbone():
-    """A network with the inputs, outputs and layer names of EfficientNetB0 that is read and run in a moment."""
+    """Returns a network with the inputs, outputs and layer names of EfficientNetB0 that loads and runs quickly."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -105,7 +106,7 @@ def tiny_backbone():
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Within the module random weights are those of a tiny network."""
+    """Replaces the randomly initialized backbone by a tiny network in this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone_weights, "_random", tiny_backbone)
         yield
@@ -113,12 +114,12 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def world(tiny, tmp_path_factory):
-    """A demo source of 82 pictures, ingested, assembled, split, with its features."""
+    """A world with a demo source of 82 images; see :func:`prepare`."""
     return prepare(tmp_path_factory.mktemp("training"), "kind: demo\nimages: 82")
 
 
 def prepare(root, source):
-    """A source, by the lines of its YAML, ingested, assembled, split, with its features."""
+    """Ingests a source, given by the lines of its YAML, assembles and splits its dataset and extracts its features."""
     conf = root / "conf"
     for folder in ("sources", "training_sets"):
         (conf / folder).mkdir(parents=True)
@@ -136,12 +137,12 @@ def prepare(root, source):
         mlflow_uri=f"sqlite:///{root / 'mlflow.db'}",
         workers=1,
     )
-    given = load_source("drawn", conf)
-    fetch_source(given, store, settings)
+    spec = load_source("drawn", conf)
+    fetch_source(spec, store, settings)
     training_set = load_training_set("small", conf)
     with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
         assemble_dataset(training_set, store, settings)
-    publish_manifest(make_manifest(given, store, 1)["manifest"], store)
+    publish_manifest(make_manifest(spec, store, 1)["manifest"], store)
     dataset = assemble_dataset(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())
@@ -154,9 +155,9 @@ def prepare(root, source):
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """Pictures and page take longer than these trainings; those of the fixtures above have them."""
+    """Writes no figures and no report: they take longer than these trainings. The fixtures above do write them."""
 
-    def metrics_alone(folder, test, *_):
+    def write_metrics_only(folder, test, *_):
         (folder / "metrics.json").write_text(json.dumps(test[1].to_json()))
 
-    monkeypatch.setattr(training_module, "write_evaluation", metrics_alone)
+    monkeypatch.setattr(training_module, "write_evaluation", write_metrics_only)

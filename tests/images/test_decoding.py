@@ -17,7 +17,7 @@ def encoded(array: np.ndarray, form: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_rgb_comes_out_as_it_went_in():
+def test_rgb_pixels_are_unchanged():
     array = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     assert (decode(encoded(array, "PNG")) == array).all()
 
@@ -47,20 +47,20 @@ def test_cmyk_jpeg_and_a_single_pixel():
         (encoded(np.zeros((4, 4), np.float32), "TIFF"), "mode"),
     ],
 )
-def test_what_is_no_usable_picture_is_refused_with_a_reason(data, reason):
+def test_an_unusable_image_is_refused_with_a_reason(data, reason):
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert caught.value.reason == reason
     assert "0x" not in caught.value.detail
 
 
-def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch):
+def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="size: 70x46 pixels"):
         decode(png())
 
 
-def test_a_broken_byte_in_the_middle_is_noticed():
+def test_a_changed_byte_in_the_middle_is_detected():
     data = bytearray(png(size=(200, 200)))
     data[len(data) // 2] ^= 0xFF
     with pytest.raises(ImageError):
@@ -73,7 +73,7 @@ def test_resize_to_the_networks_input():
     assert resize(exact) is exact
 
 
-def test_pixel_hash_is_of_the_picture_and_not_of_the_file():
+def test_pixel_hash_depends_on_the_image_and_not_on_the_file():
     array = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
     slow, quick = encoded(array, "PNG", compress_level=9), encoded(array, "PNG", compress_level=0)
     assert slow != quick
@@ -90,6 +90,6 @@ def test_read_image_names_the_file(tmp_path):
         read_image(tmp_path / "gone.png")
 
 
-def test_the_error_passes_between_processes():
+def test_image_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(ImageError("mode", "16 bits")))
     assert (str(error), error.reason) == ("mode: 16 bits", "mode")

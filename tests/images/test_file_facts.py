@@ -11,8 +11,8 @@ from ml.images.file_facts import PictureFactsCache, inspect_files, perceptual_ha
 from tests.helpers.made_up import png
 
 
-def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
-    def apart(one, other):
+def test_perceptual_hash_barely_changes_when_an_image_is_resized_or_compressed():
+    def distance(one, other):
         return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
 
     drawn = [decode(data) for _, data in draw_files(82, 1, 1)][:12]
@@ -20,12 +20,12 @@ def test_a_picture_that_was_resized_or_saved_with_loss_keeps_its_looks():
         image = Image.fromarray(pixels)
         lossy = io.BytesIO()
         image.save(lossy, "JPEG", quality=70)
-        assert apart(pixels, np.asarray(image.resize((224, 224)))) <= NearDuplicates().distance
-        assert apart(pixels, decode(lossy.getvalue())) <= NearDuplicates().distance
-    assert min(apart(a, b) for i, a in enumerate(drawn) for b in drawn[:i]) > NearDuplicates().distance
+        assert distance(pixels, np.asarray(image.resize((224, 224)))) <= NearDuplicates().distance
+        assert distance(pixels, decode(lossy.getvalue())) <= NearDuplicates().distance
+    assert min(distance(a, b) for i, a in enumerate(drawn) for b in drawn[:i]) > NearDuplicates().distance
 
 
-def test_each_file_is_decoded_once_and_can_be_forgotten(any_store: Store) -> None:
+def test_each_file_is_decoded_once_and_can_be_removed(any_store: Store) -> None:
     files = [any_store.put_blob(data) for data in (png(1), png(2), b"no picture")]
     found, decoded = inspect_files(set(files), any_store, 1)
     assert decoded == 3

@@ -17,7 +17,7 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def test_an_ordinary_png_is_the_same_by_both_decoders():
+def test_both_decoders_agree_on_an_ordinary_png():
     assert np.array_equal(_quickly(png()), decode(png()))
 
 
@@ -26,31 +26,31 @@ def test_any_other_file_is_left_to_pillow(data):
     assert _quickly(data) is None
 
 
-def cached(store: Store, data: bytes, pixels):
-    """What the cache makes of a file that the manifest recorded with these pixels."""
+def cache_image(store: Store, data: bytes, pixels):
+    """Returns the cached image of a file that the manifest recorded with these pixels."""
     ((hashes, pictures),) = PixelCache(store).stream({pixel_hash(pixels): store.put_blob(data)}, 8, 1)
     assert hashes == [pixel_hash(pixels)]
     return pictures[0]
 
 
 @pytest.mark.parametrize("data", [png(), png(mode="RGBA"), jpeg()], ids=["ordinary", "other", "JPEG"])
-def test_a_picture_is_decoded_and_resized_whatever_decodes_it(tmp_path, data):
+def test_an_image_is_decoded_and_resized_by_either_decoder(tmp_path, data):
     store = Store(tmp_path.as_uri())
-    assert np.array_equal(cached(store, data, decode(data)), resize(decode(data)))
+    assert np.array_equal(cache_image(store, data, decode(data)), resize(decode(data)))
 
 
 @pytest.mark.parametrize("place", range(60, len(png()) - 20, 797))
-def test_a_changed_byte_is_never_taken_for_the_picture(tmp_path, place):
+def test_a_changed_byte_is_always_detected(tmp_path, place):
     store, broken = Store(tmp_path.as_uri()), bytearray(png())
     broken[place] ^= 0x55
     with pytest.raises(StoreError, match=r"is damaged|does not hold the picture"):
-        cached(store, bytes(broken), decode(png()))
+        cache_image(store, bytes(broken), decode(png()))
     assert not PixelCache(store).index()
     assert not list((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_pictures_come_in_order_and_stay_what_they_were(any_store, tmp_path, monkeypatch, workers):
+def test_images_come_in_order_and_stay_unchanged(any_store, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("ml.images.pixel_cache._PART", 5)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store, pictures = any_store, [decode(png(seed=seed)) for seed in range(13)]
