@@ -22,7 +22,7 @@ from ml.evaluation.comparison_simulation import (
 )
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.metrics import compute_weighted_metrics
-from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
+from ml.evaluation.paired_metrics import compute_macro_f1, compute_roc_auc, count_confusions, count_pair_wins
 from ml.evaluation.scores import LabelledPredictions
 from ml.promotion.audit_log import SealedMemos
 from ml.promotion.policies import NonInferiorityRule
@@ -78,10 +78,13 @@ def test_by_sums_of_cases_as_by_images(task, seed):
     by_image = of_patient[:, number]
     by_unit = by_image[:, units.first_rows]
     known = compute_weighted_metrics(scores, by_image)
-    f1 = f1_of(confusions(units.case_of_row, both.truth, scores.predicted, n), by_unit)
+    f1 = compute_macro_f1(count_confusions(units.case_of_row, both.truth, scores.predicted, n), by_unit)
     assert f1[0] == pytest.approx(known["macro_f1"])
-    area = area_of(
-        pairs(units.case_of_row, both.truth, both.candidate_probabilities), units.truth, units.image_counts, by_unit
+    area = compute_roc_auc(
+        count_pair_wins(units.case_of_row, both.truth, both.candidate_probabilities),
+        units.truth,
+        units.image_counts,
+        by_unit,
     )
     assert area[0] == pytest.approx(known["roc_auc" if task == "binary" else "roc_auc_ovr"], nan_ok=True)
 
@@ -140,7 +143,7 @@ def test_little_power_is_not_estimable(store, quick):
 def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
     """With few cases no critical value may hold, and the simulation then says the largest number there is."""
     none_holds = CriticalValue(value=1.8e308, size=0.0, standard_errors=(0.1,), powers=(0.02,))
-    monkeypatch.setattr("ml.evaluation.comparison.critical", lambda *_: none_holds)
+    monkeypatch.setattr("ml.evaluation.comparison.find_critical_value", lambda *_: none_holds)
     for one in compare("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
         assert one["low"] == -1
         assert len(one["reason"]) < 200
