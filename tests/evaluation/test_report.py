@@ -13,7 +13,7 @@ from ml.core.taxonomy import class_names
 from ml.evaluation import figures
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
-from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.evaluation.gradcam import choose_examples, compute_grad_cam, correlate_maps, randomize_weights
 from ml.evaluation.report import SECTIONS, write_evaluation
 from ml.evaluation.scores import LabelledPredictions
 from ml.training.networks import build_head
@@ -138,8 +138,8 @@ def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind
 
 def test_precision_between_two_thresholds_is_that_of_the_next():
     positive, score = np.array([False, True, True]), np.array([0.9, 0.8, 0.7])
-    (x,), (y,) = figures._lines("precision_recall", positive, score, np.ones((1, 3)))
-    heights = figures._heights("precision_recall", x, y)
+    (x,), (y,) = figures._compute_curve_points("precision_recall", positive, score, np.ones((1, 3)))
+    heights = figures._interpolate_curve("precision_recall", x, y)
     assert heights[[25, 50, 75, 100]] == pytest.approx([1 / 2, 1 / 2, 2 / 3, 2 / 3])
     assert heights[1:].mean() == pytest.approx(average_precision_score(positive, score))
 
@@ -153,27 +153,27 @@ def test_a_map_lights_where_the_evidence_is():
     outputs.layers[-1].set_weights([np.eye(8)[:, :1], np.zeros(1)])
     pixels = np.zeros((1, 224, 224, 3), np.uint8)
     pixels[0, :112, 112:, 0] = 255
-    (heat,) = grad_cam(network, outputs, pixels, np.array([1]))
+    (heat,) = compute_grad_cam(network, outputs, pixels, np.array([1]))
     assert heat.max() == pytest.approx(1)
     assert heat[:96, 128:].mean() > 0.8
     assert heat[160:].max() < 0.1
-    assert grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
+    assert compute_grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
 
 
 def test_the_control_has_other_weights_and_scales_pixels_alike():
     network = backbone()
-    control = randomized(network)
+    control = randomize_weights(network)
     assert not np.allclose(control.get_layer("conv").get_weights()[0], network.get_layer("conv").get_weights()[0])
     shown, both = pictures(["a", "b"]), np.array([0, 1])
     outputs = head(8)
-    maps = grad_cam(network, outputs, shown, both)
-    assert agreement(maps, maps) == pytest.approx(np.ones(2))
-    assert np.isnan(agreement(maps, np.zeros_like(maps))).all()
+    maps = compute_grad_cam(network, outputs, shown, both)
+    assert correlate_maps(maps, maps) == pytest.approx(np.ones(2))
+    assert np.isnan(correlate_maps(maps, np.zeros_like(maps))).all()
 
 
 def test_cases_to_look_at_are_of_different_patients():
     scores = made("binary", 200)
-    chosen = choose_cases(scores)
+    chosen = choose_examples(scores)
     right = scores.predicted == scores.truth
     assert [len(rows) for rows in chosen.values()] == [3, 3, 3]
     assert right[chosen["correct"]].all()
@@ -188,5 +188,5 @@ def test_a_head_of_the_real_width_is_looked_through_as_well():
     inputs = keras.Input((224, 224, 3))
     x = keras.layers.Activation("relu", name="top_activation")(keras.layers.Conv2D(1280, 32, strides=32)(inputs))
     wide = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
-    maps = grad_cam(wide, build_head("subtype", dropout=0.5, standardize=False), pictures(["a"]), np.array([3]))
+    maps = compute_grad_cam(wide, build_head("subtype", dropout=0.5, standardize=False), pictures(["a"]), np.array([3]))
     assert maps.shape == (1, 224, 224)
