@@ -80,8 +80,7 @@ def compare_models(
     any_rule = DecisionRule(threshold=0.5) if both.task == "binary" else DecisionRule()  # cases do not depend on it
     predictions = LabelledPredictions(both.task, both.rows, both.truth, both.candidate_probabilities, any_rule)
     cases = predictions.cases
-    counts = tuple(int((cases.truth == k).sum()) for k in range(len(class_names(both.task))))
-    lacking = _explain_too_few_cases(both.task, counts)
+    lacking = _explain_too_few_cases(both.task, _count_cases(both.task, cases))
     draws: Numbers | None = None
     if not lacking:
         chunks = [weights[:, cases.first_rows] for weights in bootstrap_weights(predictions, _DRAWS, 0)]
@@ -100,21 +99,7 @@ def compare_models(
         results.append(result)
         if draws is None:
             continue
-        compute = _prepare_metric(metric, both, cases)
-        candidate, champion = (values[0] for values in compute(np.ones((1, len(cases.truth)))))
-        error = _standard_error(*compute(draws))
-        critical = find_critical_value(both.task, metric, counts, float(champion), margin, memos)
-        result |= {
-            "candidate": float(candidate),
-            "champion": float(champion),
-            "difference": float(candidate - champion),
-            "error": error,
-            "critical": critical.value,
-            # With few cases no critical value may hold, but a difference of two shares is never below -1.
-            "low": max(float(candidate - champion - critical.value * error), -1.0),
-            "size": critical.size,
-            "power": critical.power(error),
-        }
+        result |= _estimate_difference(metric, both, cases, draws, margin, memos)
         if result["power"] < least_power:
             result["reason"] = (
                 f"with {result['cases']} cases a version as good as the champion would pass in only "
@@ -123,6 +108,32 @@ def compare_models(
             )
         result["estimable"] = not result["reason"]
     return results
+
+
+def _estimate_difference(
+    metric: str, both: PairedPredictions, cases: Cases, draws: Numbers, margin: float, memos: Memos
+) -> Json:
+    """Returns ``{candidate, champion, difference, error, critical, low, size, power}`` under draws (draws, cases)."""
+    compute = _prepare_metric(metric, both, cases)
+    candidate, champion = (values[0] for values in compute(np.ones((1, len(cases.truth)))))
+    error = _standard_error(*compute(draws))
+    critical = find_critical_value(both.task, metric, _count_cases(both.task, cases), float(champion), margin, memos)
+    return {
+        "candidate": float(candidate),
+        "champion": float(champion),
+        "difference": float(candidate - champion),
+        "error": error,
+        "critical": critical.value,
+        # With few cases no critical value may hold, but a difference of two shares is never below -1.
+        "low": max(float(candidate - champion - critical.value * error), -1.0),
+        "size": critical.size,
+        "power": critical.power(error),
+    }
+
+
+def _count_cases(task: Task, cases: Cases) -> tuple[int, ...]:
+    """Returns the number of cases of each class."""
+    return tuple(int((cases.truth == k).sum()) for k in range(len(class_names(task))))
 
 
 def _prepare_metric(metric: str, both: PairedPredictions, cases: Cases) -> Callable[[Numbers], tuple[Numbers, Numbers]]:

@@ -50,7 +50,7 @@ def head(outputs: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(outputs)(inputs))
 
 
-def made(task: str, n: int = 60, absent: int | None = None) -> LabelledPredictions:
+def make_predictions(task: str, n: int = 60, absent: int | None = None) -> LabelledPredictions:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2 if task == "binary" else 8, n)
     if absent is not None:
@@ -81,7 +81,7 @@ def pictures(hashes: list[str]) -> np.ndarray:
     ("task", "absent", "draws"), [("binary", None, 20), ("subtype", None, 20), ("subtype", 2, 0), ("binary", 0, 20)]
 )
 def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
-    scores = made(task, absent=absent)
+    scores = make_predictions(task, absent=absent)
     evaluation = evaluate(scores, draws=draws)
     chosen = {"epochs": 2, "tau": 0.5, "temperature": 1.2, **scores.rule.to_json()}
     write_evaluation(
@@ -112,7 +112,7 @@ def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
 
 
 def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch):
-    scores = made("binary")
+    scores = make_predictions("binary")
     scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
@@ -124,7 +124,7 @@ def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("kind", ["roc", "precision_recall"])
 def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind):
-    scores = made("subtype")
+    scores = make_predictions("subtype")
     scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
@@ -172,7 +172,7 @@ def test_the_control_has_other_weights_and_scales_pixels_alike():
 
 
 def test_cases_to_look_at_are_of_different_patients():
-    scores = made("binary", 200)
+    scores = make_predictions("binary", 200)
     chosen = choose_examples(scores)
     right = scores.predicted == scores.truth
     assert [len(rows) for rows in chosen.values()] == [3, 3, 3]
