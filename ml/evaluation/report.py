@@ -58,21 +58,21 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("roc", "ROC", "How sensitivity is traded against specificity; the dotted line is chance."),
     Section("precision_recall", "Precision and recall", "The dotted line is the share of the class."),
-    Section("reliability", "Calibration", "On the dotted line a probability comes true as often as it says."),
-    Section("confusion_matrix", "Confusion", "Of patients: by the mean probability of a patient's images."),
+    Section("reliability", "Calibration", "On the dotted line, predictions come true as often as they say."),
+    Section("confusion_matrix", "Confusion", "A patient's label follows from the mean probability of its images."),
     Section(
         "per_class",
-        "Found and right, by class",
-        "Recall: share of the class that was found. F1: its balance with precision.",
+        "Recall and F1, by class",
+        "Recall: share of the class that was found. F1: harmonic mean of recall and precision.",
     ),
-    Section("slices", "By magnification, source and subtype", "A model should not lean on one of them."),
+    Section("slices", "By magnification, source and subtype", "A model should be about as good in each of them."),
     Section("worst_patients", "Patients with the most errors", "Where to look first."),
-    Section("errors", "The surest errors", "Images of the wrong label that the model was surest of."),
+    Section("errors", "The surest errors", "Images with a wrong label of which the model was surest."),
     Section(
         "grad_cam",
         "Where the model looks",
-        "Bright: what speaks for the label (Grad-CAM). Beside it the same head on a backbone with random weights: "
-        "where both agree (a rank correlation near 1), the map says nothing of what was learnt.",
+        "Bright areas speak for the label (Grad-CAM). The control beside it has the same head on a backbone with "
+        "random weights. Where both agree (a rank correlation near 1), the map shows nothing of what was learnt.",
     ),
     Section("training_curve", "Training", "The number of epochs was chosen before the test side was scored."),
 )

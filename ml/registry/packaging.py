@@ -57,7 +57,7 @@ def log_classifier(
         "run_id": run_id,
         "preparation": PREPROCESSING,
     }
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _no_bytecode():
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _without_bytecode():
         # MLflow's own code triggers a warning about coming changes in pandas.
         warnings.filterwarnings("ignore", message="Operation with range is deprecated")
         folder = Path(scratch)
@@ -78,7 +78,7 @@ def log_classifier(
 
 
 @contextmanager
-def _no_bytecode() -> Iterator[None]:
+def _without_bytecode() -> Iterator[None]:
     """Keep Python from writing compiled code, which would be logged: MLflow runs the model's code to validate it."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:

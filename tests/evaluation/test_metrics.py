@@ -122,7 +122,7 @@ images = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0,
 
 @settings(deadline=None)
 @given(images)
-def test_areas_are_scikit_learns_of_repeated_images(drawn):
+def test_weighted_areas_equal_scikit_learns_of_repeated_images(drawn):
     truth, score, times = (np.array(column) for column in zip(*drawn, strict=True))
     many, repeated = truth.repeat(times), (score / 6).repeat(times)
     auc, ap = (f(truth == 1, score / 6, times[None].astype(float))[0] for f in (roc_auc, average_precision))
@@ -140,7 +140,7 @@ def test_areas_are_scikit_learns_of_repeated_images(drawn):
         lambda drawn: any(times for *_, times in drawn)
     )
 )
-def test_metrics_are_scikit_learns_of_repeated_images(drawn):
+def test_weighted_metrics_equal_scikit_learns_of_repeated_images(drawn):
     truth, called, times = (np.array(column) for column in zip(*drawn, strict=True))
     p = softmax(2 * np.eye(8)[called] + np.random.default_rng(0).normal(0, 0.1, (len(called), 8)), axis=1)
     found = compute_weighted_metrics(make_predictions("subtype", truth, p), times[None].astype(float))
@@ -164,7 +164,7 @@ def test_metrics_are_scikit_learns_of_repeated_images(drawn):
     assert {name: found[name][0] for name in expected} == pytest.approx(expected)
 
 
-def test_binary_brier_and_mcc_are_scikit_learns():
+def test_binary_brier_and_mcc_equal_scikit_learns():
     rng = np.random.default_rng(0)
     truth, p = rng.integers(0, 2, 200), rng.random(200)
     found = evaluate(make_predictions("binary", truth, p), draws=0).metrics
@@ -190,14 +190,14 @@ def test_no_threshold_beats_youdens(pairs):
 
 
 def clustered(rng, patients=40, each=10, effect=1.0):
-    """Images of patients who differ: (truth, probability, patient of each image)."""
+    """Draw images with an effect of the patient: (truth, probability, patient of each image)."""
     of = np.repeat(np.arange(patients), each)
     truth = (np.arange(patients) % 2)[of]
     z = (2 * truth - 1) * 0.8 + rng.normal(0, effect, patients)[of] + rng.normal(0, 1, len(of))
     return truth, expit(z), [f"p{k}" for k in of]
 
 
-def test_intervals_cover_what_they_should():
+def test_intervals_cover_the_true_value_about_as_often_as_they_should():
     """Of 200 sets of 40 patients; the true values are those of a very large one."""
     names = ("accuracy", "roc_auc", "brier")
     truth, p, patients = clustered(np.random.default_rng(1), 20_000)
@@ -228,11 +228,11 @@ def test_on_the_ledgers_test_side_intervals_cover_what_the_docs_say(task, sets, 
         documented = float(documented_coverage[metric]) / 100
         noise = math.sqrt(documented * (1 - documented) * (1 / (sets * row.given) + 1 / (SETS * row.given)))
         assert abs(row.covered - documented) <= 3 * noise, (metric, row, documented)
-    # Labels of a dozen cases tell less than their intervals say: nobody is to be told that they hold 95% of the time.
+    # With a dozen cases, intervals of macro-F1 cover less often than 95%, and the docs must not say otherwise.
     assert measured["macro_f1"].covered < 0.95
 
 
-def test_images_of_a_patient_come_together_and_strata_stay():
+def test_draws_keep_a_patients_images_together_and_strata_whole():
     truth, p, patients = clustered(np.random.default_rng(0), 12, 3)
     made = make_predictions("binary", truth, p, patients=patients)
     weights = np.concatenate(list(bootstrap_weights(made, 300, 0)))
@@ -276,7 +276,7 @@ def test_where_every_draw_is_the_same_shares_of_cases_have_exact_intervals_and_o
     assert none.interval_notes["recall"] == "exact interval of 0 of 4 cases"
 
 
-def test_the_only_benign_case_is_no_certainty():
+def test_a_single_benign_case_has_no_interval():
     """Each draw has it once, so its share of right images is the same in all of them."""
     p = [0.1, 0.1, 0.9, 0.9, 0.2, 0.9, 0.9]
     result = evaluate(make_predictions("binary", [0, 0, 0, 1, 1, 1, 1], p, patients=list("aaabbcc")), draws=100)

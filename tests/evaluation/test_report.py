@@ -1,4 +1,4 @@
-"""The report of a training that was not done: made-up scores, drawn pictures, a small network of the same build."""
+"""The report of made-up predictions, with drawn pictures and a small network that has the real one's structure."""
 
 import json
 import re
@@ -35,7 +35,7 @@ FACTS = {
 
 
 def backbone() -> keras.Model:
-    """Two convolutions in place of a hundred."""
+    """Returns a network with one convolution in place of EfficientNetB0's many."""
     keras.utils.set_random_seed(1)
     x = inputs = keras.Input((224, 224, 3))
     x = keras.layers.Rescaling(1 / 255)(x)
@@ -80,7 +80,7 @@ def pictures(hashes: list[str]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("task", "absent", "draws"), [("binary", None, 20), ("subtype", None, 20), ("subtype", 2, 0), ("binary", 0, 20)]
 )
-def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
+def test_the_page_needs_no_other_file(tmp_path, task, absent, draws):
     scores = make_predictions(task, absent=absent)
     evaluation = evaluate(scores, draws=draws)
     chosen = {"epochs": 2, "tau": 0.5, "temperature": 1.2, **scores.rule.to_json()}
@@ -103,11 +103,18 @@ def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
     assert "Random backbone weights" in page
     assert ("Not measured, since no test image shows it" in page) == (absent is not None)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == evaluation.metrics
-    alone = ["PC"] if task == "subtype" else []
-    assert json.loads((tmp_path / "out_of_fold_metrics.json").read_text())["never_learnt"] == alone
-    assert ("Of PC there is one case to learn from." in page) == bool(alone)
-    of_both = ["macro-F1", "weighted F1", "Brier score (0 is best)", *(["precision", "F1"] if task == "binary" else [])]
-    assert {name: page.count(f"<tr><td>{name}</td>") for name in of_both} == dict.fromkeys(of_both, 2)
+    single_case_classes = ["PC"] if task == "subtype" else []
+    assert json.loads((tmp_path / "out_of_fold_metrics.json").read_text())["never_learnt"] == single_case_classes
+    assert ("Of PC there is one case to learn from." in page) == bool(single_case_classes)
+    names_in_both_tables = [
+        "macro-F1",
+        "weighted F1",
+        "Brier score (0 is best)",
+        *(["precision", "F1"] if task == "binary" else []),
+    ]
+    assert {name: page.count(f"<tr><td>{name}</td>") for name in names_in_both_tables} == dict.fromkeys(
+        names_in_both_tables, 2
+    )
     assert {f"{section.name}.png" for section in SECTIONS} <= {file.name for file in tmp_path.iterdir()}
 
 
@@ -136,7 +143,7 @@ def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind
     assert bands["DC"][1] == 1
 
 
-def test_precision_between_two_thresholds_is_that_of_the_next():
+def test_precision_between_two_thresholds_is_that_of_the_next_threshold():
     positive, score = np.array([False, True, True]), np.array([0.9, 0.8, 0.7])
     (x,), (y,) = figures._compute_curve_points("precision_recall", positive, score, np.ones((1, 3)))
     heights = figures._interpolate_curve("precision_recall", x, y)
@@ -144,8 +151,8 @@ def test_precision_between_two_thresholds_is_that_of_the_next():
     assert heights[1:].mean() == pytest.approx(average_precision_score(positive, score))
 
 
-def test_a_map_lights_where_the_evidence_is():
-    """A network that speaks for malignant by how red a place is; one quarter of the picture is."""
+def test_a_map_is_bright_where_the_evidence_is():
+    """The network's evidence for malignant is redness, and one quarter of the picture is red."""
     network, outputs = backbone(), head(1)
     kernel, bias = (np.zeros_like(w) for w in network.get_layer("conv").get_weights())
     kernel[:, :, 0, 0] = 1 / 32**2
@@ -160,7 +167,7 @@ def test_a_map_lights_where_the_evidence_is():
     assert compute_grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
 
 
-def test_the_control_has_other_weights_and_scales_pixels_alike():
+def test_the_control_has_random_weights_and_the_same_scaling_of_pixels():
     network = backbone()
     control = randomize_weights(network)
     assert not np.allclose(control.get_layer("conv").get_weights()[0], network.get_layer("conv").get_weights()[0])
@@ -171,7 +178,7 @@ def test_the_control_has_other_weights_and_scales_pixels_alike():
     assert np.isnan(correlate_maps(maps, np.zeros_like(maps))).all()
 
 
-def test_cases_to_look_at_are_of_different_patients():
+def test_example_images_are_of_different_patients():
     scores = make_predictions("binary", 200)
     chosen = choose_examples(scores)
     right = scores.predicted == scores.truth
@@ -184,7 +191,7 @@ def test_cases_to_look_at_are_of_different_patients():
     assert np.abs(scores.probabilities[chosen["borderline"]] - 0.5).min() == nearest
 
 
-def test_a_head_of_the_real_width_is_looked_through_as_well():
+def test_grad_cam_works_with_a_head_of_the_real_width():
     inputs = keras.Input((224, 224, 3))
     x = keras.layers.Activation("relu", name="top_activation")(keras.layers.Conv2D(1280, 32, strides=32)(inputs))
     wide = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
