@@ -1,17 +1,19 @@
-"""Comparison of a version with the champion: is it worse by more than a margin? Paired by case.
+"""Non-inferiority comparison of a candidate with the champion, paired by case.
 
-Both models are scored on the same images. Patients are drawn, not images, and both models get the same draws, which
-gives the standard error of the difference. The lower end of the difference is ``difference - critical * error``, and a
-version passes where that end is above ``-margin``. With as few cases as there are here, the textbook's critical value
-1.645 passes too many: it is found by simulation at the very numbers of cases of each class, so that a version that is
-worse by the margin passes in at most 5% of draws. What a version as good as the champion would do is simulated as well:
-that is the comparison's power.
+The question is whether the candidate is worse than the champion by more than a margin. Both models are scored on the
+same images. The resampling unit is the patient, not the image, and both models get the same draws. The draws give the
+standard error of the difference. The lower end of the difference is ``difference - critical * error``, and a candidate
+passes where that end is above ``-margin``.
+
+With as few cases as there are here, the textbook's critical value 1.645 passes too many candidates. So the critical
+value is simulated, by :mod:`ml.evaluation.comparison_simulation`. The simulation also gives the comparison's power,
+which is how often a candidate as good as the champion passes.
 
 S. Wellek, "Testing Statistical Hypotheses of Equivalence and Noninferiority", 2010; N. A. Obuchowski, "Nonparametric
 analysis of clustered ROC curve data", Biometrics 53(2), 1997, for the areas as sums over pairs of cases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,21 +24,32 @@ from ml.evaluation.comparison_simulation import Memos, find_critical_value
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.intervals import bootstrap_weights
 from ml.evaluation.metric_names import GATED_METRICS
-from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
-from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
+from ml.evaluation.paired_metrics import (
+    Numbers,
+    compute_macro_f1,
+    compute_roc_auc,
+    count_confusions,
+    count_pair_wins,
+)
+from ml.evaluation.scores import Cases, ClassNumbers, LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-_DRAWS = 2000  # of patients, for the standard error of a real comparison
+_DRAWS = 2000  # of patients, for the standard error of the difference
 
 
 class PairedPredictions(NamedTuple):
-    """What two models said of the same images of one side.
+    """Predictions of two models of the same images of one side.
 
-    ``rows`` has the column patient; ``candidate`` and ``champion`` are probabilities, (n,) of malignant or (n, 8), and
-    the ``called`` are (n,) class numbers.
+    Attributes:
+        task: the task, which names the classes.
+        rows: (n) rows of a dataset, with the column patient.
+        truth: (n,) true class numbers.
+        candidate_probabilities: (n,) of malignant, or (n, 8).
+        champion_probabilities: likewise.
+        candidate_predicted: (n,) predicted class numbers.
+        champion_predicted: likewise.
     """
 
     task: Task
@@ -51,90 +64,112 @@ class PairedPredictions(NamedTuple):
 def compare_models(
     where: str, both: PairedPredictions, memos: Memos, *, margin: float, least_power: float
 ) -> list[Json]:
-    """Compare on one side, in AUC and in macro-F1.
+    """Compare candidate and champion on one side, in ROC AUC and in macro-F1.
 
     Args:
-        where: the side, as people call it.
+        where: name of the side in tables.
         both: predictions of candidate and champion on the same images.
         memos: keep the simulation's results.
         margin: the non-inferiority margin.
         least_power: a comparison with less power is not estimable.
 
     Returns:
-        For each ``{metric, where, images, cases, candidate, champion, difference, error, critical, low, size, power,
-        estimable, reason}``; figures that could not be had are None.
+        For each metric ``{metric, where, images, cases, candidate, champion, difference, error, critical, low, size,
+        power, estimable, reason}``. Figures that could not be computed are None.
     """
-    rule_of_units = (
-        DecisionRule(threshold=0.5) if both.task == "binary" else DecisionRule()
-    )  # any: of units only cases are needed
-    scores = LabelledPredictions(both.task, both.rows, both.truth, both.candidate_probabilities, rule_of_units)
-    units = scores.cases
-    n = len(class_names(both.task))
-    counts = tuple(int((units.truth == k).sum()) for k in range(n))
-    ones, draws = np.ones((1, len(units.truth))), None
-    told = []
+    any_rule = DecisionRule(threshold=0.5) if both.task == "binary" else DecisionRule()  # cases do not depend on it
+    predictions = LabelledPredictions(both.task, both.rows, both.truth, both.candidate_probabilities, any_rule)
+    cases = predictions.cases
+    lacking = _explain_too_few_cases(both.task, _count_cases(both.task, cases))
+    draws: Numbers | None = None
+    if not lacking:
+        chunks = [weights[:, cases.first_rows] for weights in bootstrap_weights(predictions, _DRAWS, 0)]
+        draws = np.concatenate(chunks)
+    results = []
     for metric in GATED_METRICS[both.task]:
-        one: Json = {
+        result: Json = {
             "metric": metric,
             "where": where,
             "images": len(both.truth),
             "cases": int(both.rows["patient"].nunique()),
             **dict.fromkeys(("candidate", "champion", "difference", "error", "critical", "low", "size", "power")),
             "estimable": False,
-            "reason": _too_few(both.task, counts),
+            "reason": lacking,
         }
-        told.append(one)
-        if one["reason"]:
-            continue
+        results.append(result)
         if draws is None:
-            draws = np.concatenate([w[:, units.first_rows] for w in bootstrap_weights(scores, _DRAWS, 0)])
-        if metric == "macro_f1":
-            called = (both.candidate_predicted, both.champion_predicted)
-            sums = [confusions(units.case_of_row, both.truth, one_called, n) for one_called in called]
-            (new, old), drawn = ([f1_of(one_sum, w)[0] for one_sum in sums] for w in (ones, draws))
-        else:
-            areas = [
-                pairs(units.case_of_row, both.truth, p)
-                for p in (both.candidate_probabilities, both.champion_probabilities)
-            ]
-            (new, old), drawn = (
-                [area_of(one_area, units.truth, units.image_counts, w)[0] for one_area in areas] for w in (ones, draws)
+            continue
+        result |= _estimate_difference(metric, both, cases, draws, margin, memos)
+        if result["power"] < least_power:
+            result["reason"] = (
+                f"with {result['cases']} cases a version as good as the champion would pass in only "
+                f"{result['power']:.0%} of draws (the policy asks for {least_power:.0%}); found "
+                f"{result['difference']:+.4f}, at least {result['low']:+.4f}"
             )
-        spread = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
-        new, old = new[0], old[0]
-        found = find_critical_value(both.task, metric, counts, float(old), margin, memos)
-        # With few cases no critical value may hold; a difference of two shares is never below -1, whatever was drawn.
-        low, power = max(float(new - old - found.value * spread), -1.0), found.power(spread)
-        one |= {
-            "candidate": float(new),
-            "champion": float(old),
-            "difference": float(new - old),
-            "error": spread,
-            "critical": found.value,
-            "low": low,
-            "size": found.size,
-            "power": power,
-        }
-        if power < least_power:
-            one["reason"] = (
-                f"with {one['cases']} cases a version as good as the champion would pass in only {power:.0%} of draws "
-                f"(the policy asks for {least_power:.0%}); found {new - old:+.4f}, at least {low:+.4f}"
-            )
-        one["estimable"] = not one["reason"]
-    return told
+        result["estimable"] = not result["reason"]
+    return results
 
 
-def _too_few(task: Task, counts: Sequence[int]) -> str:
-    """Why these numbers of cases allow no comparison, or nothing."""
+def _estimate_difference(
+    metric: str, both: PairedPredictions, cases: Cases, draws: Numbers, margin: float, memos: Memos
+) -> Json:
+    """Returns ``{candidate, champion, difference, error, critical, low, size, power}`` under draws (draws, cases)."""
+    compute = _prepare_metric(metric, both, cases)
+    candidate, champion = (values[0] for values in compute(np.ones((1, len(cases.truth)))))
+    error = _standard_error(*compute(draws))
+    critical = find_critical_value(both.task, metric, _count_cases(both.task, cases), float(champion), margin, memos)
+    return {
+        "candidate": float(candidate),
+        "champion": float(champion),
+        "difference": float(candidate - champion),
+        "error": error,
+        "critical": critical.value,
+        # With few cases no critical value may hold, but a difference of two shares is never below -1.
+        "low": max(float(candidate - champion - critical.value * error), -1.0),
+        "size": critical.size,
+        "power": critical.power(error),
+    }
+
+
+def _count_cases(task: Task, cases: Cases) -> tuple[int, ...]:
+    """Returns the number of cases of each class."""
+    return tuple(int((cases.truth == k).sum()) for k in range(len(class_names(task))))
+
+
+def _prepare_metric(metric: str, both: PairedPredictions, cases: Cases) -> Callable[[Numbers], tuple[Numbers, Numbers]]:
+    """Returns a function: weights (draws, cases) -> the metric of candidate and champion, (draws,) each."""
+    if metric == "macro_f1":
+        n = len(class_names(both.task))
+        candidate_counts, champion_counts = (
+            count_confusions(cases.case_of_row, both.truth, predicted, n)
+            for predicted in (both.candidate_predicted, both.champion_predicted)
+        )
+        return lambda weights: (
+            compute_macro_f1(candidate_counts, weights)[0],
+            compute_macro_f1(champion_counts, weights)[0],
+        )
+    candidate_wins, champion_wins = (
+        count_pair_wins(cases.case_of_row, both.truth, probabilities)
+        for probabilities in (both.candidate_probabilities, both.champion_probabilities)
+    )
+    return lambda weights: (
+        compute_roc_auc(candidate_wins, cases.truth, cases.image_counts, weights)[0],
+        compute_roc_auc(champion_wins, cases.truth, cases.image_counts, weights)[0],
+    )
+
+
+def _standard_error(candidate: Numbers, champion: Numbers) -> float:
+    """Returns the standard error of the difference of a metric, from its values under draws of patients."""
+    return float(np.nanstd(candidate - champion, ddof=1))
+
+
+def _explain_too_few_cases(task: Task, counts: Sequence[int]) -> str:
+    """Returns why these numbers of cases of each class allow no comparison, or an empty string."""
     names = class_names(task)
-    sides = dict(zip(names, counts, strict=True))
+    cases_of_labels = dict(zip(names, counts, strict=True))
     if task == "subtype":
-        sides = {label: sum(n for s, n in zip(names, counts, strict=True) if label_of(s) == label) for label in LABELS}
-    few = [f"{name} {n}" for name, n in sides.items() if n < 2]
+        cases_of_labels = {
+            label: sum(n for s, n in zip(names, counts, strict=True) if label_of(s) == label) for label in LABELS
+        }
+    few = [f"{name} {n}" for name, n in cases_of_labels.items() if n < 2]
     return f"two cases each are the least, but there are: {', '.join(few)}" if few else ""
-
-
-# --- metrics under draws of patients ----------------------------------------------------------------------------------
-
-
-# --- the simulation ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The evaluation of one side: metrics, image- and patient-level, with intervals, whole, by class and in slices."""
+"""The evaluation of one side: metrics by image and by case, with intervals, over the whole side, by class and slice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from ml.evaluation.intervals import bootstrap_weights, compute_metrics_with_inte
 from ml.evaluation.metrics import ratio
 from ml.evaluation.scores import LabelledPredictions
 
-_OF_SLICES = {
+_SLICE_METRICS = {
     "binary": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"),
     "subtype": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc_ovr"),
 }
 
-SLICES: dict[Task, tuple[str, ...]] = {
+SLICE_COLUMNS: dict[Task, tuple[str, ...]] = {
     "binary": ("magnification", "source", "subtype"),
     "subtype": ("magnification", "source"),  # its classes are the subtypes
 }
@@ -26,24 +26,26 @@ SLICES: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of scoring one side once.
+    """The result of one evaluation of one side.
 
     Attributes:
+        task: the task, which names the classes.
         metrics: by name; finite floats. A metric that cannot be computed is missing, never NaN. Names that begin with
-            ``patient_`` are of patients, all others of images.
-        intervals: 95% interval of each metric that has one, by draws of patients unless ``notes`` says otherwise.
-        interval_notes: by metric, where draws of patients give no interval since all are the same: which exact
-            interval stands in its place, or that there is none.
-        draws: of the bootstrap.
-        confusion: int (classes, classes) of images; rows are true, columns predicted classes.
-        per_class: by class name precision, recall, f1 and support, ``cases``, ``recognised`` (cases whose mean
-            probability leads to the right label), ``intervals`` of recall and f1, and a ``note`` where they are none or
-            exact.
-        absent_classes: classes without a single image on this side; macro figures are means over the others.
-        slices: by column and value: images, cases (a patient with images of two classes is two), how many of them are
-            recognised, metrics, intervals unless there is one case only, and notes.
+            ``patient_`` are of cases, all others of images.
+        confusion: int (classes, classes), numbers of images; rows are true, columns predicted classes.
+        per_class: by class name: precision, recall, f1, support, ``cases``, ``recognised`` (cases whose mean
+            probability leads to the right label), ``intervals`` of recall and f1, and a ``note`` where an interval is
+            missing or exact.
+        absent_classes: classes without an image on this side. Macro figures are means over the other classes.
+        intervals: 95% interval of each metric that has one, by draws of patients unless ``interval_notes`` says
+            otherwise.
+        interval_notes: by metric, where all draws of patients give the same value. The note says which exact interval
+            stands in place of percentiles, or that there is no interval.
+        draws: number of draws of the bootstrap.
+        slices: by column and value: images, cases (a patient with images of two classes is two cases), recognised
+            cases, metrics, intervals unless there is one case only, and interval notes.
         patients: a record for each patient and class, the worst first.
-        rules: how labels were taken; several where each fold had its own.
+        rules: the decision rules; several where each fold had its own.
     """
 
     task: Task
@@ -59,7 +61,7 @@ class Evaluation:
     rules: tuple[DecisionRule, ...] = ()
 
     def to_json(self) -> Json:
-        """Everything, for the run's artifacts and the evidence."""
+        """Returns all of it, as the run's artifacts and the evidence keep it."""
         return {
             "task": self.task,
             "metrics": self.metrics,
@@ -76,108 +78,119 @@ class Evaluation:
         }
 
 
-def evaluate(scores: LabelledPredictions, *, draws: int, seed: int = 0) -> Evaluation:
-    """Score one side.
+def evaluate(predictions: LabelledPredictions, *, draws: int, seed: int = 0) -> Evaluation:
+    """Evaluate the predictions of one side.
 
     Args:
-        scores: what the model said.
-        draws: of the patient bootstrap; 0: no intervals.
+        predictions: of the side's images.
+        draws: of the bootstrap of patients; 0 leaves intervals out.
         seed: of the draws.
     """
-    names, truth = class_names(scores.task), scores.truth
-    metrics, intervals, notes = compute_metrics_with_intervals(scores, draws, seed)
-    if scores.task == "binary" and isinstance(scores.rule, DecisionRule) and scores.rule.threshold is not None:
-        metrics["threshold"] = scores.rule.threshold
+    names, truth = class_names(predictions.task), predictions.truth
+    metrics, intervals, notes = compute_metrics_with_intervals(predictions, draws, seed)
+    rule = predictions.rule
+    if predictions.task == "binary" and isinstance(rule, DecisionRule) and rule.threshold is not None:
+        metrics["threshold"] = rule.threshold
     confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (truth, scores.predicted), 1)
+    np.add.at(confusion, (truth, predictions.predicted), 1)
     slices: dict[str, dict[str, Json]] = {}
-    for column in SLICES[scores.task]:
-        values = scores.rows[column].astype(str).to_numpy()
-        order = sorted(set(values), key=lambda value: (len(value), value))
-        shown = ("accuracy",) if column == "subtype" else _OF_SLICES[scores.task]  # of a subtype, one class is there
-        slices[column] = {value: _slice(scores.subset(values == value), shown, draws, seed) for value in order}
+    for column in SLICE_COLUMNS[predictions.task]:
+        values = predictions.rows[column].astype(str).to_numpy()
+        ordered = sorted(set(values), key=lambda value: (len(value), value))
+        # The images of one subtype are all of one class, so only accuracy says something of them.
+        shown = ("accuracy",) if column == "subtype" else _SLICE_METRICS[predictions.task]
+        slices[column] = {
+            value: _evaluate_slice(predictions.subset(values == value), shown, draws, seed) for value in ordered
+        }
     return Evaluation(
-        scores.task,
+        predictions.task,
         metrics,
         confusion,
-        _report(scores, confusion, draws, seed),
+        _evaluate_classes(predictions, confusion, draws, seed),
         tuple(name for k, name in enumerate(names) if not (truth == k).any()),
         intervals,
         notes,
         draws,
         slices,
-        _worst_first(scores),
-        tuple(scores.rules),
+        _list_worst_cases(predictions),
+        tuple(predictions.rules),
     )
 
 
-def _slice(scores: LabelledPredictions, shown: Sequence[str], draws: int, seed: int) -> Json:
-    metrics, intervals, notes = compute_metrics_with_intervals(scores, draws, seed)
-    units = scores.cases
+def _evaluate_slice(predictions: LabelledPredictions, shown: Sequence[str], draws: int, seed: int) -> Json:
+    metrics, intervals, notes = compute_metrics_with_intervals(predictions, draws, seed)
+    cases = predictions.cases
     return {
-        "images": len(scores.truth),
-        "cases": len(units.truth),
-        "recognised": int((units.predicted == units.truth).sum()),
+        "images": len(predictions.truth),
+        "cases": len(cases.truth),
+        "recognised": int((cases.predicted == cases.truth).sum()),
         "metrics": {name: metrics[name] for name in shown if name in metrics},
         "intervals": {name: list(intervals[name]) for name in shown if name in intervals},
         "interval_notes": {name: notes[name] for name in shown if name in notes},
     }
 
 
-def _report(scores: LabelledPredictions, confusion: NDArray[np.int64], draws: int, seed: int) -> dict[str, Json]:
-    units, report = scores.cases, {}
+def _evaluate_classes(
+    predictions: LabelledPredictions, confusion: NDArray[np.int64], draws: int, seed: int
+) -> dict[str, Json]:
+    """Returns ``per_class`` of an evaluation."""
+    cases = predictions.cases
+    per_class: dict[str, Json] = {}
     precision = np.nan_to_num(ratio(np.diag(confusion).astype(float), confusion.sum(axis=0)))
-    for k, name in enumerate(class_names(scores.task)):
-        support, right = int(confusion[k].sum()), int(confusion[k, k])
-        mine = units.truth == k
-        cases = int(mine.sum())
-        report[name] = {
+    for k, name in enumerate(class_names(predictions.task)):
+        support, correct = int(confusion[k].sum()), int(confusion[k, k])
+        is_of_class = cases.truth == k
+        case_count = int(is_of_class.sum())
+        per_class[name] = {
             "precision": float(precision[k]),
-            "recall": right / support if support else 0.0,
-            "f1": float(2 * right / max(1, support + confusion[:, k].sum())),
+            "recall": correct / support if support else 0.0,
+            "f1": float(2 * correct / max(1, support + confusion[:, k].sum())),
             "support": float(support),
-            "cases": cases,
-            "recognised": int((units.predicted[mine] == k).sum()),
+            "cases": case_count,
+            "recognised": int((cases.predicted[is_of_class] == k).sum()),
             "intervals": {},
             "note": "",
         }
-        if cases < 2:
-            report[name]["note"] = "one case: no interval" if cases else "no case on this side"
+        if case_count < 2:
+            per_class[name]["note"] = "one case: no interval" if case_count else "no case on this side"
         elif draws:
-            report[name] |= _class_intervals(scores, k, cases, draws, seed)
-    return report
+            per_class[name] |= _compute_class_intervals(predictions, k, case_count, draws, seed)
+    return per_class
 
 
-def _class_intervals(scores: LabelledPredictions, k: int, cases: int, draws: int, seed: int) -> Json:
-    of, called = (scores.truth == k).astype(float), (scores.predicted == k).astype(float)
+def _compute_class_intervals(predictions: LabelledPredictions, k: int, case_count: int, draws: int, seed: int) -> Json:
+    """Returns ``intervals`` and ``note`` of class ``k``, which has ``case_count`` cases."""
+    is_class = (predictions.truth == k).astype(float)
+    is_predicted = (predictions.predicted == k).astype(float)
     recalls, f1s = [], []
-    for weights in bootstrap_weights(scores, draws, seed):
-        right, support, predicted = weights @ (of * called), weights @ of, weights @ called
-        recalls.append(ratio(right, support))
-        f1s.append(ratio(2 * right, support + predicted))
-    found = {
-        "recall": confidence_interval(np.concatenate(recalls), cases),
+    for weights in bootstrap_weights(predictions, draws, seed):
+        correct, support, predicted = weights @ (is_class * is_predicted), weights @ is_class, weights @ is_predicted
+        recalls.append(ratio(correct, support))
+        f1s.append(ratio(2 * correct, support + predicted))
+    intervals = {
+        "recall": confidence_interval(np.concatenate(recalls), case_count),
         "F1": confidence_interval(np.concatenate(f1s)),
     }
     return {
-        "intervals": {name.lower(): list(ends) for name, (ends, _) in found.items() if ends},
-        "note": "; ".join(f"{name}: {note}" for name, (_, note) in found.items() if note),
+        "intervals": {name.lower(): list(ends) for name, (ends, _) in intervals.items() if ends},
+        "note": "; ".join(f"{name}: {note}" for name, (_, note) in intervals.items() if note),
     }
 
 
-def _worst_first(scores: LabelledPredictions) -> list[Json]:
-    units, names = scores.cases, class_names(scores.task)
-    own = units.probabilities
-    own = np.stack([1 - own, own], axis=1) if scores.task == "binary" else own
-    own = own[np.arange(len(own)), units.truth]
+def _list_worst_cases(predictions: LabelledPredictions) -> list[Json]:
+    """Returns a record of each case, by its share of correct images and the probability of its true class."""
+    cases, names = predictions.cases, class_names(predictions.task)
+    wide = cases.probabilities
+    wide = np.stack([1 - wide, wide], axis=1) if predictions.task == "binary" else wide
+    true_class = wide[np.arange(len(wide)), cases.truth]
     return [
         {
-            "patient": str(units.patients[row]),
-            "class": names[units.truth[row]],
-            "images": int(units.image_counts[row]),
-            "right": float(units.correct_shares[row]),
-            "probability": float(own[row]),
-            "label": names[units.predicted[row]],
+            "patient": str(cases.patients[row]),
+            "class": names[cases.truth[row]],
+            "images": int(cases.image_counts[row]),
+            "right": float(cases.correct_shares[row]),
+            "probability": float(true_class[row]),
+            "label": names[cases.predicted[row]],
         }
-        for row in np.lexsort((own, units.correct_shares))
+        for row in np.lexsort((true_class, cases.correct_shares))
     ]

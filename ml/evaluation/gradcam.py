@@ -1,7 +1,8 @@
-"""Where a network looks: Grad-CAM, with a control that shows whether the map depends on what was learnt.
+"""Grad-CAM: maps of where a network looks, with a control that shows whether they depend on what it has learnt.
 
 R. R. Selvaraju et al., "Grad-CAM", ICCV 2017 (arXiv:1610.02391). J. Adebayo et al., "Sanity Checks for Saliency Maps",
-NeurIPS 2018 (arXiv:1810.03292): a map that a network with random weights gives as well says nothing of the model.
+NeurIPS 2018 (arXiv:1810.03292): where a network with random weights
+gives the same map, the map says nothing of the model.
 """
 
 from typing import TYPE_CHECKING
@@ -21,14 +22,14 @@ Maps = NDArray[np.float32]
 _LAST_CONVOLUTION = "top_activation"
 
 
-def grad_cam(backbone: "keras.Model", head: "keras.Model", pixels: Pixels, classes: NDArray[np.int64]) -> Maps:
-    """Which parts of pictures speak for a class.
+def compute_grad_cam(backbone: "keras.Model", head: "keras.Model", pixels: Pixels, classes: NDArray[np.int64]) -> Maps:
+    """Compute which parts of pictures speak for a class.
 
     Args:
         backbone: EfficientNetB0 without its top, globally average-pooled.
         head: features -> logits, (n, 1) of malignant or (n, 8).
         pixels: uint8 (n, 224, 224, 3).
-        classes: (n,) class numbers; of the binary model 0 is benign, whose logit is the other's negative.
+        classes: (n,) class numbers; of the binary model 0 is benign, whose logit is the negative of malignant's.
 
     Returns:
         float32 (n, 224, 224), each scaled to [0, 1]; all 0 where nothing speaks for the class.
@@ -42,19 +43,19 @@ def grad_cam(backbone: "keras.Model", head: "keras.Model", pixels: Pixels, class
         tape.watch(activation)
         logits = head(tf.reduce_mean(activation, axis=(1, 2)), training=False)
         if logits.shape[1] == 1:
-            spoken = logits[:, 0] * tf.cast(2 * classes - 1, logits.dtype)
+            class_logits = logits[:, 0] * tf.cast(2 * classes - 1, logits.dtype)
         else:
-            spoken = tf.gather(logits, classes, batch_dims=1)
-    gradient = tf.reduce_mean(tape.gradient(spoken, activation), axis=(1, 2), keepdims=True)
+            class_logits = tf.gather(logits, classes, batch_dims=1)
+    gradient = tf.reduce_mean(tape.gradient(class_logits, activation), axis=(1, 2), keepdims=True)
     maps = np.maximum(np.asarray(tf.reduce_sum(gradient * activation, axis=3)), 0)
     top = maps.max(axis=(1, 2), keepdims=True)
     scaled = np.where(top > 0, maps / np.where(top > 0, top, 1), 0).astype(np.float32)
-    large = [Image.fromarray(one).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR) for one in scaled]
-    return np.stack([np.asarray(one) for one in large])
+    resized = [Image.fromarray(m).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR) for m in scaled]
+    return np.stack([np.asarray(m) for m in resized])
 
 
-def randomized(backbone: "keras.Model") -> "keras.Model":
-    """The same backbone with freshly drawn weights; only how it scales pixels stays."""
+def randomize_weights(backbone: "keras.Model") -> "keras.Model":
+    """Returns the same backbone with random weights. Its normalisation of pixels stays the same."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -66,49 +67,68 @@ def randomized(backbone: "keras.Model") -> "keras.Model":
     return control
 
 
-def agreement(maps: Maps, controls: Maps) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each map with its control, (n,); near 1, the map does not show what was learnt."""
+def correlate_maps(maps: Maps, controls: Maps) -> NDArray[np.float64]:
+    """Compute Spearman's rank correlation of each map with its control.
+
+    A correlation near 1 means that the map does not show what the network has learnt.
+
+    Args:
+        maps: (n, 224, 224).
+        controls: likewise, of the network with random weights.
+
+    Returns:
+        (n,); NaN where one of the two maps is constant.
+    """
     from scipy.stats import spearmanr
 
-    few = slice(16, None, 32)  # a point for each cell of the last convolution
-    found = []
-    for one, other in zip(maps[:, few, few], controls[:, few, few], strict=True):
-        varies = np.ptp(one) > 0 and np.ptp(other) > 0
-        found.append(float(spearmanr(one.ravel(), other.ravel()).statistic) if varies else np.nan)
-    return np.array(found)
+    points = slice(16, None, 32)  # one for each cell of the last convolution
+    correlations = []
+    for heat, control in zip(maps[:, points, points], controls[:, points, points], strict=True):
+        both_vary = np.ptp(heat) > 0 and np.ptp(control) > 0
+        correlations.append(float(spearmanr(heat.ravel(), control.ravel()).statistic) if both_vary else np.nan)
+    return np.array(correlations)
 
 
-def choose_cases(scores: LabelledPredictions, per_kind: int = 3) -> dict[str, list[int]]:
-    """Rows to look at: ``correct`` and ``wrong``, the surest first, and ``borderline``, the least sure.
+def choose_examples(predictions: LabelledPredictions, per_kind: int = 3) -> dict[str, list[int]]:
+    """Choose images to show: ``correct`` and ``wrong``, the surest first, and ``borderline``, the least sure first.
 
-    Of different patients, as far as there are any.
+    They are of different patients, as far as there are enough.
+
+    Args:
+        predictions: of one side.
+        per_kind: number of images of each kind.
+
+    Returns:
+        kind -> row numbers.
     """
-    wide = scores.probabilities
-    if scores.task == "binary":
-        threshold = np.array([rule.threshold for rule in _rules(scores)], dtype=float)
-        # How far to the threshold, of what there is on that side of it.
-        room = np.where(wide >= threshold, np.maximum(1 - threshold, 1e-9), np.maximum(threshold, 1e-9))
-        sure = np.abs(wide - threshold) / room
+    wide = predictions.probabilities
+    if predictions.task == "binary":
+        threshold = np.array([rule.threshold for rule in _rules_by_row(predictions)], dtype=float)
+        # The distance to the threshold, as a share of the largest possible distance on that side.
+        largest = np.where(wide >= threshold, np.maximum(1 - threshold, 1e-9), np.maximum(threshold, 1e-9))
+        sure = np.abs(wide - threshold) / largest
     else:
-        shifted = np.log(np.maximum(wide, 1e-12)) + np.array([rule.offsets or (0.0,) * 8 for rule in _rules(scores)])
-        ordered = np.sort(shifted, axis=1)
+        adjusted = np.log(np.maximum(wide, 1e-12)) + np.array(
+            [rule.offsets or (0.0,) * 8 for rule in _rules_by_row(predictions)]
+        )
+        ordered = np.sort(adjusted, axis=1)
         sure = ordered[:, -1] - ordered[:, -2]
-    right = scores.predicted == scores.truth
-    patients = scores.rows["patient"].to_numpy(dtype=str)
+    is_correct = predictions.predicted == predictions.truth
+    patients = predictions.rows["patient"].to_numpy(dtype=str)
     surest = np.argsort(-sure, kind="stable")
     return {
-        "correct": _spread([k for k in surest if right[k]], patients, per_kind),
-        "wrong": _spread([k for k in surest if not right[k]], patients, per_kind),
-        "borderline": _spread(list(surest[::-1]), patients, per_kind),
+        "correct": _prefer_new_patients([k for k in surest if is_correct[k]], patients, per_kind),
+        "wrong": _prefer_new_patients([k for k in surest if not is_correct[k]], patients, per_kind),
+        "borderline": _prefer_new_patients(list(surest[::-1]), patients, per_kind),
     }
 
 
-def _rules(scores: LabelledPredictions) -> list:  # type: ignore[type-arg]
-    return list(scores.rule) if isinstance(scores.rule, list) else [scores.rule] * len(scores.truth)
+def _rules_by_row(predictions: LabelledPredictions) -> list:  # type: ignore[type-arg]
+    return list(predictions.rule) if isinstance(predictions.rule, list) else [predictions.rule] * len(predictions.truth)
 
 
-def _spread(rows: list[int], patients: NDArray[np.str_], most: int) -> list[int]:
-    """The first rows, of as many patients as there are."""
+def _prefer_new_patients(rows: list[int], patients: NDArray[np.str_], limit: int) -> list[int]:
+    """Returns at most ``limit`` rows, in order: the first row of each patient, and then the other rows."""
     taken: list[int] = []
     seen: dict[str, int] = {}
     for row in rows:
@@ -116,4 +136,4 @@ def _spread(rows: list[int], patients: NDArray[np.str_], most: int) -> list[int]
         if seen[patients[row]] == 1:
             taken.append(int(row))
     taken += [int(row) for row in rows if row not in set(taken)]
-    return taken[:most]
+    return taken[:limit]

@@ -1,8 +1,9 @@
-"""95% intervals of metrics, by resampling patients.
+"""95% intervals of metrics, by a bootstrap of patients.
 
-Where every draw of patients gives the same, such as a recall of 1 where all of two cases are right, percentiles would
-speak of a certainty that nobody has. A share of cases then has the exact interval of so many cases (C. J. Clopper,
-E. S. Pearson, Biometrika 26(4), 1934), and any other metric has none; which of the two is told beside the intervals.
+Where every draw of patients gives the same value, such as a recall of 1 where both of two cases are correct,
+percentiles would show a certainty that nobody has. A metric that is a share of cases then has the exact interval of a
+binomial proportion (C. J. Clopper, E. S. Pearson, Biometrika 26(4), 1934). Any other metric then has no interval. A
+note beside the intervals says which of the two applies.
 """
 
 from collections.abc import Iterator
@@ -14,115 +15,138 @@ from ml.core.taxonomy import LABELS, SUBTYPES, label_of
 from ml.evaluation.metrics import ImageWeights, compute_weighted_metrics
 from ml.evaluation.scores import LabelledPredictions
 
-_LEVEL = (2.5, 97.5)
+_PERCENTILES = (2.5, 97.5)
 
-_SAME = 1e-9
+_TOLERANCE = 1e-9
 
 _CHUNK_BYTES = 64 * 2**20
 
 NO_INTERVAL = "no interval: every draw of patients gives the same"
-"""The note of a metric of which nothing can be said, though there are several cases."""
+"""The note of a metric that has several cases and still no interval."""
 
 Interval = tuple[float, float]
 
 
-def bootstrap_weights(scores: LabelledPredictions, draws: int, seed: int) -> Iterator[ImageWeights]:
-    """How often each image comes in each draw of patients, some draws at a time: (draws, n).
+def bootstrap_weights(predictions: LabelledPredictions, draws: int, seed: int) -> Iterator[ImageWeights]:
+    """Draw patients with replacement, and yield how often each image is in each draw.
 
-    Patients are drawn, not images: those of one patient look alike. They are drawn within the strata of benign,
-    malignant and both, so that no draw loses either. Not within subtypes, of which most have a single test case: these
-    would always be there, and the intervals would tell of a certainty that nobody has.
+    The resampling unit is the patient, not the image, since images of one patient look alike. Patients are drawn within
+    three strata: benign, malignant and both. So no draw loses one of the two labels. Subtypes are no strata: most of
+    them have a single test case, which would be in every draw, and the intervals would show a certainty that nobody
+    has.
     B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993.
+
+    Args:
+        predictions: of n images.
+        draws: number of draws.
+        seed: of the random generator.
+
+    Yields:
+        (some draws, n), in chunks that together hold all draws.
     """
     rng = np.random.default_rng(seed)
-    strata, image_of, names = _strata(scores)
-    size = max(1, _CHUNK_BYTES // (8 * max(1, len(scores.truth))))
-    for start in range(0, draws, size):
-        counts = np.zeros((min(size, draws - start), len(names)))
+    strata, patient_of_image, patients = _stratify_patients(predictions)
+    chunk = max(1, _CHUNK_BYTES // (8 * max(1, len(predictions.truth))))
+    for start in range(0, draws, chunk):
+        counts = np.zeros((min(chunk, draws - start), len(patients)))
         for members in strata:
             p = np.full(len(members), 1 / len(members))
             counts[:, members] = rng.multinomial(len(members), p, size=len(counts))
-        yield counts[:, image_of]
+        yield counts[:, patient_of_image]
 
 
-def has_resampling_variance(scores: LabelledPredictions) -> bool:
-    """Whether a draw of patients can be any other than the patients themselves."""
-    return any(len(members) > 1 for members in _strata(scores)[0])
+def has_resampling_variance(predictions: LabelledPredictions) -> bool:
+    """Returns whether draws of patients can differ, which takes a stratum with two patients."""
+    return any(len(members) > 1 for members in _stratify_patients(predictions)[0])
 
 
 def compute_metrics_with_intervals(
-    scores: LabelledPredictions, draws: int, seed: int
+    predictions: LabelledPredictions, draws: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Interval], dict[str, str]]:
-    """Every metric, its 95% interval if it has one, and what has to be said of intervals; see :class:`Evaluation`.
+    """Compute every metric with its 95% interval.
 
     Args:
-        scores: what the model said.
-        draws: of the patient bootstrap; 0: no intervals.
+        predictions: of one side.
+        draws: of the bootstrap; 0 leaves intervals out.
         seed: of the draws.
+
+    Returns:
+        ``metrics``, ``intervals`` and ``interval_notes`` of :class:`ml.evaluation.evaluation.Evaluation`.
     """
-    point = compute_weighted_metrics(scores, np.ones((1, len(scores.truth))))
-    metrics = {name: float(value[0]) for name, value in point.items() if np.isfinite(value[0])}
-    if not draws or not has_resampling_variance(scores):
+    values = compute_weighted_metrics(predictions, np.ones((1, len(predictions.truth))))
+    metrics = {name: float(value[0]) for name, value in values.items() if np.isfinite(value[0])}
+    if not draws or not has_resampling_variance(predictions):
         return metrics, {}, {}
-    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
-    for weights in bootstrap_weights(scores, draws, seed):
-        values = compute_weighted_metrics(scores, weights)
-        for name, parts in drawn.items():
+    chunks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
+    for weights in bootstrap_weights(predictions, draws, seed):
+        values = compute_weighted_metrics(predictions, weights)
+        for name, parts in chunks.items():
             parts.append(values[name])
-    cases = _cases_of(scores)
-    found = {name: confidence_interval(np.concatenate(parts), cases.get(name)) for name, parts in drawn.items()}
+    case_counts = _count_cases_of_shares(predictions)
+    results = {
+        name: confidence_interval(np.concatenate(parts), case_counts.get(name)) for name, parts in chunks.items()
+    }
     return (
         metrics,
-        {name: ends for name, (ends, _) in found.items() if ends},
-        {name: note for name, (_, note) in found.items() if note},
+        {name: ends for name, (ends, _) in results.items() if ends},
+        {name: note for name, (_, note) in results.items() if note},
     )
 
 
-def _cases_of(scores: LabelledPredictions) -> dict[str, int]:
-    """Of how many cases each metric is a share: those for which it is 1 if all of them are right, and 0 if none is."""
-    truth = scores.cases.truth
-    shares = dict.fromkeys(("accuracy", "micro_f1"), len(truth))
-    if scores.task == "binary":
-        shares |= {"recall": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
-    shares |= {f"patient_{name}": n for name, n in shares.items()}
-    return {**shares, "patient_recognition_rate": len(truth)}
+def _count_cases_of_shares(predictions: LabelledPredictions) -> dict[str, int]:
+    """Returns the number of cases behind each metric that is 1 if all of them are correct, and 0 if none is."""
+    truth = predictions.cases.truth
+    case_counts = dict.fromkeys(("accuracy", "micro_f1"), len(truth))
+    if predictions.task == "binary":
+        case_counts |= {"recall": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
+    case_counts |= {f"patient_{name}": n for name, n in case_counts.items()}
+    return {**case_counts, "patient_recognition_rate": len(truth)}
 
 
 def confidence_interval(values: NDArray[np.float64], cases: int | None = None) -> tuple[Interval | None, str]:
-    """The 95% interval of a metric, and what has to be said of it.
+    """Compute the 95% interval of a metric from its values under draws of patients.
 
     Args:
-        values: (draws,) under draws of patients; NaN where it could not be computed.
-        cases: how many it is a share of, so that it is 1 if all of them are right and 0 if none is; None: of none.
+        values: (draws,) values of the metric; NaN where it could not be computed.
+        cases: number of cases, for a metric that is 1 if all of them are correct and 0 if none is; None for any other
+            metric.
 
     Returns:
-        The percentiles of the draws and no note. Where all draws are the same: the exact interval of ``cases`` of
-        ``cases``, or of none of them, if there are two or more, and otherwise no interval; each with a note.
+        The interval and a note. Where draws differ, the interval is their percentiles and the note is empty. Where all
+        draws are the same 0 or 1 and there are two or more ``cases``, it is the exact interval of none or all of them.
+        Otherwise there is no interval. The last two have a note, unless no value is finite.
     """
     from scipy.stats import binomtest
 
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None, ""
-    if np.ptp(finite) > _SAME:
-        low, high = np.percentile(finite, _LEVEL)
+    if np.ptp(finite) > _TOLERANCE:
+        low, high = np.percentile(finite, _PERCENTILES)
         return (float(low), float(high)), ""
     share = float(finite[0])
-    if cases is None or cases < 2 or min(share, 1 - share) > _SAME:
+    if cases is None or cases < 2 or min(share, 1 - share) > _TOLERANCE:
         return None, NO_INTERVAL
-    right = cases if share > 0.5 else 0
-    exact = binomtest(right, cases).proportion_ci(0.95, method="exact")
-    return (float(exact.low), float(exact.high)), f"exact interval of {right} of {cases} cases"
+    correct = cases if share > 0.5 else 0
+    exact = binomtest(correct, cases).proportion_ci(0.95, method="exact")
+    return (float(exact.low), float(exact.high)), f"exact interval of {correct} of {cases} cases"
 
 
-def _strata(scores: LabelledPredictions) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
-    """Patients by whether they have benign or malignant images, (patient of each image), and their names."""
-    names, image_of = np.unique(scores.rows["patient"].to_numpy(dtype=str), return_inverse=True)
-    malignant = scores.truth
-    if scores.task == "subtype":
-        malignant = np.array([LABELS.index(label_of(name)) for name in SUBTYPES])[scores.truth]
-    has = np.zeros((len(names), len(LABELS)), dtype=np.int64)
-    has[image_of, malignant] = 1
-    _, stratum = np.unique(has, axis=0, return_inverse=True)
+def _stratify_patients(
+    predictions: LabelledPredictions,
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.str_]]:
+    """Group patients by whether they have benign images, malignant images or both.
+
+    Returns:
+        The patients of each stratum as indices into the names, the index of each image's patient (n,), and the names.
+    """
+    patients, patient_of_image = np.unique(predictions.rows["patient"].to_numpy(dtype=str), return_inverse=True)
+    malignant = predictions.truth
+    if predictions.task == "subtype":
+        malignant = np.array([LABELS.index(label_of(name)) for name in SUBTYPES])[predictions.truth]
+    has_label = np.zeros((len(patients), len(LABELS)), dtype=np.int64)
+    has_label[patient_of_image, malignant] = 1
+    _, stratum = np.unique(has_label, axis=0, return_inverse=True)
     stratum = stratum.reshape(-1)
-    return [np.flatnonzero(stratum == k) for k in range(stratum.max() + 1)] if len(names) else [], image_of, names
+    strata = [np.flatnonzero(stratum == k) for k in range(stratum.max() + 1)] if len(patients) else []
+    return strata, patient_of_image, patients

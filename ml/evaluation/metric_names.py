@@ -1,4 +1,7 @@
-"""Names of metrics, what people call them, and which of them decide. Light: DAG files and forms import it."""
+"""Names of metrics, their display names, and the metrics that policies and comparisons require.
+
+The module imports little, since DAG files and forms import it.
+"""
 
 from ml.core.taxonomy import Task
 
@@ -6,10 +9,10 @@ GATED_METRICS: dict[Task, tuple[str, str]] = {
     "binary": ("roc_auc", "macro_f1"),
     "subtype": ("roc_auc_ovr", "macro_f1"),
 }
-"""The area and the F1 that every policy has to limit, and that a version is compared with the champion in."""
+"""The metrics that every policy has to limit, and by which a version is compared with the champion."""
 
 LOWER_IS_BETTER = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
-"""Metrics of which less is better."""
+"""Metrics of which a lower value is better."""
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -47,4 +50,4 @@ METRIC_NAMES = {
     "patient_ece": "calibration error, ECE (0 is best)",
     "patient_recognition_rate": "recognition rate: mean share of a patient's images that are right",
 }
-"""What people call a metric; those of patients stand in tables of their own."""
+"""Display names of metrics. Those of patients have the same names as those of images: they stand in other tables."""

@@ -1,7 +1,7 @@
 """Macro-F1 and the area under the ROC curve of many data sets at once, under draws of patients.
 
-N. A. Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53(2), 1997, for the areas as sums
-over pairs of cases.
+Both are computed from sums over cases. For the areas as sums over pairs of cases: N. A. Obuchowski, "Nonparametric
+analysis of clustered ROC curve data", Biometrics 53(2), 1997.
 """
 
 from collections.abc import Sequence
@@ -14,82 +14,93 @@ from ml.evaluation.scores import ClassNumbers, Probabilities
 Numbers = NDArray[np.float64]
 
 
-def confusions(of: ClassNumbers, truth: ClassNumbers, called: ClassNumbers, n: int) -> Numbers:
-    """Images by unit, true and called class: (1, units, n * n).
+def count_confusions(case_of_image: ClassNumbers, truth: ClassNumbers, predicted: ClassNumbers, n: int) -> Numbers:
+    """Count images by case, true class and predicted class.
 
     Args:
-        of: (images,) the unit of each image.
-        truth: (images,) class numbers.
-        called: (images,) class numbers.
+        case_of_image: (images,) the case of each image.
+        truth: (images,) true class numbers.
+        predicted: (images,) predicted class numbers.
         n: number of classes.
+
+    Returns:
+        (1, cases, n * n).
     """
-    found = np.zeros((int(of.max()) + 1, n * n))
-    np.add.at(found, (of, truth * n + called), 1)
-    return found[None]
+    counts = np.zeros((int(case_of_image.max()) + 1, n * n))
+    np.add.at(counts, (case_of_image, truth * n + predicted), 1)
+    return counts[None]
 
 
-def f1_of(confusion: Numbers, weights: Numbers) -> Numbers:
-    """Macro-F1 over the classes that are there: (sets, draws).
+def compute_macro_f1(confusions: Numbers, weights: Numbers) -> Numbers:
+    """Compute macro-F1 over the classes that are present.
 
     Args:
-        confusion: (sets, units, n * n).
-        weights: (draws, units).
+        confusions: (sets, cases, n * n).
+        weights: (draws, cases).
+
+    Returns:
+        (sets, draws).
     """
-    n = round(confusion.shape[-1] ** 0.5)
-    cells = (weights @ confusion).reshape(len(confusion), len(weights), n, n)
-    support, both = cells.sum(-1), cells.sum(-1) + cells.sum(-2)
-    f1 = 2 * np.einsum("sdkk->sdk", cells) / np.where(both > 0, both, 1)
-    there = support > 0
-    mean: Numbers = np.where(there, f1, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
+    n = round(confusions.shape[-1] ** 0.5)
+    cells = (weights @ confusions).reshape(len(confusions), len(weights), n, n)
+    support, support_and_predicted = cells.sum(-1), cells.sum(-1) + cells.sum(-2)
+    f1 = 2 * np.einsum("sdkk->sdk", cells) / np.where(support_and_predicted > 0, support_and_predicted, 1)
+    present = support > 0
+    mean: Numbers = np.where(present, f1, 0.0).sum(-1) / np.maximum(present.sum(-1), 1)
     return mean
 
 
-def pairs(of: ClassNumbers, truth: ClassNumbers, probabilities: Probabilities) -> list[Numbers]:
-    """For each class that is told from the rest, sums over the pairs of images of a unit of it and one of the rest.
+def count_pair_wins(case_of_image: ClassNumbers, truth: ClassNumbers, probabilities: Probabilities) -> list[Numbers]:
+    """Count, for each class against the rest, the pairs of images that the probabilities order correctly.
 
-    A pair counts 1 if the image of the class has the higher probability of it, and half where they are the same.
+    A pair is an image of the class and an image of another class. It counts 1 if the image of the class has the higher
+    probability of that class, and half if both have the same.
 
     Args:
-        of: (images,) the unit of each image.
-        truth: (images,) class numbers.
+        case_of_image: (images,) the case of each image.
+        truth: (images,) true class numbers.
         probabilities: (images,) of class 1, or (images, classes).
 
     Returns:
-        Of each class (1, units of it, other units); of two classes only that of class 1.
+        For each class (1, cases of the class, other cases); of two classes only the counts of class 1.
     """
-    wide = probabilities if probabilities.ndim == 2 else probabilities[:, None]
-    class_of = np.zeros(int(of.max()) + 1, np.int64)
-    class_of[of] = truth
-    found = []
-    for k, score in zip(range(wide.shape[1]) if probabilities.ndim == 2 else (1,), wide.T, strict=True):
-        mine, others = np.flatnonzero(class_of == k), np.flatnonzero(class_of != k)
-        sums = np.zeros((len(mine), len(others)))
-        sorted_others = [np.sort(score[of == unit]) for unit in others]
-        for row, unit in enumerate(mine):
-            own = score[of == unit]
-            sums[row] = [
-                (np.searchsorted(s, own, "left") + np.searchsorted(s, own, "right")).sum() / 2 for s in sorted_others
+    columns = probabilities if probabilities.ndim == 2 else probabilities[:, None]
+    class_of_case = np.zeros(int(case_of_image.max()) + 1, np.int64)
+    class_of_case[case_of_image] = truth
+    wins = []
+    for k, score in zip(range(columns.shape[1]) if probabilities.ndim == 2 else (1,), columns.T, strict=True):
+        cases, others = np.flatnonzero(class_of_case == k), np.flatnonzero(class_of_case != k)
+        counts = np.zeros((len(cases), len(others)))
+        sorted_others = [np.sort(score[case_of_image == case]) for case in others]
+        for row, case in enumerate(cases):
+            scores = score[case_of_image == case]
+            counts[row] = [
+                (np.searchsorted(s, scores, "left") + np.searchsorted(s, scores, "right")).sum() / 2
+                for s in sorted_others
             ]
-        found.append(sums[None])
-    return found
+        wins.append(counts[None])
+    return wins
 
 
-def area_of(found: Sequence[Numbers], truth: ClassNumbers, images: Numbers, weights: Numbers) -> Numbers:
-    """Area under the ROC curve, of several classes the mean of each against the rest: (sets, draws).
+def compute_roc_auc(wins: Sequence[Numbers], truth: ClassNumbers, images: Numbers, weights: Numbers) -> Numbers:
+    """Compute the area under the ROC curve; of several classes, the mean area of each class against the rest.
 
     Args:
-        found: what :func:`pairs` returned, of any number of data sets with the same units.
-        truth: (units,) class numbers.
-        images: (units,) numbers of images.
-        weights: (draws, units).
+        wins: as :func:`count_pair_wins` returns them, for any number of data sets with the same cases.
+        truth: (cases,) true class numbers.
+        images: (cases,) numbers of images.
+        weights: (draws, cases).
+
+    Returns:
+        (sets, draws); NaN where no class has both cases of it and other cases.
     """
     areas = []
-    for k, sums in zip(range(len(found)) if len(found) > 1 else (1,), found, strict=True):
-        mine, others = weights[:, truth == k], weights[:, truth != k]
-        all_pairs = (mine @ images[truth == k]) * (others @ images[truth != k])
-        won = ((mine @ sums) * others).sum(-1)
-        areas.append(np.where(all_pairs > 0, won / np.where(all_pairs > 0, all_pairs, 1), np.nan))
+    for k, counts in zip(range(len(wins)) if len(wins) > 1 else (1,), wins, strict=True):
+        case_weights, other_weights = weights[:, truth == k], weights[:, truth != k]
+        pairs = (case_weights @ images[truth == k]) * (other_weights @ images[truth != k])
+        won = ((case_weights @ counts) * other_weights).sum(-1)
+        areas.append(np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1), np.nan))
     stacked = np.stack(areas)
-    there = np.isfinite(stacked)
-    total = there.sum(0)
-    return np.where(total > 0, np.where(there, stacked, 0.0).sum(0) / np.maximum(total, 1), np.nan)
+    present = np.isfinite(stacked)
+    total = present.sum(0)
+    return np.where(total > 0, np.where(present, stacked, 0.0).sum(0) / np.maximum(total, 1), np.nan)

@@ -1,6 +1,6 @@
-"""The report of a training: metrics, pictures and one self-contained page with a model card, for people.
+"""The report of a training: metrics, figures, a model card, and one self-contained page for people.
 
-The card follows M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019 (arXiv:1810.03993).
+The model card follows M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019 (arXiv:1810.03993).
 """
 
 import base64
@@ -17,7 +17,7 @@ from ml.core.taxonomy import class_names
 from ml.data.splits import GROUP_COLUMNS
 from ml.evaluation import figures
 from ml.evaluation.evaluation import Evaluation
-from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.evaluation.gradcam import choose_examples, compute_grad_cam, correlate_maps, randomize_weights
 from ml.evaluation.metric_names import METRIC_NAMES
 from ml.evaluation.scores import LabelledPredictions
 from ml.images.decoding import Pixels
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _ERRORS = 12
-_WHAT = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
+_CLASS_DESCRIPTIONS = {"binary": "benign or malignant", "subtype": "eight tumour subtypes"}
 _HEADLINE = {
     "binary": (
         *("roc_auc", "pr_auc", "recall", "specificity", "precision", "accuracy", "balanced_accuracy"),
@@ -38,11 +38,17 @@ _HEADLINE = {
         *("macro_f1", "weighted_f1", "mcc", "brier", "ece"),
     ),
 }
-"""In tables for people, of images and of patients. Micro-F1 is the accuracy; the rest stands in metrics.json."""
+"""Metrics in the report's tables, of images and of patients. Micro-F1 equals accuracy; metrics.json has all metrics."""
 
 
 class Section(NamedTuple):
-    """A picture of the page."""
+    """A figure of the page.
+
+    Attributes:
+        name: of the PNG file, without its suffix.
+        title: above the figure.
+        text: what the figure shows.
+    """
 
     name: str
     title: str
@@ -52,25 +58,25 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("roc", "ROC", "How sensitivity is traded against specificity; the dotted line is chance."),
     Section("precision_recall", "Precision and recall", "The dotted line is the share of the class."),
-    Section("reliability", "Calibration", "On the dotted line a probability comes true as often as it says."),
-    Section("confusion_matrix", "Confusion", "Of patients: by the mean probability of a patient's images."),
+    Section("reliability", "Calibration", "On the dotted line, predictions come true as often as they say."),
+    Section("confusion_matrix", "Confusion", "A patient's label follows from the mean probability of its images."),
     Section(
         "per_class",
-        "Found and right, by class",
-        "Recall: share of the class that was found. F1: its balance with precision.",
+        "Recall and F1, by class",
+        "Recall: share of the class that was found. F1: harmonic mean of recall and precision.",
     ),
-    Section("slices", "By magnification, source and subtype", "A model should not lean on one of them."),
+    Section("slices", "By magnification, source and subtype", "A model should be about as good in each of them."),
     Section("worst_patients", "Patients with the most errors", "Where to look first."),
-    Section("errors", "The surest errors", "Images of the wrong label that the model was surest of."),
+    Section("errors", "The surest errors", "Images with a wrong label of which the model was surest."),
     Section(
         "grad_cam",
         "Where the model looks",
-        "Bright: what speaks for the label (Grad-CAM). Beside it the same head on a backbone with random weights: "
-        "where both agree (a rank correlation near 1), the map says nothing of what was learnt.",
+        "Bright areas speak for the label (Grad-CAM). The control beside it has the same head on a backbone with "
+        "random weights. Where both agree (a rank correlation near 1), the map shows nothing of what was learnt.",
     ),
     Section("training_curve", "Training", "The number of epochs was chosen before the test side was scored."),
 )
-"""The page's pictures, in its order; a picture that could not be drawn is left out."""
+"""The page's figures, in order. A figure that could not be drawn is left out."""
 
 
 def write_evaluation(
@@ -82,42 +88,46 @@ def write_evaluation(
     pictures: Callable[[list[str]], Pixels],
     network: "tuple[keras.Model, keras.Model]",
 ) -> None:
-    """Write metrics.json, the pictures and report.html into a folder.
+    """Write the metrics, the figures, the model card and report.html into a folder.
 
     Args:
-        folder: an empty one.
-        test: the test side, scored once.
-        held_out: the out-of-fold predictions, or the validation side.
-        history: curves of the training.
-        facts: of the run: what it was made of, the recipe, and what was chosen.
+        folder: an empty folder.
+        test: predictions and evaluation of the test side, which is scored once.
+        held_out: the same of the out-of-fold predictions, or of the validation side.
+        history: training curves.
+        facts: of the run: its inputs, the recipe, and the parameters that were chosen.
         pictures: pixel hashes -> uint8 (n, 224, 224, 3).
         network: backbone and head (features -> logits).
     """
-    scores, evaluation = test
+    predictions, evaluation = test
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
-    alone = never_learnt(held_out[0], facts)
-    told = {**held_out[1].to_json(), "never_learnt": alone}
-    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(told, indent=1))
-    figures.plot_curves(scores, evaluation, folder / "roc.png", "roc")
-    figures.plot_curves(scores, evaluation, folder / "precision_recall.png", "precision_recall")
-    figures.plot_reliability(scores, evaluation, folder / "reliability.png")
-    figures.plot_confusion(scores, evaluation, folder / "confusion_matrix.png")
+    single_case_classes = find_single_case_classes(held_out[0], facts)
+    held_out_metrics = {**held_out[1].to_json(), "never_learnt": single_case_classes}
+    (folder / f"{facts['held_out']}_metrics.json").write_text(json.dumps(held_out_metrics, indent=1))
+    figures.plot_curves(predictions, evaluation, folder / "roc.png", "roc")
+    figures.plot_curves(predictions, evaluation, folder / "precision_recall.png", "precision_recall")
+    figures.plot_reliability(predictions, evaluation, folder / "reliability.png")
+    figures.plot_confusion(predictions, evaluation, folder / "confusion_matrix.png")
     figures.plot_classes(evaluation, folder / "per_class.png")
     figures.plot_slices(evaluation, folder / "slices.png")
     figures.plot_worst_patients(evaluation, folder / "worst_patients.png")
     figures.plot_history(history, facts["chosen"]["epochs"], folder / "training_curve.png")
-    _draw_errors(scores, pictures, folder / "errors.png")
-    _draw_grad_cam(scores, pictures, network, folder / "grad_cam.png")
-    card = render_card(evaluation, facts)
+    _plot_surest_errors(predictions, pictures, folder / "errors.png")
+    _plot_grad_cam(predictions, pictures, network, folder / "grad_cam.png")
+    card = render_model_card(evaluation, facts)
     (folder / "model_card.md").write_text(card, encoding="utf-8")
-    page = render(folder, evaluation, held_out[1], card, facts, alone)
+    page = render_report(folder, evaluation, held_out[1], card, facts, single_case_classes)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def never_learnt(held_out: LabelledPredictions, facts: Json) -> list[str]:
-    """Classes that no model could have learnt when it predicted them out of fold: all they have is one case.
+def find_single_case_classes(held_out: LabelledPredictions, facts: Json) -> list[str]:
+    """Returns the classes with a single case, which no model could learn before it predicted them out of fold.
 
-    They are there, so they count in means over classes, with a recall of 0 but for luck.
+    Such a class is present, so it counts in means over classes, with a recall of 0 but for luck.
+
+    Args:
+        held_out: the out-of-fold predictions, or those of the validation side, for which nothing is returned.
+        facts: of the run; ``held_out`` and ``split_group`` are used.
     """
     if facts["held_out"] != "out_of_fold":
         return []
@@ -126,24 +136,38 @@ def never_learnt(held_out: LabelledPredictions, facts: Json) -> list[str]:
     return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 
 
-def render_card(test: Evaluation, facts: Json) -> str:
-    """The model card as Markdown: in the report, and the description of the registered version."""
+def render_model_card(test: Evaluation, facts: Json) -> str:
+    """Returns the model card as Markdown. The report shows it, and it becomes the registered version's description."""
     headline = [name for name in _HEADLINE[test.task] if name in test.metrics]
     return _template("model_card.md").render(
-        facts=facts, test=test, headline=headline, names=METRIC_NAMES, what=_WHAT[test.task]
+        facts=facts, test=test, headline=headline, names=METRIC_NAMES, what=_CLASS_DESCRIPTIONS[test.task]
     )
 
 
-def render(
-    folder: Path, test: Evaluation, held_out: Evaluation, card: str, facts: Json, alone: Sequence[str] = ()
+def render_report(
+    folder: Path,
+    test: Evaluation,
+    held_out: Evaluation,
+    card: str,
+    facts: Json,
+    single_case_classes: Sequence[str] = (),
 ) -> str:
-    """The page: it needs nothing beside it, and no network. ``alone`` is of :func:`never_learnt`."""
+    """Returns the page as HTML, which needs no other file and no network.
+
+    Args:
+        folder: holds the figures.
+        test: evaluation of the test side.
+        held_out: evaluation of the out-of-fold predictions, or of the validation side.
+        card: the model card as Markdown, whose first line is a heading.
+        facts: of the run.
+        single_case_classes: as :func:`find_single_case_classes` returns them.
+    """
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    # Markup in the card's text, such as in a source's name, is shown and not obeyed.
+    # HTML in the card's text, such as in a source's name, is shown as text and not interpreted.
     converter = MarkdownIt("commonmark", {"html": False}).enable("table")
-    drawn = [
+    sections = [
         {**section._asdict(), "data": base64.b64encode((folder / f"{section.name}.png").read_bytes()).decode()}
         for section in SECTIONS
         if (folder / f"{section.name}.png").exists()
@@ -153,13 +177,13 @@ def render(
         facts=facts,
         test=test.to_json(),
         held_out=held_out.to_json(),
-        never_learnt=alone,
+        never_learnt=single_case_classes,
         held_out_name={"out_of_fold": "out of fold", "validation": "validation"}[facts["held_out"]],
         headline=[name for name in _HEADLINE[test.task] if name in test.metrics],
         of_patients=[name for name in of_patients if name in test.metrics],
         names=METRIC_NAMES,
-        sections=drawn,
-        what=_WHAT[test.task],
+        sections=sections,
+        what=_CLASS_DESCRIPTIONS[test.task],
         card=Markup(converter.render(card.split("\n", 1)[1])),  # noqa: S704  # escaped by the converter
         classes=class_names(test.task),
         recipe=json.dumps(facts["recipe"], indent=2),
@@ -183,45 +207,44 @@ def _template(name: str) -> "Template":
     return environment.get_template(name)
 
 
-def _draw_errors(scores: LabelledPredictions, pictures: Callable[[list[str]], Pixels], path: Path) -> None:
-    wide = scores.probabilities
-    if scores.task == "binary":
+def _plot_surest_errors(predictions: LabelledPredictions, pictures: Callable[[list[str]], Pixels], path: Path) -> None:
+    wide = predictions.probabilities
+    if predictions.task == "binary":
         wide = np.stack([1 - wide, wide], axis=1)
-    wrong = np.flatnonzero(scores.predicted != scores.truth)
-    # By how little they gave to the truth.
-    rows = wrong[np.argsort(wide[wrong, scores.truth[wrong]], kind="stable")][:_ERRORS]
-    names = class_names(scores.task)
+    wrong = np.flatnonzero(predictions.predicted != predictions.truth)
+    # The lowest probability of the true class comes first.
+    rows = wrong[np.argsort(wide[wrong, predictions.truth[wrong]], kind="stable")][:_ERRORS]
+    names = class_names(predictions.task)
     captions = []
     for row in rows:
-        truth, of = names[scores.truth[row]], scores.rows.iloc[row]
-        given = f"p({truth}) = {wide[row, scores.truth[row]]:.3f}"
-        captions.append(
-            f"{truth} called {names[scores.predicted[row]]}\n{given}, {of['patient']}, {of['magnification']}X"
-        )
-    shown = pictures(scores.rows["pixel_sha256"].iloc[rows].tolist())
-    figures.plot_gallery(shown, captions, f"{len(rows)} of {len(wrong)} wrong of {len(scores.truth)} images", path)
+        truth, image = names[predictions.truth[row]], predictions.rows.iloc[row]
+        probability = f"p({truth}) = {wide[row, predictions.truth[row]]:.3f}"
+        called = f"{truth} called {names[predictions.predicted[row]]}"
+        captions.append(f"{called}\n{probability}, {image['patient']}, {image['magnification']}X")
+    shown = pictures(predictions.rows["pixel_sha256"].iloc[rows].tolist())
+    figures.plot_gallery(shown, captions, f"{len(rows)} of {len(wrong)} wrong of {len(predictions.truth)} images", path)
 
 
-def _draw_grad_cam(
-    scores: LabelledPredictions,
+def _plot_grad_cam(
+    predictions: LabelledPredictions,
     pictures: Callable[[list[str]], Pixels],
     network: "tuple[keras.Model, keras.Model]",
     path: Path,
 ) -> None:
     backbone, head = network
-    kinds = choose_cases(scores)
-    rows = [row for mine in kinds.values() for row in mine]
+    examples = choose_examples(predictions)
+    kinds = [kind for kind, rows in examples.items() for _ in rows]
+    rows = [row for rows in examples.values() for row in rows]
     if not rows:
         return
-    shown = pictures(scores.rows["pixel_sha256"].iloc[rows].tolist())
-    labels = scores.predicted[rows]
-    maps, controls = grad_cam(backbone, head, shown, labels), grad_cam(randomized(backbone), head, shown, labels)
-    names = class_names(scores.task)
+    shown = pictures(predictions.rows["pixel_sha256"].iloc[rows].tolist())
+    labels = predictions.predicted[rows]
+    maps = compute_grad_cam(backbone, head, shown, labels)
+    controls = compute_grad_cam(randomize_weights(backbone), head, shown, labels)
+    names = class_names(predictions.task)
     captions = []
-    for kind, row, rank in zip(
-        [kind for kind, mine in kinds.items() for _ in mine], rows, agreement(maps, controls), strict=True
-    ):
-        compared = "no map to compare" if np.isnan(rank) else f"correlation with control {rank:.2f}"
-        truth, label = names[scores.truth[row]], names[scores.predicted[row]]
+    for kind, row, correlation in zip(kinds, rows, correlate_maps(maps, controls), strict=True):
+        compared = "no map to compare" if np.isnan(correlation) else f"correlation with control {correlation:.2f}"
+        truth, label = names[predictions.truth[row]], names[predictions.predicted[row]]
         captions.append(f"{kind}: {truth} called {label}\n{compared}")
     figures.plot_grad_cam(shown, maps, controls, captions, path)

@@ -1,4 +1,4 @@
-"""What a model said of the images of one side, and the same by patient."""
+"""A model's predictions of the images of one side, with their true classes, and the same by case."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ Probabilities = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """What a model said of the images of one side.
+    """Predicted probabilities of the images of one side, their true classes, and the decision rule.
 
     Attributes:
-        task: whose classes.
+        task: the task, which names the classes.
         rows: (n) rows of a dataset, with patient, magnification, source and so on.
-        truth: (n,) class numbers.
+        truth: (n,) true class numbers.
         probabilities: (n,) of malignant, or (n, 8).
-        rule: the rule by which labels are taken; out of fold, one a row. Where a patient's rows have several, as those
-            of slides in several folds do, the patient's label is taken by the mean of them.
+        rule: the decision rule; for out-of-fold predictions one rule a row. A patient's rows have several rules where
+            its slides lie in several folds. The patient's label is then taken by the mean of these rules.
     """
 
     task: Task
@@ -40,52 +40,63 @@ class LabelledPredictions:
 
     @cached_property
     def predicted(self) -> ClassNumbers:
-        """(n,) class numbers of the labels."""
-        return _call(self.rule, self.probabilities)
+        """(n,) predicted class numbers, by the decision rule."""
+        return _assign_labels(self.rule, self.probabilities)
 
     @property
     def rules(self) -> list[DecisionRule]:
-        """The rules, each once."""
+        """The distinct decision rules."""
         return [self.rule] if isinstance(self.rule, DecisionRule) else list(dict.fromkeys(self.rule))
 
     @cached_property
     def cases(self) -> "Cases":
-        """The same, a unit for each patient and class."""
-        names = self.rows["patient"].to_numpy(dtype=str)
-        keys = np.array([f"{name}\n{k}" for name, k in zip(names, self.truth, strict=True)])
-        _, first, unit = np.unique(keys, return_index=True, return_inverse=True)
-        images = np.bincount(unit).astype(float)
-        wide = self.probabilities if self.probabilities.ndim == 2 else self.probabilities[:, None]
-        sums = np.zeros((len(first), wide.shape[1]))
-        np.add.at(sums, unit, wide)
-        means = sums / images[:, None]
+        """The predictions by case: one case for each patient and class."""
+        patients = self.rows["patient"].to_numpy(dtype=str)
+        keys = np.array([f"{patient}\n{k}" for patient, k in zip(patients, self.truth, strict=True)])
+        _, first_rows, case_of_row = np.unique(keys, return_index=True, return_inverse=True)
+        image_counts = np.bincount(case_of_row).astype(float)
+        columns = self.probabilities if self.probabilities.ndim == 2 else self.probabilities[:, None]
+        sums = np.zeros((len(first_rows), columns.shape[1]))
+        np.add.at(sums, case_of_row, columns)
+        means = sums / image_counts[:, None]
         means = means if self.probabilities.ndim == 2 else means[:, 0]
-        right = np.bincount(unit, self.predicted == self.truth) / images
+        correct_shares = np.bincount(case_of_row, self.predicted == self.truth) / image_counts
         rule = self.rule
         if not isinstance(rule, DecisionRule):
-            rule = [_mean_rule([rule[row] for row in np.flatnonzero(unit == k).tolist()]) for k in range(len(first))]
-        return Cases(names[first], self.truth[first], means, _call(rule, means), images, right, first, unit)
+            rows_of_cases = [np.flatnonzero(case_of_row == k).tolist() for k in range(len(first_rows))]
+            rule = [_average_rules([rule[row] for row in rows]) for rows in rows_of_cases]
+        return Cases(
+            patients[first_rows],
+            self.truth[first_rows],
+            means,
+            _assign_labels(rule, means),
+            image_counts,
+            correct_shares,
+            first_rows,
+            case_of_row,
+        )
 
     def subset(self, rows: NDArray[np.bool_]) -> "LabelledPredictions":
-        """A part of them."""
+        """Returns the predictions of the rows that are True in a mask (n,)."""
         rule = (
             self.rule if isinstance(self.rule, DecisionRule) else [self.rule[k] for k in np.flatnonzero(rows).tolist()]
         )
         return LabelledPredictions(self.task, self.rows[rows], self.truth[rows], self.probabilities[rows], rule)
 
 
-def _call(rule: DecisionRule | Sequence[DecisionRule], probabilities: Probabilities) -> ClassNumbers:
-    """Labels of probabilities, by one rule or by one each."""
+def _assign_labels(rule: DecisionRule | Sequence[DecisionRule], probabilities: Probabilities) -> ClassNumbers:
+    """Returns (n,) class numbers by one rule, or by one rule for each row."""
     if isinstance(rule, DecisionRule):
         return rule.assign_labels(probabilities)
-    called = np.empty(len(probabilities), np.int64)
-    for each in set(rule):
-        of = np.array([one == each for one in rule])
-        called[of] = each.assign_labels(probabilities[of])
-    return called
+    predicted = np.empty(len(probabilities), np.int64)
+    for distinct in set(rule):
+        has_rule = np.array([row_rule == distinct for row_rule in rule])
+        predicted[has_rule] = distinct.assign_labels(probabilities[has_rule])
+    return predicted
 
 
-def _mean_rule(rules: Sequence[DecisionRule]) -> DecisionRule:
+def _average_rules(rules: Sequence[DecisionRule]) -> DecisionRule:
+    """Returns the rule with the mean threshold or the mean offsets; missing offsets count as zero."""
     if len(set(rules)) == 1:
         return rules[0]
     if rules[0].threshold is not None:
@@ -97,17 +108,24 @@ def _mean_rule(rules: Sequence[DecisionRule]) -> DecisionRule:
 
 @dataclass(frozen=True)
 class Cases:
-    """Units of a patient and a class: a patient may have slides of two classes."""
+    """Predictions by case. A patient with slides of two classes is two cases: one for each class.
+
+    Attributes:
+        patients: (cases,) the patient of each case.
+        truth: (cases,) true class numbers.
+        probabilities: means over the case's images: (cases,) of malignant, or (cases, 8).
+        predicted: (cases,) class numbers of the labels that the mean probabilities lead to.
+        image_counts: (cases,) numbers of images.
+        correct_shares: (cases,) share of the case's images that got the right label.
+        first_rows: (cases,) the first row of each case.
+        case_of_row: (n,) the case of each row.
+    """
 
     patients: NDArray[np.str_]
     truth: ClassNumbers
     probabilities: Probabilities
-    """Means over the unit's images."""
     predicted: ClassNumbers
     image_counts: NDArray[np.float64]
     correct_shares: NDArray[np.float64]
-    """Share of the unit's images that got the right label."""
     first_rows: NDArray[np.int64]
-    """A row of each unit."""
     case_of_row: NDArray[np.int64]
-    """The unit of each row."""

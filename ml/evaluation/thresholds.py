@@ -9,10 +9,13 @@ from ml.evaluation.scores import ClassNumbers, Probabilities
 
 
 def check_both_classes(truth: ClassNumbers) -> None:
-    """Check that a threshold can be chosen on these images.
+    """Check that a decision threshold can be chosen on these images.
+
+    Args:
+        truth: (n,) 0 benign, 1 malignant.
 
     Raises:
-        DataError: only one class is there.
+        DataError: the images are all of one class.
     """
     if len(np.unique(truth)) < 2:
         raise DataError(
@@ -22,24 +25,24 @@ def check_both_classes(truth: ClassNumbers) -> None:
 
 
 def youden_threshold(truth: ClassNumbers, malignant: Probabilities) -> float:
-    """The probability above which calling malignant maximises Youden's J = sensitivity + specificity - 1.
+    """Returns the decision threshold that maximises Youden's J = sensitivity + specificity - 1.
 
-    Between the best score and the next lower one, the middle is taken: a threshold that sits on a score is fragile.
-    W. J. Youden, "Index for rating diagnostic tests", Cancer 3(1), 1950.
+    The threshold lies in the middle between the best score and the next lower one, since a threshold that sits on a
+    score is fragile. W. J. Youden, "Index for rating diagnostic tests", Cancer 3(1), 1950.
 
     Args:
         truth: (n,) 0 benign, 1 malignant.
         malignant: (n,) probability of malignant.
 
     Raises:
-        DataError: only one class is there, so there is nothing to weigh.
+        DataError: the images are all of one class, so sensitivity or specificity is undefined.
     """
     from sklearn.metrics import roc_curve
 
     check_both_classes(truth)
     false_positive, true_positive, thresholds = roc_curve(truth, malignant, drop_intermediate=False)
     best = thresholds[int(np.argmax(true_positive - false_positive))]
-    if not math.isfinite(best):  # the corner where nothing is called malignant
+    if not math.isfinite(best):  # the corner of the curve where no image is labelled malignant
         return math.nextafter(1.0, 2.0)
     below = malignant[malignant < best]
     return float((best + below.max()) / 2) if len(below) else float(best)

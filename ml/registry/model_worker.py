@@ -1,8 +1,9 @@
 """Runs a logged model: reads pictures from standard input and writes predictions, as JSON, to a pipe.
 
-Started as a file by ``ml.registry.version_scoring``, and never imported: whatever ``ml`` this process imports is the
-copy that the model was logged with. A batch is a line with the sizes of its pictures in bytes, as a JSON list, and then
-the pictures; its answer is a line with a JSON list of rows. The first line of all says that the model is loaded.
+``ml.registry.version_scoring`` starts this file, and nothing imports it. So the ``ml`` that this process imports is the
+copy that the model was logged with. A batch is a line with the sizes of its pictures in bytes, as a JSON list, followed
+by the pictures. Its answer is a line with a JSON list of rows. The first line that is written says that the model is
+loaded.
 """
 
 import json
@@ -24,7 +25,7 @@ def main(folder: str, answers_to: int) -> None:
 
 
 def predict(model: Any, pictures: list[bytes]) -> list[dict[str, Any]]:
-    """Returns a row a picture; where the model refuses one of them, the others are classified all the same."""
+    """Returns one row for each picture. A picture that the model refuses has ``{error}``; the others are classified."""
     import pandas as pd
 
     try:

@@ -1,4 +1,4 @@
-"""A trained network as a model in MLflow: one pyfunc with signature, input example and pinned requirements."""
+"""Logging a trained network to MLflow, as a pyfunc model with signature, input example and pinned requirements."""
 
 import base64
 import json
@@ -22,22 +22,21 @@ if TYPE_CHECKING:
     import keras
     from mlflow.models.model import ModelInfo
 
-
-_NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
 
 def log_classifier(
     network: "keras.Model", task: Task, rule: DecisionRule, run_id: str, example: bytes, facts: Json
 ) -> "ModelInfo":
-    """Log a classifier to the active MLflow run, as ``ml.registry.pyfunc`` loads it.
+    """Log a classifier to the active MLflow run. :mod:`ml.registry.pyfunc` loads it.
 
     Args:
         network: pixels (n, 224, 224, 3) in [0, 255] -> calibrated probabilities, (n, 1) of malignant or (n, 8).
-        task: which classes.
-        rule: how labels are taken.
+        task: the task, which names the classes.
+        rule: the decision rule.
         run_id: the training run.
         example: an encoded picture, which becomes the input example.
-        facts: whatever else should be kept beside the network.
+        facts: further facts that are kept beside the network.
     """
     import mlflow
     import pandas as pd
@@ -48,9 +47,9 @@ def log_classifier(
     outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{name}") for name in names)]
     outputs += [ColSpec("double", "threshold")] if rule.threshold is not None else []
     outputs += [ColSpec("string", name) for name in ("model_version", "run_id")]
-    # One column of anything, without a name: under a name MLflow would take neither a path nor a list.
+    # One column of any type, without a name: with a named column MLflow accepts neither a path nor a list.
     signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema(outputs))
-    kept = {
+    model_facts = {
         **facts,
         "task": task,
         "classes": list(names),
@@ -58,12 +57,12 @@ def log_classifier(
         "run_id": run_id,
         "preparation": PREPROCESSING,
     }
-    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _no_bytecode():
-        # MLflow warns of pandas' coming changes in its own code.
+    with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch, warnings.catch_warnings(), _without_bytecode():
+        # MLflow's own code triggers a warning about coming changes in pandas.
         warnings.filterwarnings("ignore", message="Operation with range is deprecated")
         folder = Path(scratch)
         network.save(folder / "network.keras")
-        (folder / "facts.json").write_text(json.dumps(kept, indent=1))
+        (folder / "facts.json").write_text(json.dumps(model_facts, indent=1))
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -72,15 +71,15 @@ def log_classifier(
             input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
             model_config={"allow_paths": True},
             code_paths=[str(Path(ml.__file__).parent)],
-            # Named, not inferred: inference loads the model in another process for a quarter of a minute.
-            pip_requirements=[f"{name}=={metadata.version(name)}" for name in _NEEDS],
+            # The requirements are named, since MLflow infers them by loading the model in another process for 15 s.
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
             metadata={"python": platform.python_version(), "breakhis": metadata.version("breakhis")},
         )
 
 
 @contextmanager
-def _no_bytecode() -> Iterator[None]:
-    """MLflow runs the model's code where it lies, to validate it; what Python compiles of it is not to be logged."""
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from writing compiled code, which would be logged: MLflow runs the model's code to validate it."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield

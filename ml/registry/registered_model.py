@@ -1,4 +1,4 @@
-"""Registered models in MLflow: their versions, their aliases, and what the registry knows of the audit log."""
+"""Registered models in MLflow: their versions, their aliases, and the anchor of the audit log that each one keeps."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-"""Aliases of a registered model. ``champion`` is what is used; ``previous`` is what was, for going back."""
+"""Aliases of a registered model. ``champion`` is the version in use; ``previous`` is the one before, for a rollback."""
 
 _ANCHOR_TAG = "breakhis.audit"
 
@@ -31,7 +31,7 @@ class RegisteredModel:
 
     Args:
         name: its name in the registry.
-        settings: say where MLflow is.
+        settings: hold the address of MLflow.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -39,7 +39,7 @@ class RegisteredModel:
         self._client = connect(settings)
 
     def find_version(self, number: int | str) -> "ModelVersion":
-        """Returns a version.
+        """Returns a version of the model.
 
         Raises:
             RegistryError: there is no such version.
@@ -79,7 +79,7 @@ class RegisteredModel:
             decided: the candidate that was decided about, which loses its alias; a newer candidate keeps it.
         """
         current = self.aliases()
-        # The champion last: until it moves, everything is as it was but for the name of the one before.
+        # The champion moves last: until then only the alias of the former champion has changed.
         for name in (PREVIOUS, CHAMPION):
             number = getattr(wanted, name)
             if number == getattr(current, name):
@@ -92,27 +92,27 @@ class RegisteredModel:
             self._client.delete_registered_model_alias(self.name, CANDIDATE)
 
     def audit_anchor(self) -> str:
-        """Returns what the registry was told of the model's last audit record, or nothing."""
-        return _anchors(self._client).get(self.name, "")
+        """Returns the anchor of the model's last audit record that the registry keeps, or an empty string."""
+        return _read_anchors(self._client).get(self.name, "")
 
     def set_audit_anchor(self, anchor: str) -> None:
-        """Tell the registry of the model's last audit record, unless it knows of that or a later one.
+        """Write the anchor of the model's last audit record to the registry, unless it has that or a later one.
 
         Args:
             anchor: ``<sequence>:<code>``, as :func:`ml.promotion.audit_log.format_anchor` makes it.
         """
-        known = self.audit_anchor().partition(":")[0]
-        if known and int(known) >= int(anchor.partition(":")[0]):
+        current = self.audit_anchor().partition(":")[0]
+        if current and int(current) >= int(anchor.partition(":")[0]):
             return
         self._client.set_registered_model_tag(self.name, _ANCHOR_TAG, anchor)
 
 
 def audit_anchors(settings: Settings) -> dict[str, str]:
-    """Returns what the registry was told of the last audit record of each model that has one."""
-    return _anchors(connect(settings))
+    """Returns the anchor of the last audit record of each model that has one: name -> anchor."""
+    return _read_anchors(connect(settings))
 
 
-def _anchors(client: "MlflowClient") -> dict[str, str]:
+def _read_anchors(client: "MlflowClient") -> dict[str, str]:
     anchors: dict[str, str] = {}
     token = None
     while True:
@@ -146,7 +146,7 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
     """Returns a finished training run.
 
     Raises:
-        RegistryError: there is no such run, it is not a training run of ours, or it is unfinished.
+        RegistryError: there is no such run, it is not a training run of breakhis, or it is unfinished.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,8 +1,9 @@
-"""A logged model classifies pictures, in a process of its own that has imported nothing of this package.
+"""Runs a logged model in a process of its own that has imported nothing of this package.
 
-Two reasons. A model is code that somebody has logged: who decides about models holds the key of the audit log and
-passwords, and never runs that code itself. And a model brings along the package that it was logged with: where ``ml``
-is imported already, Python would run the model with this release's code in place of its own, without a warning.
+There are two reasons. A model is code that somebody has logged, and the process that decides about models holds
+passwords and the key of the audit log, so it never runs that code itself. And a model brings along the package that it
+was logged with: where ``ml`` is imported already, Python would run the model with this release's code in place of its
+own, without a warning.
 """
 
 import json
@@ -29,18 +30,19 @@ _WORKER = Path(__file__).with_name("model_worker.py")
 _KEPT_VARIABLES = (
     *("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"),
 )
-"""What the process is given of the environment: where Python, its packages and the GPU are. No address, no secret."""
+"""Environment variables that the process gets. They locate Python, its packages and the GPU; none is an address or a
+secret."""
 
 MAX_PICTURES, MAX_BYTES = 32, 64 * 2**20
-"""A batch has at most so many pictures, and ends with the one that makes it larger than this."""
+"""Limits of a batch: its number of pictures, and the size in bytes beyond which it takes no further picture."""
 
 
 class ModelProcess:
-    """A logged model in a process of its own. Use it with ``with``.
+    """A logged model in a process of its own. Use it as a context manager.
 
     Args:
         folder: the model's files, as MLflow downloads them.
-        name: what people call the model, for errors.
+        name: of the model, for error messages.
 
     Raises:
         RegistryError: the model cannot be loaded, or its process has ended.
@@ -58,11 +60,11 @@ class ModelProcess:
             self._answers = stack.enter_context(os.fdopen(reading, encoding="utf-8"))
             try:
                 own = {"HOME": scratch, "TMPDIR": scratch, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/none.db"}
-                # Compiled code beside the model's files would be a change of them.
+                # Compiled code beside the model's files would change what the evidence has hashed.
                 own |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
                 kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
                 self._process = subprocess.Popen(
-                    # -P: beside the worker lie modules of ours that are named like libraries.
+                    # -P keeps the worker's folder off the path: it has modules that are named like libraries.
                     [sys.executable, "-P", str(_WORKER), str(self._folder.resolve()), str(writing)],
                     cwd=scratch,
                     env=kept | own,
@@ -75,7 +77,7 @@ class ModelProcess:
                 os.close(writing)
             stack.callback(self._stop)
             if not self._answers.readline():
-                raise RegistryError(f"{self._name} cannot be loaded: {self._last_words()}")
+                raise RegistryError(f"{self._name} cannot be loaded: {self._read_last_line()}")
             self._stack = stack.pop_all()
         return self
 
@@ -100,12 +102,13 @@ class ModelProcess:
             stdin.flush()
             rows = json.loads(self._answers.readline())
         except (OSError, ValueError):
-            raise RegistryError(f"{self._name} ended while it classified pictures: {self._last_words()}") from None
+            raise RegistryError(f"{self._name} ended while it classified pictures: {self._read_last_line()}") from None
         if not isinstance(rows, list) or len(rows) != len(pictures) or not all(isinstance(row, dict) for row in rows):
-            raise RegistryError(f"{self._name} does not answer with a row a picture")
+            raise RegistryError(f"{self._name} does not answer with one row for each picture")
         return rows
 
-    def _last_words(self) -> str:
+    def _read_last_line(self) -> str:
+        """Returns the last line of the process's log, once the process has ended."""
         status = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
@@ -114,7 +117,7 @@ class ModelProcess:
     def _stop(self) -> None:
         self._process.kill()
         if self._process.stdin:
-            with suppress(OSError):  # nobody reads what was still to be written
+            with suppress(OSError):  # the rest of the input has no reader
                 self._process.stdin.close()
         self._process.wait()
 

@@ -22,7 +22,7 @@ from ml.evaluation.comparison_simulation import (
 )
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.metrics import compute_weighted_metrics
-from ml.evaluation.paired_metrics import area_of, confusions, f1_of, pairs
+from ml.evaluation.paired_metrics import compute_macro_f1, compute_roc_auc, count_confusions, count_pair_wins
 from ml.evaluation.scores import LabelledPredictions
 from ml.promotion.audit_log import SealedMemos
 from ml.promotion.policies import NonInferiorityRule
@@ -36,7 +36,7 @@ def compare(where, both, rule, store):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A simulation of a tenth of the draws, for tests of what is around it."""
+    """A simulation with a tenth of the draws, for tests of the code around it."""
     monkeypatch.setattr(comparison_simulation, "_SIMULATED", 200)
     monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 50)
     monkeypatch.setattr(comparison, "_DRAWS", 300)
@@ -47,27 +47,29 @@ def store(tmp_path):
     return Store((tmp_path / "store").as_uri())
 
 
-def made(task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: float = 2.0) -> PairedPredictions:
-    """Two models of the same skill; a case has one class, but the first, which has two."""
+def make_predictions(
+    task: Task, seed: int = 0, cases: int = 24, images: int = 5, skill: float = 2.0
+) -> PairedPredictions:
+    """Returns predictions of two models of the same skill. Each case has one class, but the first has two."""
     rng = np.random.default_rng(seed)
     n = len(class_names(task))
     of_case = np.arange(cases) % n
     truth = np.repeat(of_case, images)
     truth[0] = (truth[0] + 1) % n
     rows = pd.DataFrame({"patient": np.repeat([f"p{k}" for k in range(cases)], images)})
-    said = []
+    probabilities = []
     for _ in range(2):
         logits = rng.normal(size=(len(truth), n)) + skill * np.eye(n)[truth]
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        said.append(p if task == "subtype" else p[:, 1])
-    called = [p.argmax(axis=1) if task == "subtype" else (p > 0.5).astype(np.int64) for p in said]
-    return PairedPredictions(task, rows, truth, *said, *called)
+        probabilities.append(p if task == "subtype" else p[:, 1])
+    called = [p.argmax(axis=1) if task == "subtype" else (p > 0.5).astype(np.int64) for p in probabilities]
+    return PairedPredictions(task, rows, truth, *probabilities, *called)
 
 
 @settings(deadline=None, max_examples=25)
 @given(task=st.sampled_from(["binary", "subtype"]), seed=st.integers(0, 1000))
-def test_by_sums_of_cases_as_by_images(task, seed):
-    both = made(task, seed)
+def test_sums_over_cases_give_the_metrics_of_images(task, seed):
+    both = make_predictions(task, seed)
     n = len(class_names(task))
     rule = DecisionRule(threshold=0.5) if task == "binary" else DecisionRule()
     scores = LabelledPredictions(task, both.rows, both.truth, both.candidate_probabilities, rule)
@@ -78,17 +80,20 @@ def test_by_sums_of_cases_as_by_images(task, seed):
     by_image = of_patient[:, number]
     by_unit = by_image[:, units.first_rows]
     known = compute_weighted_metrics(scores, by_image)
-    f1 = f1_of(confusions(units.case_of_row, both.truth, scores.predicted, n), by_unit)
+    f1 = compute_macro_f1(count_confusions(units.case_of_row, both.truth, scores.predicted, n), by_unit)
     assert f1[0] == pytest.approx(known["macro_f1"])
-    area = area_of(
-        pairs(units.case_of_row, both.truth, both.candidate_probabilities), units.truth, units.image_counts, by_unit
+    area = compute_roc_auc(
+        count_pair_wins(units.case_of_row, both.truth, both.candidate_probabilities),
+        units.truth,
+        units.image_counts,
+        by_unit,
     )
     assert area[0] == pytest.approx(known["roc_auc" if task == "binary" else "roc_auc_ovr"], nan_ok=True)
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
-def test_a_model_beside_itself(task, store, quick):
-    both = made(task)
+def test_a_model_compared_with_itself(task, store, quick):
+    both = make_predictions(task)
     same = both._replace(
         champion_probabilities=both.candidate_probabilities, champion_predicted=both.candidate_predicted
     )
@@ -98,8 +103,8 @@ def test_a_model_beside_itself(task, store, quick):
         assert (one["images"], one["cases"]) == (120, 24)
 
 
-def test_a_worse_model_is_seen(store, quick):
-    good, bad = made("binary", skill=4.0, cases=60), made("binary", skill=0.3, cases=60)
+def test_a_worse_model_has_a_negative_difference(store, quick):
+    good, bad = make_predictions("binary", skill=4.0, cases=60), make_predictions("binary", skill=0.3, cases=60)
     worse = good._replace(
         candidate_probabilities=bad.candidate_probabilities, candidate_predicted=bad.candidate_predicted
     )
@@ -108,9 +113,9 @@ def test_a_worse_model_is_seen(store, quick):
         assert one["low"] < one["difference"]
 
 
-def test_both_get_the_same_draws(store, quick):
-    """What both models find hard does not blur the difference between them."""
-    both = made("binary", cases=40)
+def test_both_models_get_the_same_draws(store, quick):
+    """What is hard for both models does not add to the standard error of their difference."""
+    both = make_predictions("binary", cases=40)
     nearly = both._replace(
         champion_probabilities=np.clip(
             both.candidate_probabilities + np.random.default_rng(1).normal(0, 0.01, len(both.truth)), 0, 1
@@ -121,17 +126,17 @@ def test_both_get_the_same_draws(store, quick):
 
 
 def test_too_few_cases(store):
-    one_case = made("binary", cases=3)._replace(rows=pd.DataFrame({"patient": ["a", "b", "c"] * 5}))
+    three_cases = make_predictions("binary", cases=3)._replace(rows=pd.DataFrame({"patient": ["a", "b", "c"] * 5}))
     of = np.array([0, 1, 1] * 5)
-    few = one_case._replace(truth=of)
+    few = three_cases._replace(truth=of)
     for one in compare("on the test side", few, LOOSE, store):
         assert not one["estimable"]
         assert one["reason"] == "two cases each are the least, but there are: benign 1"
         assert one["low"] is None
 
 
-def test_little_power_is_not_estimable(store, quick):
-    one = compare("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.9), store)[0]
+def test_a_comparison_with_little_power_is_not_estimable(store, quick):
+    one = compare("x", make_predictions("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.9), store)[0]
     assert not one["estimable"]
     assert "with 6 cases a version as good as the champion would pass in only" in one["reason"]
     assert one["low"] is not None
@@ -140,8 +145,8 @@ def test_little_power_is_not_estimable(store, quick):
 def test_a_difference_is_never_below_minus_one(store, quick, monkeypatch):
     """With few cases no critical value may hold, and the simulation then says the largest number there is."""
     none_holds = CriticalValue(value=1.8e308, size=0.0, standard_errors=(0.1,), powers=(0.02,))
-    monkeypatch.setattr("ml.evaluation.comparison.critical", lambda *_: none_holds)
-    for one in compare("x", made("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
+    monkeypatch.setattr("ml.evaluation.comparison.find_critical_value", lambda *_: none_holds)
+    for one in compare("x", make_predictions("binary", cases=6, skill=1.0), NonInferiorityRule(least_power=0.5), store):
         assert one["low"] == -1
         assert len(one["reason"]) < 200
 
@@ -182,7 +187,7 @@ def test_signals_give_the_levels_they_are_for():
         assert differences.mean() == pytest.approx(-0.05, abs=0.02)
 
 
-def test_a_memo_that_cannot_have_come_of_the_simulation_is_simulated_anew(store, quick, monkeypatch):
+def test_a_memo_that_the_simulation_cannot_have_given_is_simulated_again(store, quick, monkeypatch):
     arguments = ("binary", "roc_auc", (4, 4), 0.9, 0.05, store)
     known = find_critical_value(*arguments)
     memos = store.path("objects/memos/critical")
@@ -194,8 +199,8 @@ def test_a_memo_that_cannot_have_come_of_the_simulation_is_simulated_anew(store,
     assert known.value >= 1.6448
 
 
-def test_who_decides_simulates_anew_and_keeps_what_is_right(store, quick, tmp_path):
-    """What somebody wrote is taken where it is the same but for the last digits, and put right where it is not."""
+def test_the_decision_simulates_again_and_keeps_a_correct_result(store, quick, tmp_path):
+    """A memo that somebody wrote is used where it is the same but for the last digits; else it is replaced."""
     settings = Settings(home=tmp_path, store=store.root, audit_key="secret")
     arguments = ("binary", "roc_auc", (4, 9), 0.9, 0.05)
     plain = find_critical_value(*arguments, store)

@@ -1,4 +1,4 @@
-"""The report of a training that was not done: made-up scores, drawn pictures, a small network of the same build."""
+"""The report of made-up predictions, with drawn pictures and a small network that has the real one's structure."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ml.core.taxonomy import class_names
 from ml.evaluation import figures
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
-from ml.evaluation.gradcam import agreement, choose_cases, grad_cam, randomized
+from ml.evaluation.gradcam import choose_examples, compute_grad_cam, correlate_maps, randomize_weights
 from ml.evaluation.report import SECTIONS, write_evaluation
 from ml.evaluation.scores import LabelledPredictions
 from ml.training.networks import build_head
@@ -35,7 +35,7 @@ FACTS = {
 
 
 def backbone() -> keras.Model:
-    """Two convolutions in place of a hundred."""
+    """Returns a network with one convolution in place of EfficientNetB0's many."""
     keras.utils.set_random_seed(1)
     x = inputs = keras.Input((224, 224, 3))
     x = keras.layers.Rescaling(1 / 255)(x)
@@ -50,7 +50,7 @@ def head(outputs: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(outputs)(inputs))
 
 
-def made(task: str, n: int = 60, absent: int | None = None) -> LabelledPredictions:
+def make_predictions(task: str, n: int = 60, absent: int | None = None) -> LabelledPredictions:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2 if task == "binary" else 8, n)
     if absent is not None:
@@ -80,8 +80,8 @@ def pictures(hashes: list[str]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("task", "absent", "draws"), [("binary", None, 20), ("subtype", None, 20), ("subtype", 2, 0), ("binary", 0, 20)]
 )
-def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
-    scores = made(task, absent=absent)
+def test_the_page_needs_no_other_file(tmp_path, task, absent, draws):
+    scores = make_predictions(task, absent=absent)
     evaluation = evaluate(scores, draws=draws)
     chosen = {"epochs": 2, "tau": 0.5, "temperature": 1.2, **scores.rule.to_json()}
     write_evaluation(
@@ -103,16 +103,23 @@ def test_a_page_that_needs_nothing_beside_it(tmp_path, task, absent, draws):
     assert "Random backbone weights" in page
     assert ("Not measured, since no test image shows it" in page) == (absent is not None)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == evaluation.metrics
-    alone = ["PC"] if task == "subtype" else []
-    assert json.loads((tmp_path / "out_of_fold_metrics.json").read_text())["never_learnt"] == alone
-    assert ("Of PC there is one case to learn from." in page) == bool(alone)
-    of_both = ["macro-F1", "weighted F1", "Brier score (0 is best)", *(["precision", "F1"] if task == "binary" else [])]
-    assert {name: page.count(f"<tr><td>{name}</td>") for name in of_both} == dict.fromkeys(of_both, 2)
+    single_case_classes = ["PC"] if task == "subtype" else []
+    assert json.loads((tmp_path / "out_of_fold_metrics.json").read_text())["never_learnt"] == single_case_classes
+    assert ("Of PC there is one case to learn from." in page) == bool(single_case_classes)
+    names_in_both_tables = [
+        "macro-F1",
+        "weighted F1",
+        "Brier score (0 is best)",
+        *(["precision", "F1"] if task == "binary" else []),
+    ]
+    assert {name: page.count(f"<tr><td>{name}</td>") for name in names_in_both_tables} == dict.fromkeys(
+        names_in_both_tables, 2
+    )
     assert {f"{section.name}.png" for section in SECTIONS} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch):
-    scores = made("binary")
+    scores = make_predictions("binary")
     scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
@@ -124,7 +131,7 @@ def test_a_slice_of_one_case_says_that_it_has_no_interval(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("kind", ["roc", "precision_recall"])
 def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind):
-    scores = made("subtype")
+    scores = make_predictions("subtype")
     scores.rows.loc[scores.rows["subtype"] == "A", "patient"] = "one"
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
@@ -136,16 +143,16 @@ def test_a_curve_of_one_case_has_no_band_and_says_so(tmp_path, monkeypatch, kind
     assert bands["DC"][1] == 1
 
 
-def test_precision_between_two_thresholds_is_that_of_the_next():
+def test_precision_between_two_thresholds_is_that_of_the_next_threshold():
     positive, score = np.array([False, True, True]), np.array([0.9, 0.8, 0.7])
-    (x,), (y,) = figures._lines("precision_recall", positive, score, np.ones((1, 3)))
-    heights = figures._heights("precision_recall", x, y)
+    (x,), (y,) = figures._compute_curve_points("precision_recall", positive, score, np.ones((1, 3)))
+    heights = figures._interpolate_curve("precision_recall", x, y)
     assert heights[[25, 50, 75, 100]] == pytest.approx([1 / 2, 1 / 2, 2 / 3, 2 / 3])
     assert heights[1:].mean() == pytest.approx(average_precision_score(positive, score))
 
 
-def test_a_map_lights_where_the_evidence_is():
-    """A network that speaks for malignant by how red a place is; one quarter of the picture is."""
+def test_a_map_is_bright_where_the_evidence_is():
+    """The network's evidence for malignant is redness, and one quarter of the picture is red."""
     network, outputs = backbone(), head(1)
     kernel, bias = (np.zeros_like(w) for w in network.get_layer("conv").get_weights())
     kernel[:, :, 0, 0] = 1 / 32**2
@@ -153,27 +160,27 @@ def test_a_map_lights_where_the_evidence_is():
     outputs.layers[-1].set_weights([np.eye(8)[:, :1], np.zeros(1)])
     pixels = np.zeros((1, 224, 224, 3), np.uint8)
     pixels[0, :112, 112:, 0] = 255
-    (heat,) = grad_cam(network, outputs, pixels, np.array([1]))
+    (heat,) = compute_grad_cam(network, outputs, pixels, np.array([1]))
     assert heat.max() == pytest.approx(1)
     assert heat[:96, 128:].mean() > 0.8
     assert heat[160:].max() < 0.1
-    assert grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
+    assert compute_grad_cam(network, outputs, pixels, np.array([0])).max() == 0  # nothing speaks for benign
 
 
-def test_the_control_has_other_weights_and_scales_pixels_alike():
+def test_the_control_has_random_weights_and_the_same_scaling_of_pixels():
     network = backbone()
-    control = randomized(network)
+    control = randomize_weights(network)
     assert not np.allclose(control.get_layer("conv").get_weights()[0], network.get_layer("conv").get_weights()[0])
     shown, both = pictures(["a", "b"]), np.array([0, 1])
     outputs = head(8)
-    maps = grad_cam(network, outputs, shown, both)
-    assert agreement(maps, maps) == pytest.approx(np.ones(2))
-    assert np.isnan(agreement(maps, np.zeros_like(maps))).all()
+    maps = compute_grad_cam(network, outputs, shown, both)
+    assert correlate_maps(maps, maps) == pytest.approx(np.ones(2))
+    assert np.isnan(correlate_maps(maps, np.zeros_like(maps))).all()
 
 
-def test_cases_to_look_at_are_of_different_patients():
-    scores = made("binary", 200)
-    chosen = choose_cases(scores)
+def test_example_images_are_of_different_patients():
+    scores = make_predictions("binary", 200)
+    chosen = choose_examples(scores)
     right = scores.predicted == scores.truth
     assert [len(rows) for rows in chosen.values()] == [3, 3, 3]
     assert right[chosen["correct"]].all()
@@ -184,9 +191,9 @@ def test_cases_to_look_at_are_of_different_patients():
     assert np.abs(scores.probabilities[chosen["borderline"]] - 0.5).min() == nearest
 
 
-def test_a_head_of_the_real_width_is_looked_through_as_well():
+def test_grad_cam_works_with_a_head_of_the_real_width():
     inputs = keras.Input((224, 224, 3))
     x = keras.layers.Activation("relu", name="top_activation")(keras.layers.Conv2D(1280, 32, strides=32)(inputs))
     wide = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
-    maps = grad_cam(wide, build_head("subtype", dropout=0.5, standardize=False), pictures(["a"]), np.array([3]))
+    maps = compute_grad_cam(wide, build_head("subtype", dropout=0.5, standardize=False), pictures(["a"]), np.array([3]))
     assert maps.shape == (1, 224, 224)

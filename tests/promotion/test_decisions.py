@@ -188,7 +188,7 @@ NICER = {"roc_auc": 0.99}
         (
             metrics(per_class={"malignant": {"recall": 1.0}}),
             {},
-            "metrics.json is not what its predictions give: per_class",
+            "metrics.json does not follow from test_predictions.parquet: per_class",
         ),
         (metrics(slices={"source": {"made": {"metrics": {"accuracy": 1.0}}}}), {}, "slices.source.made"),
         (metrics(intervals={"roc_auc": [0.9, 1.0]}), {}, "intervals.roc_auc"),
@@ -199,8 +199,8 @@ NICER = {"roc_auc": 0.99}
         (predictions(lambda table: table.iloc[1:]), {}, "1 images are missing and 0 are of others"),
         (predictions(lambda table: pd.concat([table, table.iloc[:1]])), {}, "0 images are missing and 1 are of others"),
         (predictions(lambda table: table.assign(label="benign", subtype="A")), {}, "another subtype than the dataset"),
-        (predictions(lambda table: table.assign(p_malignant=2.0)), {}, "what are no probabilities"),
-        (predictions(lambda table: table.assign(called="benign")), {}, "not those of its probabilities and rule"),
+        (predictions(lambda table: table.assign(p_malignant=2.0)), {}, "numbers that are no probabilities"),
+        (predictions(lambda table: table.assign(called="benign")), {}, "do not follow from the probabilities"),
     ],
 )
 def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
@@ -237,7 +237,7 @@ def test_what_was_made_of_another_split_is_refused(world):
     assert sides != world.store.meta(world.data["made"][1])["sides"]
     for name, tag in held_out.items():
         world.client.set_tag(run, name, tag)
-    with pytest.raises(Refused, match=f"not of exactly the test side of {split}"):
+    with pytest.raises(Refused, match=f"does not hold exactly the images of the test side of {split}"):
         register_run(run, world.store, world.settings)
 
 

@@ -1,4 +1,4 @@
-"""A model as others get it: loaded by MLflow, and served by ``mlflow models serve``. Its network is a tiny one."""
+"""The logged model as its users get it: loaded by MLflow, or served by ``mlflow models serve``. Its network is tiny."""
 
 import base64
 import os
@@ -25,23 +25,23 @@ from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixtu
 pytestmark = pytest.mark.integration
 
 
-def test_a_model_is_not_given_pictures_prepared_in_another_way(logged, monkeypatch):
+def test_a_model_refuses_to_load_where_pictures_are_prepared_in_another_way(logged, monkeypatch):
     folder = mlflow.artifacts.download_artifacts(logged["binary"])
     monkeypatch.setitem(decoding.PREPROCESSING, "version", 3)  # as in a release with another way of resizing
     with pytest.raises(RegistryError, match=r"prepared as \{.*2\}; the code of this process prepares them as \{.*3\}"):
         mlflow.pyfunc.load_model(folder)
 
 
-def test_every_form_of_a_picture_says_the_same(logged, tmp_path):
+def test_every_form_of_a_picture_gives_the_same_prediction(logged, tmp_path):
     model = mlflow.pyfunc.load_model(logged["binary"])
     path, data = tmp_path / "picture.png", png()
     path.write_bytes(data)
     pixels = np.asarray(Image.open(path))
     forms = [str(path), data, base64.b64encode(data).decode(), [data], [str(path)]]
     forms += [pd.DataFrame({"image": [form]}) for form in (str(path), data, pixels)]
-    found = [model.predict(form) for form in forms]
-    assert len({round(frame["p_malignant"][0], 9) for frame in found}) == 1
-    (frame,) = found[:1]
+    tables = [model.predict(form) for form in forms]
+    assert len({round(frame["p_malignant"][0], 9) for frame in tables}) == 1
+    frame = tables[0]
     assert list(frame) == ["label", "p_benign", "p_malignant", "threshold", "model_version", "run_id"]
     assert frame["label"][0] == ("malignant" if frame["p_malignant"][0] >= 0.3 else "benign")
     assert frame["model_version"][0] == ""
@@ -49,14 +49,14 @@ def test_every_form_of_a_picture_says_the_same(logged, tmp_path):
     assert model.input_example is not None
 
 
-def test_a_registered_version_says_which_it_is(logged):
+def test_a_registered_version_returns_its_name_and_number(logged):
     frame = mlflow.pyfunc.load_model(logged["registered"]).predict([png()])
     assert frame["model_version"][0] == "made-binary/1"
 
 
-def test_a_subtype_is_called_by_the_locked_rule(logged):
+def test_a_subtype_is_labelled_by_the_logged_decision_rule(logged):
     frame = mlflow.pyfunc.load_model(logged["subtype"]).predict([png()])
-    assert frame["label"][0] == "PC"  # by an offset that outdoes every probability
+    assert frame["label"][0] == "PC"  # its offset outweighs every probability
     assert frame.filter(like="p_").sum(axis=1)[0] == pytest.approx(1)
 
 
@@ -78,13 +78,13 @@ GREY, COLOUR = Image.new("L", (50, 50), 128), Image.new("RGB", (50, 50), (200, 1
         (7, "image 2 is a int"),
     ],
 )
-def test_pictures_that_say_nothing_are_refused_by_position(logged, data, message):
+def test_unusable_pictures_are_refused_by_position(logged, data, message):
     model = mlflow.pyfunc.load_model(logged["binary"])
     with pytest.raises(Exception, match=message):
         model.predict(pd.DataFrame({"image": [png(), data]}))
 
 
-def test_pictures_with_transparency_are_taken(logged):
+def test_pictures_with_transparency_are_accepted(logged):
     model = mlflow.pyfunc.load_model(logged["binary"])
     a, b = model.predict(pd.DataFrame({"image": [encoded(COLOUR), encoded(COLOUR.convert("RGBA"))]}))["p_malignant"]
     assert a == b
@@ -129,14 +129,14 @@ def server(logged, tmp_path_factory):
             process.wait(30)
 
 
-def ask(server: str, *images: str) -> requests.Response:
+def request_predictions(server: str, *images: str) -> requests.Response:
     table = {"columns": ["image"], "data": [[image] for image in images]}
     return requests.post(f"{server}/invocations", json={"dataframe_split": table}, timeout=60)
 
 
-def test_a_served_model_says_what_a_loaded_one_says(logged, server):
+def test_a_served_model_predicts_what_a_loaded_one_predicts(logged, server):
     images = [base64.b64encode(png(seed)).decode() for seed in (0, 1)]
-    answer = ask(server, *images)
+    answer = request_predictions(server, *images)
     assert answer.ok, answer.text
     expected = mlflow.pyfunc.load_model(logged["binary"]).predict(images)
     for served, row in zip(answer.json()["predictions"], expected.to_dict("records"), strict=True):
@@ -147,13 +147,13 @@ def test_a_served_model_says_what_a_loaded_one_says(logged, server):
 def test_a_served_model_reads_no_files(server, tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(png())
-    answer = ask(server, str(path))
+    answer = request_predictions(server, str(path))
     assert answer.status_code == 400
     assert "paths are not read here" in answer.text
-    assert ask(server, str(Path("/etc/hostname"))).status_code == 400
+    assert request_predictions(server, str(Path("/etc/hostname"))).status_code == 400
 
 
-def test_a_served_model_refuses_what_is_no_picture(server):
-    answer = ask(server, base64.b64encode(encoded(GREY)).decode())
+def test_a_served_model_refuses_an_unusable_picture(server):
+    answer = request_predictions(server, base64.b64encode(encoded(GREY)).decode())
     assert answer.status_code == 400
     assert "greyscale" in answer.text
