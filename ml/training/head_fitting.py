@@ -122,7 +122,7 @@ class Fitter:
         import keras
 
         examples, head = self._examples, self._head
-        if done := checkpoint.finished(name):
+        if done := checkpoint.read_finished(name):
             return FittedNetwork(done.arrays[:-1], None, done.arrays[-1].astype(np.float32), done.history)
         keras.utils.set_random_seed(seed)
         fresh = new_head(examples.task, examples.recipe)
@@ -162,7 +162,7 @@ class Fitter:
         checkpoint: Checkpoint,
     ) -> FittedNetwork:
         parts = len(fitted.head)
-        if done := checkpoint.finished(name):
+        if done := checkpoint.read_finished(name):
             heads, backbones = done.arrays[:parts], done.arrays[parts:-1]
             return FittedNetwork(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
         tuning = self._tuning
@@ -206,7 +206,7 @@ class _Loop:
         Raises:
             ConfigError: what is learnt is no number any more.
         """
-        reached = self._checkpoint.unfinished(self._name)
+        reached = self._checkpoint.read_unfinished(self._name)
         history, logits = reached.history, list(reached.arrays[-1]) if reached.arrays else []
         for variable, value in zip(self._variables, reached.arrays, strict=False):
             variable.assign(value)
@@ -229,7 +229,7 @@ class _Loop:
                     f"{self._name}: loss or outputs are not finite after epoch {epoch + 1} of {self._epochs}; lower "
                     "learning_rate in the preset, or set mixed_precision to false if it happens in fine-tuning alone"
                 )
-            if epoch + 1 < self._epochs and self._checkpoint.due():
+            if epoch + 1 < self._epochs and self._checkpoint.is_due():
                 self._checkpoint.save(self._name, epoch + 1, history, self._state(logits))
         shape = (0, *predict().shape)
         return (np.stack(logits).astype(np.float32) if logits else np.empty(shape, np.float32)), history

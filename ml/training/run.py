@@ -129,10 +129,10 @@ def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, se
     with mlflow.start_run(run_id=left) if left else mlflow.start_run(run_name=name, tags=tags) as run:
         run_id = str(run.info.run_id)
         if left != checkpoint.run_id or not left:
-            checkpoint.begin(run_id)
+            checkpoint.record_run(run_id)
         for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
             client.delete_logged_model(model.model_id)  # whole or not; the run is to have exactly one
-        resumed = f"resuming{checkpoint.reached} in " if left or checkpoint.reached else ""
+        resumed = f"resuming{checkpoint.progress} in " if left or checkpoint.progress else ""
         say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
         yield run_id
 

@@ -128,7 +128,7 @@ def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(wor
     client = connect(world.settings)
     assert client.get_run(state["run_id"]).info.status == "RUNNING"
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 1.0)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_CHECKS", 0.2)
     resumed = train_again(world, preset=quick_preset(4))
     assert f"resuming ({len(state['finished'])} parts finished, fold" in capfd.readouterr().err
     assert resumed["run_id"] == state["run_id"]

@@ -302,7 +302,7 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
         return fit(*arguments)
 
     monkeypatch.setattr(training_module, "fit_and_calibrate", meanwhile)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_CHECKS", 0.1)
     first = train_again(world, seed=9)
     other.join(60)
     assert answers["second"] == {**first, "reused": True}

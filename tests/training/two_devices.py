@@ -56,9 +56,9 @@ def fit(
         "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: shown[few], [*map(str, rows)]
     )
     nothing = SimpleNamespace(
-        finished=lambda _: None,
-        unfinished=lambda _: SimpleNamespace(epoch=0, history={}, arrays=[]),
-        due=lambda: False,
+        read_finished=lambda _: None,
+        read_unfinished=lambda _: SimpleNamespace(epoch=0, history={}, arrays=[]),
+        is_due=lambda: False,
         finish=lambda *_: None,
     )
     return Fitter(examples, backbone).fit("it", rows, rows, 0, nothing)  # type: ignore[arg-type]
