@@ -1,1 +1,1 @@
-"""From a split to a run in MLflow: presets, networks, features, fitting, cross-validation, checkpoints, reproduction."""
+"""From a split to a run in MLflow: presets, networks, features, fitting, cross-validation, checkpoints."""

@@ -20,7 +20,7 @@ from ml.training.cross_validation import (
     to_probabilities,
 )
 from ml.training.presets import load_preset
-from ml.training.procedure import _shares
+from ml.training.procedure import _correct_prior
 
 RECIPE = load_preset("default").subtype
 BINARY = load_preset("default").binary
@@ -64,7 +64,7 @@ def test_repeats_have_other_folds():
 
 
 def test_too_few_cases_for_the_folds():
-    with pytest.raises(DataError, match="2 cases to learn from cannot be dealt to 3 folds"):
+    with pytest.raises(DataError, match="2 cases to train on cannot be assigned to 3 folds"):
         assign_folds(*images({"A": 1, "F": 1}), 3, 1)
 
 
@@ -195,7 +195,7 @@ def test_nested_choices_know_nothing_of_their_own_fold():
 def test_a_class_that_only_the_fold_itself_has_is_left_as_it_is():
     truth = np.array([0] * 30 + [1] * 60 + [2] * 10)
     sampled = recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})
-    bias, logs = _shares("subtype", sampled, truth)
+    bias, logs = _correct_prior("subtype", sampled, truth)
     assert np.exp(logs[:3]) == pytest.approx([0.3, 0.6, 0.1])
     seen = np.sqrt([30, 60, 10]) / np.sqrt([30, 60, 10]).sum()
     assert bias[:3] == pytest.approx(np.log([0.3, 0.6, 0.1]) - np.log(seen))

@@ -28,7 +28,7 @@ from ml.training.backbone_weights import fetch_weights
 from ml.training.features import extract_features
 from ml.training.presets import load_preset, preset_names
 from ml.training.procedure import prepare_training_data
-from ml.training.run import _code, train
+from ml.training.run import _code_facts, train
 from tests.helpers import made_up
 from tests.helpers.small_training import (  # noqa: F401  # fixtures
     ignore_finished_runs,
@@ -74,7 +74,7 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert len(client.get_metric_history(result["run_id"], "out_of_fold_loss")) == 2
         assert len(client.get_metric_history(result["run_id"], "loss")) == run.data.metrics["chosen_epochs"]
         assert {"oof_macro_f1", "oof_macro_f1_low", "test_macro_f1_high"} <= run.data.metrics.keys()
-        assert tags["breakhis.code_sha256"] == _code()["code_sha256"]
+        assert tags["breakhis.code_sha256"] == _code_facts()["code_sha256"]
         assert len(tags["breakhis.lock_sha256"]) == 64
         assert {i.dataset.name for i in run.inputs.dataset_inputs} == {
             f"{world.dataset}, {side}" for side in ("train", "validation", "test")
@@ -365,6 +365,6 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(procedure, "_learn", full)
+    monkeypatch.setattr(procedure, "_run_procedure", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         train_again(world, seed=8)
