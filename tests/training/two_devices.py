@@ -69,13 +69,13 @@ def _main(kind: str) -> None:
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)
-    one_device = fine_tuning._strategy
+    one_device = fine_tuning._choose_strategy
     found = []
     for images in (12, 9):  # the last batch: whole, and of one image, for one of the devices
         one = fit(images)
-        fine_tuning._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
+        fine_tuning._choose_strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
         two = fit(images)
-        fine_tuning._strategy = one_device
+        fine_tuning._choose_strategy = one_device
         found.append(
             {
                 "apart": float(np.abs(two.logits - one.logits).max()),
