@@ -126,28 +126,19 @@ def reproduce(
     """
     if not (presets and protocols and seeds):
         raise ConfigError("nothing to compare: name at least one preset, one protocol and one seed")
-    try:
-        (output / "trainings").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {error.strerror}; name a folder that can be written") from None
+    folder = _make_folder(output)
     dataset = assemble_dataset(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     remove_abandoned(store)
     rows: list[Row] = []
     count = trained = 0
     kinds: set[Weights] = set()
-    draws = max(preset.bootstrap_draws for preset in presets)  # the same for all presets, or nothing could be paired
     for protocol, task in product(protocols, TASKS):
-        measured: dict[str, list[PresetMetrics]] = {preset.name: [] for preset in presets}
-        for trial, preset in product(make_protocol_splits(protocol, task, dataset, store), presets):
-            with prepare_training_data(task, dataset, trial.split, preset, store, settings, weights_id) as data:
-                kinds.add(data.weights)
-                scores = [
-                    _train_or_read(trial, task, preset, seed, data, output / "trainings", store)
-                    for seed in range(seeds)
-                ]
-            count, trained = count + seeds, trained + sum(is_new for _, is_new in scores)
-            measured[preset.name].append(compute_metrics([predictions for predictions, _ in scores], draws))
+        measured, used, new = _measure_presets(
+            protocol, task, dataset, presets, seeds, folder, store, settings, weights_id
+        )
+        count, trained = count + seeds * sum(map(len, measured.values())), trained + new
+        kinds |= used
         rows += compute_rows(protocol, task, measured)
     facts: Json = {
         "dataset": dataset,
@@ -165,11 +156,50 @@ def reproduce(
     return {**facts, "trained": trained, "output": str(output), "run_id": run_id}
 
 
+def _make_folder(output: Path) -> Path:
+    """Make the folder of the trainings and return it."""
+    folder = output / "trainings"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: {error.strerror}; name a folder that can be written") from None
+    return folder
+
+
+def _measure_presets(
+    protocol: ProtocolName,
+    task: Task,
+    dataset: str,
+    presets: Sequence[Preset],
+    seeds: int,
+    folder: Path,
+    store: Store,
+    settings: Settings,
+    weights_id: str | None,
+) -> tuple[dict[str, list[PresetMetrics]], "set[Weights]", int]:
+    """Train each preset on each split of a protocol with each seed, unless ``folder`` holds the training already.
+
+    Returns:
+        preset -> its metrics on each split; the backbone weights that were used; how many trainings were done.
+    """
+    draws = max(preset.bootstrap_draws for preset in presets)  # the same for all presets, or nothing could be paired
+    measured: dict[str, list[PresetMetrics]] = {preset.name: [] for preset in presets}
+    used: set[Weights] = set()
+    trained = 0
+    for protocol_split, preset in product(make_protocol_splits(protocol, task, dataset, store), presets):
+        with prepare_training_data(task, dataset, protocol_split.split, preset, store, settings, weights_id) as data:
+            used.add(data.weights)
+            scores = [_train_or_read(protocol_split, task, preset, seed, data, folder, store) for seed in range(seeds)]
+        trained += sum(is_new for _, is_new in scores)
+        measured[preset.name].append(compute_metrics([predictions for predictions, _ in scores], draws))
+    return measured, used, trained
+
+
 def _train_or_read(
-    trial: ProtocolSplit, task: Task, preset: Preset, seed: int, data: TrainingData, folder: Path, store: Store
+    protocol_split: ProtocolSplit, task: Task, preset: Preset, seed: int, data: TrainingData, folder: Path, store: Store
 ) -> tuple[LabelledPredictions, bool]:
     """Returns the predictions of the test side, and whether they had to be computed."""
-    name = f"{trial.name} {task} {preset.name} seed {seed}"
+    name = f"{protocol_split.name} {task} {preset.name} seed {seed}"
     file, test = folder / f"{name.replace(' ', '-')}.npz", data.rows_by_side["test"]
     job = digest(["reproduction", data.inputs_digest, seed])
     kept = _read(file, job)

@@ -318,7 +318,7 @@ def test_a_cache_gives_rows_in_the_order_they_are_asked_for(world):
 
 def test_shards_share_the_images_out_and_leave_none(world):
     images = set(hashes_of(world))
-    parts = [{h for h in images if Shard(n, 3).takes(h)} for n in (1, 2, 3)]
+    parts = [{h for h in images if Shard(n, 3).contains(h)} for n in (1, 2, 3)]
     assert set.union(*parts) == images
     assert sum(map(len, parts)) == len(images)
     rare = set(sorted(images)[:10])
@@ -334,7 +334,7 @@ def test_shards_share_the_images_out_and_leave_none(world):
 
 
 def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
-    made = fetch_weights("random", world.store, or_random=False)
+    made = fetch_weights("random", world.store, allow_random=False)
     assert (made["kind"], made["pretrained"]) == ("random", False)
     run(world)
     monkeypatch.setattr(features_module, "resolve_weights", None)

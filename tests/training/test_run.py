@@ -332,7 +332,7 @@ def test_a_finished_run_that_was_deleted_is_trained_again_to_the_same_result(wor
 
 
 def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
-    made = fetch_weights("random", world.store, or_random=False)
+    made = fetch_weights("random", world.store, allow_random=False)
     assert (made["weights"], made["kind"], made["pretrained"]) == (world.made["weights"], "random", False)
     monkeypatch.setattr(features_module, "resolve_weights", None)
     found = extract_features(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
