@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ml.core.taxonomy import Task, class_names
 from ml.images.decoding import Pixels
 from ml.training.backbone_weights import FEATURE_SIZE
-from ml.training.features import Features
+from ml.training.extractors import Features
 from ml.training.presets import Recipe
 from ml.training.sampling import Indices, class_weights, sample_epoch
 

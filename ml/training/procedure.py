@@ -35,7 +35,8 @@ from ml.training.backbone_weights import FEATURE_SIZE, Weights, load_backbone
 from ml.training.checkpoints import Checkpoint
 from ml.training.cross_validation import FoldTraining, HeldOutPredictions, PriorCorrection, SelectedParameters
 from ml.training.examples import Examples
-from ml.training.features import FeatureCache, Features, extract_features
+from ml.training.extractors import Features
+from ml.training.features import FeatureCache, extract_features
 from ml.training.fine_tuning import fine_tuning_applies
 from ml.training.head_fitting import Fitter
 from ml.training.presets import Preset, Recipe

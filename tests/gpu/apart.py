@@ -15,7 +15,7 @@ from ml.core.store import Store
 from ml.data.sources.demo import draw_files
 from ml.images.decoding import INPUT_SIZE, Pixels, decode, resize
 from ml.training.backbone_weights import load_backbone, resolve_weights
-from ml.training.features import OpenVINOExtractor, TensorFlowExtractor
+from ml.training.extractors import OpenVINOExtractor, TensorFlowExtractor
 from tests.training.two_devices import fit
 
 _MIB = 500

@@ -25,14 +25,8 @@ from ml.images.decoding import decode, pixel_hash, resize
 from ml.images.pixel_cache import PixelCache
 from ml.training import features as features_module
 from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, resolve_weights
-from ml.training.features import (
-    FeatureCache,
-    OpenVINOExtractor,
-    Shard,
-    TensorFlowExtractor,
-    choose_backend,
-    extract_features,
-)
+from ml.training.extractors import OpenVINOExtractor, TensorFlowExtractor, choose_backend
+from ml.training.features import FeatureCache, Shard, extract_features
 from ml.training.presets import load_preset
 from tests.helpers import made_up
 
