@@ -66,10 +66,10 @@ class OpenVINOExtractor:
         """Compute features: uint8 (n, 224, 224, 3) -> float32 (n, 1280)."""
         result = np.empty((len(pixels), FEATURE_SIZE), np.float32)
         for start in range(0, len(pixels), _AT_ONCE):
-            given = self._inputs[self._queue.get_idle_request_id()]
-            some = pixels[start : start + _AT_ONCE]
-            given[: len(some)] = some  # what remains behind the last pictures is computed too, and ignored
-            self._queue.start_async(given, result[start : start + _AT_ONCE], share_inputs=True)
+            request_input = self._inputs[self._queue.get_idle_request_id()]
+            pair = pixels[start : start + _AT_ONCE]
+            request_input[: len(pair)] = pair  # what remains behind the last pictures is computed too, and ignored
+            self._queue.start_async(request_input, result[start : start + _AT_ONCE], share_inputs=True)
         self._queue.wait_all()
         return result
 

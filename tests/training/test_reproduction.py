@@ -1,4 +1,4 @@
-"""The comparison of recipes: its arithmetic on made-up scores, and the whole of it on small drawn data."""
+"""The comparison of presets: its arithmetic on made-up predictions, and the whole command on small drawn data."""
 
 import csv
 import json

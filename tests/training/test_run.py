@@ -1,4 +1,4 @@
-"""From files in the store to a model that MLflow loads: features, training and serving on small drawn data."""
+"""Training, from files in the store to a model that MLflow loads, on small drawn data."""
 
 import base64
 import json
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_was_made_of(world, runs):
 
 
 def test_what_was_trained_can_be_registered(world, runs):
-    """Its figures come out of its predictions again, and its files are what may be registered."""
+    """Its metrics follow from its predictions, and its files are those that may be registered."""
     for task, result in runs.items():
         folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{result['run_id']}/model"))
         assert not list(folder.rglob("*.pyc"))
@@ -113,7 +113,7 @@ def test_a_run_says_which_runs_of_a_dag_trained_it(world):
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
-def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, anew, task):
+def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, ignore_finished_runs, task):
     second = train(
         task,
         dataset=world.dataset,
@@ -130,7 +130,7 @@ def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, anew, task
 
 
 def test_views_and_more_of_rare_subtypes(world):
-    """Two views of what is learnt from, three of rare subtypes, one of the test side; each changes what is learnt."""
+    """Two views of training images, three of rare subtypes, one of the test side; the number of views has an effect."""
     rows = read_dataset(world.dataset, world.store)
     sides = rows["patient"].map(read_split(world.split, world.store).sides)
     learnt = (sides != "test").to_numpy()
@@ -227,7 +227,7 @@ def test_the_evaluation_and_the_predictions_agree(world, runs):
 
 
 def test_quarantined_rows_take_no_part(world):
-    """A case that is tied to train and to test is on neither, and the training goes on without it."""
+    """A case that is tied to train and to test is on neither side, and the training leaves it out."""
     rows = read_dataset(world.dataset, world.store)
     sides = read_split(world.split, world.store).sides
     learnt = rows[(rows["subtype"] == "DC") & (rows["patient"].map(sides) == "train")]
