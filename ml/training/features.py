@@ -179,10 +179,8 @@ def extract_features(
     if settings.gpu_required:
         require_gpu()
     rows = read_dataset(dataset, store)
-    if shard:
-        rows = rows[rows["pixel_sha256"].map(shard.contains)]
-    weights = _choose_weights(weights_id, preset, store, settings)
-    backend = choose_backend(settings)
+    rows = rows[rows["pixel_sha256"].map(shard.contains)] if shard else rows
+    weights, backend = _choose_weights(weights_id, preset, store, settings), choose_backend(settings)
     files = dict(zip(rows["pixel_sha256"], rows["sha256"], strict=True))
     wanted = _group_by_view(list(files), plan or ())
     caches = {view: FeatureCache(store, weights.id, backend, view) for view in wanted}

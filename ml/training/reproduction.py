@@ -96,8 +96,7 @@ def reproduce(
         "rows": [row.to_json() for row in rows],
     }
     _write(facts, output)
-    run_id = _log(facts, output, settings)
-    return {**facts, "trained": trained, "output": str(output), "run_id": run_id}
+    return {**facts, "trained": trained, "output": str(output), "run_id": _log(facts, output, settings)}
 
 
 def _make_folder(output: Path) -> Path:
