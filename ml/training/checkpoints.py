@@ -1,7 +1,8 @@
-"""What a training has come to, kept in the store, so that a process that is killed need not begin again.
+"""Checkpoints of trainings in the store, so that a training that was killed resumes where it was.
 
-Under jobs/training/<job>/ lie ``state.json``, which moves by compare-and-set, and the arrays it names. The state also
-says who is at it and when that process last gave a sign of life: of two that train the same, the second is sent away.
+The folder jobs/training/<job>/ holds ``state.json``, which changes by compare-and-set, and the arrays that it names.
+The state also says which process trains and when that process last wrote a heartbeat: of two processes that train the
+same, the second is refused.
 """
 
 import io
@@ -22,171 +23,173 @@ from ml.core.store import Json, Store
 
 Arrays = list[NDArray[np.generic]]
 
-_SECONDS_BETWEEN_BEATS = 15.0
+_SECONDS_BETWEEN_HEARTBEATS = 15.0
 _SECONDS_UNTIL_DEAD = 60.0
 _SECONDS_BETWEEN_SAVES = 2.0
-_SECONDS_BETWEEN_LOOKS = 5.0
-_SECONDS_BETWEEN_WORDS = 60.0
-_SECONDS_UNTIL_GIVEN_UP = 30 * 24 * 3600.0
+_SECONDS_BETWEEN_CHECKS = 5.0
+_SECONDS_BETWEEN_MESSAGES = 60.0
+_SECONDS_UNTIL_ABANDONED = 30 * 24 * 3600.0
 
-_FOLDER = "jobs/training"
+_JOBS_FOLDER = "jobs/training"
 
 
 def wait_for_concurrent_training(store: Store, job: str) -> None:
-    """Wait until no living process is at a training.
+    """Wait until no living process works on the training ``job``.
 
-    Where a worker dies, its container trains on; a retry on another host cannot see that container, only this.
+    When a worker dies, its container trains on. A retry on another host cannot see that container, only its heartbeat.
     """
-    said = float("-inf")
+    last_message = float("-inf")
     while True:
-        state, _ = store.read(f"{_FOLDER}/{job}/state.json")
-        if not _lives(state):
+        state, _ = store.read(f"{_JOBS_FOLDER}/{job}/state.json")
+        if not _is_alive(state):
             return
-        if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
-            run = f"MLflow run {state['run_id']}{_reached(state)}" if state["run_id"] else "not begun"
-            say(f"this is being trained by another process already ({run}); waiting for its end")
-            said = time.monotonic()
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if time.monotonic() - last_message >= _SECONDS_BETWEEN_MESSAGES:
+            run = f"MLflow run {state['run_id']}{_describe_progress(state)}" if state["run_id"] else "not begun"
+            say(f"another process trains the same already ({run}); waiting for its end")
+            last_message = time.monotonic()
+        time.sleep(_SECONDS_BETWEEN_CHECKS)
 
 
-def _lives(state: Json | None) -> TypeGuard[Json]:
-    """Whether a process is at the training with this state."""
+def _is_alive(state: Json | None) -> TypeGuard[Json]:
+    """Whether the process that wrote this state still gives heartbeats."""
     return state is not None and time.time() - state["beat"] < _SECONDS_UNTIL_DEAD
 
 
 def remove_abandoned(store: Store) -> None:
-    """Remove the checkpoints of trainings that nobody has taken up again for 30 days."""
-    for job in store.keys(_FOLDER):
-        folder = f"{_FOLDER}/{job}"
+    """Remove the checkpoints of trainings that nobody has resumed for 30 days."""
+    for job in store.keys(_JOBS_FOLDER):
+        folder = f"{_JOBS_FOLDER}/{job}"
         state, _ = store.read(f"{folder}/state.json")
-        if state and time.time() - max(state["beat"], state["touched"]) > _SECONDS_UNTIL_GIVEN_UP:
-            say(f"removing {store.uri(folder)}, a training given up{_reached(state)}")
+        if state and time.time() - max(state["beat"], state["touched"]) > _SECONDS_UNTIL_ABANDONED:
+            say(f"removing {store.uri(folder)}, a training that nobody resumed{_describe_progress(state)}")
             for name in store.keys(folder):
                 store.remove(f"{folder}/{name}")
 
 
-def _reached(state: Json) -> str:
-    # By get: what an older version of this package left is still to be swept away.
-    told = [f"{n} parts finished"] if (n := len(state.get("finished", {}))) else []
+def _describe_progress(state: Json) -> str:
+    """Returns the progress in words, such as `` (2 parts finished, fold 3 after epoch 4)``, or an empty string."""
+    # By get: a checkpoint that an older version of this package left must still be removed.
+    progress = [f"{n} parts finished"] if (n := len(state.get("finished", {}))) else []
     if current := state.get("current"):
-        told.append(f"{current['part']} after epoch {current['epoch']}")
-    return f" ({', '.join(told)})" if told else ""
+        progress.append(f"{current['part']} after epoch {current['epoch']}")
+    return f" ({', '.join(progress)})" if progress else ""
 
 
-def _copy(history: dict[str, list[float]]) -> dict[str, list[float]]:
+def _copy_history(history: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: list(values) for name, values in history.items()}
 
 
 class SavedPart(NamedTuple):
-    """What was kept of one part of a training, such as a fold."""
+    """The saved state of one part of a training, such as a fold."""
 
     epoch: int
-    """Epochs done."""
+    """Epochs that are done."""
     history: dict[str, list[float]]
-    """Metrics of these epochs."""
+    """Metric -> its value after each of these epochs."""
     arrays: Arrays
+    """The caller's own arrays, in the order in which they were saved."""
 
 
 class Checkpoint:
-    """The checkpoint of one training, taken over from whoever was at it before.
+    """The checkpoint of one training. Making one takes the training over from the process that left it.
 
     Args:
-        store: where it lies.
-        job: identifies the training by all that its result depends on.
+        store: the store that holds the checkpoint.
+        job: digest of everything that the training's result depends on.
 
     Raises:
-        TryAgain: a process that still lives is at it.
+        TryAgain: a process that still lives works on this training.
     """
 
     def __init__(self, store: Store, job: str) -> None:
         self._store = store
-        self._folder = f"{_FOLDER}/{job}"
+        self._folder = f"{_JOBS_FOLDER}/{job}"
         self._key = f"{self._folder}/state.json"
         self._lock = threading.Lock()
-        self._saved = time.monotonic()
-        left, tag = store.read(self._key)
-        if _lives(left):
+        self._last_save = time.monotonic()
+        previous, tag = store.read(self._key)
+        if _is_alive(previous):
             raise TryAgain(
-                f"this is being trained already, in MLflow run {left['run_id'] or '(not begun)'}; if that process is "
-                f"dead, it counts as such in a minute"
+                f"this is being trained already, in MLflow run {previous['run_id'] or '(not begun)'}; if that process "
+                "is dead, try again in a minute"
             )
         fresh: Json = {"run_id": None, "current": None, "finished": {}}
-        self._state: Json = {**(left or fresh), "owner": uuid.uuid4().hex, "touched": time.time()}
+        self._state: Json = {**(previous or fresh), "owner": uuid.uuid4().hex, "touched": time.time()}
         self._state["beat"] = self._state["touched"]
         store.compare_and_set(self._key, self._state, tag)
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, once there is one."""
-        found: str | None = self._state["run_id"]
-        return found
+        """The id of the MLflow run, or None before :meth:`record_run`."""
+        run_id: str | None = self._state["run_id"]
+        return run_id
 
-    def finished(self, part: str) -> "SavedPart | None":
-        """What a part of the training came to, or None if it was not brought to its end.
-
-        Raises:
-            StoreError: it was removed or damaged.
-        """
-        found = self._state["finished"].get(part)
-        return SavedPart(found["epoch"], found["history"], self._load(found["arrays"])) if found else None
-
-    def unfinished(self, part: str) -> "SavedPart":
-        """What was saved last of a part: nothing, if another part was at work or none.
+    def read_finished(self, part: str) -> "SavedPart | None":
+        """Returns the result of a part of the training, or None if that part did not finish.
 
         Raises:
-            StoreError: it was removed or damaged.
+            StoreError: its arrays were removed or damaged.
         """
-        found = self._state["current"]
-        if not found or found["part"] != part:
+        kept = self._state["finished"].get(part)
+        return SavedPart(kept["epoch"], kept["history"], self._load(kept["arrays"])) if kept else None
+
+    def read_unfinished(self, part: str) -> "SavedPart":
+        """Returns the last saved state of a part: epoch 0 and no arrays unless this part was the one in progress.
+
+        Raises:
+            StoreError: its arrays were removed or damaged.
+        """
+        kept = self._state["current"]
+        if not kept or kept["part"] != part:
             return SavedPart(0, {}, [])
-        return SavedPart(found["epoch"], _copy(found["history"]), self._load(found["arrays"]))
+        return SavedPart(kept["epoch"], _copy_history(kept["history"]), self._load(kept["arrays"]))
 
     @property
-    def reached(self) -> str:
-        """Where the training is, in words; empty before anything was kept."""
-        return _reached(self._state)
+    def progress(self) -> str:
+        """How far the training is, in words; empty before anything was saved."""
+        return _describe_progress(self._state)
 
     def _load(self, key: str) -> Arrays:
         try:
-            with np.load(io.BytesIO(self._store.path(key).read_bytes())) as kept:
-                return [kept[name] for name in sorted(kept.files)]
+            with np.load(io.BytesIO(self._store.path(key).read_bytes())) as arrays:
+                return [arrays[name] for name in sorted(arrays.files)]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise StoreError(
                 f"{self._store.uri(key)} cannot be read ({type(error).__name__}); remove "
                 f"{self._store.uri(self._folder)} to train from the start"
             ) from None
 
-    def begin(self, run_id: str) -> None:
-        """Note the MLflow run.
+    def record_run(self, run_id: str) -> None:
+        """Record the id of the MLflow run.
 
         Raises:
-            Conflict: another process took the training over.
+            Conflict: another process has taken the training over.
         """
         with self._lock:
             self._state["run_id"] = run_id
             self._write(time.time())
 
-    def due(self) -> bool:
-        """Whether it is time to save: not after each epoch, which may take milliseconds."""
-        return time.monotonic() - self._saved >= _SECONDS_BETWEEN_SAVES
+    def is_due(self) -> bool:
+        """Whether it is time to save again. An epoch may take milliseconds, so not each of them is saved."""
+        return time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES
 
     def save(self, part: str, epoch: int, history: dict[str, list[float]], arrays: Arrays) -> None:
-        """Keep what a part reached after ``epoch`` epochs. Killed at any point, this leaves the one before or this one.
+        """Save a part's state after ``epoch`` epochs. Killed at any point, this leaves the former state or this one.
 
         Raises:
-            Conflict: another process took the training over.
+            Conflict: another process has taken the training over.
         """
-        self._keep(part, epoch, history, arrays, last=False)
+        self._put_part(part, epoch, history, arrays, last=False)
 
     def finish(self, part: str, history: dict[str, list[float]], arrays: Arrays) -> None:
-        """Keep what a part came to; it will not be done again.
+        """Save the result of a part, which will then not be trained again.
 
         Raises:
-            Conflict: another process took the training over.
+            Conflict: another process has taken the training over.
         """
-        self._keep(part, max(map(len, history.values()), default=0), history, arrays, last=True)
+        self._put_part(part, max(map(len, history.values()), default=0), history, arrays, last=True)
 
-    def _keep(self, part: str, epoch: int, history: dict[str, list[float]], arrays: Arrays, *, last: bool) -> None:
+    def _put_part(self, part: str, epoch: int, history: dict[str, list[float]], arrays: Arrays, *, last: bool) -> None:
         key = f"{self._folder}/{uuid.uuid4().hex}.npz"
         before = self._state["current"]
         with self._store.staging() as folder:
@@ -194,51 +197,51 @@ class Checkpoint:
             np.savez(file, **{f"{i:04d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
             self._store.put_file(key, file)
         with self._lock:
-            # A copy: signs of life write it too, while the caller is at the next epoch.
-            kept = {"part": part, "epoch": epoch, "history": _copy(history), "arrays": key}
+            # A copy: heartbeats write the state as well, while the caller adds the next epoch to its history.
+            kept = {"part": part, "epoch": epoch, "history": _copy_history(history), "arrays": key}
             if last:
                 self._state["finished"][part] = kept
             self._state |= {"current": None if last else kept, "touched": time.time()}
             self._write(time.time())
         if before:
             self._store.remove(before["arrays"])
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Give signs of life within the block. Left by an error, what was reached is kept for another to take over."""
+        """Write heartbeats within the block. If an error ends it, another process can resume the training at once."""
         stop = threading.Event()
 
-        def beat() -> None:
-            while not stop.wait(_SECONDS_BETWEEN_BEATS):
+        def write_heartbeats() -> None:
+            while not stop.wait(_SECONDS_BETWEEN_HEARTBEATS):
                 try:
                     with self._lock:
                         self._write(time.time())
-                except Conflict:  # the next save will say so
+                except Conflict:  # the next save will raise it
                     return
-                except Exception as error:  # the next one may reach the store
-                    say(f"the store takes no sign of life of this training: {error}")
+                except Exception as error:  # the next heartbeat may reach the store
+                    say(f"this training cannot write its heartbeat to the store, and tries again: {error}")
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=write_heartbeats, daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
-            # Where this fails the next one waits for a minute; what ended the block matters more.
+            # If this fails, the next process waits for a minute. What ended the block matters more.
             with self._lock, suppress(Exception):
                 self._write(0.0)
 
     def forget(self) -> None:
-        """Remove it: the training is done, and doing it again is meant.
+        """Remove the checkpoint of a training that is done. The next training of the same job starts from nothing.
 
         Raises:
-            Conflict: another process took the training over.
+            Conflict: another process has taken the training over.
         """
         with self._lock:
-            self._tag_if_ours()
-            files = self._store.keys(self._folder)  # before another can begin and save its own
+            self._read_own_tag()
+            files = self._store.keys(self._folder)  # listed before another process can start and save its own
             self._store.remove(self._key)
         for name in files:
             self._store.remove(f"{self._folder}/{name}")
@@ -246,12 +249,12 @@ class Checkpoint:
     def _write(self, beat: float) -> None:
         state = {**self._state, "beat": beat}
         try:
-            self._store.compare_and_set(self._key, state, self._tag_if_ours())
-        except Conflict:  # a client whose answer was lost writes again, and then finds what it wrote first
-            self._store.compare_and_set(self._key, state, self._tag_if_ours())
+            self._store.compare_and_set(self._key, state, self._read_own_tag())
+        except Conflict:  # a client that lost the answer writes again and then finds its own first write
+            self._store.compare_and_set(self._key, state, self._read_own_tag())
 
-    def _tag_if_ours(self) -> str | None:
-        found, tag = self._store.read(self._key)
-        if not found or found["owner"] != self._state["owner"]:
-            raise Conflict("another process has taken this training over, as this one gave no sign of life")
+    def _read_own_tag(self) -> str | None:
+        state, tag = self._store.read(self._key)
+        if not state or state["owner"] != self._state["owner"]:
+            raise Conflict("another process has taken this training over, as this one gave no heartbeat for a minute")
         return tag

@@ -1,12 +1,14 @@
-"""The protocol: what is chosen before the test side is scored, and on which predictions.
+"""Cross-validation: epochs, calibration and decision rule are selected on out-of-fold predictions.
 
-Cases are dealt to folds, each fold is predicted by a model that learnt from the others, and epochs, temperature, logit
-adjustment and threshold are chosen on all these out-of-fold predictions together: thresholds of one small validation
-side swing widely, those of pooled predictions carry over to other cases.
+Cases are assigned to folds, and a model that was trained on the other folds predicts each fold. Epochs, calibration
+temperature, logit adjustment and decision threshold are selected on all these out-of-fold predictions together:
+thresholds of one small validation side vary widely, those of pooled predictions carry over to other cases. All this
+happens before the test side is scored.
 
-What is chosen fits the very predictions it was chosen on a little better than new ones. The figures that are reported
-are therefore nested: what applies to a fold is chosen on predictions that nothing of this fold went into. For that a
-model is trained without each *pair* of folds: those without fold k and another one predict the other one.
+Selected parameters fit the predictions that they were selected on a little better than new ones. The reported figures
+are therefore nested: the parameters that apply to a fold are selected on predictions that this fold had no part in.
+For that, a model is trained without each *pair* of folds: the models without fold k and another fold predict the
+other fold.
 """
 
 import warnings
@@ -26,47 +28,49 @@ from ml.training.presets import Recipe
 from ml.training.sampling import Indices
 
 PriorCorrection = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""What takes back the effect of sampling and weights on logits, (1,) or (8,), and the log of each class's share."""
+"""The bias that undoes what sampling and weights did to logits, (1,) or (8,), and the log class prior, (classes,)."""
 
-_SEEDS = 200
-_COLDEST, _HOTTEST = 0.05, 20.0
+_MAX_RANDOM_STATES = 200
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
 class FoldTraining(NamedTuple):
     """One training of a cross-validation."""
 
     name: str
+    """Names the training in checkpoints and in the log."""
     repeat: int
     left_out: tuple[int, ...]
-    """The one fold that is not learnt from, or the pair."""
+    """The fold, or the pair of folds, that the model is not trained on."""
 
     def training_rows(self, folds: Indices) -> Indices:
-        """Positions of the images it learns from, given each image's fold."""
+        """Returns the positions of the images to train on, given each image's fold, (images,)."""
         return np.flatnonzero(~np.isin(folds, self.left_out))
 
     def held_out_rows(self, folds: Indices) -> Indices:
-        """Positions of the images it predicts."""
+        """Returns the positions of the images to predict, given each image's fold, (images,)."""
         return np.flatnonzero(np.isin(folds, self.left_out))
 
 
 def list_trainings(folds: int, repeats: int) -> list[FoldTraining]:
-    """What has to be trained: each fold left out, in each repeat, and each pair of folds in the first one."""
-    each = [FoldTraining(f"fold {k + 1} of repeat {r + 1}", r, (k,)) for r in range(repeats) for k in range(folds)]
+    """Returns all trainings: one without each fold, in each repeat, and one without each pair, in the first repeat."""
+    single = [FoldTraining(f"fold {k + 1} of repeat {r + 1}", r, (k,)) for r in range(repeats) for k in range(folds)]
     pairs = [FoldTraining(f"folds {j + 1} and {k + 1}", 0, (j, k)) for j, k in combinations(range(folds), 2)]
-    return [*each, *pairs]
+    return [*single, *pairs]
 
 
 def assign_folds(subtypes: NDArray[np.str_], cases: NDArray[np.str_], folds: int, repeats: int) -> Indices:
-    """The fold of each image in each repeat: int (repeats, images), the same for the same images whoever asks.
+    """Returns the fold of each image in each repeat: int (repeats, images). The same images get the same folds.
 
-    By scikit-learn's StratifiedGroupKFold, with the first random states under which each subtype with two cases or more
-    lies in two folds or more; otherwise no model without a case of it could predict it.
+    The folds are those of scikit-learn's StratifiedGroupKFold, with the first random states under which each subtype
+    with two cases or more lies in two folds or more; otherwise the model that predicts its images would not have been
+    trained on it.
 
     Args:
-        subtypes: (images,) what is spread evenly.
-        cases: (images,) what stays together.
-        folds: how many.
-        repeats: how often, with other folds.
+        subtypes: (images,) the classes to stratify by.
+        cases: (images,) the groups that stay in one fold.
+        folds: number of folds.
+        repeats: number of repeats, each with other folds.
 
     Raises:
         DataError: there are fewer cases than folds.
@@ -75,54 +79,55 @@ def assign_folds(subtypes: NDArray[np.str_], cases: NDArray[np.str_], folds: int
 
     n = len(np.unique(cases))
     if n < folds:
-        raise DataError(f"{n} cases to learn from cannot be dealt to {folds} folds; the set needs more cases")
-    several = [name for name in np.unique(subtypes) if len(np.unique(cases[subtypes == name])) > 1]
-    found: dict[bytes, tuple[int, int, Indices]] = {}
-    for seed in range(_SEEDS):
-        dealt = np.empty(len(cases), np.int64)
+        raise DataError(f"{n} cases to train on cannot be assigned to {folds} folds; the set needs more cases")
+    multi_case = [name for name in np.unique(subtypes) if len(np.unique(cases[subtypes == name])) > 1]
+    candidates: dict[bytes, tuple[int, int, Indices]] = {}
+    for seed in range(_MAX_RANDOM_STATES):
+        assignment = np.empty(len(cases), np.int64)
         with warnings.catch_warnings():
-            # Of a subtype with fewer pictures than folds, which is what the next lines look at.
+            # The warning is about a subtype with fewer pictures than folds, which the next lines look at.
             warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
             splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
             for number, (_, held_out) in enumerate(splitter.split(cases, subtypes, cases)):
-                dealt[held_out] = number
-        together = sum(len(np.unique(dealt[subtypes == name])) < 2 for name in several)
-        found.setdefault(dealt.tobytes(), (together, seed, dealt))
-        if sum(not bad for bad, _, _ in found.values()) == repeats:
+                assignment[held_out] = number
+        in_one_fold = sum(len(np.unique(assignment[subtypes == name])) < 2 for name in multi_case)
+        candidates.setdefault(assignment.tobytes(), (in_one_fold, seed, assignment))
+        if sum(not in_one_fold for in_one_fold, _, _ in candidates.values()) == repeats:
             break
-    best = [dealt for _, _, dealt in sorted(found.values(), key=lambda one: one[:2])][:repeats]
-    # A tiny set may not have as many ways to be dealt.
+    best = [assignment for _, _, assignment in sorted(candidates.values(), key=lambda c: c[:2])][:repeats]
+    # A tiny set may not have that many ways to be assigned.
     return np.stack([best[r % len(best)] for r in range(repeats)])
 
 
 class HeldOutPredictions(NamedTuple):
-    """Predictions of images by models that did not learn from their cases."""
+    """Predictions of images by models that were not trained on their cases."""
 
     rows: Indices
     """(n,) positions of the images."""
     logits: Logits
     """(epochs, n, 1 or 8), after each epoch."""
-    learnt: NDArray[np.bool_]
-    """(n,) whether the model had learnt the image's class from another case."""
+    knows_class: NDArray[np.bool_]
+    """(n,) whether the model was trained on the image's class, from other cases."""
 
 
 class SelectedParameters(NamedTuple):
-    """What was chosen, and is locked."""
+    """The parameters that were selected before the test side is scored."""
 
     epochs: int
     bias: tuple[float, ...]
-    """Added to the logits, (1,) or (8,): takes back what sampling and weights did to the classes' shares."""
+    """Added to the logits, (1,) or (8,): undoes what sampling and class weights did to the class prior."""
     temperature: float
     rule: DecisionRule
     tau: float = 0.0
+    """Strength of the logit adjustment (arXiv:2007.07314) in the rule."""
 
     def probabilities(self, logits: Logits) -> NDArray[np.float64]:
-        """Calibrated probabilities (n,) of malignant or (n, 8) of logits (n, 1 or 8)."""
+        """Returns calibrated probabilities, (n,) of malignant or (n, 8), from logits (n, 1 or 8)."""
         return to_probabilities((logits.astype(np.float64) + np.asarray(self.bias)) / self.temperature)
 
 
 def to_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) of malignant from logits (n, 1), by the sigmoid; (n, 8) from (n, 8), by the softmax."""
+    """Returns probabilities: (n,) of malignant from logits (n, 1), by sigmoid; (n, 8) from (n, 8), by softmax."""
     from scipy.special import expit, softmax
 
     probabilities = expit(logits[:, 0]) if logits.shape[1] == 1 else softmax(logits, axis=1)
@@ -130,11 +135,11 @@ def to_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def select_on_validation(task: Task, recipe: Recipe, truth: Indices, logits: Logits) -> SelectedParameters:
-    """The choice on a validation side: the last epoch, logits as they are, and the threshold by Youden's J.
+    """Select on the validation side: the last epoch, uncalibrated logits, and the threshold by Youden's J.
 
     Args:
-        task: whose.
-        recipe: its recipe.
+        task: the model's task.
+        recipe: the model's recipe.
         truth: (n,) class numbers of the validation side.
         logits: (n, 1 or 8) after the last epoch.
     """
@@ -150,50 +155,50 @@ def select_parameters(
     truth: Indices,
     pooled: HeldOutPredictions,
     bias: NDArray[np.float64],
-    log_shares: NDArray[np.float64],
+    log_prior: NDArray[np.float64],
     *,
-    first: int = 1,
+    first_epoch: int = 1,
 ) -> SelectedParameters:
-    """Choose epochs and temperature by log-loss, then the rule: Youden's J, or the tau with the best macro-F1.
+    """Select epochs and temperature by log-loss, then the rule: Youden's J, or the tau with the best macro-F1.
 
-    A class that some of the models had not learnt, since all its cases were left out, takes no part.
+    A class that some of the models were not trained on, since all its cases were left out, is not evaluated.
 
     Args:
-        task: whose.
-        recipe: what is to be chosen at all.
+        task: the model's task.
+        recipe: says which parameters are selected at all.
         truth: (images,) class numbers of all that ``pooled.rows`` points to.
-        pooled: out-of-fold predictions; an image may be there several times.
+        pooled: out-of-fold predictions; an image may have several.
         bias: (1,) or (8,), see :class:`SelectedParameters`; used where the recipe calibrates.
-        log_shares: (8,) log of each class's share of the development images; its order is that of the classes.
-        first: number of the first epoch in ``pooled.logits``.
+        log_prior: (8,) log of each class's share of the development images, in the order of the classes.
+        first_epoch: number of the first epoch in ``pooled.logits``.
 
     Raises:
-        DataError: fewer than two classes take part.
+        DataError: fewer than two classes can be evaluated.
     """
     truth = truth[pooled.rows]
-    taking_part = [k for k in np.unique(truth) if pooled.learnt[truth == k].all()]
-    if len(taking_part) < 2:
+    evaluated = [k for k in np.unique(truth) if pooled.knows_class[truth == k].all()]
+    if len(evaluated) < 2:
         raise DataError(
-            "fewer than two classes have two cases to learn from, so nothing can be chosen out of fold; the set needs "
-            "more cases"
+            "fewer than two classes have two cases to train on, so nothing can be selected on out-of-fold predictions; "
+            "the set needs more cases"
         )
-    used = np.isin(truth, taking_part)
+    used = np.isin(truth, evaluated)
     logits, truth = pooled.logits[:, used].astype(np.float64), truth[used]
     selection = recipe.selection
-    shift = bias if selection.calibrate else np.zeros_like(bias)
+    added_bias = bias if selection.calibrate else np.zeros_like(bias)
     candidates = range(len(logits)) if selection.choose_epochs else [len(logits) - 1]
-    fitted = [_fit_temperature(logits[k] + shift, truth, free=selection.calibrate) for k in candidates]
+    fitted = [_fit_temperature(logits[k] + added_bias, truth, free=selection.calibrate) for k in candidates]
     best = int(np.argmin([loss for _, loss in fitted]))
     temperature = fitted[best][0]
-    probabilities = to_probabilities((logits[candidates[best]] + shift) / temperature)
-    epochs = first + candidates[best]
-    chosen = tuple(float(b) for b in shift)
+    probabilities = to_probabilities((logits[candidates[best]] + added_bias) / temperature)
+    epochs = first_epoch + candidates[best]
+    bias_values = tuple(float(b) for b in added_bias)
     if task == "binary":
         return SelectedParameters(
-            epochs, chosen, temperature, DecisionRule(threshold=youden_threshold(truth, probabilities))
+            epochs, bias_values, temperature, DecisionRule(threshold=youden_threshold(truth, probabilities))
         )
-    tau = _best_tau(recipe.imbalance.logit_adjustment, log_shares, probabilities, truth, taking_part)
-    return SelectedParameters(epochs, chosen, temperature, _rule(tau, log_shares), tau)
+    tau = _best_tau(recipe.imbalance.logit_adjustment, log_prior, probabilities, truth, evaluated)
+    return SelectedParameters(epochs, bias_values, temperature, _adjusted_rule(tau, log_prior), tau)
 
 
 def nest_selection(
@@ -202,71 +207,71 @@ def nest_selection(
     truth: Indices,
     folds: Indices,
     predictions: dict[FoldTraining, HeldOutPredictions],
-    shares: Callable[[Indices], PriorCorrection],
+    correct_prior: Callable[[Indices], PriorCorrection],
     *,
-    first: int = 1,
+    first_epoch: int = 1,
 ) -> tuple[NDArray[np.float64], list[SelectedParameters]]:
-    """Out-of-fold probabilities of the first repeat, with what was chosen without anything of their own fold.
+    """Compute nested out-of-fold probabilities: each fold's parameters are selected without that fold.
 
     Args:
-        task: whose.
-        recipe: what is to be chosen at all.
+        task: the model's task.
+        recipe: says which parameters are selected at all.
         truth: (images,) class numbers.
-        folds: (images,) the fold of each.
-        predictions: of every training.
-        shares: class numbers of what is learnt from -> ``bias`` and ``log_shares`` of :func:`select_parameters`.
-        first: number of the first epoch in the logits.
+        folds: (images,) the fold of each image in the first repeat.
+        predictions: the held-out predictions of every training.
+        correct_prior: class numbers of the training images -> ``bias`` and ``log_prior`` of
+            :func:`select_parameters`.
+        first_epoch: number of the first epoch in the logits.
 
     Returns:
-        probabilities (images,) or (images, 8), and the choice that applied to each fold.
+        probabilities (images,) or (images, 8) of the first repeat, and the parameters that apply to each fold.
     """
     outer = {fold.left_out[0]: p for fold, p in predictions.items() if fold.repeat == 0 and len(fold.left_out) == 1}
     pairs = {fold.left_out: p for fold, p in predictions.items() if len(fold.left_out) == 2}
     shape = (len(truth),) if task == "binary" else (len(truth), len(class_names(task)))
     probabilities = np.empty(shape)
-    choices = []
+    selections = []
     for k in range(len(outer)):
-        inner = [_only(p, folds, j) for pair, p in pairs.items() if k in pair for j in pair if j != k]
-        choice = select_parameters(
-            task, recipe, truth, pool_predictions(inner), *shares(truth[folds != k]), first=first
+        inner = [_select_fold(p, folds, j) for pair, p in pairs.items() if k in pair for j in pair if j != k]
+        selected = select_parameters(
+            task, recipe, truth, pool_predictions(inner), *correct_prior(truth[folds != k]), first_epoch=first_epoch
         )
-        mine = outer[k]
-        probabilities[mine.rows] = choice.probabilities(mine.logits[choice.epochs - first])
-        choices.append(choice)
-    return probabilities, choices
+        probabilities[outer[k].rows] = selected.probabilities(outer[k].logits[selected.epochs - first_epoch])
+        selections.append(selected)
+    return probabilities, selections
 
 
 def pool_predictions(predictions: Sequence[HeldOutPredictions]) -> HeldOutPredictions:
-    """Several models' predictions as one."""
+    """Returns the predictions of several models as one."""
     return HeldOutPredictions(
         np.concatenate([p.rows for p in predictions]),
         np.concatenate([p.logits for p in predictions], axis=1),
-        np.concatenate([p.learnt for p in predictions]),
+        np.concatenate([p.knows_class for p in predictions]),
     )
 
 
-def loss_by_epoch(truth: Indices, pooled: HeldOutPredictions, shift: NDArray[np.float64] | None = None) -> list[float]:
-    """Mean log-loss of the predictions after each epoch: what the number of epochs is chosen by.
+def loss_by_epoch(truth: Indices, pooled: HeldOutPredictions, bias: NDArray[np.float64] | None = None) -> list[float]:
+    """Returns the mean log-loss of the predictions after each epoch, by which the number of epochs is selected.
 
     Args:
         truth: class numbers of all that ``pooled.rows`` points to.
         pooled: the predictions.
-        shift: added to the logits, which are then calibrated by the epoch's own temperature; None: as they are.
+        bias: added to the logits, which are then calibrated by the epoch's own temperature; None: uncalibrated.
     """
-    added, calibrated = (0.0, False) if shift is None else (shift, True)
+    added, calibrated = (0.0, False) if bias is None else (bias, True)
     return [
         _fit_temperature(logits.astype(np.float64) + added, truth[pooled.rows], free=calibrated)[1]
         for logits in pooled.logits
     ]
 
 
-def _only(predicted: HeldOutPredictions, folds: Indices, fold: int) -> HeldOutPredictions:
+def _select_fold(predicted: HeldOutPredictions, folds: Indices, fold: int) -> HeldOutPredictions:
     kept = folds[predicted.rows] == fold
-    return HeldOutPredictions(predicted.rows[kept], predicted.logits[:, kept], predicted.learnt[kept])
+    return HeldOutPredictions(predicted.rows[kept], predicted.logits[:, kept], predicted.knows_class[kept])
 
 
 def _fit_temperature(logits: NDArray[np.float64], truth: Indices, *, free: bool) -> tuple[float, float]:
-    """The temperature with the smallest log-loss, and that loss.
+    """Returns the temperature with the smallest log-loss (1 unless ``free``), and that loss.
 
     C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv:1706.04599).
     """
@@ -274,9 +279,9 @@ def _fit_temperature(logits: NDArray[np.float64], truth: Indices, *, free: bool)
 
     if not free:
         return 1.0, _log_loss(logits, truth)
-    bounds = (np.log(_COLDEST), np.log(_HOTTEST))
-    found = minimize_scalar(lambda t: _log_loss(logits / np.exp(t), truth), bounds=bounds, method="bounded")
-    return float(np.exp(found.x)), float(found.fun)
+    bounds = (np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE))
+    minimum = minimize_scalar(lambda t: _log_loss(logits / np.exp(t), truth), bounds=bounds, method="bounded")
+    return float(np.exp(minimum.x)), float(minimum.fun)
 
 
 def _log_loss(logits: NDArray[np.float64], truth: Indices) -> float:
@@ -289,21 +294,21 @@ def _log_loss(logits: NDArray[np.float64], truth: Indices) -> float:
     return float((logsumexp(logits, axis=1) - logits[np.arange(len(truth)), truth]).mean())
 
 
-def _rule(tau: float, log_shares: NDArray[np.float64]) -> DecisionRule:
-    return DecisionRule(offsets=tuple(float(-tau * s) for s in log_shares)) if tau else DecisionRule()
+def _adjusted_rule(tau: float, log_prior: NDArray[np.float64]) -> DecisionRule:
+    return DecisionRule(offsets=tuple(float(-tau * s) for s in log_prior)) if tau else DecisionRule()
 
 
 def _best_tau(
     taus: Sequence[float],
-    log_shares: NDArray[np.float64],
+    log_prior: NDArray[np.float64],
     probabilities: NDArray[np.float64],
     truth: Indices,
-    taking_part: list[int],
+    evaluated: list[int],
 ) -> float:
     from sklearn.metrics import f1_score
 
     def macro_f1(tau: float) -> float:
-        called = _rule(tau, log_shares).assign_labels(probabilities)
-        return float(f1_score(truth, called, labels=taking_part, average="macro", zero_division=0))
+        called = _adjusted_rule(tau, log_prior).assign_labels(probabilities)
+        return float(f1_score(truth, called, labels=evaluated, average="macro", zero_division=0))
 
-    return max(taus, key=lambda tau: (macro_f1(tau), -abs(tau)))  # of equals the weakest
+    return max(taus, key=lambda tau: (macro_f1(tau), -abs(tau)))  # of equals the weakest adjustment

@@ -1,7 +1,7 @@
-"""Fitting one network on some images of a dataset: a head on cached features, then, if asked for, the backbone's top.
+"""Fitting one network on some images of a dataset: a head on cached features, then, if asked for, fine-tuning.
 
-Order, views and dropout of an epoch are made of the seed and its number alone: so it does not matter in how many
-processes the epochs were done.
+Seed and number of an epoch alone determine its order, views and dropout. A training that was resumed in another process
+therefore gives the same result.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ from ml.core.progress import say
 from ml.core.taxonomy import Task
 from ml.evaluation.figures import History
 from ml.training.checkpoints import Arrays, Checkpoint
-from ml.training.examples import Examples, choose_batches, feature_statistics
+from ml.training.examples import Examples, feature_statistics, iterate_batches
 from ml.training.fine_tuning import FineTuner, fine_tuning_applies, predict_pixels, trace_network
-from ml.training.networks import Logits, dropout_states, loss_of, new_head, set_standardization
+from ml.training.networks import Logits, dropout_states, make_head, make_loss, set_standardization
 from ml.training.presets import Recipe
 from ml.training.sampling import Indices
 
@@ -27,36 +27,40 @@ if TYPE_CHECKING:
 
 
 _STEPS = 16
-"""Steps whose features are held in memory at a time."""
+"""Training steps whose features are in memory at a time."""
 
 
 class FittedNetwork(NamedTuple):
-    """A network that was fitted."""
+    """The weights of a fitted network, and its predictions after each epoch."""
 
     head: Arrays
     """Weights of the head after the last epoch."""
     backbone: Arrays | None
     """Weights of the backbone, if it was fine-tuned."""
     logits: Logits
-    """(epochs, watched, 1 or 8), after each epoch; with fine-tuning, of the head alone and then after its epochs."""
+    """(epochs, monitored images, 1 or 8); with fine-tuning, of the fitted head first, then after each of its epochs."""
     history: History
-    """Curves: name -> a value an epoch."""
+    """Training curves: name -> one value an epoch."""
 
 
 class Fitter:
     """Fits networks on one training's examples, one after the other.
 
-    Networks are built once: a new one for each fit would be traced anew, which takes longer than training a small head,
-    and for the backbone's top as long as some epochs.
+    Networks are built once. A new network for each fit would be traced again, which takes longer than the training of a
+    small head, and as long as some epochs of fine-tuning.
+
+    Args:
+        examples: the images of the training.
+        backbone: loads the backbone that is fine-tuned and predicted with.
     """
 
     def __init__(self, examples: Examples, backbone: "Callable[[], keras.Model]") -> None:
         import_tensorflow_quietly()
         self._examples = examples
         self._load_backbone = backbone
-        self._head = _compiled_head(examples.task, examples.recipe)
-        self._initial = [np.asarray(v) for v in self._head.optimizer.variables]
-        self._steps = _steps_of(self._head, examples.recipe.training.batch_size)
+        self._head = _compile_head(examples.task, examples.recipe)
+        self._initial_state = [np.asarray(v) for v in self._head.optimizer.variables]
+        self._steps = _compile_steps(self._head, examples.recipe.training.batch_size)
         self.fine_tunes = fine_tuning_applies(examples.recipe.fine_tuning)
 
     @cached_property
@@ -66,49 +70,52 @@ class Fitter:
     def fit(
         self,
         name: str,
-        learnt: Indices,
-        watched: Indices,
+        training_rows: Indices,
+        monitored: Indices,
         seed: int,
         checkpoint: Checkpoint,
         *,
         epochs: int | None = None,
     ) -> FittedNetwork:
-        """Fit one network.
+        """Fit one network: resume it from the checkpoint, or read its result if it is finished.
 
         Args:
-            name: of this fit, for the checkpoint and the log.
-            learnt: positions of the images to learn from.
-            watched: positions of images to predict after each epoch.
-            seed: of initial weights, order, views and dropout.
-            checkpoint: where to go on, and where to keep what was reached.
-            epochs: how many; default: what the recipe says. With fine-tuning, of that, and it may be 0.
+            name: name of this fit in the checkpoint and in the log.
+            training_rows: positions of the images to train on.
+            monitored: positions of the images to predict after each epoch.
+            seed: seed of initial weights, order, views and dropout.
+            checkpoint: the checkpoint of the training.
+            epochs: number of epochs; default: the recipe's. With fine-tuning, number of its epochs, which may be 0.
 
         Raises:
-            ConfigError: it is learnt so fast, or so roughly, that nothing finite comes of it.
+            ConfigError: the loss or the outputs become infinite or NaN, as the learning rate is too high or float16 too
+                coarse.
         """
         recipe = self._examples.recipe
-        of_head = recipe.training.epochs if self.fine_tunes or epochs is None else epochs
-        fitted = self._fit_head(name, learnt, watched, seed, of_head, checkpoint)
+        head_epochs = recipe.training.epochs if self.fine_tunes or epochs is None else epochs
+        fitted = self._fit_head(name, training_rows, monitored, seed, head_epochs, checkpoint)
         if not self.fine_tunes:
             return fitted
-        of_backbone = recipe.fine_tuning.epochs if epochs is None else epochs
-        return self._fine_tune(f"{name}, fine-tuning", fitted, learnt, watched, seed, of_backbone, checkpoint)
+        tuning_epochs = recipe.fine_tuning.epochs if epochs is None else epochs
+        return self._fine_tune(
+            f"{name}, fine-tuning", fitted, training_rows, monitored, seed, tuning_epochs, checkpoint
+        )
 
     def head(self, fitted: FittedNetwork) -> "keras.Model":
-        """The head of a fit as a network: features -> logits."""
-        head = new_head(self._examples.task, self._examples.recipe)
+        """Returns the fitted head as a network: features (n, 1280) -> logits."""
+        head = make_head(self._examples.task, self._examples.recipe)
         head.set_weights(fitted.head)
         return head
 
     def backbone(self, fitted: FittedNetwork) -> "keras.Model":
-        """The backbone that belongs to a fit's head."""
+        """Returns the backbone that belongs to the fitted head, fine-tuned if it was."""
         backbone = self._load_backbone()
         if fitted.backbone is not None:
             backbone.set_weights(fitted.backbone)
         return backbone
 
     def predict(self, fitted: FittedNetwork, rows: Indices) -> Logits:
-        """Logits (rows, 1 or 8) of what a fit came to."""
+        """Returns logits (rows, 1 or 8) of the fitted network."""
         head = self.head(fitted)
         if fitted.backbone is None:
             return np.asarray(head(self._examples.features[0, rows], training=False))
@@ -117,109 +124,113 @@ class Fitter:
         return predict_pixels(traced, self._examples, rows)
 
     def _fit_head(
-        self, name: str, learnt: Indices, watched: Indices, seed: int, epochs: int, checkpoint: Checkpoint
+        self, name: str, training_rows: Indices, monitored: Indices, seed: int, epochs: int, checkpoint: Checkpoint
     ) -> FittedNetwork:
         import keras
 
         examples, head = self._examples, self._head
-        if done := checkpoint.finished(name):
+        if done := checkpoint.read_finished(name):
             return FittedNetwork(done.arrays[:-1], None, done.arrays[-1].astype(np.float32), done.history)
         keras.utils.set_random_seed(seed)
-        fresh = new_head(examples.task, examples.recipe)
+        fresh = make_head(examples.task, examples.recipe)
         if examples.recipe.head.standardize:
-            set_standardization(fresh, *feature_statistics(examples.features, learnt))
+            set_standardization(fresh, *feature_statistics(examples.features, training_rows))
         head.set_weights(fresh.get_weights())
-        for variable, value in zip(head.optimizer.variables, self._initial, strict=True):
+        for variable, value in zip(head.optimizer.variables, self._initial_state, strict=True):
             variable.assign(value)
-        drops = dropout_states(head.layers)
+        states = dropout_states(head.layers)
 
-        def learn(left: range) -> Iterator[None]:
+        def train_epochs(epochs: range) -> Iterator[None]:
             size = _STEPS * examples.recipe.training.batch_size
-            for epoch in left:
-                for _, rows, numbers, targets, weights in choose_batches(
-                    examples, learnt, seed, range(epoch, epoch + 1), size
+            for epoch in epochs:
+                for _, rows, views, targets, weights in iterate_batches(
+                    examples, training_rows, seed, range(epoch, epoch + 1), size
                 ):
-                    self._steps(examples.features[numbers, rows], targets, weights)
+                    self._steps(examples.features[views, rows], targets, weights)
                 yield
 
         def predict() -> Logits:
-            features = examples.features[0, watched]
-            return np.asarray(head(features, training=False)) if len(watched) else np.empty((0, examples.outputs), "f4")
+            if not len(monitored):
+                return np.empty((0, examples.output_size), np.float32)
+            return np.asarray(head(examples.features[0, monitored], training=False))
 
-        logits, history = _Loop(name, head, drops, seed, epochs, checkpoint).run(learn, predict)
-        kept: Arrays = [np.asarray(v) for v in head.weights]
-        checkpoint.finish(name, history, [*kept, logits])
-        return FittedNetwork(kept, None, logits, history)
+        logits, history = _EpochLoop(name, head, states, seed, epochs, checkpoint).run(train_epochs, predict)
+        head_weights: Arrays = [np.asarray(v) for v in head.weights]
+        checkpoint.finish(name, history, [*head_weights, logits])
+        return FittedNetwork(head_weights, None, logits, history)
 
     def _fine_tune(
         self,
         name: str,
         fitted: FittedNetwork,
-        learnt: Indices,
-        watched: Indices,
+        training_rows: Indices,
+        monitored: Indices,
         seed: int,
         epochs: int,
         checkpoint: Checkpoint,
     ) -> FittedNetwork:
         parts = len(fitted.head)
-        if done := checkpoint.finished(name):
+        if done := checkpoint.read_finished(name):
             heads, backbones = done.arrays[:parts], done.arrays[parts:-1]
             return FittedNetwork(heads, backbones, done.arrays[-1].astype(np.float32), done.history)
         tuning = self._tuning
         tuning.begin(fitted.head)
 
-        def learn(left: range) -> Iterator[None]:
-            batches = tuning.batches(learnt, seed, left)
-            for _ in left:
-                for _ in range(-(-len(learnt) // self._examples.recipe.fine_tuning.batch_size)):
+        def train_epochs(epochs: range) -> Iterator[None]:
+            batches = tuning.batches(training_rows, seed, epochs)
+            for _ in epochs:
+                for _ in range(-(-len(training_rows) // self._examples.recipe.fine_tuning.batch_size)):
                     tuning.step(next(batches))
                 yield
 
-        after, history = _Loop(name, tuning.network, tuning.drops, seed, epochs, checkpoint).run(
-            learn, lambda: tuning.predict(watched)
+        tuning_logits, history = _EpochLoop(name, tuning.network, tuning.dropout_states, seed, epochs, checkpoint).run(
+            train_epochs, lambda: tuning.predict(monitored)
         )
-        logits = np.concatenate([fitted.logits[-1:], after])  # none at all may be best
-        kept: Arrays = [np.asarray(v) for v in tuning.head.weights]
-        tuned: Arrays = [np.asarray(v, dtype=np.float32) for v in tuning.backbone.weights]
+        # The first logits are those before fine-tuning: the selection may find no epoch of it best.
+        logits = np.concatenate([fitted.logits[-1:], tuning_logits])
+        head_weights: Arrays = [np.asarray(v) for v in tuning.head.weights]
+        backbone_weights: Arrays = [np.asarray(v, dtype=np.float32) for v in tuning.backbone.weights]
         history = {**fitted.history, **{f"fine_tuning_{curve}": values for curve, values in history.items()}}
-        checkpoint.finish(name, history, [*kept, *tuned, logits])
-        return FittedNetwork(kept, tuned, logits, history)
+        checkpoint.finish(name, history, [*head_weights, *backbone_weights, logits])
+        return FittedNetwork(head_weights, backbone_weights, logits, history)
 
 
-class _Loop:
-    """The epochs of one fit, from where the checkpoint is."""
+class _EpochLoop:
+    """The epochs of one fit, which resumes after the last epoch in the checkpoint."""
 
     def __init__(
-        self, name: str, network: "keras.Model", drops: list[Any], seed: int, epochs: int, checkpoint: Checkpoint
+        self, name: str, network: "keras.Model", states: list[Any], seed: int, epochs: int, checkpoint: Checkpoint
     ) -> None:
-        self._name, self._network, self._drops = name, network, drops
+        self._name, self._network, self._dropout_states = name, network, states
         self._seed, self._epochs, self._checkpoint = seed, epochs, checkpoint
         self._variables = [*network.trainable_variables, *network.optimizer.variables]
 
-    def run(self, learn: Callable[[range], Iterator[None]], predict: Callable[[], Logits]) -> tuple[Logits, History]:
-        """What ``predict`` gave after each epoch, and the curves.
+    def run(
+        self, train_epochs: Callable[[range], Iterator[None]], predict: Callable[[], Logits]
+    ) -> tuple[Logits, History]:
+        """Returns the logits that ``predict`` gives after each epoch, (epochs, n, 1 or 8), and the training curves.
 
         Args:
-            learn: does these epochs, one whenever it is asked for the next.
-            predict: logits of what is watched.
+            train_epochs: trains these epochs, one at each ``next``.
+            predict: returns the logits of the monitored images.
 
         Raises:
-            ConfigError: what is learnt is no number any more.
+            ConfigError: the loss or the outputs become infinite or NaN.
         """
-        reached = self._checkpoint.unfinished(self._name)
-        history, logits = reached.history, list(reached.arrays[-1]) if reached.arrays else []
-        for variable, value in zip(self._variables, reached.arrays, strict=False):
+        saved = self._checkpoint.read_unfinished(self._name)
+        history, logits = saved.history, list(saved.arrays[-1]) if saved.arrays else []
+        for variable, value in zip(self._variables, saved.arrays, strict=False):
             variable.assign(value)
-        if reached.epoch:
-            say(f"{self._name}: resuming after epoch {reached.epoch} of {self._epochs}")
-        left = range(reached.epoch, self._epochs)
-        turns = learn(left)
-        for epoch in left:
-            # Spread out: from [seed, epoch] Keras would count on by one a step, through the masks of the next epoch.
-            for k, state in enumerate(self._drops):
+        if saved.epoch:
+            say(f"{self._name}: resuming after epoch {saved.epoch} of {self._epochs}")
+        remaining = range(saved.epoch, self._epochs)
+        epochs = train_epochs(remaining)
+        for epoch in remaining:
+            # A hash: from [seed, epoch] itself Keras would count up by one a step, into the masks of the next epoch.
+            for k, state in enumerate(self._dropout_states):
                 state.assign(np.random.SeedSequence([self._seed, epoch, k]).generate_state(2))
             self._network.reset_metrics()
-            next(turns)
+            next(epochs)
             for curve, value in self._network.get_metrics_result().items():
                 history.setdefault(curve, []).append(float(value))
             logits.append(predict())
@@ -229,7 +240,7 @@ class _Loop:
                     f"{self._name}: loss or outputs are not finite after epoch {epoch + 1} of {self._epochs}; lower "
                     "learning_rate in the preset, or set mixed_precision to false if it happens in fine-tuning alone"
                 )
-            if epoch + 1 < self._epochs and self._checkpoint.due():
+            if epoch + 1 < self._epochs and self._checkpoint.is_due():
                 self._checkpoint.save(self._name, epoch + 1, history, self._state(logits))
         shape = (0, *predict().shape)
         return (np.stack(logits).astype(np.float32) if logits else np.empty(shape, np.float32)), history
@@ -238,10 +249,11 @@ class _Loop:
         return [*(np.asarray(v) for v in self._variables), np.stack(logits)]
 
 
-def _steps_of(network: "keras.Model", size: int) -> Callable[..., Any]:
-    """What takes some features, targets and weights and does Keras' own training step with each ``size`` of them.
+def _compile_steps(network: "keras.Model", size: int) -> Callable[..., Any]:
+    """Returns a function of features, targets and weights that does Keras' own training step with each ``size`` rows.
 
-    In one graph: Keras' ``fit`` returns to Python after each, and its pipelines cost more than a small head's step.
+    All steps are one graph: Keras' ``fit`` returns to Python after each step, and its pipelines cost more than the step
+    of a small head.
     """
     import tensorflow as tf
 
@@ -257,25 +269,26 @@ def _steps_of(network: "keras.Model", size: int) -> Callable[..., Any]:
     return tf.function(steps, [*signature, tf.TensorSpec((None,), tf.float32)], autograph=False)  # type: ignore[no-any-return]
 
 
-def _compiled_head(task: Task, recipe: Recipe) -> "keras.Model":
-    """The head, compiled, with an optimizer that has its variables already."""
+def _compile_head(task: Task, recipe: Recipe) -> "keras.Model":
+    """Returns the compiled head, with an optimizer whose variables exist already."""
     import keras
 
-    head, spec = new_head(task, recipe), recipe.training
+    head, spec = make_head(task, recipe), recipe.training
     optimizer = (
         keras.optimizers.AdamW(spec.learning_rate, weight_decay=spec.weight_decay)
         if spec.weight_decay
         else keras.optimizers.Adam(spec.learning_rate)
     )
-    head.compile(_in_one_kernel(optimizer), loss=loss_of(task, recipe), jit_compile=False)
+    head.compile(_fuse_update(optimizer), loss=make_loss(task, recipe), jit_compile=False)
     optimizer.build(head.trainable_variables)
     return head
 
 
-def _in_one_kernel(optimizer: "keras.optimizers.Adam") -> "keras.optimizers.Adam":
-    """The optimizer with its step done by TensorFlow's own kernel for Adam, which has the same formula.
+def _fuse_update(optimizer: "keras.optimizers.Adam") -> "keras.optimizers.Adam":
+    """Have the optimizer update variables by TensorFlow's own Adam kernel, which has the same formula.
 
-    Keras goes through a variable and its moments a dozen times a step, which is most of a small head's training.
+    Keras' own update passes over a variable and its moments a dozen times a step, which takes most of the time that a
+    small head trains.
     """
     import tensorflow as tf
 

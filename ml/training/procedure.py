@@ -1,7 +1,8 @@
-"""Learning: the protocol of a recipe carried out on one split, down to what the model says of the test side.
+"""The training procedure of a recipe on one split, from the data to the predictions of the test side.
 
-Where the recipe chooses out of fold: cross-validation in train and validation, the choice, one more network that learns
-from both, and the test side, once. Where it chooses on validation: one network that learns from train.
+If the recipe selects on out-of-fold predictions, the train and the validation side are cross-validated, the parameters
+are selected, one more network is trained on both sides, and it predicts the test side once. If the recipe selects on
+the validation side, one network is trained on the train side.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ from ml.training.backbone_weights import FEATURE_SIZE, Weights, load_backbone
 from ml.training.checkpoints import Checkpoint
 from ml.training.cross_validation import FoldTraining, HeldOutPredictions, PriorCorrection, SelectedParameters
 from ml.training.examples import Examples
-from ml.training.features import FeatureCache, Features, extract_features
+from ml.training.extractors import Features
+from ml.training.features import FeatureCache, extract_features
 from ml.training.fine_tuning import fine_tuning_applies
 from ml.training.head_fitting import Fitter
 from ml.training.presets import Preset, Recipe
@@ -46,46 +48,51 @@ if TYPE_CHECKING:
 
 
 _VERSION = 4
-"""Raised whenever the same inputs come to another result: what was trained before is then trained anew."""
+"""Raised whenever the same inputs give another result: finished runs of before are then trained again."""
 
 OUT_OF_FOLD, VALIDATION = "out_of_fold", "validation"
 
 
 class TrainingData(NamedTuple):
-    """What a training starts from."""
+    """The images, features and sides that a training uses."""
 
     rows: "pd.DataFrame"
+    """The dataset, one row an image."""
     groups: NDArray[np.str_]
-    """(images,) the case or slide of each, as the split has it."""
+    """(images,) the case or slide of each, as the split groups them."""
     truth: Indices
     """(images,) class numbers."""
     rows_by_side: dict[str, Indices]
-    """Side -> rows on it."""
+    """Side -> positions of the images on it."""
     features: Features
-    """float32 (views, images, 1280), kept on disk."""
+    """float32 (views, images, 1280), on disk."""
     view_counts: Indices
-    """(images,) how many views there are of each."""
+    """(images,) number of views of each."""
     weights: Weights
     inputs_digest: str
-    """Names all that the result depends on, but the seed."""
+    """Digest of everything that the result depends on, except the seed."""
 
 
 class TrainedModel(NamedTuple):
-    """What a training came to, before the test side was looked at."""
+    """A trained network with its selected parameters and its predictions."""
 
     head: "keras.Model"
+    """Features (n, 1280) -> logits."""
     backbone: Callable[[], "keras.Model"]
-    """Loads it, with the weights that belong to the head: fine-tuned, if that was done."""
-    choice: SelectedParameters
+    """Loads the backbone with the weights that belong to the head: fine-tuned, if it was."""
+    selected: SelectedParameters
     held_out: str
-    """``out_of_fold`` or ``validation``: what the next ones are of."""
-    rows: Indices
-    probabilities: NDArray[np.float64]
-    rules: list[DecisionRule]
-    """One a row: out of fold, each fold has the rule that was chosen without it."""
+    """``out_of_fold`` or ``validation``: which predictions the next three fields hold."""
+    held_out_rows: Indices
+    """(n,) positions of the images."""
+    held_out_probabilities: NDArray[np.float64]
+    """(n,) of malignant, or (n, 8)."""
+    held_out_rules: list[DecisionRule]
+    """(n,) the rule of each image: out of fold, each fold has the rule that was selected without it."""
     history: History
-    test: NDArray[np.float32]
-    """Logits of the test side."""
+    """Training curves: name -> one value an epoch."""
+    test_logits: NDArray[np.float32]
+    """(images of the test side, 1 or 8)."""
 
 
 @contextmanager
@@ -98,103 +105,127 @@ def prepare_training_data(
     settings: Settings,
     weights_id: str | None = None,
 ) -> Iterator[TrainingData]:
-    """What a training starts from. Features lie in a scratch file, which costs no memory, within the block.
+    """Prepare the data of one training. Within the block the features lie in a scratch file, which costs no memory.
+
+    Args:
+        task: the model's task.
+        dataset: the dataset's id.
+        split: the side of each case or slide.
+        preset: holds the task's recipe.
+        store: the store that holds the dataset and the caches.
+        settings: weights, backend, workers and whether a GPU is required.
+        weights_id: weights in the store, instead of those that the settings name.
 
     Raises:
-        DataError: a side is empty, or a class is missing among what is learnt from.
+        DataError: a side is empty, or the training images lack a class.
         NoGpuError: the settings ask for a GPU and there is none.
     """
     if settings.gpu_required:
         require_gpu()
     recipe, rows = preset.recipe(task), read_dataset(dataset, store)
     sides = look_up_sides(rows, split)
-    truth = _truth(task, rows)
-    on = {side: np.flatnonzero(sides == side) for side in SIDES}
-    for side, indices in on.items():
-        if not len(indices):
-            raise DataError(f"{dataset}: no image on the {side} side; the set needs more cases")
-    learnt = _learnt_from(recipe, on)
-    if task == "binary" and recipe.selection.using == VALIDATION:
-        check_both_classes(truth[on["validation"]])  # before minutes of training, rather than after
-    missing = [name for k, name in enumerate(class_names(task)) if not (truth[learnt] == k).any()]
-    if missing:
-        raise DataError(f"{dataset}: no training image of {', '.join(missing)}; it cannot be learnt")
+    truth = _class_numbers(task, rows)
+    rows_by_side = {side: np.flatnonzero(sides == side) for side in SIDES}
+    _check_sides(task, recipe, dataset, truth, rows_by_side)
     plan = plan_views(recipe.views, rows, sides)
     hashes = rows["pixel_sha256"].to_numpy(dtype=str)
-    wanted_of = [(view, hashes[wanted].tolist()) for view, wanted in plan]
-    made = extract_features(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_of)
-    weights = Weights(made["weights"], made["weights_kind"])
+    wanted_hashes = [(view, hashes[wanted].tolist()) for view, wanted in plan]
+    extraction = extract_features(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_hashes)
+    weights = Weights(extraction["weights"], extraction["weights_kind"])
     views, content = np.zeros(len(rows), np.int64), hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         file = Path(scratch) / "features.npy"
         features = np.lib.format.open_memmap(file, "w+", np.float32, (len(plan), len(rows), FEATURE_SIZE))
         for number, (view, wanted) in enumerate(plan):
-            vectors = FeatureCache(store, weights.id, made["backend"], view).read(hashes[wanted].tolist())
+            vectors = FeatureCache(store, weights.id, extraction["backend"], view).read(hashes[wanted].tolist())
             content.update(np.ascontiguousarray(vectors).data)
             features[number, wanted] = vectors
             views += wanted
-        # The features themselves stand for backend, device and views: computed anew they may differ in their last bits.
-        tunes = fine_tuning_applies(recipe.fine_tuning)  # "where there is a GPU": the same recipe, and another result
-        inputs = digest([_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, tunes])
+        # The features stand for backend, device and views: computed again, their last bits may differ.
+        is_fine_tuned = fine_tuning_applies(recipe.fine_tuning)  # by when: gpu, one recipe gives different results
+        inputs = digest(
+            [_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, is_fine_tuned]
+        )
         inputs = digest([inputs, content.hexdigest()])
         groups = rows[GROUP_COLUMNS[split.group]].to_numpy(dtype=str)
-        yield TrainingData(rows, groups, truth, on, np.load(file, mmap_mode="r"), views, weights, inputs)
+        yield TrainingData(rows, groups, truth, rows_by_side, np.load(file, mmap_mode="r"), views, weights, inputs)
 
 
-def _learnt_from(recipe: Recipe, on: dict[str, Indices]) -> Indices:
-    """Rows that the model learns from in the end."""
+def _check_sides(task: Task, recipe: Recipe, dataset: str, truth: Indices, rows_by_side: dict[str, Indices]) -> None:
+    """Raise DataError where a side is empty or the training images lack a class."""
+    for side, indices in rows_by_side.items():
+        if not len(indices):
+            raise DataError(f"{dataset}: no image on the {side} side; the set needs more cases")
+    training_rows = _select_training_rows(recipe, rows_by_side)
+    if task == "binary" and recipe.selection.using == VALIDATION:
+        check_both_classes(truth[rows_by_side["validation"]])  # before minutes of training rather than after them
+    missing = [name for k, name in enumerate(class_names(task)) if not (truth[training_rows] == k).any()]
+    if missing:
+        raise DataError(f"{dataset}: no training image of {', '.join(missing)}; the set needs some to train on")
+
+
+def _select_training_rows(recipe: Recipe, rows_by_side: dict[str, Indices]) -> Indices:
+    """Returns the positions of the images that the final model is trained on."""
     if recipe.selection.using == VALIDATION:
-        return on["train"]
-    return np.sort(np.concatenate([on["train"], on["validation"]]))
+        return rows_by_side["train"]
+    return np.sort(np.concatenate([rows_by_side["train"], rows_by_side["validation"]]))
 
 
 def fit_and_calibrate(
     task: Task, recipe: Recipe, seed: int, data: TrainingData, checkpoint: Checkpoint, store: Store
 ) -> TrainedModel:
-    """Choose and learn, and predict the test side with the outcome.
+    """Select the parameters, train the final network, and predict the test side with it.
+
+    Args:
+        task: the model's task.
+        recipe: the model's recipe.
+        seed: seed of initial weights, order, views and dropout.
+        data: what :func:`prepare_training_data` yields.
+        checkpoint: where a killed training resumes.
+        store: the store that holds pixels and weights.
 
     Raises:
-        DataError: nothing can be chosen.
+        DataError: no parameters can be selected on this data.
         DeviceError: memory does not suffice.
-        ConfigError: nothing finite is learnt.
+        ConfigError: the loss or the outputs become infinite or NaN.
     """
     advice = f"the head trains on {recipe.training.batch_size} images a step, fine-tuning on "
     advice += f"{recipe.fine_tuning.batch_size}; lower batch_size in the preset"
     with convert_memory_errors(advice):
-        return _learn(task, recipe, seed, data, checkpoint, store)
+        return _run_procedure(task, recipe, seed, data, checkpoint, store)
 
 
-def _learn(
+def _run_procedure(
     task: Task, recipe: Recipe, seed: int, data: TrainingData, checkpoint: Checkpoint, store: Store
 ) -> TrainedModel:
     import_tensorflow_quietly()
     import tensorflow as tf
 
-    # Without it sums are added up in whatever order threads finish, and a seed gives another model each time.
+    # Otherwise sums are added up in the order in which threads finish, and a seed gives another model each time.
     tf.config.experimental.enable_op_determinism()
-    pixels, names = PixelCache(store), data.rows["pixel_sha256"].tolist()
+    pixels, pixel_hashes = PixelCache(store), data.rows["pixel_sha256"].tolist()
     examples = Examples(
         task,
         recipe,
         data.truth,
         data.features,
         data.view_counts,
-        lambda rows: pixels.read([names[row] for row in rows]),
-        names,
+        lambda rows: pixels.read([pixel_hashes[row] for row in rows]),
+        pixel_hashes,
     )
     fitter = Fitter(examples, lambda: load_backbone(data.weights.id, store))
-    learnt, nobody = _learnt_from(recipe, data.rows_by_side), np.empty(0, np.int64)
+    training_rows, no_rows = _select_training_rows(recipe, data.rows_by_side), np.empty(0, np.int64)
     if recipe.selection.using == VALIDATION:
         rows = data.rows_by_side["validation"]
-        final = fitter.fit("the model", learnt, rows, seed, checkpoint)
-        choice = cross_validation.select_on_validation(task, recipe, data.truth[rows], final.logits[-1])
-        probabilities, rules = choice.probabilities(final.logits[-1]), [choice.rule] * len(rows)
-        everything = HeldOutPredictions(rows, final.logits, np.ones(len(rows), dtype=bool))
-        curve, name = cross_validation.loss_by_epoch(data.truth, everything), "validation_loss"
+        final = fitter.fit("the model", training_rows, rows, seed, checkpoint)
+        selected = cross_validation.select_on_validation(task, recipe, data.truth[rows], final.logits[-1])
+        probabilities, rules = selected.probabilities(final.logits[-1]), [selected.rule] * len(rows)
+        validation_predictions = HeldOutPredictions(rows, final.logits, np.ones(len(rows), dtype=bool))
+        curve, name = cross_validation.loss_by_epoch(data.truth, validation_predictions), "validation_loss"
     else:
-        rows = learnt
-        choice, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
-        final = fitter.fit("the model", learnt, nobody, seed, checkpoint, epochs=choice.epochs)
+        rows = training_rows
+        selected, probabilities, rules, curve = _cross_validate(task, recipe, seed, data, fitter, checkpoint)
+        final = fitter.fit("the model", training_rows, no_rows, seed, checkpoint, epochs=selected.epochs)
         name = "out_of_fold_loss"
     if fitter.fine_tunes:
         name = f"fine_tuning_{name}"
@@ -202,7 +233,7 @@ def _learn(
     return TrainedModel(
         fitter.head(final),
         lambda: fitter.backbone(final),
-        choice,
+        selected,
         recipe.selection.using,
         rows,
         probabilities,
@@ -215,53 +246,62 @@ def _learn(
 def _cross_validate(
     task: Task, recipe: Recipe, seed: int, data: TrainingData, fitter: Fitter, checkpoint: Checkpoint
 ) -> tuple[SelectedParameters, NDArray[np.float64], list[DecisionRule], list[float]]:
-    """The choice; nested out-of-fold probabilities of what is learnt from, a rule for each; the loss by epoch."""
-    mine = _learnt_from(recipe, data.rows_by_side)
-    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[mine], recipe.selection
-    dealt = cross_validation.assign_folds(subtypes, data.groups[mine], selection.folds, selection.repeats)
-    truth, todo = data.truth[mine], cross_validation.list_trainings(selection.folds, selection.repeats)
+    """Cross-validate the training images.
+
+    Returns:
+        the selected parameters; nested out-of-fold probabilities and a rule for each training image; the loss by epoch.
+    """
+    rows = _select_training_rows(recipe, data.rows_by_side)
+    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[rows], recipe.selection
+    folds_by_repeat = cross_validation.assign_folds(subtypes, data.groups[rows], selection.folds, selection.repeats)
+    truth, trainings = data.truth[rows], cross_validation.list_trainings(selection.folds, selection.repeats)
     predictions: dict[FoldTraining, HeldOutPredictions] = {}
-    for number, fold in enumerate(track(todo, total=len(todo), what="cross-validation, models")):
-        folds = dealt[fold.repeat]
-        learnt, predicted = fold.training_rows(folds), fold.held_out_rows(folds)
-        # Seeds of their own: an unlucky draw of initial weights is then not the same in every fold.
-        fit = fitter.fit(fold.name, mine[learnt], mine[predicted], seed + 1000 * (number + 1), checkpoint)
-        predictions[fold] = HeldOutPredictions(predicted, fit.logits, np.isin(truth[predicted], truth[learnt]))
-    shares = partial(_shares, task, recipe)
-    first = 0 if fitter.fine_tunes else 1
-    pooled = cross_validation.pool_predictions([p for fold, p in predictions.items() if len(fold.left_out) == 1])
-    bias, log_shares = shares(truth)
-    choice = cross_validation.select_parameters(task, recipe, truth, pooled, bias, log_shares, first=first)
-    probabilities, choices = cross_validation.nest_selection(
-        task, recipe, truth, dealt[0], predictions, shares, first=first
+    for number, training in enumerate(track(trainings, total=len(trainings), what="cross-validation, models")):
+        folds = folds_by_repeat[training.repeat]
+        trained, held_out = training.training_rows(folds), training.held_out_rows(folds)
+        # Each training has its own seed, so that not every fold shares an unlucky draw of initial weights.
+        fit = fitter.fit(training.name, rows[trained], rows[held_out], seed + 1000 * (number + 1), checkpoint)
+        predictions[training] = HeldOutPredictions(held_out, fit.logits, np.isin(truth[held_out], truth[trained]))
+    correct_prior = partial(_correct_prior, task, recipe)
+    first_epoch = 0 if fitter.fine_tunes else 1
+    pooled = cross_validation.pool_predictions(
+        [p for training, p in predictions.items() if len(training.left_out) == 1]
+    )
+    bias, log_prior = correct_prior(truth)
+    selected = cross_validation.select_parameters(task, recipe, truth, pooled, bias, log_prior, first_epoch=first_epoch)
+    probabilities, fold_parameters = cross_validation.nest_selection(
+        task, recipe, truth, folds_by_repeat[0], predictions, correct_prior, first_epoch=first_epoch
     )
     curve = cross_validation.loss_by_epoch(truth, pooled, bias if selection.calibrate else None)
-    return choice, probabilities, [choices[k].rule for k in dealt[0]], curve
+    return selected, probabilities, [fold_parameters[k].rule for k in folds_by_repeat[0]], curve
 
 
-def _shares(task: Task, recipe: Recipe, truth: Indices) -> PriorCorrection:
-    """Of what is learnt from. A class that is not there gets nothing added, neither to its logit nor by the rule."""
+def _correct_prior(task: Task, recipe: Recipe, truth: Indices) -> PriorCorrection:
+    """Returns the bias and the log class prior of training images with these class numbers.
+
+    An absent class gets nothing added, neither to its logit nor by the rule.
+    """
     shares = np.bincount(truth, minlength=len(class_names(task))) / len(truth)
-    seen, there = effective_class_prior(truth, recipe), shares > 0
-    logs, shift = np.zeros(len(shares)), np.zeros(len(shares))
-    logs[there] = np.log(shares[there])
-    shift[there] = logs[there] - np.log([seen[int(k)] for k in np.flatnonzero(there)])
-    # One logit stands for the difference of two.
-    return (np.array([shift[1] - shift[0]]) if task == "binary" else shift), logs
+    effective, present = effective_class_prior(truth, recipe), shares > 0
+    log_prior, bias = np.zeros(len(shares)), np.zeros(len(shares))
+    log_prior[present] = np.log(shares[present])
+    bias[present] = log_prior[present] - np.log([effective[int(k)] for k in np.flatnonzero(present)])
+    # One logit stands for the difference of two logits.
+    return (np.array([bias[1] - bias[0]]) if task == "binary" else bias), log_prior
 
 
-def _truth(task: Task, rows: "pd.DataFrame") -> Indices:
+def _class_numbers(task: Task, rows: "pd.DataFrame") -> Indices:
     index = {name: k for k, name in enumerate(class_names(task))}
     return np.asarray(rows["label" if task == "binary" else "subtype"].map(index), dtype=np.int64)
 
 
-def collect_scores(task: Task, learnt: TrainedModel, data: TrainingData) -> dict[str, LabelledPredictions]:
-    """What was said of the test side, by the name ``test``, and of what was held out, by the name of that."""
-    choice, test, held_out = learnt.choice, data.rows_by_side["test"], learnt.rows
-    probabilities = choice.probabilities(learnt.test)
+def collect_scores(task: Task, trained: TrainedModel, data: TrainingData) -> dict[str, LabelledPredictions]:
+    """Returns the predictions of the test side, named ``test``, and the held-out ones, named ``trained.held_out``."""
+    selected, test, held_out = trained.selected, data.rows_by_side["test"], trained.held_out_rows
+    probabilities = selected.probabilities(trained.test_logits)
     return {
-        "test": LabelledPredictions(task, data.rows.iloc[test], data.truth[test], probabilities, choice.rule),
-        learnt.held_out: LabelledPredictions(
-            task, data.rows.iloc[held_out], data.truth[held_out], learnt.probabilities, learnt.rules
+        "test": LabelledPredictions(task, data.rows.iloc[test], data.truth[test], probabilities, selected.rule),
+        trained.held_out: LabelledPredictions(
+            task, data.rows.iloc[held_out], data.truth[held_out], trained.held_out_probabilities, trained.held_out_rules
         ),
     }

@@ -1,4 +1,4 @@
-"""Training: one model learnt and scored, and logged to MLflow as one run with metrics, pictures and the model."""
+"""Training one model and logging it to MLflow, as one run with metrics, plots and the model."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _PREFIXES = {"test": "test", OUT_OF_FOLD: "oof", VALIDATION: "validation"}
-"""Of the metrics of each evaluation."""
+"""Evaluation -> the prefix of its metrics in MLflow."""
 
 
 def train(
@@ -62,21 +62,32 @@ def train(
     settings: Settings,
     weights_id: str | None = None,
 ) -> Json:
-    """Train one model and log it (the ``train`` stage). The test side is scored once, with what was chosen before.
+    """Train one model and log it (the ``train`` stage). The test side is scored once, after the selection.
 
-    A training that was killed goes on where it was, in the same MLflow run, and comes to the same result. Where another
-    process is at the same training, its end is waited for. What was trained to its end from the same inputs is not
-    trained again: its run is the result, until somebody deletes it in MLflow.
+    A training that was killed resumes where it was, in the same MLflow run, and gives the same result. If another
+    process works on the same training, this one waits for its end. A training of the same inputs that finished is not
+    repeated: its run is the result, until somebody deletes it in MLflow.
+
+    Args:
+        task: the model's task.
+        dataset: the dataset's id.
+        split: the id of a split of that dataset.
+        preset: holds the task's recipe.
+        seed: seed of initial weights, order, views and dropout.
+        store: the store that holds dataset, split, caches and checkpoints.
+        settings: weights, backend, workers, MLflow, and whether a GPU is required.
+        weights_id: weights in the store, instead of those that the settings name.
 
     Returns:
-        ``{run_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused`` says that nothing
-        had to be trained.
+        ``{run_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused`` says that a
+        finished run was found and nothing was trained.
 
     Raises:
-        DataError: a class is missing among what is learnt from, or nothing can be chosen.
+        DataError: the training images lack a class, or no parameters can be selected.
+        ConfigError: the loss or the outputs become infinite or NaN.
         NoGpuError: the settings ask for a GPU and there is none.
         DeviceError: memory does not suffice.
-        TryAgain: another process has begun the same training at the same moment.
+        TryAgain: another process has started the same training at the same moment.
     """
     with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
         job = digest([data.inputs_digest, split, preset.bootstrap_draws, seed])
@@ -90,55 +101,55 @@ def train(
             with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
                 _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
-                learnt = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
-                metrics = _evaluate_and_log(task, preset, learnt, data, run_id, facts, store)
+                trained = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
+                metrics = _evaluate_and_log(task, preset, trained, data, run_id, facts, store)
             checkpoint.forget()
     return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
 
 
 def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
-    """The latest run in which a training was brought to its end, if there is one: ``{run_id, metrics}``."""
+    """Returns the latest finished run of a training, as ``{run_id, metrics}``, or None if there is none."""
     client = connect(settings)
-    found = client.get_experiment_by_name(experiment)
+    known = client.get_experiment_by_name(experiment)
     runs = client.search_runs(
-        [found.experiment_id] if found else [],
+        [known.experiment_id] if known else [],
         f"tags.`breakhis.job` = '{job}' and attributes.status = 'FINISHED'",
         order_by=["attributes.end_time DESC"],
         max_results=1,
     )
     for run in runs:
         say(f"nothing to train: these very inputs were trained to the end in MLflow run {run.info.run_id}")
-        return {"run_id": run.info.run_id, "metrics": _of_test(run.data.metrics)}
+        return {"run_id": run.info.run_id, "metrics": _select_test_metrics(run.data.metrics)}
     return None
 
 
-def _of_test(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics of the test side; MLflow has the ends of their intervals beside them."""
+def _select_test_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics of the test side without the ends of their intervals, which MLflow has beside them."""
     ends = ("_low", "_high")
     return {name: value for name, value in metrics.items() if name.startswith("test_") and not name.endswith(ends)}
 
 
 @contextmanager
 def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings) -> Iterator[str]:
-    """The MLflow run of a training: the one that it was left in, or a new one if that was deleted."""
+    """Open the MLflow run of a training: the run in which it was interrupted, or a new one if that was deleted."""
     client, experiment_id = connect(settings), use_experiment(experiment, settings)
     import mlflow
 
-    left = _left_run(checkpoint.run_id, experiment_id, client) or _unnoted_run(job, experiment_id, client)
+    interrupted = _existing_run(checkpoint.run_id, experiment_id, client) or _unrecorded_run(job, experiment_id, client)
     tags = {"breakhis.job": job}
-    with mlflow.start_run(run_id=left) if left else mlflow.start_run(run_name=name, tags=tags) as run:
+    with mlflow.start_run(run_id=interrupted) if interrupted else mlflow.start_run(run_name=name, tags=tags) as run:
         run_id = str(run.info.run_id)
-        if left != checkpoint.run_id or not left:
-            checkpoint.begin(run_id)
+        if interrupted != checkpoint.run_id or not interrupted:
+            checkpoint.record_run(run_id)
         for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
-            client.delete_logged_model(model.model_id)  # whole or not; the run is to have exactly one
-        resumed = f"resuming{checkpoint.reached} in " if left or checkpoint.reached else ""
+            client.delete_logged_model(model.model_id)  # complete or not: the run must have exactly one
+        resumed = f"resuming{checkpoint.progress} in " if interrupted or checkpoint.progress else ""
         say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
         yield run_id
 
 
-def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") -> str | None:
-    """``run_id``, if there is such a run in the experiment."""
+def _existing_run(run_id: str | None, experiment_id: str, client: "MlflowClient") -> str | None:
+    """Returns ``run_id`` if the experiment has such a run, otherwise None."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -146,24 +157,26 @@ def _left_run(run_id: str | None, experiment_id: str, client: "MlflowClient") ->
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # begun in another MLflow than this
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # otherwise the run was started in another MLflow
             raise
         return None
-    there = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
-    return run_id if there else None
+    is_usable = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
+    return run_id if is_usable else None
 
 
-def _unnoted_run(job: str, experiment_id: str, client: "MlflowClient") -> str | None:
-    """The run of a training that was killed before its checkpoint knew of it."""
-    found = client.search_runs(
+def _unrecorded_run(job: str, experiment_id: str, client: "MlflowClient") -> str | None:
+    """Returns the run of a training that was killed before its checkpoint recorded the run, or None."""
+    running = client.search_runs(
         [experiment_id], f"tags.`breakhis.job` = '{job}' and attributes.status = 'RUNNING'", max_results=1
     )
-    return str(found[0].info.run_id) if found else None
+    return str(running[0].info.run_id) if running else None
 
 
 def _log_origin(run_id: str, settings: Settings) -> None:
-    """Tag the run with the run of the DAG that trains it: who started that cannot approve the model. One that another
-    run has taken up has both."""
+    """Tag the MLflow run with the run of the DAG that trains it: the person who started that cannot approve the model.
+
+    A training that a second DAG run resumed has both in its tag.
+    """
     if not settings.dag_run:
         return
     client = connect(settings)
@@ -176,7 +189,11 @@ def _log_origin(run_id: str, settings: Settings) -> None:
 def _log_inputs(
     task: Task, dataset: str, split: str, preset: Preset, seed: int, job: str, store: Store, data: TrainingData
 ) -> Json:
-    """Tag the run with what it is made of, and log the recipe and the data; returns the same as facts."""
+    """Tag the run with its inputs and log the recipe and the data.
+
+    Returns:
+        the same facts, for the report.
+    """
     import mlflow
 
     split_meta, weights, recipe = store.meta(split), data.weights, preset.recipe(task)
@@ -188,21 +205,21 @@ def _log_inputs(
         "split": split,
         "ledger": split_meta["ledger"],
         "split_method": split_meta["method"],
-        "split_group": split_meta.get("group", "case"),  # without it: from before there was a choice
+        "split_group": split_meta.get("group", "case"),  # older splits have no group: they are by case
         "preset": preset.name,
         "seed": str(seed),
         "weights": weights.id,
         "weights_kind": weights.kind,
         "weights_sha256": store.meta(weights.id)["sha256"],
-        **_code(),
+        **_code_facts(),
         "hardware": describe_devices(),
     }
     mlflow.set_tags({f"breakhis.{name}": value for name, value in tags.items()})
     if not weights.pretrained:
         mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
-    # A tuple comes back from MLflow as another string than a list, and a changed parameter is an error.
+    # MLflow returns a tuple as another string than a list, and a parameter that changes is an error.
     resolved = json.loads(recipe.model_dump_json())
-    flat = {"bootstrap_draws": preset.bootstrap_draws, "seed": seed, "weights": weights.kind, **_flat(resolved)}
+    flat = {"bootstrap_draws": preset.bootstrap_draws, "seed": seed, "weights": weights.kind, **_flatten(resolved)}
     counts = {f"{side}_{what}": split_meta[side][what] for side in SIDES for what in ("images", "cases")}
     mlflow.log_params({**flat, **counts})
     mlflow.log_dict(preset.model_dump(mode="json"), "preset.json")
@@ -218,86 +235,93 @@ def _log_inputs(
     }
 
 
-def _flat(values: Json, prefix: str = "") -> Json:
+def _flatten(values: Json, prefix: str = "") -> Json:
     flat: Json = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
 def _log_data(rows: "pd.DataFrame", dataset: str, side: str, store: Store) -> None:
-    """Show a side as an input of the run."""
+    """Log the images of a side as an input dataset of the run."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
 
-    shown = rows[["path", "pixel_sha256", "patient", "slide", "subtype", "label", "magnification", "source"]]
-    # A source that cannot be loaded by MLflow: the pictures lie in the store, by the hashes in this table.
+    table = rows[["path", "pixel_sha256", "patient", "slide", "subtype", "label", "magnification", "source"]]
+    # MLflow cannot load this source: the pictures lie in the store, under the hashes in this table.
     source = CodeDatasetSource({"store": store.uri(f"{store.object_key(dataset)}/dataset.parquet")})
     with warnings.catch_warnings():
-        # MLflow warns of pandas' coming changes in its own code, and that whole numbers cannot be missing.
+        # MLflow's own code makes pandas warn of coming changes, and warns that whole numbers cannot be missing.
         warnings.simplefilter("ignore")
-        data = mlflow.data.from_pandas(shown, source=source, name=f"{dataset}, {side}", targets="subtype")
+        data = mlflow.data.from_pandas(table, source=source, name=f"{dataset}, {side}", targets="subtype")
         mlflow.log_input(data, context={"train": "training", "test": "testing"}.get(side, side))
 
 
-def _code() -> dict[str, str]:
-    """Which code this is: its version, the hash of its files, and that of the locked dependencies where they lie."""
+def _code_facts() -> dict[str, str]:
+    """Returns the version of this code, the hash of its files, and that of the lock file if it is there."""
     package = Path(ml.__file__).parent
     hasher = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         hasher.update(file.relative_to(package).as_posix().encode())
         hasher.update(file.read_bytes())
-    told = {"version": metadata.version("breakhis"), "code_sha256": hasher.hexdigest()}
+    code = {"version": metadata.version("breakhis"), "code_sha256": hasher.hexdigest()}
     lock = package.parent / "uv.lock"
     if lock.is_file():
-        told["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
-    return {**told, "python": platform.python_version()}
+        code["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    return {**code, "python": platform.python_version()}
 
 
 def _evaluate_and_log(
-    task: Task, preset: Preset, learnt: TrainedModel, data: TrainingData, run_id: str, facts: Json, store: Store
+    task: Task, preset: Preset, trained: TrainedModel, data: TrainingData, run_id: str, facts: Json, store: Store
 ) -> dict[str, float]:
-    """Score the test side once, and log all there is to know; returns its metrics."""
+    """Score the test side once, log evaluation, model and metrics, and return the metrics of the test side."""
     import mlflow
 
-    choice, on_test, scores = learnt.choice, data.rows_by_side["test"], collect_scores(task, learnt, data)
-    evaluations = {name: evaluate(one, draws=preset.bootstrap_draws) for name, one in scores.items()}
-    chosen = {"epochs": choice.epochs, "tau": choice.tau, "temperature": choice.temperature, "bias": list(choice.bias)}
-    facts = {**facts, "run_id": run_id, "chosen": {**chosen, **choice.rule.to_json()}, "held_out": learnt.held_out}
-    backbone = learnt.backbone()
-    network = build_classifier(backbone, learnt.head, bias=choice.bias, temperature=choice.temperature)
+    selected, on_test, scores = trained.selected, data.rows_by_side["test"], collect_scores(task, trained, data)
+    evaluations = {name: evaluate(predictions, draws=preset.bootstrap_draws) for name, predictions in scores.items()}
+    chosen = {
+        "epochs": selected.epochs,
+        "tau": selected.tau,
+        "temperature": selected.temperature,
+        "bias": list(selected.bias),
+    }
+    facts = {**facts, "run_id": run_id, "chosen": {**chosen, **selected.rule.to_json()}, "held_out": trained.held_out}
+    backbone = trained.backbone()
+    network = build_classifier(backbone, trained.head, bias=selected.bias, temperature=selected.temperature)
     pixels = PixelCache(store)
     _check_network(network, data.rows.iloc[on_test], scores["test"].probabilities, pixels)
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         folder = Path(scratch) / "evaluation"
         folder.mkdir()
-        held_out = learnt.held_out
+        held_out = trained.held_out
         write_evaluation(
             folder,
             (scores["test"], evaluations["test"]),
             (scores[held_out], evaluations[held_out]),
-            learnt.history,
+            trained.history,
             facts,
             pixels.read,
-            (backbone, learnt.head),
+            (backbone, trained.head),
         )
-        for name, one in scores.items():
-            save_predictions(folder / f"{name}_predictions.parquet", one)
+        for name, predictions in scores.items():
+            save_predictions(folder / f"{name}_predictions.parquet", predictions)
         mlflow.log_artifacts(scratch)
     example = store.blob(data.rows.iloc[on_test[0]]["sha256"])
-    log_classifier(network, task, choice.rule, run_id, example, {"preset": preset.name, **chosen})
+    log_classifier(network, task, selected.rule, run_id, example, {"preset": preset.name, **chosen})
     metrics = {
-        f"{_PREFIXES[name]}_{metric}": value for name, e in evaluations.items() for metric, value in _with_ends(e)
+        f"{_PREFIXES[name]}_{metric}": value
+        for name, e in evaluations.items()
+        for metric, value in _with_interval_ends(e)
     }
     metrics |= {f"chosen_{name}": float(chosen[name]) for name in ("epochs", "tau", "temperature")}  # type: ignore[arg-type]
-    _log_metrics(run_id, metrics, learnt.history)
+    _log_metrics(run_id, metrics, trained.history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
-    return _of_test(metrics)
+    return _select_test_metrics(metrics)
 
 
-def _with_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """Each metric, and the ends of its interval beside it."""
+def _with_interval_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """Yields each metric with its name, followed by the ends of its interval if it has one."""
     for name, value in evaluation.metrics.items():
         yield name, value
         if name in evaluation.intervals:
@@ -307,7 +331,7 @@ def _with_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:
-    """Log the curves, one point an epoch, and the final metrics: each once, however often this is tried."""
+    """Log the curves, one point an epoch, and the final metrics: each once, however often this is called."""
     import mlflow
     from mlflow.entities import Metric
 
@@ -321,18 +345,25 @@ def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list
         if epoch not in steps.get(name, ())
     ]
     client.log_batch(run_id, metrics=points)
-    # By MLflow's short way, which puts them beside the model as well.
+    # By MLflow's fluent API, which links them to the logged model as well.
     mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
 
 
 def _check_network(
     network: "keras.Model", rows: "pd.DataFrame", scores: NDArray[np.float64], pixels: PixelCache
 ) -> None:
-    """Make sure that the network to be logged says of pictures what was scored on cached features."""
-    few = rows.iloc[:8]
-    pictures = pixels.read(few["pixel_sha256"].tolist())
+    """Check on a few pictures that the network to be logged gives the probabilities that were scored.
+
+    Raises:
+        StoreError: it does not, so the cached features are not those of the pictures.
+    """
+    sample = rows.iloc[:8]
+    pictures = pixels.read(sample["pixel_sha256"].tolist())
     output = np.asarray(network(pictures.astype(np.float32), training=False), dtype=np.float64)
-    expected = scores[: len(few)].reshape(output.shape)
+    expected = scores[: len(sample)].reshape(output.shape)
     if not np.allclose(output, expected, atol=1e-3):
         worst = float(np.abs(output - expected).max())
-        raise StoreError(f"the whole network differs by {worst:.4f} from its head on cached features; clear the caches")
+        raise StoreError(
+            f"the probabilities of the whole network differ by {worst:.4f} from those of its head on cached features; "
+            "remove the folders under objects/caches of the store and train again"
+        )

@@ -1,4 +1,4 @@
-"""What an epoch takes of each class, and what each class weighs in the loss."""
+"""Class imbalance: how an epoch samples the classes, and what each class weighs in the loss."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,14 @@ Indices = NDArray[np.int64]
 
 
 def sample_epoch(truth: Indices, sampling: str, seed: int, epoch: int) -> Indices:
-    """Which positions an epoch takes, in which order: as many as there are.
+    """Returns the positions that an epoch trains on, in order, int (images,): as many as there are images.
 
-    ``sqrt``: a class comes as often as the root of its share; its pictures come equally often, give or take one.
+    Args:
+        truth: (images,) class numbers.
+        sampling: ``none`` takes each image once. ``sqrt`` takes a class in proportion to the square root of its count,
+            and its images equally often, give or take one.
+        seed: seed of the training.
+        epoch: number of the epoch; seed and epoch determine the order.
     """
     rng = np.random.default_rng([seed, epoch])
     n = len(truth)
@@ -19,20 +24,24 @@ def sample_epoch(truth: Indices, sampling: str, seed: int, epoch: int) -> Indice
         return rng.permutation(n)
     labels, counts = np.unique(truth, return_counts=True)
     roots = np.sqrt(counts)
-    # Rounded so that the sum stays n: what is cut off one class is carried to the next.
+    # Rounded so that the sum stays n: what rounding takes from one class is carried to the next.
     ends = np.rint(np.cumsum(roots) / roots.sum() * n).astype(int)
-    wanted = np.diff(ends, prepend=0)
-    taken = []
-    for label, number in zip(labels, wanted, strict=True):
-        mine = np.flatnonzero(truth == label)
-        taken.append(
-            np.concatenate([rng.permutation(mine) for _ in range(-(-number // len(mine)))] or [mine[:0]])[:number]
-        )
-    return rng.permutation(np.concatenate(taken))
+    draws = np.diff(ends, prepend=0)
+    sampled = []
+    for label, number in zip(labels, draws, strict=True):
+        positions = np.flatnonzero(truth == label)
+        rounds = [rng.permutation(positions) for _ in range(-(-number // len(positions)))]
+        sampled.append(np.concatenate(rounds or [positions[:0]])[:number])
+    return rng.permutation(np.concatenate(sampled))
 
 
 def class_weights(truth: Indices, kind: str) -> dict[int, float]:
-    """The weight of each class in the loss, scaled so that the mean weight of an image is 1."""
+    """Returns the weight of each class in the loss, scaled so that the mean weight of an image is 1.
+
+    Args:
+        truth: (images,) class numbers.
+        kind: ``none`` weighs all classes alike, ``sqrt`` by 1 / sqrt(count), ``balanced`` by 1 / count.
+    """
     labels, counts = np.unique(truth, return_counts=True)
     raw = {"none": np.ones(len(counts)), "sqrt": 1 / np.sqrt(counts), "balanced": 1 / counts}[kind]
     scale = len(truth) / (raw * counts).sum()
@@ -40,10 +49,15 @@ def class_weights(truth: Indices, kind: str) -> dict[int, float]:
 
 
 def effective_class_prior(truth: Indices, recipe: Recipe) -> dict[int, float]:
-    """The share of each class as sampling and weights let the network see it."""
+    """Returns the class prior that training sees: each class's share after sampling and class weights.
+
+    Args:
+        truth: (images,) class numbers of the training images.
+        recipe: the model's recipe.
+    """
     labels, counts = np.unique(truth, return_counts=True)
-    seen = np.sqrt(counts) if recipe.imbalance.sampling == "sqrt" else counts.astype(float)
+    sampled_counts = np.sqrt(counts) if recipe.imbalance.sampling == "sqrt" else counts.astype(float)
     weights = class_weights(truth, recipe.imbalance.class_weights)
-    # Under sampling, the weights still are those of the images as they are.
-    mass = seen * np.array([weights[int(k)] for k in labels])
+    # With sampling, too, the weights are those of the unsampled counts.
+    mass = sampled_counts * np.array([weights[int(k)] for k in labels])
     return {int(k): float(m / mass.sum()) for k, m in zip(labels, mass, strict=True)}

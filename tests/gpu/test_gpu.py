@@ -1,6 +1,6 @@
-"""What the other tests see on a processor, or on one taken for several devices, on a GPU: ``make gpu``.
+"""Tests of training on a GPU (``make gpu``), which the other tests run on a CPU, or on a CPU as several devices.
 
-TensorFlow is left in the state the product puts it in, so what needs another one is a process of its own.
+TensorFlow stays in the state that the product puts it in. A check that needs another state is a process of its own.
 """
 
 import mlflow
@@ -33,7 +33,7 @@ TUNED = {"when": "gpu", "blocks": 2, "epochs": 4, "batch_size": 16, "learning_ra
 
 
 @pytest.fixture(scope="module", autouse=True)
-def there_is_one():
+def require_gpu():
     try:
         devices.require_gpu()
     except NoGpuError as error:
@@ -42,13 +42,13 @@ def there_is_one():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """As for other tests, with features of the processor; what is done from here on must be done on a GPU."""
+    """The world of other tests, with features of the CPU; everything after this must run on a GPU."""
     made = prepare(tmp_path_factory.mktemp("gpu"), "kind: demo\nimages: 82")
     made.settings = made.settings.model_copy(update={"backend": "auto", "gpu_required": True})
     return made
 
 
-def apart(a, b):
+def relative_difference(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
@@ -64,30 +64,32 @@ def test_features_are_those_of_the_processor(world):
     hashes = read_dataset(world.dataset, world.store)["pixel_sha256"].tolist()
     assert (made["backend"], made["extracted"], made["decoded"]) == ("tensorflow", len(hashes), 0)
     gpu, cpu = (FeatureCache(world.store, made["weights"], name).read(hashes) for name in ("tensorflow", "openvino"))
-    print(f"float32 on the GPU and on the processor: {apart(gpu, cpu):.1e} apart")
-    assert apart(gpu, cpu) < 1e-4
-    assert apart(gpu[:1], gpu[1:2]) > 1e-3  # else it would say little
+    print(f"float32 on the GPU and on the processor: {relative_difference(gpu, cpu):.1e} apart")
+    assert relative_difference(gpu, cpu) < 1e-4
+    assert relative_difference(gpu[:1], gpu[1:2]) > 1e-3  # else it would say little
 
 
 def test_in_tf32_they_would_be_others():
-    told = run_in_own_process("tests.gpu.apart", "rounding")
-    print(told)
-    assert told["float32"] < 1e-4
-    assert told["pictures"] > 1e-3
+    result = run_in_own_process("tests.gpu.isolated", "rounding")
+    print(result)
+    assert result["float32"] < 1e-4
+    assert result["pictures"] > 1e-3
     gpu = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
     if gpu["compute_capability"] >= (8, 0):  # older ones have no TF32
-        assert told["TF32"] > 1e-4
+        assert result["TF32"] > 1e-4
 
 
-def test_a_seed_gives_the_same_head_twice(world, anew):
+def test_a_seed_gives_the_same_head_twice(world, ignore_finished_runs):
     first, second = (train_again(world, preset=quick_preset(3)) for _ in range(2))
     assert first["run_id"] != second["run_id"]
     assert predictions(first).equals(predictions(second))
-    told = connect(world.settings).get_run(first["run_id"]).data
-    assert devices.describe_devices() in {*told.tags.values(), *told.params.values()}
+    result = connect(world.settings).get_run(first["run_id"]).data
+    assert devices.describe_devices() in {*result.tags.values(), *result.params.values()}
 
 
-def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the_run_said(world, anew, monkeypatch):
+def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the_run_said(
+    world, ignore_finished_runs, monkeypatch
+):
     preset = quick_preset(1, selection=SELECT_ON_VALIDATION, fine_tuning=TUNED)
     whole = train_again(world, preset=preset)
     history = connect(world.settings).get_metric_history(whole["run_id"], "fine_tuning_loss")
@@ -96,46 +98,46 @@ def test_fine_tuned_in_float16_and_killed_it_goes_on_and_the_model_says_what_the
     assert np.isfinite(loss).all()
     assert loss[-1] < loss[0]
 
-    said = predictions(whole)
+    predicted = predictions(whole)
     rows = read_dataset(world.dataset, world.store).set_index("pixel_sha256")
-    files = rows.loc[said["pixel_sha256"], "sha256"]
+    files = rows.loc[predicted["pixel_sha256"], "sha256"]
     pictures = [world.store.blob(sha256) for sha256 in files]
     mlflow.set_tracking_uri(world.settings.mlflow_uri)
     model = mlflow.pyfunc.load_model(f"runs:/{whole['run_id']}/model")
     names = [f"p_{name}" for name in SUBTYPES]
-    answers, stated = model.predict(pictures)[names].to_numpy(), said[names].to_numpy()
+    answers, stated = model.predict(pictures)[names].to_numpy(), predicted[names].to_numpy()
     print(f"probabilities of the model and of the run: {np.abs(answers - stated).max():.1e} apart")
     assert answers == pytest.approx(stated, abs=1e-4)
 
     killed = kill_after_epoch("the model, fine-tuning", 2, lambda: train_again(world, preset=preset), monkeypatch)
     resumed = train_again(world, preset=preset)
     assert resumed["run_id"] == killed
-    assert predictions(resumed).equals(said)
+    assert predictions(resumed).equals(predicted)
 
 
 def test_two_devices_of_one_gpu_learn_what_one_does():
-    told = run_in_own_process("tests.training.two_devices", "GPU")
-    print(told)
-    for found in told["two"]:
-        assert found["learnt"] > 1
-        assert found["apart"] < 1e-3
-    loss = told["float16"]["loss"]
+    result = run_in_own_process("tests.training.two_devices", "GPU")
+    print(result)
+    for part in result["two"]:
+        assert part["change"] > 1
+        assert part["difference"] < 1e-3
+    loss = result["float16"]["loss"]
     assert np.isfinite(loss).all()
     assert loss[-1] < loss[0]
-    assert told["float16"]["kept as"] == ["float32"]
+    assert result["float16"]["kept as"] == ["float32"]
 
 
 def test_memory_that_does_not_suffice_is_one_line():
-    told = run_in_own_process("tests.gpu.apart", "little_memory")
-    print(told)
-    for message in told:
+    result = run_in_own_process("tests.gpu.isolated", "little_memory")
+    print(result)
+    for message in result:
         assert message.startswith("out of the GPU's memory: ")
         assert "\n" not in message
 
 
 def test_fine_tuned_twice_it_is_the_same():
-    told = run_in_own_process("tests.gpu.apart", "determinism")
-    print(told)
-    for found in told.values():
-        assert found["apart"] == 0
-        assert found["learnt"] > 0
+    result = run_in_own_process("tests.gpu.isolated", "determinism")
+    print(result)
+    for part in result.values():
+        assert part["difference"] == 0
+        assert part["change"] > 0

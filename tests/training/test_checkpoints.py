@@ -20,18 +20,18 @@ def store(any_store: Store) -> Store:
 
 def test_what_was_saved_is_taken_over(store: Store) -> None:
     first = Checkpoint(store, "job")
-    assert (first.run_id, first.reached, first.unfinished("head"), first.finished("head")) == (
+    assert (first.run_id, first.progress, first.read_unfinished("head"), first.read_finished("head")) == (
         None,
         "",
         (0, {}, []),
         None,
     )
     with first.alive():
-        first.begin("run-1")
+        first.record_run("run-1")
         first.save("head", 1, {"loss": [0.5]}, [np.zeros(2)])
         first.save("head", 2, {"loss": [0.5, 0.4]}, ARRAYS)
     second = Checkpoint(store, "job")
-    epoch, history, arrays = second.unfinished("head")
+    epoch, history, arrays = second.read_unfinished("head")
     assert (second.run_id, epoch, history) == ("run-1", 2, {"loss": [0.5, 0.4]})
     for kept, array in zip(arrays, ARRAYS, strict=True):
         assert kept.dtype == array.dtype
@@ -46,13 +46,13 @@ def test_a_finished_part_is_kept_beside_the_next(store: Store) -> None:
         first.finish("fold 1", {"loss": [0.5, 0.4]}, ARRAYS)
         first.save("fold 2", 1, {"loss": [0.7]}, [np.ones(2)])
     second = Checkpoint(store, "job")
-    assert second.reached == " (1 parts finished, fold 2 after epoch 1)"
-    done = second.finished("fold 1")
+    assert second.progress == " (1 parts finished, fold 2 after epoch 1)"
+    done = second.read_finished("fold 1")
     assert done is not None
     assert (done.epoch, done.history) == (2, {"loss": [0.5, 0.4]})
     assert np.array_equal(done.arrays[0], ARRAYS[0])
-    assert second.unfinished("fold 1") == (0, {}, [])
-    assert second.unfinished("fold 2").history == {"loss": [0.7]}
+    assert second.read_unfinished("fold 1") == (0, {}, [])
+    assert second.read_unfinished("fold 2").history == {"loss": [0.7]}
     assert len(store.keys("jobs/training/job")) == 3  # the state and what it names
 
 
@@ -70,7 +70,7 @@ def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Stor
         first.save("head", 2, {"loss": [0.5, 0.4]}, [np.zeros(2)])
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
     second = Checkpoint(store, "job")
-    epoch, history, arrays = second.unfinished("head")
+    epoch, history, arrays = second.read_unfinished("head")
     assert (epoch, history) == (1, {"loss": [0.5]})
     assert np.array_equal(arrays[0], ARRAYS[0])
 
@@ -80,7 +80,7 @@ def test_a_sign_of_life_tells_of_no_epoch_that_was_not_saved(store: Store) -> No
     with first.alive():
         first.save("head", 1, history, ARRAYS)
         history["loss"].append(0.4)
-    assert Checkpoint(store, "job").unfinished("head").history == {"loss": [0.5]}
+    assert Checkpoint(store, "job").read_unfinished("head").history == {"loss": [0.5]}
 
 
 def test_signs_of_life_go_on_after_the_store_was_away(store: Store, monkeypatch, capsys) -> None:
@@ -94,16 +94,16 @@ def test_signs_of_life_go_on_after_the_store_was_away(store: Store, monkeypatch,
         write(self, beat)
         came.set()
 
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_HEARTBEATS", 0.0)
     monkeypatch.setattr(Checkpoint, "_write", once_away)
     with Checkpoint(store, "job").alive():
         assert came.wait(60)
-    assert "takes no sign of life of this training: no route" in capsys.readouterr().err
+    assert "cannot write its heartbeat to the store, and tries again: no route" in capsys.readouterr().err
 
 
 def test_two_do_not_train_the_same(store: Store) -> None:
     first = Checkpoint(store, "job")
-    first.begin("run-1")
+    first.record_run("run-1")
     with pytest.raises(TryAgain, match="trained already, in MLflow run run-1"):
         Checkpoint(store, "job")
     Checkpoint(store, "another")
@@ -114,11 +114,11 @@ def test_the_dead_are_replaced_and_find_out(store: Store, monkeypatch: pytest.Mo
     first.save("head", 1, {}, ARRAYS)
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
     second = Checkpoint(store, "job")
-    for late in (lambda: first.save("head", 2, {}, ARRAYS), lambda: first.begin("run-1"), first.forget):
+    for late in (lambda: first.save("head", 2, {}, ARRAYS), lambda: first.record_run("run-1"), first.forget):
         with pytest.raises(Conflict, match="has taken this training over"):
             late()
     second.save("head", 5, {}, ARRAYS)
-    assert Checkpoint(store, "job").unfinished("head").epoch == 5
+    assert Checkpoint(store, "job").read_unfinished("head").epoch == 5
 
 
 def test_of_two_that_take_over_at_once_one_is_sent_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_write_whose_answer_was_lost_is_known_as_ours(store: Store, monkeypatc
     with checkpoint.alive():
         monkeypatch.setattr(store, "compare_and_set", written_but_unheard)
         checkpoint.save("head", 1, {}, ARRAYS)
-    assert Checkpoint(store, "job").unfinished("head").epoch == 1
+    assert Checkpoint(store, "job").read_unfinished("head").epoch == 1
 
 
 def test_an_error_leaves_it_to_the_next_at_once(store: Store) -> None:
@@ -155,7 +155,7 @@ def test_an_error_leaves_it_to_the_next_at_once(store: Store) -> None:
     with pytest.raises(ValueError, match="broken"), checkpoint.alive():  # noqa: PT012
         checkpoint.save("head", 3, {}, ARRAYS)
         raise ValueError("broken")
-    assert Checkpoint(store, "job").unfinished("head").epoch == 3
+    assert Checkpoint(store, "job").read_unfinished("head").epoch == 3
 
 
 def test_what_is_done_is_forgotten(store: Store) -> None:
@@ -165,7 +165,7 @@ def test_what_is_done_is_forgotten(store: Store) -> None:
         checkpoint.save("head", 3, {}, ARRAYS)
         checkpoint.forget()
     assert store.keys("jobs/training/job") == []
-    assert Checkpoint(store, "job").unfinished("head").epoch == 0
+    assert Checkpoint(store, "job").read_unfinished("head").epoch == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
@@ -180,7 +180,7 @@ def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
     else:
         store.path(f"jobs/training/job/{name}").write_bytes(content)
     with pytest.raises(StoreError, match=rf"{name} cannot be read .*remove .*jobs/training/job to train"):
-        checkpoint.unfinished("head")
+        checkpoint.read_unfinished("head")
 
 
 def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypatch, capsys) -> None:
@@ -193,6 +193,6 @@ def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypa
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
     living.save("head", 1, {}, ARRAYS)
     remove_abandoned(store)
-    assert "left, a training given up (head after epoch 3)" in capsys.readouterr().err
+    assert "left, a training that nobody resumed (head after epoch 3)" in capsys.readouterr().err
     assert store.keys("jobs/training/left") == []
     assert len(store.keys("jobs/training/living")) == 2

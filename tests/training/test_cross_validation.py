@@ -20,7 +20,7 @@ from ml.training.cross_validation import (
     to_probabilities,
 )
 from ml.training.presets import load_preset
-from ml.training.procedure import _shares
+from ml.training.procedure import _correct_prior
 
 RECIPE = load_preset("default").subtype
 BINARY = load_preset("default").binary
@@ -64,7 +64,7 @@ def test_repeats_have_other_folds():
 
 
 def test_too_few_cases_for_the_folds():
-    with pytest.raises(DataError, match="2 cases to learn from cannot be dealt to 3 folds"):
+    with pytest.raises(DataError, match="2 cases to train on cannot be assigned to 3 folds"):
         assign_folds(*images({"A": 1, "F": 1}), 3, 1)
 
 
@@ -78,8 +78,8 @@ def test_each_fold_is_left_out_alone_and_in_pairs():
     assert (pair.training_rows(folds).tolist(), pair.held_out_rows(folds).tolist()) == ([1, 3], [0, 2, 4])
 
 
-def planted(n: int = 4000, seed: int = 0):
-    """Truth, and the calibrated logits it was drawn from: (n,), (n, 8)."""
+def draw_planted(n: int = 4000, seed: int = 0):
+    """Returns class numbers (n,) and the calibrated logits (n, 8) that they were drawn from."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (n, 8)) + np.array([-2, -1, -2, -1, 2, -1, -1, -1])
     p = to_probabilities(logits)
@@ -87,9 +87,11 @@ def planted(n: int = 4000, seed: int = 0):
     return truth, logits
 
 
-def predicted(logits, learnt=None):
+def predicted(logits, knows_class=None):
     rows = np.arange(logits.shape[1])
-    return HeldOutPredictions(rows, logits.astype(np.float32), np.ones(len(rows), bool) if learnt is None else learnt)
+    return HeldOutPredictions(
+        rows, logits.astype(np.float32), np.ones(len(rows), bool) if knows_class is None else knows_class
+    )
 
 
 def shares(truth):
@@ -98,7 +100,7 @@ def shares(truth):
 
 
 def test_a_planted_temperature_and_epoch_are_found():
-    truth, logits = planted()
+    truth, logits = draw_planted()
     noise = np.random.default_rng(1).normal(0, 3, logits.shape)
     epochs = np.stack([logits + noise, 2.5 * logits, logits + 2 * noise])
     choice = select_parameters("subtype", RECIPE, truth, predicted(epochs), np.zeros(8), shares(truth))
@@ -108,7 +110,7 @@ def test_a_planted_temperature_and_epoch_are_found():
 
 
 def test_what_is_not_to_be_chosen_stays():
-    truth, logits = planted(500)
+    truth, logits = draw_planted(500)
     epochs = np.stack([logits, 3 * logits])
     plain = recipe(selection={"choose_epochs": False, "calibrate": False}, imbalance={"logit_adjustment": (0.0,)})
     choice = select_parameters("subtype", plain, truth, predicted(epochs), np.ones(8), shares(truth))
@@ -117,7 +119,7 @@ def test_what_is_not_to_be_chosen_stays():
 
 
 def test_the_effect_of_sampling_on_logits_is_taken_back():
-    truth, logits = planted()
+    truth, logits = draw_planted()
     shift = np.array([1.0, 0.5, 1, 0.5, -1, 0.5, 0.5, 0.5])
     choice = select_parameters("subtype", RECIPE, truth, predicted((logits + shift)[None]), -shift, shares(truth))
     assert choice.temperature == pytest.approx(1, rel=0.1)
@@ -125,7 +127,7 @@ def test_the_effect_of_sampling_on_logits_is_taken_back():
 
 
 def test_logit_adjustment_is_chosen_where_it_helps_the_rare():
-    truth, logits = planted()
+    truth, logits = draw_planted()
     choice = select_parameters("subtype", RECIPE, truth, predicted(logits[None]), np.zeros(8), shares(truth))
     assert choice.tau > 0
     assert np.allclose(choice.rule.offsets, -choice.tau * shares(truth))
@@ -140,17 +142,21 @@ def test_the_threshold_is_youdens_of_what_is_calibrated():
 
 
 def test_a_class_that_was_not_learnt_takes_no_part():
-    truth, logits = planted(1000)
+    truth, logits = draw_planted(1000)
     gone = truth == 0
     spoilt = logits.copy()
     spoilt[gone] = np.eye(8)[4] * 50  # sure of another class, as a model that never saw this one
-    learnt = ~gone
-    choice = select_parameters("subtype", RECIPE, truth, predicted(spoilt[None], learnt), np.zeros(8), shares(truth))
+    knows_class = ~gone
+    choice = select_parameters(
+        "subtype", RECIPE, truth, predicted(spoilt[None], knows_class), np.zeros(8), shares(truth)
+    )
     without = select_parameters(
         "subtype",
         RECIPE,
         truth,
-        HeldOutPredictions(np.flatnonzero(learnt), spoilt[None][:, learnt].astype("f4"), learnt[learnt]),
+        HeldOutPredictions(
+            np.flatnonzero(knows_class), spoilt[None][:, knows_class].astype("f4"), knows_class[knows_class]
+        ),
         np.zeros(8),
         shares(truth),
     )
@@ -158,14 +164,14 @@ def test_a_class_that_was_not_learnt_takes_no_part():
 
 
 def test_nothing_can_be_chosen_from_one_class():
-    truth, logits = planted(50)
+    truth, logits = draw_planted(50)
     with pytest.raises(DataError, match="fewer than two classes have two cases"):
         select_parameters("subtype", RECIPE, np.zeros(50, int), predicted(logits[None]), np.zeros(8), shares(truth))
 
 
 def test_nested_choices_know_nothing_of_their_own_fold():
-    """Of fold 0 everything is changed; what was chosen for it stays, and so for no other."""
-    truth, logits = planted(600)
+    """Everything in fold 0 is changed: its own selection stays the same, and those of the other folds change."""
+    truth, logits = draw_planted(600)
     folds = np.arange(600) % 3
 
     def predictions(truth, logits):
@@ -195,7 +201,7 @@ def test_nested_choices_know_nothing_of_their_own_fold():
 def test_a_class_that_only_the_fold_itself_has_is_left_as_it_is():
     truth = np.array([0] * 30 + [1] * 60 + [2] * 10)
     sampled = recipe(imbalance={"sampling": "sqrt", "class_weights": "none"})
-    bias, logs = _shares("subtype", sampled, truth)
+    bias, logs = _correct_prior("subtype", sampled, truth)
     assert np.exp(logs[:3]) == pytest.approx([0.3, 0.6, 0.1])
     seen = np.sqrt([30, 60, 10]) / np.sqrt([30, 60, 10]).sum()
     assert bias[:3] == pytest.approx(np.log([0.3, 0.6, 0.1]) - np.log(seen))

@@ -1,4 +1,4 @@
-"""Extraction: each picture is decoded once and seen once a view, ahead of the backbone, whatever ends it halfway."""
+"""Extraction of features: each picture is decoded once and augmented once a view, whatever interrupts the stage."""
 
 import json
 import os
@@ -25,14 +25,8 @@ from ml.images.decoding import decode, pixel_hash, resize
 from ml.images.pixel_cache import PixelCache
 from ml.training import features as features_module
 from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, resolve_weights
-from ml.training.features import (
-    FeatureCache,
-    OpenVINOExtractor,
-    Shard,
-    TensorFlowExtractor,
-    choose_backend,
-    extract_features,
-)
+from ml.training.extractors import OpenVINOExtractor, TensorFlowExtractor, choose_backend
+from ml.training.features import FeatureCache, Shard, extract_features
 from ml.training.presets import load_preset
 from tests.helpers import made_up
 
@@ -45,7 +39,7 @@ PRESET = load_preset("demo")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A store with random weights, their converted network, and nothing else: made once, linked by each test."""
+    """A store with random weights and their converted network only: made once, hard-linked by each test."""
     root = tmp_path_factory.mktemp("features")
     store = Store((root / "store").as_uri())
     weights = resolve_weights("random", store)
@@ -63,7 +57,7 @@ def world(base, tmp_path):
 
 
 def dataset(store: Store, images: int) -> str:
-    """The first so many of the made-up pictures."""
+    """Make a dataset of this number of made-up pictures."""
     rows = made_up.manifest_rows({"14-1": ("DC", images)})
     files = [made_up.png(seed) for seed in range(images)]
     rows["sha256"] = [store.put_blob(data) for data in files]
@@ -88,7 +82,7 @@ def counts(made) -> tuple[int, int, int]:
 
 
 def read_view(view, hashes, made, store):
-    """The features of these pictures in a view, by what extract said it made."""
+    """Returns the features of these pictures in a view, from the cache that ``made`` names."""
     return FeatureCache(store, made["weights"], made["backend"], view).read(hashes)
 
 
@@ -218,7 +212,6 @@ PROGRAM = """
 import json, sys, time
 from ml.training import features
 from ml.images import pixel_cache as pixels
-from ml.images.augmentation_settings import Augmentation
 from ml.training.presets import load_preset
 from ml.core.settings import Settings
 from ml.core.store import Store
@@ -226,19 +219,19 @@ from ml.core.store import Store
 if __name__ == "__main__":
     dataset, root, home, pause, part = sys.argv[1:]
     pixels._PART = features._PART = int(part)
-    run = features.OpenVINO.__call__
+    run = features.OpenVINOExtractor.__call__
 
     def slow(self, pictures):
         time.sleep(float(pause))
         return run(self, pictures)
 
-    features.OpenVINO.__call__ = slow
+    features.OpenVINOExtractor.__call__ = slow
     settings = Settings(home=home, store=root, weights="random", backend="openvino", workers=2)
-    print(json.dumps(features.extract(dataset, load_preset("demo"), Store(root), settings)))
+    print(json.dumps(features.extract_features(dataset, load_preset("demo"), Store(root), settings)))
 """
 
 
-def begun(world, *, pause: float, part: int) -> subprocess.Popen:
+def start_extraction(world, *, pause: float, part: int) -> subprocess.Popen:
     file = world.root / "program.py"
     file.write_text(PROGRAM)
     arguments = (world.dataset, world.store.root, str(world.settings.home), str(pause), str(part))
@@ -246,7 +239,7 @@ def begun(world, *, pause: float, part: int) -> subprocess.Popen:
 
 
 def test_killed_halfway_only_the_rest_is_computed(world):
-    with begun(world, pause=0.5, part=8) as process:
+    with start_extraction(world, pause=0.5, part=8) as process:
         deadline = time.monotonic() + 120
         while len(world.store.keys(cache(world).prefix)) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -266,7 +259,7 @@ def test_killed_halfway_only_the_rest_is_computed(world):
 
 
 def test_two_at_once_end_well(world):
-    with begun(world, pause=0.05, part=16) as one, begun(world, pause=0.05, part=16) as other:
+    with start_extraction(world, pause=0.05, part=16) as one, start_extraction(world, pause=0.05, part=16) as other:
         answers = [json.loads(process.communicate(timeout=200)[0]) for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0]
     assert all(made["extracted"] + made["cached"] == IMAGES for made in answers)
@@ -297,11 +290,13 @@ def test_a_file_that_is_not_what_it_was_is_named(world, harm, workers):
     before = set(psutil.Process().children())
     with pytest.raises(StoreError, match=message):
         run(world)
-    assert set(psutil.Process().children()) <= before | {p for p in psutil.Process().children() if tracker(p)}
+    assert set(psutil.Process().children()) <= before | {
+        p for p in psutil.Process().children() if is_resource_tracker(p)
+    }
 
 
-def tracker(process: psutil.Process) -> bool:
-    """multiprocessing's own process, which stays for as long as this one."""
+def is_resource_tracker(process: psutil.Process) -> bool:
+    """Whether this is multiprocessing's own process, which lives as long as this one."""
     return "resource_tracker" in " ".join(process.cmdline())
 
 
@@ -318,7 +313,7 @@ def test_a_cache_gives_rows_in_the_order_they_are_asked_for(world):
 
 def test_shards_share_the_images_out_and_leave_none(world):
     images = set(hashes_of(world))
-    parts = [{h for h in images if Shard(n, 3).takes(h)} for n in (1, 2, 3)]
+    parts = [{h for h in images if Shard(n, 3).contains(h)} for n in (1, 2, 3)]
     assert set.union(*parts) == images
     assert sum(map(len, parts)) == len(images)
     rare = set(sorted(images)[:10])
@@ -334,7 +329,7 @@ def test_shards_share_the_images_out_and_leave_none(world):
 
 
 def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
-    made = fetch_weights("random", world.store, or_random=False)
+    made = fetch_weights("random", world.store, allow_random=False)
     assert (made["kind"], made["pretrained"]) == ("random", False)
     run(world)
     monkeypatch.setattr(features_module, "resolve_weights", None)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.training.examples import Examples, choose_batches, feature_statistics
+from ml.training.examples import Examples, feature_statistics, iterate_batches
 from ml.training.fine_tuning import unfreeze_top
-from ml.training.head_fitting import _compiled_head, _steps_of
+from ml.training.head_fitting import _compile_head, _compile_steps
 from ml.training.presets import load_preset
 from ml.training.sampling import class_weights, effective_class_prior, sample_epoch
 
@@ -69,7 +69,7 @@ def examples(n: int = 10, views: int = 1) -> Examples:
 
 def test_an_epoch_has_its_own_order_wherever_one_begins():
     def batches(epochs):
-        return [rows.tolist() for _, rows, *_ in choose_batches(examples(), np.arange(10), 0, epochs, 4)]
+        return [rows.tolist() for _, rows, *_ in iterate_batches(examples(), np.arange(10), 0, epochs, 4)]
 
     from_start, resumed = batches(range(4)), batches(range(2, 4))
     assert [len(batch) for batch in from_start] == [4, 4, 2] * 4
@@ -80,12 +80,12 @@ def test_an_epoch_has_its_own_order_wherever_one_begins():
 
 
 def test_an_epoch_takes_one_view_of_each_and_all_in_time():
-    taken = [numbers for _, _, numbers, *_ in choose_batches(examples(views=4), np.arange(10), 0, range(20), 10)]
+    taken = [numbers for _, _, numbers, *_ in iterate_batches(examples(views=4), np.arange(10), 0, range(20), 10)]
     assert set(np.concatenate(taken)) == {0, 1, 2, 3}
 
 
 def test_targets_and_weights_of_a_batch():
-    ((_, rows, _, targets, weights),) = choose_batches(examples(8), np.arange(8), 0, range(1), 8)
+    ((_, rows, _, targets, weights),) = iterate_batches(examples(8), np.arange(8), 0, range(1), 8)
     assert (targets.argmax(axis=1) == rows).all()
     assert weights == pytest.approx(np.ones(8))
 
@@ -119,7 +119,7 @@ def test_a_head_learns_as_with_the_optimizer_of_keras(decay):
     import keras
 
     spec = recipe(training={"weight_decay": decay, "batch_size": 8}, head={"dropout": 0.0, "standardize": False})
-    ours = _compiled_head("subtype", spec)
+    ours = _compile_head("subtype", spec)
     theirs = keras.models.clone_model(ours)
     theirs.set_weights(ours.get_weights())
     rate = spec.training.learning_rate
@@ -128,7 +128,7 @@ def test_a_head_learns_as_with_the_optimizer_of_keras(decay):
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(40, 1280)).astype("f4"), np.eye(8, dtype="f4")[rng.integers(0, 8, 40)]
     before = ours.get_weights()
-    _steps_of(ours, 8)(features, targets, np.ones(40, "f4"))
+    _compile_steps(ours, 8)(features, targets, np.ones(40, "f4"))
     for start in range(0, 40, 8):
         theirs.train_on_batch(features[start : start + 8], targets[start : start + 8])
     for mine, other, was in zip(ours.get_weights(), theirs.get_weights(), before, strict=True):

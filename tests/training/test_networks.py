@@ -116,10 +116,10 @@ def test_imagenet_weights_that_cannot_be_had(tmp_path, random, monkeypatch, caps
     store = Store(tmp_path.as_uri())
     with pytest.raises(WeightsError, match=r"Network is unreachable.*set BREAKHIS_WEIGHTS"):
         resolve_weights("imagenet", store)
-    fallen_back = resolve_weights("imagenet", store, or_random=True)
+    fallen_back = resolve_weights("imagenet", store, allow_random=True)
     assert fallen_back.id == random.id
     assert "RANDOM BACKBONE WEIGHTS" in capsys.readouterr().err
-    stage = fetch_weights("imagenet", store, or_random=True)
+    stage = fetch_weights("imagenet", store, allow_random=True)
     assert (stage["weights"], stage["kind"], stage["from"]) == (random.id, "random", "random")
 
 
@@ -132,13 +132,13 @@ def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
     with monkeypatch.context() as online:
         online.setattr(backbone_weights, "_check_download", lambda: None)
         online.setattr(keras.utils, "get_file", lambda *_, **__: str(notop))
-        made = fetch_weights("imagenet", store, or_random=False)
+        made = fetch_weights("imagenet", store, allow_random=False)
     assert (made["kind"], made["from"], made["pretrained"]) == ("imagenet", "imagenet", True)
     assert made["sha256"] == store.meta(made["weights"])["sha256"]
     monkeypatch.setattr(backbone_weights.socket, "create_connection", refused)
     monkeypatch.setattr(keras.utils, "get_file", refused)
     elsewhere = Store(store.root)
-    assert fetch_weights("imagenet", elsewhere, or_random=False) == made
+    assert fetch_weights("imagenet", elsewhere, allow_random=False) == made
     assert look_up_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
     assert not load_backbone(made["weights"], elsewhere).trainable
     assert not backbone_weights.imagenet_cache_file().exists()

@@ -1,4 +1,4 @@
-"""Whether the figures can be believed: from files to a logged run, on pictures of which the truth is known."""
+"""Reported metrics are right: from files to a logged run, on pictures whose signal is known."""
 
 import numpy as np
 import pytest
@@ -17,23 +17,23 @@ pytestmark = pytest.mark.integration
 _PATIENTS, _IMAGES = 60, 4
 
 
-def deliver(folder, *, shuffled):
-    """Pictures of patients: those of malignant ones are redder. Shuffled, the labels are those of other patients."""
+def write_pictures(folder, *, shuffled):
+    """Write pictures of patients, redder ones for malignant patients. Shuffled, labels are those of other patients."""
     rng = np.random.default_rng(3)
     malignant = np.arange(_PATIENTS) % 2 == 1
-    told = rng.permutation(malignant) if shuffled else malignant
+    labels = rng.permutation(malignant) if shuffled else malignant
     for patient in range(_PATIENTS):
         tint = np.array([190 if malignant[patient] else 150, 120, 160]) + rng.normal(0, 8, 3)
         for seq in range(1, _IMAGES + 1):
             pixels = np.clip(tint + rng.normal(0, 30, (92, 140, 3)), 0, 255).astype(np.uint8)
-            name = made_up.name("DC" if told[patient] else "A", f"14-{10_000 + patient}", 100, seq)
+            name = made_up.name("DC" if labels[patient] else "A", f"14-{10_000 + patient}", 100, seq)
             Image.fromarray(pixels).save(folder / name)
 
 
-def trained(folder, *, shuffled):
-    """The metrics of a binary model."""
+def train_on_pictures(folder, *, shuffled):
+    """Train a binary model on such pictures and return its metrics."""
     (folder / "pictures").mkdir()
-    deliver(folder / "pictures", shuffled=shuffled)
+    write_pictures(folder / "pictures", shuffled=shuffled)
     made = prepare(folder, f"kind: directory\npath: {folder / 'pictures'}")
     preset = quick_preset(10).model_copy(update={"bootstrap_draws": 500})
     run = train(
@@ -49,7 +49,7 @@ def trained(folder, *, shuffled):
 
 
 def test_a_planted_signal_is_found(tiny, tmp_path):  # noqa: F811
-    metrics = trained(tmp_path, shuffled=False)
+    metrics = train_on_pictures(tmp_path, shuffled=False)
     for side in ("test", "oof"):
         # Without an interval where the AUC is 1 in every draw.
         assert metrics.get(f"{side}_roc_auc_low", metrics[f"{side}_roc_auc"]) > 0.9
@@ -57,17 +57,17 @@ def test_a_planted_signal_is_found(tiny, tmp_path):  # noqa: F811
 
 
 def test_shuffled_labels_are_not_learnt(tiny, tmp_path):  # noqa: F811
-    """The same pictures, with labels that say nothing: by the interval, an AUC of a half."""
-    metrics = trained(tmp_path, shuffled=True)
+    """The same pictures with random labels: the interval of the AUC contains a half."""
+    metrics = train_on_pictures(tmp_path, shuffled=True)
     for side in ("test", "oof"):
         assert metrics[f"{side}_roc_auc_low"] < 0.5 < metrics[f"{side}_roc_auc_high"]
     assert metrics["oof_roc_auc_high"] < 0.8
 
 
 def test_a_planted_leak_is_refused(tiny, tmp_path):  # noqa: F811
-    """A picture of a test patient comes again under a training patient's name: nothing is trained on it."""
+    """A picture of a test patient that is also a training patient's is refused before any training."""
     (tmp_path / "pictures").mkdir()
-    deliver(tmp_path / "pictures", shuffled=False)
+    write_pictures(tmp_path / "pictures", shuffled=False)
     made = prepare(tmp_path, f"kind: directory\npath: {tmp_path / 'pictures'}")
     rows = read_dataset(made.dataset, made.store)
     sides = read_split(made.split, made.store).sides

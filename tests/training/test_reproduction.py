@@ -1,4 +1,4 @@
-"""The comparison of recipes: its arithmetic on made-up scores, and the whole of it on small drawn data."""
+"""The comparison of presets: its arithmetic on made-up predictions, and the whole command on small drawn data."""
 
 import csv
 import json
@@ -13,7 +13,8 @@ from ml.data.training_sets import load_training_set
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.scores import LabelledPredictions
 from ml.training import reproduction
-from ml.training.reproduction import NEVER_FOUND, compute_metrics, compute_rows, reproduce
+from ml.training.preset_metrics import NEVER_FOUND, compute_metrics, compute_rows
+from ml.training.reproduction import reproduce
 from tests.helpers import made_up
 from tests.helpers.small_training import quick_preset, tiny, world  # noqa: F401  # fixtures
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed go on where they were, in the same MLflow run, and come to the same result."""
+"""Trainings that were killed resume where they were, in the same MLflow run, and give the same result."""
 
 import os
 import signal
@@ -42,12 +42,12 @@ def jobs(world):
 
 @pytest.fixture(scope="module")
 def whole(world):
-    """A training of four epochs that nobody disturbs."""
+    """A training of four epochs that is not interrupted."""
     return train_again(world, preset=quick_preset(4))
 
 
 @pytest.fixture(params=["fold 2 of repeat 1", "the model"])
-def killed(world, whole, anew, monkeypatch, request):
+def killed(world, whole, ignore_finished_runs, monkeypatch, request):
     """The same training, killed after the second epoch of a fold, or of the model itself; its MLflow run."""
     return kill_after_epoch(request.param, 2, lambda: train_again(world, preset=quick_preset(4)), monkeypatch)
 
@@ -73,7 +73,7 @@ from ml.training import checkpoints
 from ml.training import run as training
 from ml.core.settings import Settings
 from ml.core.store import Store
-from tests.helpers.small_training import again, quick
+from tests.helpers.small_training import quick_preset, train_again
 
 if __name__ == "__main__":
     dataset, split, root, home, mlflow_uri, weights = sys.argv[1:]
@@ -88,11 +88,11 @@ if __name__ == "__main__":
     checkpoints.Checkpoint.save = slow
     settings = Settings(home=home, store=root, weights="random", backend="openvino", workers=1, mlflow_uri=mlflow_uri)
     world = SimpleNamespace(store=Store(root), settings=settings, dataset=dataset, split=split, preset=None)
-    again(world, preset=quick(4), weights_id=weights)
+    train_again(world, preset=quick_preset(4), weights_id=weights)
 """
 
 
-def begun(world) -> subprocess.Popen:
+def start_training(world) -> subprocess.Popen:
     file = world.root / "program.py"
     file.write_text(PROGRAM)
     settings = world.settings
@@ -108,7 +108,7 @@ def runs(world):
 
 
 def fold_at_work(world):
-    """The state of the training there is, if a fold of it is at work and another one done."""
+    """Returns the training's state if a fold is in progress and another one is finished."""
     for job in jobs(world):
         state, _ = world.store.read(f"jobs/training/{job}/state.json")
         if state and state["finished"] and (state["current"] or {}).get("part", "").startswith("fold"):
@@ -116,9 +116,11 @@ def fold_at_work(world):
     return None
 
 
-def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(world, whole, anew, monkeypatch, capfd):
+def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(
+    world, whole, ignore_finished_runs, monkeypatch, capfd
+):
     before = runs(world)
-    with begun(world) as process:
+    with start_training(world) as process:
         deadline = time.monotonic() + 120
         while not (state := fold_at_work(world)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -128,7 +130,7 @@ def test_a_process_that_is_killed_in_a_fold_leaves_what_another_goes_on_from(wor
     client = connect(world.settings)
     assert client.get_run(state["run_id"]).info.status == "RUNNING"
     monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 1.0)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_CHECKS", 0.2)
     resumed = train_again(world, preset=quick_preset(4))
     assert f"resuming ({len(state['finished'])} parts finished, fold" in capfd.readouterr().err
     assert resumed["run_id"] == state["run_id"]
@@ -149,7 +151,7 @@ def test_where_the_run_was_deleted_another_takes_its_place(world, whole, killed,
     assert predictions(resumed).equals(predictions(whole))
 
 
-def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkeypatch):
+def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, ignore_finished_runs, monkeypatch):
     fine_tuning = {"when": "always", "epochs": 2, "learning_rate": 0.001}
     preset = quick_preset(1, selection=SELECT_ON_VALIDATION, fine_tuning=fine_tuning)
     undisturbed = train_again(world, preset=preset)
@@ -166,7 +168,9 @@ def test_killed_in_fine_tuning_it_goes_on_to_the_same_result(world, anew, monkey
 
 
 @pytest.mark.parametrize("last", ["_log_metrics", "forget"])
-def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(world, whole, anew, monkeypatch, last):
+def test_killed_while_logging_a_run_still_has_one_model_and_each_metric_once(
+    world, whole, ignore_finished_runs, monkeypatch, last
+):
     owner = Checkpoint if last == "forget" else training_module
     done, runs = getattr(owner, last), []
 

@@ -1,4 +1,4 @@
-"""From files in the store to a model that MLflow loads: features, training and serving on small drawn data."""
+"""Training, from files in the store to a model that MLflow loads, on small drawn data."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ from ml.training.backbone_weights import fetch_weights
 from ml.training.features import extract_features
 from ml.training.presets import load_preset, preset_names
 from ml.training.procedure import prepare_training_data
-from ml.training.run import _code, train
+from ml.training.run import _code_facts, train
 from tests.helpers import made_up
 from tests.helpers.small_training import (  # noqa: F401  # fixtures
     ignore_finished_runs,
@@ -74,7 +74,7 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert len(client.get_metric_history(result["run_id"], "out_of_fold_loss")) == 2
         assert len(client.get_metric_history(result["run_id"], "loss")) == run.data.metrics["chosen_epochs"]
         assert {"oof_macro_f1", "oof_macro_f1_low", "test_macro_f1_high"} <= run.data.metrics.keys()
-        assert tags["breakhis.code_sha256"] == _code()["code_sha256"]
+        assert tags["breakhis.code_sha256"] == _code_facts()["code_sha256"]
         assert len(tags["breakhis.lock_sha256"]) == 64
         assert {i.dataset.name for i in run.inputs.dataset_inputs} == {
             f"{world.dataset}, {side}" for side in ("train", "validation", "test")
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_was_made_of(world, runs):
 
 
 def test_what_was_trained_can_be_registered(world, runs):
-    """Its figures come out of its predictions again, and its files are what may be registered."""
+    """Its metrics follow from its predictions, and its files are those that may be registered."""
     for task, result in runs.items():
         folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{result['run_id']}/model"))
         assert not list(folder.rglob("*.pyc"))
@@ -113,7 +113,7 @@ def test_a_run_says_which_runs_of_a_dag_trained_it(world):
 
 
 @pytest.mark.parametrize("task", ["binary", "subtype"])
-def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, anew, task):
+def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, ignore_finished_runs, task):
     second = train(
         task,
         dataset=world.dataset,
@@ -130,7 +130,7 @@ def test_trained_anew_the_same_seed_gives_the_same_model(world, runs, anew, task
 
 
 def test_views_and_more_of_rare_subtypes(world):
-    """Two views of what is learnt from, three of rare subtypes, one of the test side; each changes what is learnt."""
+    """Two views of training images, three of rare subtypes, one of the test side; the number of views has an effect."""
     rows = read_dataset(world.dataset, world.store)
     sides = rows["patient"].map(read_split(world.split, world.store).sides)
     learnt = (sides != "test").to_numpy()
@@ -227,7 +227,7 @@ def test_the_evaluation_and_the_predictions_agree(world, runs):
 
 
 def test_quarantined_rows_take_no_part(world):
-    """A case that is tied to train and to test is on neither, and the training goes on without it."""
+    """A case that is tied to train and to test is on neither side, and the training leaves it out."""
     rows = read_dataset(world.dataset, world.store)
     sides = read_split(world.split, world.store).sides
     learnt = rows[(rows["subtype"] == "DC") & (rows["patient"].map(sides) == "train")]
@@ -302,7 +302,7 @@ def test_what_is_being_trained_is_waited_for_and_not_trained_twice(world, monkey
         return fit(*arguments)
 
     monkeypatch.setattr(training_module, "fit_and_calibrate", meanwhile)
-    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_CHECKS", 0.1)
     first = train_again(world, seed=9)
     other.join(60)
     assert answers["second"] == {**first, "reused": True}
@@ -332,7 +332,7 @@ def test_a_finished_run_that_was_deleted_is_trained_again_to_the_same_result(wor
 
 
 def test_weights_by_id_are_taken_from_the_store_alone(world, monkeypatch):
-    made = fetch_weights("random", world.store, or_random=False)
+    made = fetch_weights("random", world.store, allow_random=False)
     assert (made["weights"], made["kind"], made["pretrained"]) == (world.made["weights"], "random", False)
     monkeypatch.setattr(features_module, "resolve_weights", None)
     found = extract_features(world.dataset, world.preset, world.store, world.settings, weights_id=made["weights"])
@@ -365,6 +365,6 @@ def test_out_of_memory_is_one_line(world, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(procedure, "_learn", full)
+    monkeypatch.setattr(procedure, "_run_procedure", full)
     with pytest.raises(DeviceError, match=r"out of .*memory: the head trains on \d+ images .*lower batch_size"):
         train_again(world, seed=8)

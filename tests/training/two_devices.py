@@ -1,5 +1,6 @@
-"""Fine-tunes a tiny network on one device, on two, and in float16; prints what came out. In a process of its own, as
-TensorFlow takes a processor or a GPU, whichever is named, for two devices only if that is said before anything else.
+"""Fine-tunes a tiny network on one device, on two, and in float16, and prints the results.
+
+It runs in its own process: TensorFlow can use one CPU or GPU as two devices only if that is set before anything else.
 """
 
 import json
@@ -28,9 +29,9 @@ def fit(
     batch_size: int = 4,
     epochs: int = 2,
     mixed: bool = False,
-    rate: float = 1e-4,
+    learning_rate: float = 1e-4,
 ) -> FittedNetwork:
-    """Fine-tune without dropout, whose masks are another on each device."""
+    """Fine-tune without dropout, whose masks differ between devices."""
     recipe = (
         load_preset("demo")
         .with_changes(
@@ -41,53 +42,53 @@ def fit(
                 "when": "always",
                 "epochs": epochs,
                 "batch_size": batch_size,
-                "learning_rate": rate,
+                "learning_rate": learning_rate,
                 "mixed_precision": mixed,
             },
         )
         .subtype
     )
     rows = np.arange(images)
-    shown = (
+    pictures = (
         np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8) if pixels is None else pixels
     )
-    features = np.asarray(backbone().predict(shown, batch_size=4, verbose=0))[None]
+    features = np.asarray(backbone().predict(pictures, batch_size=4, verbose=0))[None]
     examples = Examples(
-        "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: shown[few], [*map(str, rows)]
+        "subtype", recipe, rows % 8, features, np.ones(images, int), lambda few: pictures[few], [*map(str, rows)]
     )
-    nothing = SimpleNamespace(
-        finished=lambda _: None,
-        unfinished=lambda _: SimpleNamespace(epoch=0, history={}, arrays=[]),
-        due=lambda: False,
+    empty_checkpoint = SimpleNamespace(
+        read_finished=lambda _: None,
+        read_unfinished=lambda _: SimpleNamespace(epoch=0, history={}, arrays=[]),
+        is_due=lambda: False,
         finish=lambda *_: None,
     )
-    return Fitter(examples, backbone).fit("it", rows, rows, 0, nothing)  # type: ignore[arg-type]
+    return Fitter(examples, backbone).fit("it", rows, rows, 0, empty_checkpoint)  # type: ignore[arg-type]
 
 
 def _main(kind: str) -> None:
-    import_tensorflow_quietly()  # else what is computed before a fit is computed in TF32
+    import_tensorflow_quietly()  # otherwise everything before a fit is computed in TF32
     device = tf.config.list_physical_devices(kind)[0]
     half = [tf.config.LogicalDeviceConfiguration(memory_limit=None if kind == "CPU" else 4096)] * 2
     tf.config.set_logical_device_configuration(device, half)
-    one_device = fine_tuning._strategy
-    found = []
+    one_device = fine_tuning._choose_strategy
+    results = []
     for images in (12, 9):  # the last batch: whole, and of one image, for one of the devices
         one = fit(images)
-        fine_tuning._strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
+        fine_tuning._choose_strategy = lambda: tf.distribute.MirroredStrategy([f"{kind}:0", f"{kind}:1"])
         two = fit(images)
-        fine_tuning._strategy = one_device
-        found.append(
+        fine_tuning._choose_strategy = one_device
+        results.append(
             {
-                "apart": float(np.abs(two.logits - one.logits).max()),
-                "learnt": float(np.abs(one.logits[-1] - one.logits[0]).max()),
+                "difference": float(np.abs(two.logits - one.logits).max()),
+                "change": float(np.abs(one.logits[-1] - one.logits[0]).max()),
             }
         )
     fine_tuning.has_gpu = lambda: True
-    tuned = fit(8, epochs=8, mixed=True, rate=1e-5)
+    tuned = fit(8, epochs=8, mixed=True, learning_rate=1e-5)
     print(
         json.dumps(
             {
-                "two": found,
+                "two": results,
                 "float16": {
                     "loss": tuned.history["fine_tuning_loss"],
                     "kept as": sorted({str(a.dtype) for a in tuned.backbone}),  # type: ignore[union-attr]

@@ -17,22 +17,28 @@ class Head(YamlModel):
 
     hidden_units: int = Field(gt=0, description="Units of the hidden layer.")
     dropout: float = Field(ge=0, lt=1, description="Share of the hidden units dropped in training.")
-    standardize: bool = Field(description="Whether features are standardised by mean and variance of what is learnt.")
+    standardize: bool = Field(
+        description="Whether features are standardised by mean and variance of the training images."
+    )
 
 
 class Training(YamlModel):
     """How a head is trained on cached features."""
 
-    epochs: int = Field(gt=0, le=1000, description="Passes over the training pictures; at most, where they are chosen.")
+    epochs: int = Field(
+        gt=0, le=1000, description="Passes over the training pictures; the most, where the number is selected."
+    )
     batch_size: int = Field(gt=0, description="Images a step.")
     learning_rate: float = Field(gt=0, lt=1, description="Adam's, constant.")
     weight_decay: float = Field(ge=0, lt=1, description="Decoupled weight decay (AdamW); 0: plain Adam.")
 
 
 class Imbalance(YamlModel):
-    """What is done about classes with few pictures."""
+    """Measures against class imbalance."""
 
-    sampling: Literal["none", "sqrt"] = Field(description="sqrt: a class comes as often as the root of its share.")
+    sampling: Literal["none", "sqrt"] = Field(
+        description="sqrt: a class is sampled in proportion to the square root of its share."
+    )
     class_weights: Literal["none", "sqrt", "balanced"] = Field(
         description="Weight of a class in the loss: none, 1/sqrt of its share, or 1/its share."
     )
@@ -40,21 +46,22 @@ class Imbalance(YamlModel):
     label_smoothing: float = Field(ge=0, lt=1, description="Share of the target spread over all classes.")
     logit_adjustment: tuple[FiniteFloat, ...] = Field(
         min_length=1,
-        description="Strengths tau to choose from out of fold (arXiv:2007.07314): the label is the class with the "
-        "highest log(p) - tau log(share). [0] is the highest probability. The subtype model only.",
+        description="Strengths tau to select from, on out-of-fold predictions (arXiv:2007.07314): the label is the "
+        "class with the highest log(p) - tau log(share). [0] is the highest probability. The subtype model only.",
     )
 
 
 class Selection(YamlModel):
-    """What the epochs, the calibration and the decision rule are chosen on, before the test side is scored."""
+    """How epochs, calibration and decision rule are selected before the test side is scored."""
 
     using: Literal["validation", "out_of_fold"] = Field(
-        description="validation: the validation side, and the training side alone is learnt from. out_of_fold: pooled "
-        "predictions of grouped cross-validation in train and validation, which are then both learnt from."
+        description="validation: on the validation side, and the model is trained on the train side alone. "
+        "out_of_fold: on pooled predictions of grouped cross-validation in train and validation; the model is trained "
+        "on both."
     )
     folds: int = Field(ge=0, le=20, description="Folds of the cross-validation; 0: none.")
-    repeats: int = Field(ge=0, le=20, description="How often it is repeated with other folds; 0: none.")
-    choose_epochs: bool = Field(description="Whether the number of epochs is chosen (by log-loss).")
+    repeats: int = Field(ge=0, le=20, description="Repeats of the cross-validation, each with other folds; 0: none.")
+    choose_epochs: bool = Field(description="Whether the number of epochs is selected (by log-loss).")
     calibrate: bool = Field(
         description="Whether probabilities are corrected for sampling and weights, and by a temperature."
     )
@@ -64,16 +71,16 @@ class Selection(YamlModel):
         if (self.using == "out_of_fold") != (self.folds > 0) or (self.folds > 0) != (self.repeats > 0):
             raise ValueError("using: out_of_fold needs folds and repeats; using: validation has 0 of both")
         if self.folds in {1, 2}:
-            raise ValueError("folds: at least 3, so that what is chosen can be nested")
+            raise ValueError("folds: at least 3, so that the selection can be nested")
         return self
 
 
 class FineTuning(YamlModel):
     """Training of the backbone's upper blocks after the head, with BatchNorm frozen."""
 
-    when: Literal["never", "gpu", "always"] = Field(description="gpu: where TensorFlow sees one.")
+    when: Literal["never", "gpu", "always"] = Field(description="gpu: if TensorFlow sees a GPU.")
     blocks: int = Field(ge=1, le=7, description="Blocks of EfficientNet unfrozen, from the top.")
-    epochs: int = Field(gt=0, le=100, description="Passes; at most, where they are chosen (none may be chosen).")
+    epochs: int = Field(gt=0, le=100, description="Passes; the most, where the number is selected (it may be none).")
     batch_size: int = Field(gt=0, description="Images a step.")
     learning_rate: float = Field(gt=0, lt=0.1, description="Adam's, constant.")
     mixed_precision: bool = Field(description="Whether a GPU computes in float16 with float32 weights.")
@@ -85,8 +92,8 @@ class Recipe(YamlModel):
     views: Views = Field(description="How often, and how, each training picture is seen.")
     head: Head = Field(description="The head on pooled features.")
     training: Training = Field(description="How the head is trained.")
-    imbalance: Imbalance = Field(description="What is done about classes with few pictures.")
-    selection: Selection = Field(description="What epochs, calibration and decision rule are chosen on.")
+    imbalance: Imbalance = Field(description="Measures against class imbalance.")
+    selection: Selection = Field(description="How epochs, calibration and decision rule are selected.")
     fine_tuning: FineTuning = Field(description="Whether, and how, the backbone's upper blocks are trained as well.")
 
 
@@ -95,27 +102,27 @@ class Preset(YamlModel):
 
     name: PresetName = Field(description="That of the file.")
     description: str = Field(description="One line, for forms and reports.")
-    random_weights_allowed: bool = Field(description="Whether to go on where ImageNet weights cannot be downloaded.")
+    random_weights_allowed: bool = Field(description="Whether to go on if ImageNet weights cannot be downloaded.")
     bootstrap_draws: int = Field(ge=0, le=100_000, description="Draws of the patient bootstrap for 95% intervals.")
     binary: Recipe = Field(description="The recipe of the model of benign and malignant.")
     subtype: Recipe = Field(description="The recipe of the model of the eight subtypes.")
 
     def recipe(self, task: Task) -> Recipe:
-        """The recipe of one task's model."""
+        """Returns the recipe of one task's model."""
         return self.binary if task == "binary" else self.subtype
 
     def with_changes(self, task: Task, **sections: dict[str, Any]) -> "Preset":
-        """A copy in which fields of sections of one task's recipe are others, e.g. ``training={"epochs": 2}``."""
-        mine = self.recipe(task)
-        other = {name: getattr(mine, name).model_copy(update=values) for name, values in sections.items()}
-        return self.model_copy(update={task: mine.model_copy(update=other)})
+        """Returns a copy with other values in one task's recipe, by section, e.g. ``training={"epochs": 2}``."""
+        recipe = self.recipe(task)
+        changed = {name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update={task: recipe.model_copy(update=changed)})
 
 
 def load_preset(name: str) -> Preset:
-    """A shipped preset by name.
+    """Read a shipped preset by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no preset of that name.
     """
     resource = files("ml.training.presets").joinpath(f"{name}.yaml")
     if not resource.is_file():
@@ -125,7 +132,7 @@ def load_preset(name: str) -> Preset:
 
 
 def preset_names() -> list[str]:
-    """The names of the shipped presets."""
+    """Returns the names of the shipped presets, sorted."""
     return sorted(
         r.name.removesuffix(".yaml") for r in files("ml.training.presets").iterdir() if r.name.endswith(".yaml")
     )
