@@ -31,11 +31,11 @@ def files(tmp_path):
 
 
 def test_records_follow_one_another(log):
-    records = log.records()
+    records = log.read_records()
     assert [record["sequence"] for record in records] == [1, 2, 3, 4]
     assert all(after["before"] == before["code"] for before, after in itertools.pairwise(records))
     assert log.verify({"m-binary": format_anchor(records[-1])}) == []
-    assert log.of("other") == []
+    assert log.read_model_records("other") == []
 
 
 def edit(paths):
@@ -99,27 +99,27 @@ def odd_code(paths):
     ],
 )
 def test_every_change_shows(log, tmp_path, harm, told):
-    known = {"m-binary": format_anchor(log.records()[0])}
+    known = {"m-binary": format_anchor(log.read_records()[0])}
     harm(files(tmp_path))
     assert any(told in fault for fault in log.verify(known))
     assert not any("cut off" in fault for fault in log.verify(known))
     with pytest.raises(Refused, match="was changed"):
-        log.records()
+        log.read_records()
     with pytest.raises(Refused):
         log.append("approved", "m-binary", version=5)
 
 
 def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
-    told = format_anchor(log.records()[-1])
+    told = format_anchor(log.read_records()[-1])
     files(tmp_path)[-1].unlink()
-    assert log.records()  # the chain by itself is whole
+    assert log.read_records()  # the chain by itself is whole
     assert "the log's end was cut off" in log.verify({"m-binary": told})[0]
     log.append("approved", "m-binary", version=7)  # another end in its place
     assert "is not the one that the registry knows" in log.verify({"m-binary": told})[0]
 
 
 def test_the_registrys_tag_taken_away_or_set_back_shows(log):
-    records = log.records()
+    records = log.read_records()
     log.append(CARRIED_OUT, "m-binary", of=[4])
     assert log.verify({"m-binary": format_anchor(records[3])}) == []
     assert "its tag was removed" in log.verify({})[0]
@@ -170,7 +170,7 @@ def test_without_a_key(tmp_path):
 def test_several_writers_lose_nothing(tmp_path):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda k: open_log(tmp_path).append("approved", "m", version=k), range(24)))
-    records = open_log(tmp_path).records()
+    records = open_log(tmp_path).read_records()
     assert sorted(record["version"] for record in records) == list(range(24))
     assert [record["sequence"] for record in records] == list(range(1, 25))
 

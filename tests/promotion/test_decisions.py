@@ -105,7 +105,11 @@ def log(world):
 
 
 def decided(world):
-    return [(r["event"], r["version"], r["by"]) for r in log(world).of("made-binary") if r["event"] != CARRIED_OUT]
+    return [
+        (r["event"], r["version"], r["by"])
+        for r in log(world).read_model_records("made-binary")
+        if r["event"] != CARRIED_OUT
+    ]
 
 
 def is_whole(world):
@@ -252,7 +256,7 @@ def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
     assert verdict["bundle_sha256"] in verdict["review"]
     airflow(registered)
     promote(world, registered)
-    assert log(world).of("made-binary")[0]["bundle_sha256"] == digest(bundle)
+    assert log(world).read_model_records("made-binary")[0]["bundle_sha256"] == digest(bundle)
 
 
 def test_gate_passes_and_records_its_verdict(world):
@@ -683,7 +687,9 @@ def two_champions(world, airflow):
 
 def test_a_rollback_names_what_was_approved(two_champions):
     world = two_champions
-    approved = {r["version"]: r["bundle"] for r in log(world).of("made-binary") if r["event"] == APPROVED}
+    approved = {
+        r["version"]: r["bundle"] for r in log(world).read_model_records("made-binary") if r["event"] == APPROVED
+    }
     proposed = propose_rollback("made-binary", "1", "it fails on 400X", world.store, world.settings)
     assert proposed["bundle"] == approved[1]
     assert parse_bundle_id(proposed["review"]) == approved[1]
@@ -809,7 +815,7 @@ def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
         with pytest.raises(Killed):
             promote(world, registered)
     assert faults(world) == []  # it may be at it
-    monkeypatch.setattr(auditing, "_LONG", timedelta(0))
+    monkeypatch.setattr(auditing, "_MAX_PENDING", timedelta(0))
     assert "record 1 (approved, version 1) has not been carried out since" in faults(world)[0]
 
 
@@ -935,7 +941,6 @@ def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         registered = register_run(run, world.store, world.settings)
         judge_version("made-binary", "1", world.store, world.settings)
-        assert (
-            len(champion_comparison._predictions(read_verified_object(registered["evidence"], world.store), "test")) > 0
-        )
+        recorded = read_verified_object(registered["evidence"], world.store)
+        assert len(champion_comparison._read_predictions(recorded, "test")) > 0
         assert list((tmp_path / "scratch").iterdir()) == []

@@ -521,7 +521,7 @@ def _standing(a: Attempts) -> tuple[dict[str, int], list[Any], int]:
         if alias in ("champion", "previous")
     }
     own = Settings(home=a.stack.home, store=a.world.store.root)  # which has the key, now that the stack made one
-    records = AuditLog(a.world.store, own).records()
+    records = AuditLog(a.world.store, own).read_records()
     promoting = [r["sequence"] for r in records if r["event"] not in (CARRIED_OUT, "rejected")]
     return found, promoting, len({model.name for model in models})
 

@@ -168,13 +168,13 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
                 evidence[decision] = one["evidence"]
         evidence |= {Decision(versions[0]["model"], k, rollback=True): "" for k in range(1, _FORMER + 1)}
     wanted = list(evidence)[: 20 if len(evidence) >= 20 else None]
-    before = {record["sequence"] for record in AuditLog(world.store, world.settings).records()}
+    before = {record["sequence"] for record in AuditLog(world.store, world.settings).read_records()}
     kills = _run(wanted, evidence, world, rng)
 
     log = AuditLog(world.store, world.settings)
     for model in sorted({one.model for one in wanted}):
         reconcile_aliases(model, log, world.settings)
-    records = [one for one in log.records() if one["sequence"] not in before]
+    records = [one for one in log.read_records() if one["sequence"] not in before]
     for decision in wanted:
         event = "rolled back" if decision.rollback else "approved"
         mine = [
@@ -187,7 +187,7 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
         yield Row(decision.run, happened, len(mine) == 1 or (decision.rollback and not mine))
     for model in sorted({one.model for one in wanted}):
         found = RegisteredModel(model, world.settings).aliases()
-        last = [r for r in log.of(model) if r["event"] == CARRIED_OUT][-1]
+        last = [r for r in log.read_model_records(model) if r["event"] == CARRIED_OUT][-1]
         moved = find_alias_fault(model, log, world.settings)
         yield Row(
             f"{model}: champion",
