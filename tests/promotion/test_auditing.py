@@ -17,7 +17,7 @@ def find_faults(world):
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("tamper", "message"),
     [
         (lambda w: w.client.delete_model_version_tag("made-binary", "2", "breakhis.evidence"), "was removed"),
         (
@@ -29,14 +29,14 @@ def find_faults(world):
         (lambda w: w.client.set_registered_model_alias("made-binary", "champion", "1"), "belongs to version 2"),
     ],
 )
-def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champions, harm, told):
+def test_a_champion_that_was_tampered_with_is_none_to_be_compared_with(two_champions, tamper, message):
     world = two_champions
     register_run(world.log_run(auc=0.97), world.store, world.settings)
     assert find_faults(world) == []
-    harm(world)
-    with pytest.raises(Refused, match=told):
+    tamper(world)
+    with pytest.raises(Refused, match=message):
         judge_version("made-binary", "3", world.store, world.settings)
-    assert any(told in fault for fault in find_faults(world))
+    assert any(message in fault for fault in find_faults(world))
 
 
 def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
@@ -53,8 +53,8 @@ def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
 def test_a_champion_without_a_record_is_told(world):
     register_run(world.log_run(), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
-    told = find_faults(world)
-    assert "the alias champion is on version 1, but by the audit log it belongs to version none" in told[0]
+    faults = find_faults(world)
+    assert "the alias champion is on version 1, but by the audit log it belongs to version none" in faults[0]
     register_run(world.log_run(auc=0.95), world.store, world.settings)
     with pytest.raises(Refused, match="take the alias champion away in MLflow"):
         judge_version("made-binary", "2", world.store, world.settings)

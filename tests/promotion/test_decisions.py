@@ -130,7 +130,7 @@ ON_THE_WAY = {
 
 
 @pytest.mark.parametrize(
-    ("tag", "origin", "changes", "told"),
+    ("tag", "origin", "changes", "message"),
     [
         ([["retrain_made", "r1"]], None, {}, "reviewer started run i1 of the DAG ingest_made"),
         ([], {"dag": "retrain_made", "run": "r1"}, {}, "reviewer started run i1 of the DAG ingest_made"),
@@ -141,7 +141,7 @@ ON_THE_WAY = {
         ([["retrain_made", "r1"]], None, {"by hand": True}, "an asset event that no run made"),
     ],
 )
-def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, told):
+def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, message):
     registered = register_run(world.log_run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
     record = airflow.answer_promotion(registered)
     runs = ON_THE_WAY | changes
@@ -156,10 +156,10 @@ def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeyp
 
     monkeypatch.setattr(AirflowApi, "dag_run", dag_run)
     monkeypatch.setattr(AirflowApi, "upstream_events", lambda self, dag, run: events)
-    if told is None:
+    if message is None:
         assert promote(world, registered)["decision"] == "approved"
         return
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         promote(world, registered)
     assert read_aliases(world) == {"candidate": 1}
 

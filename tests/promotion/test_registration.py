@@ -61,10 +61,10 @@ def log_changed_artifact(world, run, name, change):
 
 def edit_metrics(**changes):
     def change(file):
-        told = json.loads(file.read_text())
+        content = json.loads(file.read_text())
         for key, value in changes.items():
-            told[key] = told[key] | value if isinstance(value, dict) else value
-        file.write_text(json.dumps(told))
+            content[key] = content[key] | value if isinstance(value, dict) else value
+        file.write_text(json.dumps(content))
 
     return "metrics.json", change
 
@@ -80,7 +80,7 @@ NICER = {"roc_auc": 0.99}
 
 
 @pytest.mark.parametrize(
-    ("harm", "logs", "told"),
+    ("edit", "logs", "message"),
     [
         (edit_metrics(metrics=NICER), NICER, "metrics.roc_auc is 0.99, computed again 0.7"),
         (
@@ -117,26 +117,26 @@ NICER = {"roc_auc": 0.99}
         ),
     ],
 )
-def test_what_a_run_says_of_itself_is_computed_again(world, harm, logs, told):
+def test_what_a_run_says_of_itself_is_computed_again(world, edit, logs, message):
     run = world.log_run(auc=0.7)
-    log_changed_artifact(world, run, *harm)
+    log_changed_artifact(world, run, *edit)
     for name, value in logs.items():
         world.client.log_metric(run, f"test_{name}", value)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         register_run(run, world.store, world.settings)
     assert "candidate" not in read_aliases(world)
 
 
 @pytest.mark.parametrize(
-    ("tag", "value", "told"),
+    ("tag", "value", "message"),
     [
         ("ledger", "another", "says that it is of the ledger another, its split made"),
         ("weights_kind", "file", "are file weights; in the store they are imagenet"),
         ("dag_runs", "{", "does not name runs"),
     ],
 )
-def test_tags_that_are_not_true(world, tag, value, told):
-    with pytest.raises(Refused, match=told):
+def test_tags_that_are_not_true(world, tag, value, message):
+    with pytest.raises(Refused, match=message):
         register_run(world.log_run(**{f"breakhis.{tag}": value}), world.store, world.settings)
 
 

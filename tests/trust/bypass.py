@@ -231,8 +231,8 @@ def write_the_gates_xcom(product: AttackedProduct) -> str:
     product.pause(True)
     try:
         product.wait_for_state(run, "gate", "success")
-        told = product.api("engineer").xcom("promote", run, "gate")
-        product.write_xcom(run, "gate", told | {"review": told["review"].replace("0.8100", "0.9900")})
+        verdict = product.api("engineer").xcom("promote", run, "gate")
+        product.write_xcom(run, "gate", verdict | {"review": verdict["review"].replace("0.8100", "0.9900")})
     finally:
         product.pause(False)
     product.wait_for_review(run)
@@ -254,9 +254,9 @@ def trigger_with_settings_of_ones_own(product: AttackedProduct) -> str:
     try:
         run = product.start_promotion(product.register_candidate(), approvals=0, policy="none", skip=True)
         product.wait_for_review(run)
-        told = f"a review is asked for all the same, promote {product.read_state(run, 'promote')}"
+        outcome = f"a review is asked for all the same, promote {product.read_state(run, 'promote')}"
     except BreakhisError as error:
-        told = f"refused: {error}"[:120]
+        outcome = f"refused: {error}"[:120]
     good, bad = product.register_candidate(0.95), product.register_candidate(0.5)
     run = product.start_promotion(good)
     product.wait_for_review(run)
@@ -271,7 +271,7 @@ def trigger_with_settings_of_ones_own(product: AttackedProduct) -> str:
     if str(conf["version"]) != str(good["version"]):
         raise RuntimeError(f"the run is of version {conf['version']} now")
     product.answer(run, option="Reject")
-    return f"{told}; editing a run's: {edited}, and it stays of its version"
+    return f"{outcome}; editing a run's: {edited}, and it stays of its version"
 
 
 def approve_ones_own_run(product: AttackedProduct) -> str:
@@ -302,14 +302,14 @@ def approve_as_somebody_else(product: AttackedProduct) -> str:
     """answering as viewer, engineer and administrator"""
     run = product.start_promotion(product.register_candidate())
     product.wait_for_review(run)
-    told = []
+    outcomes = []
     for user in ("viewer", "engineer", "admin"):
         try:
             product.api(user).answer("promote", run, "review", "Approve", {"reason": "why not"})
-            told.append(f"{user}: accepted")
+            outcomes.append(f"{user}: accepted")
         except CredentialsError:
-            told.append(f"{user}: 403")
-    return ", ".join([*told, f"review {product.read_state(run, 'review')}"])
+            outcomes.append(f"{user}: 403")
+    return ", ".join([*outcomes, f"review {product.read_state(run, 'review')}"])
 
 
 def answer_twice(product: AttackedProduct) -> str:
@@ -370,12 +370,12 @@ def promote_a_failed_candidate_by_hand(product: AttackedProduct) -> str:
     run = product.start_promotion(candidate)
     product.wait_for_state(run, "gate", "failed")
     command = ("promote", MODEL, str(candidate["version"]), "--dag-run", run)
-    told = product.run_breakhis(*command)
+    outcome = product.run_breakhis(*command)
     product.mark_success(run, "gate")
     product.clear_tasks(run, "review")
     product.wait_for_review(run)
     product.answer(run)
-    return f"{told}; approved: {product.run_breakhis(*command)}"
+    return f"{outcome}; approved: {product.run_breakhis(*command)}"
 
 
 def replay_an_old_approval(product: AttackedProduct) -> str:
@@ -400,7 +400,7 @@ def set_the_alias_as_a_trainer(product: AttackedProduct) -> str:
         "registered-models/alias": {"name": MODEL, "alias": "champion", "version": str(candidate["version"])},
         "model-versions/create": {"name": MODEL, "source": f"runs:/{run}/model", "run_id": run},
     }
-    told = []
+    outcomes = []
     for user, password in {TRAINER: trainer, **{name: product.stack.passwords()[name] for name in PEOPLE}}.items():
         with requests.Session() as session:
             session.auth = (user, password)
@@ -409,8 +409,8 @@ def set_the_alias_as_a_trainer(product: AttackedProduct) -> str:
             answers = [session.post(f"{url}/{path}", json=body, timeout=60).status_code for path, body in asked.items()]
         if answers != [403, 403]:
             raise RuntimeError(f"MLflow answered {user} {answers}")
-        told.append(f"{user}: 403")
-    return ", ".join(told)
+        outcomes.append(f"{user}: 403")
+    return ", ".join(outcomes)
 
 
 def swap_the_champions_files(product: AttackedProduct) -> str:
@@ -435,13 +435,13 @@ def pass_a_demo_model_off(product: AttackedProduct) -> str:
         register_run(run, product.world.store, product.world.settings)
         return "registered by its set's name alone"
     except BreakhisError as error:
-        told = f"refused: {error}"[:110]
+        outcome = f"refused: {error}"[:110]
     tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
     run = product.world.log_run(0.95, scored_on=product.world.data["made"], **tags)
     try:
         made = register_run(run, product.world.store, product.world.settings)
     except BreakhisError as error:
-        return f"{told}; with the dataset's name: refused: {error}"[:240]
+        return f"{outcome}; with the dataset's name: refused: {error}"[:240]
     return f"registered as {made['model']} version {made['version']}"
 
 
