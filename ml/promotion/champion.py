@@ -87,8 +87,8 @@ def find_alias_fault(model: str, log: AuditLog, settings: Settings) -> str:
 
 
 def _describe_misplaced_alias(model: str, alias: str, actual: int | None, expected: int | None) -> str:
-    remedy = "put it right with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
+    remedy = "correct it with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
     return (
         f"{model}: the alias {alias} is on version {actual or 'none'}, but by the audit log it belongs to version "
-        f"{expected or 'none'}: it was moved behind the log's back; {remedy}"
+        f"{expected or 'none'}: it was moved without a recorded decision; {remedy}"
     )

@@ -44,7 +44,7 @@ def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
     dataset_set = store.meta(tags["breakhis.dataset"])["set"]
     if dataset_set != tags["breakhis.set"]:
         raise Refused(
-            f"run {run_id} says that it is of the training set {tags['breakhis.set']}, but it was trained on "
+            f"run {run_id} is tagged with the training set {tags['breakhis.set']}, but it was trained on "
             f"{tags['breakhis.dataset']}, of the set {dataset_set}"
         )
 
@@ -107,7 +107,8 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
     _check_evaluation(name, evaluation, tags["breakhis.task"])
     if tags["breakhis.ledger"] != split["ledger"]:
         raise Refused(
-            f"{name}: it says that it is of the ledger {tags['breakhis.ledger']}, its split {split['ledger']}"
+            f"{name}: its run is tagged with the ledger {tags['breakhis.ledger']}, but its split is of "
+            f"{split['ledger']}"
         )
     if recompute:
         try:
@@ -162,14 +163,14 @@ def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
     try:
         canonical(evaluation)
     except ValueError:
-        raise Refused(f"{name}: its metrics.json holds what is no number (NaN or infinite)") from None
+        raise Refused(f"{name}: its metrics.json holds a value that is not a finite number (NaN or infinite)") from None
     known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(class_names(task))}
     for key, names in known.items():
         if unknown := sorted(set(map(str, evaluation.get(key, ()))) - names):
-            raise Refused(f"{name}: its metrics.json has {key} that nobody knows: {unknown[0][:80]!r}")
+            raise Refused(f"{name}: its metrics.json has unknown {key}: {unknown[0][:80]!r}")
     missing = [class_name for class_name in class_names(task) if class_name not in evaluation.get("per_class", {})]
     if missing:
-        raise Refused(f"{name}: its metrics.json says nothing of {', '.join(missing)}")
+        raise Refused(f"{name}: its metrics.json lacks the classes {', '.join(missing)}")
 
 
 def _read_weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
@@ -300,7 +301,7 @@ def _is_used_in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
 
 
 def _hash_model_files(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
-    """Returns the SHA-256 of each of a model's files. None may be compiled code, which Python would run for the source.
+    """Returns the SHA-256 of each of a model's files. None may be compiled code: Python would run it, not the source.
 
     Where files are used in place, Python writes such code into ``__pycache__`` when the model is loaded. It is removed
     first: nothing is lost, and none of it is run.

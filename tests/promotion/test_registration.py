@@ -44,7 +44,7 @@ def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
     (world.conf / "training_sets" / "real.yaml").write_text(
         "name: real\nsources: [made]\nledger: made\npolicy: lenient\npreset: demo\n"
     )
-    with pytest.raises(Refused, match="says that it is of the training set real, but it was trained on dataset-"):
+    with pytest.raises(Refused, match="is tagged with the training set real, but it was trained on dataset-"):
         register_run(world.log_run(**{"breakhis.set": "real"}), world.store, world.settings)
     assert world.client.search_registered_models() == []
 
@@ -90,14 +90,14 @@ NICER = {"roc_auc": 0.99}
         ),
         (edit_metrics(slices={"source": {"made": {"metrics": {"accuracy": 1.0}}}}), {}, "slices.source.made"),
         (edit_metrics(intervals={"roc_auc": [0.9, 1.0]}), {}, "intervals.roc_auc"),
-        (edit_metrics(metrics={"accuracy": math.nan}), {}, "what is no number"),
-        (edit_metrics(intervals={"roc_auc": [math.inf, 1.0]}), {}, "what is no number"),
+        (edit_metrics(metrics={"accuracy": math.nan}), {}, "not a finite number"),
+        (edit_metrics(intervals={"roc_auc": [math.inf, 1.0]}), {}, "not a finite number"),
         (
             edit_metrics(metrics={"bundle-0123456789ab": 1.0}),
             {"bundle-0123456789ab": 1.0},
-            "metrics that nobody knows",
+            "unknown metrics: ",
         ),
-        (edit_metrics(absent_classes=["**all is well**"]), {}, "absent_classes that nobody knows"),
+        (edit_metrics(absent_classes=["**all is well**"]), {}, "unknown absent_classes: "),
         (edit_predictions(lambda table: table.iloc[1:]), {}, "1 images are missing and 0 are of others"),
         (
             edit_predictions(lambda table: pd.concat([table, table.iloc[:1]])),
@@ -130,7 +130,7 @@ def test_what_a_run_says_of_itself_is_computed_again(world, edit, logs, message)
 @pytest.mark.parametrize(
     ("tag", "value", "message"),
     [
-        ("ledger", "another", "says that it is of the ledger another, its split made"),
+        ("ledger", "another", "is tagged with the ledger another, but its split is of made"),
         ("weights_kind", "file", "are file weights; in the store they are imagenet"),
         ("dag_runs", "{", "does not name runs"),
     ],

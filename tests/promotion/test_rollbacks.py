@@ -102,7 +102,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow)
     world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow.answer_promotion(third)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
-    with pytest.raises(Refused, match="moved behind the log's back"):
+    with pytest.raises(Refused, match="moved without a recorded decision"):
         promote(world, third, "made-binary-v3")
     airflow.answer_rollback(2)
     roll_back_to(world, 2)
