@@ -42,7 +42,7 @@ def judge_version(
 
     Args:
         model: name of the registered model.
-        number: the version.
+        number: its version.
         store: holds evidence and pictures, and takes the bundle.
         settings: say where MLflow and the policies are.
         evidence: id that the version's evidence must have; None accepts any.
@@ -67,18 +67,7 @@ def judge_version(
     if champion and champion["version"] == candidate["version"]:
         champion = None  # a version is not compared with itself
     loaded = _load_policy(model, settings, policy)
-    comparison = None
-    if champion and isinstance(loaded, Policy):
-        comparison = compare_with_champion(candidate, champion, loaded.comparison, store, memos or store)
-    verdict = judge_evidence(candidate, loaded, comparison)
-    bundle = {
-        "evidence_id": evidence_id,
-        "evidence": candidate,
-        "champion": champion,
-        "comparison": comparison,
-        "policy_content": loaded.model_dump(mode="json") if isinstance(loaded, Policy) else None,
-        **verdict,
-    }
+    bundle, verdict = _make_bundle(evidence_id, candidate, champion, loaded, store, memos or store)
     bundle_id = object_id("bundle", bundle)
     result: Json = {
         "model": model,
@@ -94,6 +83,25 @@ def judge_version(
     if policy is None:
         _record_bundle(bundle, bundle_id, version, store, settings)
     return result
+
+
+def _make_bundle(
+    evidence_id: str, candidate: Json, champion: Json | None, policy: Policy | ConfigError, store: Store, memos: Memos
+) -> tuple[Json, Json]:
+    """Returns the bundle of a candidate, and the verdict that is part of it."""
+    comparison = None
+    if champion and isinstance(policy, Policy):
+        comparison = compare_with_champion(candidate, champion, policy.comparison, store, memos)
+    verdict = judge_evidence(candidate, policy, comparison)
+    bundle = {
+        "evidence_id": evidence_id,
+        "evidence": candidate,
+        "champion": champion,
+        "comparison": comparison,
+        "policy_content": policy.model_dump(mode="json") if isinstance(policy, Policy) else None,
+        **verdict,
+    }
+    return bundle, verdict
 
 
 def _record_bundle(bundle: Json, bundle_id: str, version: "ModelVersion", store: Store, settings: Settings) -> None:
