@@ -1,1 +1,1 @@
-"""What happens to data and models afterwards: erasing a patient."""
+"""Operation: what happens to data and models after they were made, such as erasing a patient."""

@@ -1,4 +1,4 @@
-"""Where a model's aliases have to be by its records in the audit log: the log says it, the registry only shows it."""
+"""What a model's records in the audit log say about its aliases. The log decides, the registry only shows it."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,22 @@ APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled bac
 DECISION_EVENTS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
 CARRIED_OUT = "carried out"
-"""The event that follows decisions, once the registry is as they say."""
+"""The event that follows decisions, once the registry's aliases agree with them."""
 
-_MAKE_CHAMPION = (APPROVED, ROLLED_BACK)
+_CHAMPION_EVENTS = (APPROVED, ROLLED_BACK)
+"""Events that make a version champion."""
 
 
 def derive_aliases(records: Sequence[Json], candidate: int | None = None) -> Aliases:
-    """What the aliases have to be. There is no champion but by a record.
+    """Returns the versions that a model's aliases must point to. Only a record makes a version champion.
 
     Args:
-        records: of one model, in order.
-        candidate: the version that the registry has as one; it stays one until something is decided about it.
+        records: audit records of one model, in order.
+        candidate: the version that is candidate in the registry. It stays candidate until it is decided about.
     """
     champion = previous = None
-    if decided := [record for record in records if record["event"] in _MAKE_CHAMPION]:
-        last = decided[-1]
+    if champion_records := [record for record in records if record["event"] in _CHAMPION_EVENTS]:
+        last = champion_records[-1]
         champion = last["version"]
         previous = last["champion"] if last["champion"] != champion else last.get("previous")
     if any(record["event"] in DECISION_EVENTS and record["version"] == candidate for record in records):
@@ -34,17 +35,19 @@ def derive_aliases(records: Sequence[Json], candidate: int | None = None) -> Ali
 
 
 def find_pending_decisions(records: Sequence[Json]) -> list[Json]:
-    """The decisions that the registry may not show yet."""
+    """Returns the decisions that are not known to be carried out: the registry may not show them yet."""
     done = {number for record in records if record["event"] == CARRIED_OUT for number in record["of"]}
     return [record for record in records if record["event"] in DECISION_EVENTS and record["sequence"] not in done]
 
 
 def list_all_champions(records: Sequence[Json]) -> set[int]:
-    """The versions that are or were champion."""
-    return {int(record["version"]) for record in records if record["event"] in _MAKE_CHAMPION}
+    """Returns the versions that are or were champion."""
+    return {int(record["version"]) for record in records if record["event"] in _CHAMPION_EVENTS}
 
 
 def find_champion_evidence_id(number: int, records: Sequence[Json]) -> str | None:
-    """The evidence on which a version was last made champion, or None if it never was."""
-    made = (one for one in reversed(records) if one["event"] in _MAKE_CHAMPION and one["version"] == number)
-    return next((str(one["evidence"]) for one in made if one.get("evidence")), None)
+    """Returns the id of the evidence on which a version last became champion, or None if it never did."""
+    promotions = (
+        record for record in reversed(records) if record["event"] in _CHAMPION_EVENTS and record["version"] == number
+    )
+    return next((str(record["evidence"]) for record in promotions if record.get("evidence")), None)

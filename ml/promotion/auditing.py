@@ -1,4 +1,4 @@
-"""The check of the whole audit log, and of the registry and the champions' files against it."""
+"""The check that the audit log is whole, and that the registry and the champions' files agree with it."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,23 +11,24 @@ from ml.promotion.champion import find_alias_fault
 from ml.promotion.evidence import read_verified_evidence
 from ml.registry.registered_model import audit_anchors, declared_models
 
-_LONG = timedelta(minutes=10)
-"""What is not carried out by then was left by a process that died, and that nobody came after."""
+_MAX_PENDING = timedelta(minutes=10)
+"""A decision that is pending for longer was left by a process that died, and no other process has carried it out."""
 
 
 def audit_registry(store: Store, settings: Settings) -> Json:
-    """Check the whole log, and each of our models against it, down to the champions' files.
+    """Check the whole audit log, and each declared model against it, down to the champions' files.
 
     Returns:
-        ``{passed, records, decisions, models, faults}``.
+        ``{passed, records, decisions, models, faults}``: the numbers of records and decisions, the models' names, and
+        the faults in words.
     """
     log = AuditLog(store, settings)
-    known = audit_anchors(settings)
-    faults = log.verify(known)
-    records = [] if faults else log.records()
-    models = sorted({record["model"] for record in records} | known.keys() | set(declared_models(settings)))
+    anchors = audit_anchors(settings)
+    faults = log.verify(anchors)
+    records = [] if faults else log.read_records()
+    models = sorted({record["model"] for record in records} | anchors.keys() | set(declared_models(settings)))
     if not faults:
-        faults = [fault for model in models for fault in _faults_of(model, log, store, settings)]
+        faults = [fault for model in models for fault in _find_model_faults(model, log, store, settings)]
     return {
         "passed": not faults,
         "records": len(records),
@@ -37,19 +38,19 @@ def audit_registry(store: Store, settings: Settings) -> Json:
     }
 
 
-def _faults_of(model: str, log: AuditLog, store: Store, settings: Settings) -> list[str]:
-    records = log.of(model)
+def _find_model_faults(model: str, log: AuditLog, store: Store, settings: Settings) -> list[str]:
+    records = log.read_model_records(model)
     faults = [
-        f"{model}: record {one['sequence']} ({one['event']}, version {one['version']}) has not been carried out since "
-        f"{one['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision about the "
-        "model carries it out"
-        for one in find_pending_decisions(records)
-        if datetime.now(UTC) - datetime.fromisoformat(one["at"]) > _LONG
+        f"{model}: record {record['sequence']} ({record['event']}, version {record['version']}) has not been carried "
+        f"out since {record['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision "
+        "about the model carries it out"
+        for record in find_pending_decisions(records)
+        if datetime.now(UTC) - datetime.fromisoformat(record["at"]) > _MAX_PENDING
     ]
-    if wrong := find_alias_fault(model, log, settings):
-        faults.append(wrong)
-    now = derive_aliases(records)
-    for number in [one for one in (now.champion, now.previous) if one]:
+    if alias_fault := find_alias_fault(model, log, settings):
+        faults.append(alias_fault)
+    expected = derive_aliases(records)
+    for number in [version for version in (expected.champion, expected.previous) if version]:
         try:
             read_verified_evidence(model, number, records, store, settings)
         except (Refused, RegistryError, StoreError) as fault:

@@ -1,4 +1,4 @@
-"""The champion of a model: the version that the audit log names, and bringing the registry's aliases there."""
+"""The champion of a model: the version that the audit log names, and how the registry's aliases are moved to it."""
 
 from collections.abc import Sequence
 
@@ -14,78 +14,81 @@ from ml.registry.registered_model import CHAMPION, RegisteredModel
 def read_champion_evidence(
     model: str, store: Store, settings: Settings, records: Sequence[Json] | None = None
 ) -> Json | None:
-    """The evidence of a model's champion, or None where there is no champion: it still is what it became champion as.
+    """Returns the evidence of a model's champion after verifying it, or None where there is no champion.
 
-    The champion is the one that the audit log names: while a decision is carried out, the alias may be late.
+    The champion is the version that the audit log names: the alias may be late while a decision is carried out.
 
     Args:
-        model: whose.
+        model: name of the registered model.
         store: holds evidence and log.
         settings: say where the registry is.
-        records: of the model, checked; default: what lies in the store, which is not checked without a key.
+        records: verified audit records of the model; default: those in the store, unverified, since that takes the key.
 
     Raises:
-        Refused: the alias was moved behind the log's back, or the champion was changed after it became it.
+        Refused: the alias was moved without a decision, or the champion was changed after it became champion.
     """
-    told = read_unverified_records(store, model) if records is None else records
+    known = read_unverified_records(store, model) if records is None else records
     while True:
-        expected, found = derive_aliases(told).champion, RegisteredModel(model, settings).alias(CHAMPION)
-        if found == expected or find_pending_decisions(told):
+        expected, actual = derive_aliases(known).champion, RegisteredModel(model, settings).alias(CHAMPION)
+        if actual == expected or find_pending_decisions(known):
             break
-        later = read_unverified_records(store, model) if records is None else told
-        if later == told:
-            raise Refused(_misplaced(model, CHAMPION, found, expected))
-        told = later  # a decision was carried out between the two readings
-    return None if expected is None else read_verified_evidence(model, expected, told, store, settings)
+        later = read_unverified_records(store, model) if records is None else known
+        if later == known:
+            raise Refused(_describe_misplaced_alias(model, CHAMPION, actual, expected))
+        known = later  # a decision was carried out between reading the log and reading the alias
+    return None if expected is None else read_verified_evidence(model, expected, known, store, settings)
 
 
 def reconcile_aliases(model: str, log: AuditLog, settings: Settings) -> None:
-    """Move the aliases to where the audit log says they belong, if a decision was left half carried out.
+    """Move the aliases to where the audit log says they belong, if a decision is pending.
 
     Raises:
-        Refused: the registry knows of records that the log has not: its end was cut off.
+        Refused: the log has faults. For instance, the registry knows of a record that the log lacks: its end was cut
+            off.
     """
     registered = RegisteredModel(model, settings)
-    known = registered.audit_anchor()
-    if faults := log.verify({model: known} if known else {}, model):
+    anchor = registered.audit_anchor()
+    if faults := log.verify({model: anchor} if anchor else {}, model):
         raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
-    late = False
+    is_overtaken = False
     while True:
-        records, current = log.of(model), registered.aliases()
-        waiting = find_pending_decisions(records)
-        if not waiting and not late:
-            if records:  # who was killed after the last record did not tell the registry of it
+        records, current = log.read_model_records(model), registered.aliases()
+        pending = find_pending_decisions(records)
+        if not pending and not is_overtaken:
+            if records:  # a process that was killed after the last record has not anchored it
                 registered.set_audit_anchor(format_anchor(records[-1]))
             return
         wanted = derive_aliases(records, current.candidate)
         registered.move_aliases(wanted, decided=current.candidate if wanted.candidate is None else None)
         registered.set_audit_anchor(format_anchor(records[-1]))
-        # If this process was stopped and another went on, the aliases were just set to what was right before.
-        late = log.of(model)[-1] != records[-1]
-        if waiting and not late:
-            numbers = [record["sequence"] for record in waiting]
-            shown = {"champion": wanted.champion, "previous": wanted.previous}
+        # If this process was paused while another one decided, it has just set the aliases to an outdated state.
+        is_overtaken = log.read_model_records(model)[-1] != records[-1]
+        if pending and not is_overtaken:
+            numbers = [record["sequence"] for record in pending]
+            moved = {"champion": wanted.champion, "previous": wanted.previous}
             try:
-                log.append(CARRIED_OUT, model, after=find_last_sequence(records), of=numbers, **shown)
+                log.append(CARRIED_OUT, model, after=find_last_sequence(records), of=numbers, **moved)
             except TryAgain:
-                late = True  # likewise; where it is the store that fails, reading it says so
+                is_overtaken = True  # as above; if the store itself fails, the next reading raises its error
 
 
 def find_alias_fault(model: str, log: AuditLog, settings: Settings) -> str:
-    """Returns which aliases are not on the version that the audit log gives them, in words; nothing if all are."""
-    current, records = RegisteredModel(model, settings).aliases(), log.of(model)
+    """Returns, in words, which aliases are not on the version that the audit log gives them; empty if all are."""
+    current, records = RegisteredModel(model, settings).aliases(), log.read_model_records(model)
     expected = derive_aliases(records)
     if find_pending_decisions(records):
         return ""
     names = ("champion", "previous")
-    wrong = [name for name in names if getattr(current, name) != getattr(expected, name)]
-    return "; ".join(_misplaced(model, name, getattr(current, name), getattr(expected, name)) for name in wrong)
+    return "; ".join(
+        _describe_misplaced_alias(model, name, getattr(current, name), getattr(expected, name))
+        for name in names
+        if getattr(current, name) != getattr(expected, name)
+    )
 
 
-def _misplaced(model: str, alias: str, found: int | None, expected: int | None) -> str:
-    """What to say of an alias that is not where the audit log says."""
-    mend = "put it right with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
+def _describe_misplaced_alias(model: str, alias: str, actual: int | None, expected: int | None) -> str:
+    remedy = "correct it with the DAG rollback" if expected else f"take the alias {alias} away in MLflow"
     return (
-        f"{model}: the alias {alias} is on version {found or 'none'}, but by the audit log it belongs to version "
-        f"{expected or 'none'}: it was moved behind the log's back; {mend}"
+        f"{model}: the alias {alias} is on version {actual or 'none'}, but by the audit log it belongs to version "
+        f"{expected or 'none'}: it was moved without a recorded decision; {remedy}"
     )

@@ -1,4 +1,4 @@
-"""A candidate beside the champion: what both said of the same images, out of fold and on the locked test side."""
+"""The comparison of a candidate with the champion: predictions of both on the same images, out of fold and test."""
 
 import hashlib
 import io
@@ -24,55 +24,57 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OUT_OF_FOLD, TEST = "out of fold", "on the test side"
+"""Which predictions are compared, in the words of gates and review."""
 
 
 def compare_with_champion(evidence: Json, champion: Json, rule: NonInferiorityRule, store: Store, memos: Memos) -> Json:
-    """Compare a version with the champion, paired by case, on the images that both can be scored on.
+    """Compare a candidate with the champion for non-inferiority, paired by case, on the images that both can predict.
 
-    Where the ledger has grown since the champion was trained, the champion classifies the test images it has not seen;
-    its out-of-fold predictions are of the images it was trained with, so there the two are compared on those in common.
+    Where the ledger has grown since the champion was trained, the champion classifies the new test images. Out-of-fold
+    predictions of the champion exist only for the images it was trained with, so there the images in common are used.
 
     Args:
         evidence: of the candidate.
-        champion: the same of the champion.
-        rule: of the policy.
-        store: holds pictures.
-        memos: hold the simulation's results.
+        champion: evidence of the champion.
+        rule: non-inferiority margin and least power, from the policy.
+        store: holds datasets and pictures.
+        memos: keep the simulation's results.
 
     Returns:
-        ``{version, comparable, reason, pairs}``, the pairs as of :func:`ml.evaluation.comparison.compare_models`.
+        ``{version, comparable, reason, pairs}``: the champion's version, whether the two could be compared and, if not,
+        why; the pairs are those of :func:`ml.evaluation.comparison.compare_models`, one per metric and set of images.
 
     Raises:
         TryAgain: predictions or the champion's files cannot be read.
         Refused: predictions are not what the evidence says.
-        RegistryError: the champion cannot classify.
+        RegistryError: the champion cannot classify, or its output is not usable.
     """
-    told: Json = {"version": champion["version"], "comparable": False, "reason": "", "pairs": []}
-    mine, theirs = ((one["ledger"], one.get("split_group", "case")) for one in (evidence, champion))
-    if mine != theirs:
-        told["reason"] = (
-            f"no comparison with version {champion['version']}: it was measured under the split ledger {theirs[0]} by "
-            f"{theirs[1]}, this version under {mine[0]} by {mine[1]}; only the limits apply"
+    result: Json = {"version": champion["version"], "comparable": False, "reason": "", "pairs": []}
+    own, other = ((one["ledger"], one.get("split_group", "case")) for one in (evidence, champion))
+    if own != other:
+        result["reason"] = (
+            f"no comparison with version {champion['version']}: it was measured under the split ledger {other[0]} by "
+            f"{other[1]}, this version under {own[0]} by {own[1]}; only the limits apply"
         )
-        return told
+        return result
     task: Task = evidence["task"]
     say(f"comparing version {evidence['version']} with the champion, version {champion['version']}")
     for where, name in ((OUT_OF_FOLD, "out_of_fold"), (TEST, "test")):
-        new, old = (_predictions(one, name) for one in (evidence, champion))
+        new, old = (_read_predictions(version, name) for version in (evidence, champion))
         if new is None or old is None:
-            whose = champion if old is None else evidence
-            reason = f"version {whose['version']} has no such predictions"
-            told["pairs"] += [_not_estimable(metric, where, reason) for metric in GATED_METRICS[task]]
+            lacking = champion if old is None else evidence
+            reason = f"version {lacking['version']} has no such predictions"
+            result["pairs"] += [_make_inestimable_pair(metric, where, reason) for metric in GATED_METRICS[task]]
             continue
         if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
-            old = _rescored(old, unseen, champion, evidence["dataset"], store)
-        told["pairs"] += compare_models(
-            where, _paired(task, new, old), memos, margin=rule.margin, least_power=rule.least_power
+            old = _add_predictions(old, unseen, champion, evidence["dataset"], store)
+        result["pairs"] += compare_models(
+            where, _pair_predictions(task, new, old), memos, margin=rule.margin, least_power=rule.least_power
         )
-    return {**told, "comparable": True}
+    return {**result, "comparable": True}
 
 
-def _not_estimable(metric: str, where: str, reason: str) -> Json:
+def _make_inestimable_pair(metric: str, where: str, reason: str) -> Json:
     figures = ("candidate", "champion", "difference", "error", "critical", "low", "size", "power")
     return {
         "metric": metric,
@@ -85,8 +87,8 @@ def _not_estimable(metric: str, where: str, reason: str) -> Json:
     }
 
 
-def _predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
-    """A version's predictions as its evidence has them, or None where it has none.
+def _read_predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
+    """Returns a version's predictions as its evidence names them, one row per image, or None where it has none.
 
     Raises:
         TryAgain: they cannot be read.
@@ -99,59 +101,60 @@ def _predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
     expected = evidence["artifacts"].get(path)
     if expected is None:
         return None
-    whose = f"{evidence['model']} version {evidence['version']}"
+    version = f"{evidence['model']} version {evidence['version']}"
     try:
         with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
             data = fetch_artifacts(f"runs:/{evidence['run_id']}/{path}", Path(scratch)).read_bytes()
     except (MlflowException, OSError) as error:
-        raise TryAgain(f"{whose}: {path} of its run cannot be read: {error}") from None
+        raise TryAgain(f"{version}: {path} of its run cannot be read: {error}") from None
     if hashlib.sha256(data).hexdigest() != expected:
-        raise Refused(f"{whose}: {path} of its run was changed: it is not what the evidence says")
+        raise Refused(f"{version}: {path} of its run was changed: it is not what the evidence says")
     return pd.read_parquet(io.BytesIO(data))
 
 
-def _rescored(
+def _add_predictions(
     known: "pd.DataFrame", unseen: "pd.DataFrame", champion: Json, dataset: str, store: Store
 ) -> "pd.DataFrame":
-    """The champion's predictions, with those of images that came after it.
+    """Have the champion classify images that came after it, and add the predictions to its known ones.
 
     Raises:
-        RegistryError: it says nothing of use of them.
+        RegistryError: its output lacks columns or rows, or holds unknown classes or no probabilities.
     """
     import pandas as pd
 
     say(f"the ledger has grown: the champion classifies {len(unseen):,} further test images")
     files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
     pictures = (store.blob(files[pixels]) for pixels in unseen["pixel_sha256"])
-    said = classify_pictures(champion["model"], champion["version"], pictures)
+    output = classify_pictures(champion["model"], champion["version"], pictures)
     names = class_names(champion["task"])
     columns = [f"p_{name}" for name in names]
     columns = columns[1:] if champion["task"] == "binary" else columns
-    if not {*columns, "label"} <= set(said) or len(said) != len(unseen) or not set(said["label"]) <= set(names):
-        raise RegistryError(
-            f"{champion['model']} version {champion['version']} does not say {', '.join([*columns, 'label'])} of each "
-            "picture"
-        )
-    probabilities = said[columns].to_numpy(dtype=float)
+    version = f"{champion['model']} version {champion['version']}"
+    if not {*columns, "label"} <= set(output) or len(output) != len(unseen) or not set(output["label"]) <= set(names):
+        raise RegistryError(f"{version} does not give {', '.join([*columns, 'label'])} for each picture")
+    probabilities = output[columns].to_numpy(dtype=float)
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise RegistryError(f"{champion['model']} version {champion['version']} gives what are no probabilities")
+        raise RegistryError(f"{version} gives probabilities that are not numbers from 0 to 1")
     fresh = unseen.drop(columns=[c for c in unseen.columns if c.startswith("p_")]).reset_index(drop=True)
     fresh[columns] = probabilities
-    fresh["called"] = said["label"].to_numpy()
+    fresh["called"] = output["label"].to_numpy()
     return pd.concat([known, fresh], ignore_index=True)
 
 
-def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> PairedPredictions:
-    """Both on the images in common, in the same order. The truth is the candidate's: labels may have been corrected."""
+def _pair_predictions(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> PairedPredictions:
+    """Returns the predictions of candidate and champion on the images in common, in the same order.
+
+    The true classes are the candidate's, since labels may have been corrected after the champion was trained.
+    """
     by_image = old.drop_duplicates("pixel_sha256").set_index("pixel_sha256")
     rows = new[new["pixel_sha256"].isin(by_image.index)].reset_index(drop=True)
     other = by_image.loc[rows["pixel_sha256"]]
     index = {name: k for k, name in enumerate(class_names(task))}
 
-    def numbers(names: "pd.Series[str]") -> ClassNumbers:
+    def to_numbers(names: "pd.Series[str]") -> ClassNumbers:
         return np.asarray(names.map(index), dtype=np.int64)
 
-    def probabilities(table: "pd.DataFrame") -> Probabilities:
+    def read_probabilities(table: "pd.DataFrame") -> Probabilities:
         if task == "binary":
             return table["p_malignant"].to_numpy(dtype=float)
         return table[[f"p_{name}" for name in SUBTYPES]].to_numpy(dtype=float)
@@ -159,9 +162,9 @@ def _paired(task: Task, new: "pd.DataFrame", old: "pd.DataFrame") -> PairedPredi
     return PairedPredictions(
         task,
         rows,
-        numbers(rows["label" if task == "binary" else "subtype"]),
-        probabilities(rows),
-        probabilities(other),
-        numbers(rows["called"]),
-        numbers(other["called"]),
+        to_numbers(rows["label" if task == "binary" else "subtype"]),
+        read_probabilities(rows),
+        read_probabilities(other),
+        to_numbers(rows["called"]),
+        to_numbers(other["called"]),
     )

@@ -1,10 +1,10 @@
-"""Promotion, rollback and withdrawal: carries out what people decided, after checking for itself that they did.
+"""Promotion, rollback and withdrawal: checks that the reviewers have decided, and carries their decision out.
 
-Neither an XCom nor the state of a task proves anything, since users may write the one and set the other. What counts is
-Airflow's own record of the answers, read under a service account, and gates that pass on exactly what was reviewed.
+Neither an XCom nor the state of a task proves a decision, since users may write the one and set the other. What counts
+is Airflow's own record of the answers, read under a service account, and gates that pass on exactly what was reviewed.
 
-A decision is first written to the audit log and then carried out. What the aliases have to be follows from the log
-alone, so whoever comes after a crash brings them there, and what is done twice or late is put right: there is one
+A decision is first written to the audit log and then carried out. Where the aliases belong follows from the log alone.
+So after a crash the next process moves them there, and it corrects what was done twice or too late: there is one
 champion, and the log says how it came about.
 """
 
@@ -46,123 +46,146 @@ from ml.registry.registered_model import Aliases, RegisteredModel
 def promote_version(
     model: str, number: str, dag_run: str, store: Store, settings: Settings, *, evidence: str | None = None
 ) -> Json:
-    """Carry out the reviewers' decision on a model version (the ``promote`` stage). Doing it again changes nothing.
+    """Carry out the reviewers' decision on a candidate version (the ``promote`` stage). Doing it again changes nothing.
+
+    Args:
+        model: name of the registered model.
+        number: the version.
+        dag_run: the run of the DAG ``promote`` in which the reviewers answered.
+        store: holds the audit log and the evidence.
+        settings: say where MLflow and Airflow are.
+        evidence: id of the evidence that the run must be about; None accepts any.
 
     Returns:
-        ``{model, version, decision, reviewers, reason, previous, audit}``; ``decision`` is approved or rejected.
+        ``{model, version, decision, reviewers, reason, previous, evidence, audit}``. ``decision`` is approved or
+        rejected, ``previous`` the champion before, ``audit`` the address of the record.
 
     Raises:
-        Refused: nobody entitled decided about this version and this evidence, what was reviewed is not what there is
-            now, or the gates do not pass.
+        Refused: no reviewer has decided about this version and this evidence, what was reviewed has changed since, or
+            the gates do not pass.
         ConfigError: Airflow's address, the service account or the audit log's key is not set.
     """
-    log, airflow = AuditLog(store, settings), ReviewRun(settings, PROMOTE, dag_run)
-    answers = airflow.answers(model, number, evidence)
+    log, review_run = AuditLog(store, settings), ReviewRun(settings, PROMOTE, dag_run)
+    answers = review_run.read_answers(model, number, evidence)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         facts = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
-        airflow.check_not_rejected(records)
-        if withdrawn := next((r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number)), None):
+        review_run.check_not_rejected(records)
+        withdrawals = (r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number))
+        if withdrawn := next(withdrawals, None):
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
-        # What the gate task has simulated, it has kept where others may write: here it is simulated again.
+        # The gate task has stored its simulation where others may write. So it is simulated again here.
         memos = SealedMemos(store, settings, have_equal_results)
-        judged = judge_version(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
-        if any(body != judged["review"] for body in answers.bodies):
-            raise Refused(_what_changed(answers.bodies, judged, store, f"{airflow.where}, {model} version {number}"))
-        airflow.check_not_theirs(answers, judged["dag_runs"])
-        if not judged["passed"]:
-            raise Refused(f"{judged['summary']}; it was approved, but gates come first")
-        if len(answers.answers) < judged["approvals"]:
+        verdict = judge_version(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
+        if any(body != verdict["review"] for body in answers.bodies):
+            title = f"{review_run.title}, {model} version {number}"
+            raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
+        review_run.check_approvers_independent(answers, verdict["dag_runs"])
+        if not verdict["passed"]:
+            raise Refused(f"{verdict['summary']}; it was approved, but gates come first")
+        if len(answers.answers) < verdict["approvals"]:
             raise Refused(
-                f"{airflow.where}: the policy {judged['policy']} asks for {judged['approvals']} reviewers to approve, "
-                f"and {len(answers.answers)} did"
+                f"{review_run.title}: the policy {verdict['policy']} asks for {verdict['approvals']} reviewers to "
+                f"approve, and {len(answers.answers)} did"
             )
-        return APPROVED, facts | {key: judged[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
+        return APPROVED, facts | {key: verdict[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
-    return _decide(model, int(number), answers, decide, log, store, settings)
+    return _carry_out(model, int(number), answers, decide, log, store, settings)
 
 
 def propose_rollback(model: str, number: str, reason: str, store: Store, settings: Settings) -> Json:
-    """What a rollback would do, for its review (the ``rollback`` stage with ``--dry-run``).
+    """Describe a rollback for its review, changing nothing (the ``rollback`` stage with ``--dry-run``).
+
+    Args:
+        model: name of the registered model.
+        number: the version that would be champion again.
+        reason: why the rollback is asked for.
+        store: holds the audit log and the evidence.
+        settings: say where MLflow is.
 
     Returns:
-        ``{model, version, replaces, evidence, bundle, title, review}``; ``bundle`` is what the version was approved on.
+        ``{model, version, replaces, evidence, bundle, title, review}``; ``bundle`` is the id of the bundle that the
+        version was approved on, ``review`` the body of the review as Markdown.
 
     Raises:
-        Refused: the version never was champion, or is it now; it is not any more what it was then; or no reason is
-            given.
+        Refused: the version never was champion, is the champion now, or was changed since; or no reason is given.
         RegistryError: there is no such version.
     """
     if not parse_reason({"reason": reason}):
         raise Refused(f"rollback to {model} version {number}: say why, in at least {MIN_REASON_LENGTH} letters")
-    found = RegisteredModel(model, settings).aliases()
-    records = AuditLog(store, settings).of(model)
-    check_rollback_target(model, int(number), records, found)
+    current = RegisteredModel(model, settings).aliases()
+    records = AuditLog(store, settings).read_model_records(model)
+    check_rollback_target(model, int(number), records, current)
     evidence = read_verified_evidence(model, int(number), records, store, settings)
     bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
         "model": model,
         "version": int(number),
-        "replaces": found.champion,
-        "evidence": (known := find_champion_evidence_id(int(number), records)),
+        "replaces": current.champion,
+        "evidence": (evidence_id := find_champion_evidence_id(int(number), records)),
         "bundle": bundles.get(int(number)),
-        "title": format_rollback_title(model, int(number), found.champion),
+        "title": format_rollback_title(model, int(number), current.champion),
         "review": format_rollback_body(
-            evidence, str(known), _shown(model, found.champion, store, settings), reason, bundles
+            evidence,
+            str(evidence_id),
+            _read_replaced_champion(model, current.champion, store, settings),
+            reason,
+            bundles,
         ),
     }
 
 
 def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Settings) -> Json:
-    """Make a former champion the champion again (the ``rollback`` stage), once a reviewer has confirmed it.
+    """Make a former champion the champion again, once a reviewer has confirmed it (the ``rollback`` stage).
 
-    Returns and raises as :func:`promote_version`; ``decision`` is rolled back or rejected.
+    Arguments, result and errors are those of :func:`promote_version`; ``decision`` is rolled_back or rejected.
 
     Raises:
-        Refused: the version never was champion, or is it now.
+        Refused: also if the version never was champion, or is the champion now.
     """
-    log, airflow = AuditLog(store, settings), ReviewRun(settings, ROLLBACK, dag_run)
-    answers = airflow.answers(model, number, None)
+    log, review_run = AuditLog(store, settings), ReviewRun(settings, ROLLBACK, dag_run)
+    answers = review_run.read_answers(model, number, None)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        found = RegisteredModel(model, settings).aliases()
-        now = derive_aliases(records)
-        facts: Json = {"champion": now.champion, "asked": airflow.reason}
-        if found.champion != now.champion:
-            facts["found"] = found.champion  # moved behind the log's back; this puts it right
+        current = RegisteredModel(model, settings).aliases()
+        expected = derive_aliases(records)
+        facts: Json = {"champion": expected.champion, "asked": review_run.reason}
+        if current.champion != expected.champion:
+            facts["found"] = current.champion  # the alias was moved without a decision; the rollback corrects it
         if answers.decision == REJECTED:
             return REJECTED, facts
-        airflow.check_not_rejected(records)
-        proposed = propose_rollback(model, number, airflow.reason, store, settings)
+        review_run.check_not_rejected(records)
+        proposed = propose_rollback(model, number, review_run.reason, store, settings)
         if any(body != proposed["review"] for body in answers.bodies):
             raise Refused(
-                f"{airflow.where}: what was confirmed is not what there is now: {proposed['title']} Start a new run of "
-                f"the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
+                f"{review_run.title}: what was confirmed is not what there is now: {proposed['title']} Start a new run "
+                f"of the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
             )
         return ROLLED_BACK, facts | {"evidence": proposed["evidence"]}
 
-    return _decide(model, int(number), answers, decide, log, store, settings)
+    return _carry_out(model, int(number), answers, decide, log, store, settings)
 
 
 def withdraw_version(model: str, number: str, dag_run: str, store: Store, settings: Settings) -> Json:
-    """Take a waiting candidate back (the ``withdraw`` stage): it can be approved no more.
+    """Withdraw a waiting candidate, so that it can no longer be approved (the ``withdraw`` stage).
 
-    Returns and raises as :func:`promote_version`; ``decision`` is withdrawn.
+    Arguments, result and errors are those of :func:`promote_version`; ``decision`` is withdrawn. There is no review:
+    the user who started the run decides.
 
     Raises:
-        Refused: the version is the champion.
+        Refused: also if the version is the champion, or the run has no reason or was not started by a user.
         RegistryError: there is no such version.
     """
-    log, airflow = AuditLog(store, settings), ReviewRun(settings, WITHDRAW, dag_run)
-    by, reason = airflow.started_by, airflow.reason
-    airflow.check_subject(model, number)
+    log, review_run = AuditLog(store, settings), ReviewRun(settings, WITHDRAW, dag_run)
+    by, reason = review_run.started_by, review_run.reason
+    review_run.check_subject(model, number)
     RegisteredModel(model, settings).find_version(number)
     if not by or not reason:
-        raise Refused(f"{airflow.where}: a withdrawal is started by a person, and with a reason")
+        raise Refused(f"{review_run.title}: a withdrawal is started by a person, and with a reason")
     key = digest([WITHDRAW, dag_run, by, reason])
-    own = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, frozenset({by}), by, airflow.name, key)
+    withdrawal = Answers(WITHDRAWN, (Answer(by, reason, None),), (), None, frozenset({by}), by, review_run.name, key)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         champion = derive_aliases(records).champion
@@ -170,11 +193,14 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
             raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
         return WITHDRAWN, {"champion": champion}
 
-    return _decide(model, int(number), own, decide, log, store, settings)
+    return _carry_out(model, int(number), withdrawal, decide, log, store, settings)
 
 
-def _shown(model: str, champion: int | None, store: Store, settings: Settings) -> Json | None:
-    """What to show of the champion that would go; if it was tampered with, that is a reason to let it go."""
+def _read_replaced_champion(model: str, champion: int | None, store: Store, settings: Settings) -> Json | None:
+    """Returns what the review shows of the champion that would be replaced; None where there is no champion.
+
+    Evidence that was tampered with does not stop the rollback, since it is a reason for one: no metrics are shown then.
+    """
     if champion is None:
         return None
     try:
@@ -184,37 +210,43 @@ def _shown(model: str, champion: int | None, store: Store, settings: Settings) -
     return evidence or {"version": champion, "metrics": {}}
 
 
-def check_rollback_target(model: str, number: int, records: Sequence[Json], found: Aliases) -> None:
+def check_rollback_target(model: str, number: int, records: Sequence[Json], current: Aliases) -> None:
     """Check that a version can be rolled back to.
 
+    Args:
+        model: name of the registered model.
+        number: the version.
+        records: audit records of the model.
+        current: the model's aliases in the registry.
+
     Raises:
-        Refused: it never was champion, or is it now.
+        Refused: it never was champion, or is the champion now.
     """
-    now, former = derive_aliases(records), list_all_champions(records)
-    if number == now.champion == found.champion:
+    expected, champions = derive_aliases(records), list_all_champions(records)
+    if number == expected.champion == current.champion:
         raise Refused(f"{model} version {number} is the champion already")
-    if number not in former:
-        there = ", ".join(map(str, sorted(former - {now.champion}))) or "none"
-        raise Refused(f"{model} version {number} never was champion; versions that were: {there}")
+    if number not in champions:
+        former = ", ".join(map(str, sorted(champions - {expected.champion}))) or "none"
+        raise Refused(f"{model} version {number} never was champion; versions that were: {former}")
 
 
-def _what_changed(bodies: Sequence[str], judged: Json, store: Store, where: str) -> str:
-    """Why what was reviewed is not what there is now."""
-    seen = {parse_bundle_id(body) for body in bodies}
-    # Not by clearing tasks: Airflow keeps a question as it was put first, and its reviewer would read what was before.
+def _explain_outdated_review(bodies: Sequence[str], verdict: Json, store: Store, title: str) -> str:
+    """Returns why the bundle that was reviewed differs from the present one, and what to do."""
+    reviewed = {parse_bundle_id(body) for body in bodies}
+    # Clearing tasks does not help: Airflow keeps a question as it was first put, so the old one would be read again.
     again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
-    if seen != {judged["bundle"]}:
-        for oid in [one for one in seen if one and store.exists(one)]:
-            old, new = read_verified_object(oid, store), read_verified_object(judged["bundle"], store)
+    if reviewed != {verdict["bundle"]}:
+        for oid in [bundle for bundle in reviewed if bundle and store.exists(bundle)]:
+            old, new = read_verified_object(oid, store), read_verified_object(verdict["bundle"], store)
             if old["policy_hash"] != new["policy_hash"]:
-                return f"{where}: the policy {old['policy']} was changed after it was reviewed; {again}"
-            versions = [one["champion"] and one["champion"]["version"] for one in (old, new)]
+                return f"{title}: the policy {old['policy']} was changed after it was reviewed; {again}"
+            versions = [bundle["champion"] and bundle["champion"]["version"] for bundle in (old, new)]
             if versions[0] != versions[1]:
-                return f"{where}: since it was reviewed, version {versions[1]} has become champion; {again}"
-    return f"{where}: what the reviewer read is not what there is now ({judged['bundle']}); {again}"
+                return f"{title}: since it was reviewed, version {versions[1]} has become champion; {again}"
+    return f"{title}: what the reviewer read is not what there is now ({verdict['bundle']}); {again}"
 
 
-def _decide(
+def _carry_out(
     model: str,
     number: int,
     answers: Answers,
@@ -223,10 +255,21 @@ def _decide(
     store: Store,
     settings: Settings,
 ) -> Json:
+    """Write a decision to the audit log, unless it is there already, and move the aliases. Returns a stage's result.
+
+    Args:
+        model: name of the registered model.
+        number: the version.
+        answers: the reviewers' answers.
+        decide: takes the model's audit records; returns the event and further fields of the record, or raises Refused.
+        log: the audit log.
+        store: holds the lease that lets one process decide at a time.
+        settings: say where the registry is.
+    """
     with hold_lease(store, f"registry-{model}"):
         reconcile_aliases(model, log, settings)
-        records = log.of(model)
-        record = next((one for one in records if one.get("answer") == answers.key), None)
+        records = log.read_model_records(model)
+        record = next((earlier for earlier in records if earlier.get("answer") == answers.key), None)
         if record is None:
             event, facts = decide(records)
             record = log.append(
@@ -234,9 +277,9 @@ def _decide(
                 model,
                 after=find_last_sequence(records),
                 version=number,
-                by=", ".join(one.reviewer for one in answers.answers),
-                reason="; ".join(one.reason for one in answers.answers),
-                answers=[one._asdict() for one in answers.answers],
+                by=", ".join(answer.reviewer for answer in answers.answers),
+                reason="; ".join(answer.reason for answer in answers.answers),
+                answers=[answer._asdict() for answer in answers.answers],
                 started_by=answers.started_by,
                 run=answers.run,
                 answer=answers.key,
@@ -249,7 +292,7 @@ def _decide(
         "model": model,
         "version": record["version"],
         "decision": record["event"].replace(" ", "_"),
-        "reviewers": [one["reviewer"] for one in record["answers"]],
+        "reviewers": [answer["reviewer"] for answer in record["answers"]],
         "reason": record["reason"],
         "previous": record["champion"] if record["champion"] != number else None,
         "evidence": record.get("evidence"),

@@ -1,7 +1,7 @@
 """Evidence: what a model version is made of and what it scored, collected and verified.
 
-The evidence of a version is one JSON object that says what it was made of and what it scored, down to the hashes of the
-model's files. Its id is its hash: a decision about the evidence is a decision about exactly this model.
+The evidence of a version is one JSON object: its data, split, preset and weights, its metrics, and the hashes of its
+model's files. The evidence's id is its hash, so a decision about the evidence is a decision about exactly this model.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from ml.core.errors import Refused, RegistryError
@@ -31,60 +31,89 @@ if TYPE_CHECKING:
 
 
 def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
-    """Make sure that a run is of the training set that it says: who may log may set tags; a dataset is what it is."""
-    of_set = store.meta(tags["breakhis.dataset"])["set"]
-    if of_set != tags["breakhis.set"]:
+    """Check that a run belongs to the training set that its tags name: who may log may set tags, but not a dataset.
+
+    Args:
+        run_id: the run.
+        tags: its tags.
+        store: has its dataset.
+
+    Raises:
+        Refused: its dataset belongs to another training set.
+    """
+    dataset_set = store.meta(tags["breakhis.dataset"])["set"]
+    if dataset_set != tags["breakhis.set"]:
         raise Refused(
-            f"run {run_id} says that it is of the training set {tags['breakhis.set']}, but it was trained on "
-            f"{tags['breakhis.dataset']}, of the set {of_set}"
+            f"run {run_id} is tagged with the training set {tags['breakhis.set']}, but it was trained on "
+            f"{tags['breakhis.dataset']}, of the set {dataset_set}"
         )
 
 
-def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, anew: bool = False) -> Json:
-    """What a model version is and what it scored, read anew from MLflow and the store.
+def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False) -> Json:
+    """Collect the evidence of a model version from MLflow and the store: what it is made of and what it scored.
 
     Args:
         version: the version.
         store: has its dataset and split.
         settings: say where MLflow is.
-        anew: whether to compute its figures again from its predictions, too.
+        recompute: whether to compute its metrics again from its predictions, too.
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
-        Refused: what its run says of itself cannot be, or is not what its predictions give.
+        Refused: what its run says of itself cannot be true, or is not what its predictions give.
     """
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        return _collect(version, store, settings, Path(scratch), anew=anew)
+        return _collect(version, store, settings, Path(scratch), recompute=recompute)
 
 
-def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, anew: bool) -> Json:
+class _Artifacts(NamedTuple):
+    """What MLflow has of a version and its run."""
+
+    evaluation_folder: Path
+    evaluation: Json
+    """Content of the evaluation's metrics.json."""
+    preset: str
+    """Content of preset.json."""
+    model_folder: Path
+    is_used_in_place: bool
+    """Whether the model folder is MLflow's own, not a copy."""
+
+
+def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settings, scratch: Path) -> _Artifacts:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     client = connect(settings)
+    try:
+        is_used_in_place = _is_used_in_place(version, client)
+        evaluation_folder = fetch_artifacts(f"runs:/{version.run_id}/evaluation", scratch / "run")
+        evaluation = json.loads((evaluation_folder / "metrics.json").read_bytes())
+        preset = mlflow.artifacts.load_text(f"{artifact_uri}/preset.json")
+        model = f"models:/{version.name}/{version.version}"
+        model_folder = fetch_artifacts(model, None if is_used_in_place else scratch / "model")
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+    return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
+
+
+def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool) -> Json:
     run = find_training_run(version.run_id, settings)
     tags = run.data.tags
     check_training_set(version.run_id, tags, store)
-    try:
-        in_place = _in_place(version, client)
-        artifacts = fetch_artifacts(f"runs:/{version.run_id}/evaluation", scratch / "run")
-        evaluation = json.loads((artifacts / "metrics.json").read_bytes())
-        preset = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/preset.json")
-        model = f"models:/{version.name}/{version.version}"
-        folder = fetch_artifacts(model, None if in_place else scratch / "model")
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+    artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
+    evaluation = artifacts.evaluation
     split = store.meta(tags["breakhis.split"])
     name = f"{version.name} version {version.version}"
     _check_evaluation(name, evaluation, tags["breakhis.task"])
     if tags["breakhis.ledger"] != split["ledger"]:
         raise Refused(
-            f"{name}: it says that it is of the ledger {tags['breakhis.ledger']}, its split {split['ledger']}"
+            f"{name}: its run is tagged with the ledger {tags['breakhis.ledger']}, but its split is of "
+            f"{split['ledger']}"
         )
-    if anew:
+    if recompute:
         try:
             check_predictions(
-                *(artifacts, evaluation, tags["breakhis.task"]),
+                *(artifacts.evaluation_folder, evaluation, tags["breakhis.task"]),
                 *(tags["breakhis.dataset"], tags["breakhis.split"], store),
             )
         except Refused as error:
@@ -103,47 +132,49 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         "validated": {name: store.meta(validation)["passed"] is True for name, validation in validations.items()},
         "split": tags["breakhis.split"],
         "ledger": tags["breakhis.ledger"],
-        # A split from before there was a choice does not say.
+        # Splits made before method and group could be chosen do not record them.
         **({"split_method": split["method"], "split_group": split["group"]} if "group" in split else {}),
         "sides": {side: {what: split[side][what] for what in ("images", "cases")} for side in SIDES},
         "preset": tags["breakhis.preset"],
-        "preset_sha256": hashlib.sha256(preset.encode()).hexdigest(),
+        "preset_sha256": hashlib.sha256(artifacts.preset.encode()).hexdigest(),
         "code_sha256": tags.get("breakhis.code_sha256"),
         "lock_sha256": tags.get("breakhis.lock_sha256"),
-        "dag_runs": _dag_runs(name, tags),
+        "dag_runs": _parse_dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
-        "weights": _weights(name, tags, store),
-        # From the run's metrics, not only its artifact: both have to tell the same, see _same_metrics.
-        "metrics": _same_metrics(evaluation["metrics"], run.data.metrics, version),
+        "weights": _read_weights(name, tags, store),
+        # The run's metrics and its metrics.json have to agree.
+        "metrics": _match_logged_metrics(evaluation["metrics"], run.data.metrics, version),
         **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in class_names(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
-        "artifacts": {f"evaluation/{name}": sha256 for name, sha256 in _hash_files(artifacts).items()},
-        "model_files": _hash_model(folder, name, in_place=in_place),
+        "artifacts": {
+            f"evaluation/{file}": sha256 for file, sha256 in _hash_files(artifacts.evaluation_folder).items()
+        },
+        "model_files": _hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
 
 
 def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
-    """Check that an evaluation has numbers only, of metrics and classes that there are: a reviewer reads their names.
+    """Check that an evaluation has only finite numbers, and only known metrics and classes: a reviewer reads the names.
 
     Raises:
-        Refused: it has others.
+        Refused: it has others, or lacks a class.
     """
     try:
         canonical(evaluation)
     except ValueError:
-        raise Refused(f"{name}: its metrics.json holds what is no number (NaN or infinite)") from None
+        raise Refused(f"{name}: its metrics.json holds a value that is not a finite number (NaN or infinite)") from None
     known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(class_names(task))}
-    for what, names in known.items():
-        if strange := sorted(set(map(str, evaluation.get(what, ()))) - names):
-            raise Refused(f"{name}: its metrics.json has {what} that nobody knows: {strange[0][:80]!r}")
-    lacking = [one for one in class_names(task) if one not in evaluation.get("per_class", {})]
-    if lacking:
-        raise Refused(f"{name}: its metrics.json says nothing of {', '.join(lacking)}")
+    for key, names in known.items():
+        if unknown := sorted(set(map(str, evaluation.get(key, ()))) - names):
+            raise Refused(f"{name}: its metrics.json has unknown {key}: {unknown[0][:80]!r}")
+    missing = [class_name for class_name in class_names(task) if class_name not in evaluation.get("per_class", {})]
+    if missing:
+        raise Refused(f"{name}: its metrics.json lacks the classes {', '.join(missing)}")
 
 
-def _weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
-    """The backbone's weights as the store has them: who may log may set tags."""
+def _read_weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
+    """Returns id and kind of the backbone weights, checked against the store: who may log may set tags."""
     oid, kind = tags["breakhis.weights"], tags["breakhis.weights_kind"]
     meta = store.meta(oid)
     if object_id("weights", [meta["kind"], meta["sha256"]]) != oid or meta["kind"] != kind:
@@ -151,8 +182,8 @@ def _weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
     return {"id": oid, "kind": kind}
 
 
-def _dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
-    """DAG and run of each training that had a part in it."""
+def _parse_dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
+    """Returns DAG and run of each training that contributed to the model."""
     try:
         return [[str(dag), str(run)] for dag, run in json.loads(tags.get("breakhis.dag_runs", "[]"))]
     except (ValueError, TypeError):
@@ -160,12 +191,19 @@ def _dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
 
 
 def verify_evidence(
-    version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, anew: bool = False
+    version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, recompute: bool = False
 ) -> str:
-    """The id of a version's evidence, if MLflow and the store still hold exactly what it says; ``anew`` as above.
+    """Check that MLflow and the store still hold exactly what a version's evidence says; returns the evidence's id.
+
+    Args:
+        version: the version.
+        store: has the evidence, its dataset and split.
+        settings: say where MLflow is.
+        expected: the id that the evidence must have; None accepts any.
+        recompute: as of :func:`collect_evidence`.
 
     Raises:
-        RegistryError: the version was never registered by us.
+        RegistryError: the version was not registered by ``breakhis register``.
         Refused: something was changed since, or the evidence is not the expected one.
     """
     name = f"{version.name} version {version.version}"
@@ -176,34 +214,41 @@ def verify_evidence(
         raise RegistryError(f"{name} has no evidence; register its run with: breakhis register {version.run_id}")
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
-    said = read_verified_object(recorded, store)
-    # What an earlier release recorded is less than what is collected now, and it is all that has to hold.
-    found = json.loads(canonical(collect_evidence(version, store, settings, anew=anew)))
-    changed = sorted(key for key in said if said[key] != found.get(key))
+    evidence = read_verified_object(recorded, store)
+    # An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
+    collected = json.loads(canonical(collect_evidence(version, store, settings, recompute=recompute)))
+    changed = sorted(key for key in evidence if evidence[key] != collected.get(key))
     if changed:
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded)
 
 
 def read_verified_object(oid: str, store: Store) -> Json:
-    """An object of the store that is named by the hash of all it says, such as evidence.
+    """Read an object of the store whose id is the hash of its content, such as evidence, and check the hash.
 
     Raises:
-        Refused: it was changed since.
+        Refused: the object was changed.
         StoreError: there is no such object.
     """
-    said = {key: value for key, value in store.meta(oid).items() if key != "id"}
-    if object_id(oid.rpartition("-")[0], said) != oid:
+    content = {key: value for key, value in store.meta(oid).items() if key != "id"}
+    if object_id(oid.rpartition("-")[0], content) != oid:
         raise Refused(f"{oid} in the store {store.root} was changed: it is not what was recorded under that id")
-    return said
+    return content
 
 
 def read_verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
-    """The evidence of a version that is or was champion, if it still is what it became champion as.
+    """Read the evidence of a version that is or was champion, and verify it against MLflow and the store.
+
+    Args:
+        model: name of the registered model.
+        number: the version.
+        records: audit records of the model.
+        store: has the evidence.
+        settings: say where MLflow is.
 
     Raises:
         RegistryError: there is no such version.
-        Refused: it never was, or its tag, evidence, run, metrics or model files were changed since.
+        Refused: it never was champion, or its tag, evidence, run, metrics or model files were changed since.
     """
     expected = find_champion_evidence_id(number, records)
     if not expected:
@@ -213,7 +258,7 @@ def read_verified_evidence(model: str, number: int, records: Sequence[Json], sto
 
 
 def read_evidence(model: str, number: int, store: Store, settings: Settings) -> Json | None:
-    """A version's evidence as it was recorded, or None of a version that has none.
+    """Read a version's evidence as it was recorded, without comparing it with MLflow; None if it has no evidence.
 
     Raises:
         RegistryError: there is no such version.
@@ -223,7 +268,14 @@ def read_evidence(model: str, number: int, store: Store, settings: Settings) -> 
     return read_verified_object(recorded, store) if recorded else None
 
 
-def _same_metrics(evaluated: dict[str, float], logged: dict[str, float], version: "ModelVersion") -> dict[str, float]:
+def _match_logged_metrics(
+    evaluated: dict[str, float], logged: dict[str, float], version: "ModelVersion"
+) -> dict[str, float]:
+    """Returns the evaluation's metrics, which must equal the run's metrics.
+
+    Raises:
+        Refused: they differ.
+    """
     for name, value in evaluated.items():
         if not math.isclose(logged.get(f"test_{name}", math.nan), value, rel_tol=1e-9, abs_tol=1e-12):
             raise Refused(
@@ -242,29 +294,29 @@ def _hash_files(folder: Path) -> dict[str, str]:
     }
 
 
-def _in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
-    """Whether a model's files are used where they lie: on a disk, not in an object store."""
+def _is_used_in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
+    """Returns whether a model's files are used where they lie: on a disk, not in an object store."""
     location = client.get_model_version_download_uri(version.name, str(version.version))
     return urlsplit(location).scheme in {"", "file"}
 
 
-def _hash_model(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
-    """Hashes of a model's files, of which none may be compiled code: Python would run that in place of the source.
+def _hash_model_files(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
+    """Returns the SHA-256 of each of a model's files. None may be compiled code: Python would run it, not the source.
 
-    Where files are used in place, Python itself leaves such code with whoever loads the model. It is removed: nothing
-    is lost with it, and nothing of it is run.
+    Where files are used in place, Python writes such code into ``__pycache__`` when the model is loaded. It is removed
+    first: nothing is lost, and none of it is run.
 
     Raises:
-        Refused: one is, and was not left by Python, or cannot be removed.
+        Refused: compiled code lies elsewhere, or cannot be removed.
     """
     for cache in list(folder.rglob("__pycache__")) if in_place else ():
         with suppress(OSError):
             shutil.rmtree(cache)
-    found = _hash_files(folder)
-    compiled = sorted(file for file in found if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
+    hashes = _hash_files(folder)
+    compiled = sorted(file for file in hashes if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
     if compiled:
         raise Refused(
             f"{name}: compiled code lies among its files, which whoever loads the model would run: "
             f"{', '.join(compiled[:3])}; find out how it came there, and delete it"
         )
-    return found
+    return hashes

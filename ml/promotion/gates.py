@@ -1,7 +1,7 @@
-"""Gates: a promotion policy, held against the evidence of a model version.
+"""Gates: the checks of a model version's evidence against a promotion policy.
 
-Whatever is missing blocks: no policy, an empty one, a metric or a slice that the evidence lacks or that is no number.
-Everything here is a pure function of policy and evidence.
+Whatever is missing blocks: the policy, a required limit, or a metric or slice of the evidence; so does a value that is
+no number. Everything here is a pure function of policy and evidence.
 """
 
 import math
@@ -16,12 +16,12 @@ from ml.promotion.policies import Limit, Policy, RequiredEvidence
 
 
 def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
-    """Hold evidence against a policy; a policy that could not be read blocks with its error.
+    """Check evidence against a policy. A policy that could not be read blocks with its error.
 
     Args:
-        evidence: of the version.
-        policy: of its training set.
-        comparison: of it and the champion (:func:`ml.evaluation.comparison.compare_models`); None without a champion.
+        evidence: evidence of the version.
+        policy: policy of its training set, or the error from reading it.
+        comparison: result of :func:`ml.promotion.champion_comparison.compare_with_champion`; None without a champion.
 
     Returns:
         ``{passed, gates, warnings, summary, policy, policy_hash, approvals}``. A gate has ``name``, ``metric``,
@@ -29,10 +29,16 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
         ``warning``.
     """
     if isinstance(policy, ConfigError):
-        gates = [_gate("policy", passed=False, reason=f"no usable policy: {policy}")]
+        gates = [_make_gate("policy", passed=False, reason=f"no usable policy: {policy}")]
         name, policy_hash, approvals = None, None, 1
     else:
-        gates = [*_gates(evidence, policy), *_of_comparison(comparison, policy)]
+        gates = [
+            *_judge_limits(evidence, policy),
+            *_judge_slices(evidence, policy),
+            *_judge_classes(evidence, policy),
+            *_judge_required_evidence(evidence, policy),
+            *_judge_comparison(comparison, policy),
+        ]
         name, policy_hash, approvals = policy.name, digest(policy.model_dump(mode="json")), policy.approvals
     failing = [gate for gate in gates if not gate["passed"]]
     model = f"{evidence['model']} version {evidence['version']}"
@@ -53,52 +59,66 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
     }
 
 
-def _gates(evidence: Json, policy: Policy) -> Iterator[Json]:
+def _judge_limits(evidence: Json, policy: Policy) -> Iterator[Json]:
+    """Yields a gate for each limit on a metric of the whole test side, and one for each limit that the policy lacks."""
     task: Task = evidence["task"]
     limits = policy.limits(task)
     for metric in GATED_METRICS[task]:
         if metric not in limits:
-            why = f"policy {policy.name!r} sets no {task} limit for {metric}"
-            yield _gate(f"a limit for {metric}", passed=False, reason=why)
+            reason = f"policy {policy.name!r} sets no {task} limit for {metric}"
+            yield _make_gate(f"a limit for {metric}", passed=False, reason=reason)
     for metric, limit in limits.items():
-        yield _limit(METRIC_NAMES[metric] + _of_whom(metric), metric, limit, evidence)
-    for column, of_slice in policy.slice_limits(task).items():
-        known = evidence.get("slices", {}).get(column, {})
-        for value in _values(column, evidence):
-            for metric, limit in of_slice.items():
-                where = f"{value}X" if column == "magnification" else value
-                name = f"{METRIC_NAMES[metric]} of {column} {where}"
-                if value in known:
-                    yield _limit(name, metric, limit, known[value])
+        of_whom = " of patients" if metric.startswith("patient_") else ""
+        yield _judge_limit(METRIC_NAMES[metric] + of_whom, metric, limit, evidence)
+
+
+def _judge_slices(evidence: Json, policy: Policy) -> Iterator[Json]:
+    """Yields a gate for each limit on a metric of a slice of the test side."""
+    for column, limits in policy.slice_limits(evidence["task"]).items():
+        slices = evidence.get("slices", {}).get(column, {})
+        for value in _list_required_values(column, evidence):
+            for metric, limit in limits.items():
+                title = f"{value}X" if column == "magnification" else value
+                name = f"{METRIC_NAMES[metric]} of {column} {title}"
+                if value in slices:
+                    yield _judge_limit(name, metric, limit, slices[value])
                 else:
-                    yield _gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
+                    yield _make_gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
+
+
+def _judge_classes(evidence: Json, policy: Policy) -> Iterator[Json]:
+    """Yields the gates on classes that are never recognised or have no test image."""
     if policy.zero_recall == "block":
-        # Of how many cases is not told by evidence from before these were counted; then it counts as several.
-        told_of = {name: evidence["per_class"].get(name, {}) for name in class_names(task)}
+        # Older evidence does not count a class's cases; it is then taken to have several.
+        by_class = {name: evidence["per_class"].get(name, {}) for name in class_names(evidence["task"])}
         never = [
-            f"{name} ({told.get('cases', 'unknown')} cases)"
-            for name, told in told_of.items()
-            if not _is_number(told.get("cases", 2)) or (told.get("cases", 2) > 1 and not _is_above_zero(told))
+            f"{name} ({scores.get('cases', 'unknown')} cases)"
+            for name, scores in by_class.items()
+            if not _is_number(scores.get("cases", 2)) or (scores.get("cases", 2) > 1 and not _is_recognised(scores))
         ]
         reason = f"never recognised: {', '.join(never)}" if never else ""
-        yield _gate("every class recognised at least once", passed=not never, reason=reason)
+        yield _make_gate("every class recognised at least once", passed=not never, reason=reason)
     if policy.absent_classes == "block":
         absent = evidence["absent_classes"]
         reason = f"no test image of {', '.join(absent)}" if absent else ""
-        yield _gate("every class in the test side", passed=not absent, reason=reason)
+        yield _make_gate("every class in the test side", passed=not absent, reason=reason)
+
+
+def _judge_required_evidence(evidence: Json, policy: Policy) -> Iterator[Json]:
+    """Yields a gate for each piece of evidence that the policy requires, and the one on the split."""
     for required in policy.require:
-        reason = _missing(required, evidence)
-        yield _gate(_EVIDENCE[required], passed=not reason, reason=reason)
-    # Evidence from before a split could be by slide does not say so: it was by case.
+        reason = _explain_missing(required, evidence)
+        yield _make_gate(_EVIDENCE_GATE_NAMES[required], passed=not reason, reason=reason)
+    # Evidence from before a split could be by slide does not name its group: it was by case.
     group = evidence.get("split_group", "case")
     reason = f"the split is by {group}; only a split by case can lead to promotion" if group != "case" else ""
-    yield _gate("split by case", passed=group == "case", reason=reason)
+    yield _make_gate("split by case", passed=group == "case", reason=reason)
 
 
 PRETRAINED = frozenset({"imagenet", "file"})
-"""Kinds of backbone weights that were learnt from something; see :class:`ml.training.networks.Weights`."""
+"""Kinds of backbone weights that are pretrained, not random; see :class:`ml.training.backbone_weights.Weights`."""
 
-_EVIDENCE: dict[RequiredEvidence, str] = {
+_EVIDENCE_GATE_NAMES: dict[RequiredEvidence, str] = {
     "report": "report",
     "model_card": "model card",
     "validated_dataset": "validated dataset",
@@ -106,87 +126,97 @@ _EVIDENCE: dict[RequiredEvidence, str] = {
 }
 
 
-def _missing(required: RequiredEvidence, evidence: Json) -> str:
-    """Why a required piece of evidence does not count, or nothing."""
+def _explain_missing(required: RequiredEvidence, evidence: Json) -> str:
+    """Returns why a required piece of evidence is missing or does not count; empty if it counts."""
     if required == "pretrained_weights":
         kind = evidence["weights"]["kind"]
-        pretrained = kind in PRETRAINED
-        return "" if pretrained else f"backbone weights are {kind}; the policy asks for pretrained ones"
+        return "" if kind in PRETRAINED else f"backbone weights are {kind}; the policy asks for pretrained ones"
     if required == "validated_dataset":
         passed = evidence.get("validated", {})
-        bad = [name for name in evidence["sources"] if passed.get(name) is not True]
-        return f"not shown to have passed validation: {', '.join(bad)}" if bad else ""
+        unproven = [name for name in evidence["sources"] if passed.get(name) is not True]
+        return f"not shown to have passed validation: {', '.join(unproven)}" if unproven else ""
     file = {"report": "report.html", "model_card": "model_card.md"}[required]
     return "" if f"evaluation/{file}" in evidence.get("artifacts", {}) else f"the run has no evaluation/{file}"
 
 
-def _values(column: str, evidence: Json) -> list[str]:
-    """The values of a column that the test side must have."""
+def _list_required_values(column: str, evidence: Json) -> list[str]:
+    """Returns the values of a column that the test side must have."""
     if column == "magnification":
         return [str(value) for value in MAGNIFICATIONS]
     return list(SUBTYPES) if column == "subtype" else sorted(evidence["sources"])
 
 
-def _limit(name: str, metric: str, limit: Limit, of: Json) -> Json:
-    """Hold a metric, or the worse end of its interval, against a limit."""
-    low, note = limit.at_least is not None, ""
-    value = of["metrics"].get(metric)
+def _judge_limit(name: str, metric: str, limit: Limit, scores: Json) -> Json:
+    """Check a metric, or the worse end of its interval, against a limit.
+
+    Args:
+        name: name of the gate.
+        metric: key of the metric.
+        limit: the limit.
+        scores: evidence or one of its slices, with ``metrics`` and, where there are any, ``intervals``.
+    """
+    is_lower_limit, note = limit.at_least is not None, ""
+    value = scores["metrics"].get(metric)
     if limit.of == "interval":
-        ends = of.get("intervals", {}).get(metric)
-        name = f"{name}, {'lower' if low else 'upper'} end of its 95% interval"
-        value = ends[0 if low else 1] if ends else None
-        note = of.get("interval_notes", {}).get(metric, "")
+        ends = scores.get("intervals", {}).get(metric)
+        name = f"{name}, {'lower' if is_lower_limit else 'upper'} end of its 95% interval"
+        value = ends[0 if is_lower_limit else 1] if ends else None
+        note = scores.get("interval_notes", {}).get(metric, "")
     if not _is_number(value):
         reason = f"{name} could not be computed" + (f" ({note})" if note else "")
-        return _gate(name, passed=False, metric=metric, limit=limit.bound, reason=reason)
-    distance = value - limit.bound if low else limit.bound - value
+        return _make_gate(name, passed=False, metric=metric, limit=limit.bound, reason=reason)
+    distance = value - limit.bound if is_lower_limit else limit.bound - value
     passed = distance >= 0
-    beyond = "short of" if low else "above"
+    beyond = "short of" if is_lower_limit else "above"
     reason = "" if passed else f"{name} {value:.4f} is {-distance:.4f} {beyond} {limit.bound:g}"
-    return _gate(name, passed=passed, metric=metric, value=value, limit=limit.bound, distance=distance, reason=reason)
+    return _make_gate(
+        name, passed=passed, metric=metric, value=value, limit=limit.bound, distance=distance, reason=reason
+    )
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_above_zero(of_class: Json) -> bool:
-    recall = of_class.get("recall")
+def _is_recognised(class_scores: Json) -> bool:
+    recall = class_scores.get("recall")
     return _is_number(recall) and recall > 0
 
 
-def _of_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]:
+def _judge_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]:
+    """Yields a gate for each compared metric: the difference's lower end must be above minus the margin.
+
+    Candidate and champion that cannot be compared, or a difference that cannot be estimated, are a warning, unless the
+    policy blocks the latter.
+    """
     if comparison is None:
         return
     champion = f"champion (version {comparison['version']})"
     if not comparison["comparable"]:
-        yield _gate(f"not worse than the {champion}", passed=True, warning=comparison["reason"])
+        yield _make_gate(f"not worse than the {champion}", passed=True, warning=comparison["reason"])
         return
-    for one in comparison["pairs"]:
-        name = f"{METRIC_NAMES[one['metric']]} {one['where']}, not worse than the {champion}"
-        told = {"metric": one["metric"], "value": one["low"], "limit": -policy.comparison.margin}
-        if not one["estimable"]:
+    for pair in comparison["pairs"]:
+        name = f"{METRIC_NAMES[pair['metric']]} {pair['where']}, not worse than the {champion}"
+        figures = {"metric": pair["metric"], "value": pair["low"], "limit": -policy.comparison.margin}
+        if not pair["estimable"]:
             blocks = policy.comparison.not_estimable == "block"
-            why = f"{name}: not estimable: {one['reason']}"
-            yield _gate(name, passed=not blocks, reason=why if blocks else "", warning="" if blocks else why, **told)
+            text = f"{name}: not estimable: {pair['reason']}"
+            reason, warning = (text, "") if blocks else ("", text)
+            yield _make_gate(name, passed=not blocks, reason=reason, warning=warning, **figures)
             continue
-        distance = one["low"] + policy.comparison.margin
+        distance = pair["low"] + policy.comparison.margin
         passed = distance > 0
         reason = (
             ""
             if passed
-            else f"{name}: the difference is {one['difference']:+.4f} and may be as low as {one['low']:+.4f}, which is "
-            f"{-distance:.4f} beyond the margin of {policy.comparison.margin:g}"
+            else f"{name}: the difference is {pair['difference']:+.4f} and may be as low as {pair['low']:+.4f}, which "
+            f"is {-distance:.4f} beyond the margin of {policy.comparison.margin:g}"
         )
-        yield _gate(name, passed=passed, distance=distance, reason=reason, **told)
+        yield _make_gate(name, passed=passed, distance=distance, reason=reason, **figures)
 
 
-def _of_whom(metric: str) -> str:
-    return " of patients" if metric.startswith("patient_") else ""
-
-
-def _gate(name: str, *, passed: bool, reason: str = "", warning: str = "", **more: Any) -> Json:
-    return {"name": name, "metric": None, "value": None, "limit": None, "distance": None, **more} | {
+def _make_gate(name: str, *, passed: bool, reason: str = "", warning: str = "", **figures: Any) -> Json:
+    return {"name": name, "metric": None, "value": None, "limit": None, "distance": None, **figures} | {
         "passed": passed,
         "reason": reason,
         "warning": warning,

@@ -1,9 +1,10 @@
-"""Judging: a version's evidence is held against the promotion policy and compared with the champion."""
+"""Judging: a version's evidence is checked against the promotion policy and compared with the champion."""
 
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect, fetch_artifacts
@@ -19,6 +20,9 @@ from ml.promotion.policies import Policy, load_policy
 from ml.promotion.reviews import format_review_body, format_review_title
 from ml.registry.registered_model import CANDIDATE, CHAMPION, RegisteredModel
 
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
 
 def judge_version(
     model: str,
@@ -31,65 +35,88 @@ def judge_version(
     records: Sequence[Json] | None = None,
     memos: Memos | None = None,
 ) -> Json:
-    """Hold a version against its training set's promotion policy (the ``gate`` stage), or against another file.
+    """Check a version against its training set's promotion policy (the ``gate`` stage), or against another policy.
 
-    What is decided on is one *bundle*: the version's evidence, the champion's, the gates with what each found, the
-    comparison and the policy with its hash. Its id is its hash, and an approval holds for exactly that. Another
-    policy's verdict is only shown; it is not recorded and promotes nothing. ``records`` are the model's in the audit
-    log, by who has checked them; ``memos`` keep the simulation's results, by default as anybody may write them.
+    Reviewers decide on one *bundle*: the evidence of the version and of the champion, the gates with their results, the
+    comparison, and the policy with its hash. Its id is its hash, and an approval holds for exactly this bundle.
+
+    Args:
+        model: name of the registered model.
+        number: its version.
+        store: holds evidence and pictures, and takes the bundle.
+        settings: say where MLflow and the policies are.
+        evidence: id that the version's evidence must have; None accepts any.
+        policy: name or path of another policy. Its verdict is only shown: it is not recorded and promotes nothing.
+        records: verified audit records of the model; default: those in the store, unverified.
+        memos: keep the results of the comparison's simulation; default: the store's, which anybody may write.
 
     Returns:
         ``{model, version, passed, gates, warnings, evidence, bundle, bundle_sha256, dag_runs, policy, policy_hash,
-        approvals, summary, title, review}``.
+        approvals, summary, title, review}``: the verdict of :func:`ml.promotion.gates.judge_evidence`, the ids of
+        evidence and bundle, DAG and run of each training, and the review's title and body.
 
     Raises:
-        RegistryError: no such version, or it was never registered by us.
-        Refused: the version or the champion is not what its evidence says, or ``evidence`` is another one.
+        RegistryError: there is no such version, or it was not registered by ``breakhis register``.
+        Refused: the version or the champion is not what its evidence says, or the version has other evidence.
+        TryAgain: predictions for the comparison with the champion cannot be read.
     """
-    client = connect(settings)
     version = RegisteredModel(model, settings).find_version(number)
-    recorded = verify_evidence(version, store, settings, evidence, anew=True)
-    facts = read_verified_object(recorded, store)
+    evidence_id = verify_evidence(version, store, settings, evidence, recompute=True)
+    candidate = read_verified_object(evidence_id, store)
     champion = read_champion_evidence(model, store, settings, records)
-    if champion and champion["version"] == facts["version"]:
+    if champion and champion["version"] == candidate["version"]:
         champion = None  # a version is not compared with itself
-    found = _policy(model, settings, policy)
-    comparison = None
-    if champion and isinstance(found, Policy):
-        comparison = compare_with_champion(facts, champion, found.comparison, store, memos or store)
-    verdict = judge_evidence(facts, found, comparison)
-    bundle = {
-        "evidence_id": recorded,
-        "evidence": facts,
-        "champion": champion,
-        "comparison": comparison,
-        "policy_content": found.model_dump(mode="json") if isinstance(found, Policy) else None,
-        **verdict,
-    }
-    oid = object_id("bundle", bundle)
+    loaded = _load_policy(model, settings, policy)
+    bundle, verdict = _make_bundle(evidence_id, candidate, champion, loaded, store, memos or store)
+    bundle_id = object_id("bundle", bundle)
     result: Json = {
         "model": model,
         "version": int(version.version),
-        "evidence": recorded,
-        "bundle": oid,
+        "evidence": evidence_id,
+        "bundle": bundle_id,
         "bundle_sha256": digest(bundle),
-        "dag_runs": facts.get("dag_runs", []),
+        "dag_runs": candidate.get("dag_runs", []),
         **verdict,
-        "title": format_review_title(facts),
-        "review": format_review_body(bundle, oid, _links(facts, settings)),
+        "title": format_review_title(candidate),
+        "review": format_review_body(bundle, bundle_id, _list_links(candidate, settings)),
     }
     if policy is None:
-        shown = {CANDIDATE: facts, **({CHAMPION: champion} if champion else {})}
-        store.create("bundle", bundle, bundle, lambda folder: _copy_evaluations(shown, folder))
-        client.log_dict(version.run_id, bundle, f"gates/{model}-v{version.version}/{oid}.json")
-        client.set_model_version_tag(model, str(version.version), "breakhis.bundle", oid)
-        client.set_model_version_tag(model, str(version.version), "breakhis.gates", _outcome(verdict))
+        _record_bundle(bundle, bundle_id, version, store, settings)
     return result
 
 
-def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
-    """Put beside a bundle what its reviewer looks at: of candidate and champion, pictures, report and model card."""
-    for name, evidence in shown.items():
+def _make_bundle(
+    evidence_id: str, candidate: Json, champion: Json | None, policy: Policy | ConfigError, store: Store, memos: Memos
+) -> tuple[Json, Json]:
+    """Returns the bundle of a candidate, and the verdict that is part of it."""
+    comparison = None
+    if champion and isinstance(policy, Policy):
+        comparison = compare_with_champion(candidate, champion, policy.comparison, store, memos)
+    verdict = judge_evidence(candidate, policy, comparison)
+    bundle = {
+        "evidence_id": evidence_id,
+        "evidence": candidate,
+        "champion": champion,
+        "comparison": comparison,
+        "policy_content": policy.model_dump(mode="json") if isinstance(policy, Policy) else None,
+        **verdict,
+    }
+    return bundle, verdict
+
+
+def _record_bundle(bundle: Json, bundle_id: str, version: "ModelVersion", store: Store, settings: Settings) -> None:
+    """Write a bundle to the store and to the version's run, and tag the version with it and its outcome."""
+    client, model, number = connect(settings), str(version.name), str(version.version)
+    versions = {CANDIDATE: bundle["evidence"], **({CHAMPION: bundle["champion"]} if bundle["champion"] else {})}
+    store.create("bundle", bundle, bundle, lambda folder: _copy_evaluations(versions, folder))
+    client.log_dict(version.run_id, bundle, f"gates/{model}-v{number}/{bundle_id}.json")
+    client.set_model_version_tag(model, number, "breakhis.bundle", bundle_id)
+    client.set_model_version_tag(model, number, "breakhis.gates", "passed" if bundle["passed"] else "blocked")
+
+
+def _copy_evaluations(versions: dict[str, Json], folder: Path) -> None:
+    """Copy figures, report and model card of candidate and champion to a bundle's folder, for its reviewer."""
+    for name, evidence in versions.items():
         (folder / name).mkdir()
         with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
             for file in fetch_artifacts(f"runs:/{evidence['run_id']}/evaluation", Path(scratch)).iterdir():
@@ -97,7 +124,8 @@ def _copy_evaluations(shown: dict[str, Json], folder: Path) -> None:
                     shutil.copyfile(file, folder / name / file.name)
 
 
-def _policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:
+def _load_policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:
+    """Returns another policy if one is named, else the model's own; or the error where it cannot be read."""
     try:
         if other:
             return load_policy(other, settings.conf)
@@ -107,7 +135,8 @@ def _policy(model: str, settings: Settings, other: str | None) -> Policy | Confi
         return error
 
 
-def _links(evidence: Json, settings: Settings) -> dict[str, str]:
+def _list_links(evidence: Json, settings: Settings) -> dict[str, str]:
+    """Returns text -> address of what a reviewer may want to look at."""
     links = {}
     if settings.mlflow_ui:
         ui = settings.mlflow_ui.rstrip("/")
@@ -116,7 +145,3 @@ def _links(evidence: Json, settings: Settings) -> dict[str, str]:
     for source, validation in evidence["validations"].items():
         links[f"Validation of the source {source} (Data Docs)"] = f"/breakhis/docs/{validation}/index.html"
     return links
-
-
-def _outcome(verdict: Json) -> str:
-    return "passed" if verdict["passed"] else "blocked"

@@ -1,7 +1,7 @@
-"""Promotion policies: what a model version has to reach before a reviewer is asked, as one YAML file each.
+"""Promotion policies: the limits that a model version must keep before a reviewer is asked, one YAML file each.
 
-There is no flag that skips a gate. What a policy does not say has the strictest meaning that makes sense, and what it
-says wrongly is an error, which blocks.
+There is no flag that skips a gate. A setting that a policy omits has the strictest sensible default, and an invalid
+policy is an error, which blocks.
 """
 
 from pathlib import Path
@@ -95,21 +95,22 @@ class Limit(YamlModel):
 
     @property
     def bound(self) -> float:
-        """The number."""
-        found = self.at_most if self.at_least is None else self.at_least
-        assert found is not None
-        return found
+        """Returns the number that the limit sets."""
+        bound = self.at_most if self.at_least is None else self.at_least
+        assert bound is not None
+        return bound
 
 
-def _bare(value: object) -> object:
+def _expand_number(value: object) -> object:
+    """Returns a bare number as the YAML of a lower limit."""
     return {"at_least": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Bound = Annotated[Limit, BeforeValidator(_bare)]
+Bound = Annotated[Limit, BeforeValidator(_expand_number)]
 
 
 class BinarySlices(YamlModel):
-    """Limits that every value of a column has to keep by itself."""
+    """Limits of the binary model on slices: every value of a column has to keep them by itself."""
 
     magnification: dict[BinarySliceMetric, Bound] = Field(
         default_factory=dict, description="Each of 40, 100, 200, 400."
@@ -119,7 +120,7 @@ class BinarySlices(YamlModel):
 
 
 class SubtypeSlices(YamlModel):
-    """The same for the subtype model, whose classes are the subtypes."""
+    """Limits of the subtype model on slices. Its classes are the subtypes, so they are no slices."""
 
     magnification: dict[SubtypeSliceMetric, Bound] = Field(
         default_factory=dict, description="Each of 40, 100, 200, 400."
@@ -128,14 +129,14 @@ class SubtypeSlices(YamlModel):
 
 
 class Slices(YamlModel):
-    """Slices of each task's model."""
+    """Limits on slices of the test side, for the model of each task."""
 
     binary: BinarySlices = BinarySlices()
     subtype: SubtypeSlices = SubtypeSlices()
 
 
 class NonInferiorityRule(YamlModel):
-    """Non-inferiority to the champion, paired by case."""
+    """How much worse than the champion a version may be: a test of non-inferiority, paired by case."""
 
     margin: float = Field(
         0.05, gt=0, lt=1, description="How much worse than the champion a version may be, in AUC and in macro-F1."
@@ -153,7 +154,7 @@ class NonInferiorityRule(YamlModel):
 
 
 class Policy(YamlModel):
-    """One policy YAML."""
+    """A promotion policy, as in its YAML file."""
 
     name: str
     description: str = ""
@@ -175,10 +176,11 @@ class Policy(YamlModel):
     approvals: int = Field(1, ge=1, le=3, description="How many different reviewers have to approve.")
 
     @model_validator(mode="after")
-    def _right_way_round(self) -> "Policy":
+    def _check_directions(self) -> "Policy":
         limits = [*self.binary.items(), *self.subtype.items()]
         for slices in (self.slices.binary, self.slices.subtype):
-            limits += [one for column in slices.__class__.model_fields for one in getattr(slices, column).items()]
+            for column in slices.__class__.model_fields:
+                limits += getattr(slices, column).items()
         for metric, limit in limits:
             if metric in LOWER_IS_BETTER and limit.at_most is None:
                 raise ValueError(f"{metric} is best at 0: say {metric}: {{at_most: {limit.bound:g}}}")
@@ -187,20 +189,25 @@ class Policy(YamlModel):
         return self
 
     def limits(self, task: Task) -> dict[str, Limit]:
-        """Metric -> limit of one task's model."""
+        """Returns metric -> limit on the whole test side, for the model of a task."""
         return dict(self.binary) if task == "binary" else dict(self.subtype)  # type: ignore[arg-type]
 
     def slice_limits(self, task: Task) -> dict[str, dict[str, Limit]]:
-        """Column -> metric -> limit of one task's model, for columns that have any."""
+        """Returns column -> metric -> limit on slices, for the model of a task; only columns that have limits."""
         slices = self.slices.binary if task == "binary" else self.slices.subtype
-        found = {column: dict(getattr(slices, column)) for column in slices.__class__.model_fields}
-        return {column: limits for column, limits in found.items() if limits}
+        by_column = {column: dict(getattr(slices, column)) for column in slices.__class__.model_fields}
+        return {column: limits for column, limits in by_column.items() if limits}
 
 
 def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> Policy:
-    """Read a policy by name (looked up in ``conf``/policies) or by the path of its YAML.
+    """Read a policy by name (looked up in ``conf``/policies) or by the path of its YAML file.
+
+    Args:
+        reference: the name or path.
+        conf: the folder with ``policies``.
+        relative_to: the folder that a relative path starts from.
 
     Raises:
-        ConfigError: missing, empty or invalid.
+        ConfigError: the policy is missing, empty or invalid.
     """
     return read_yaml(find_yaml(conf / "policies", reference, relative_to), Policy)

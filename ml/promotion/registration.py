@@ -10,14 +10,23 @@ from ml.registry.registered_model import CHAMPION, RegisteredModel, find_trainin
 
 
 def register_run(run_id: str, store: Store, settings: Settings) -> Json:
-    """Make a model version of a finished training run, once (the ``register`` stage).
+    """Register a finished training run as a candidate version, with its evidence (the ``register`` stage).
+
+    Doing it again for the same run returns the same version.
+
+    Args:
+        run_id: the run in MLflow.
+        store: has the run's dataset and split, and takes the evidence.
+        settings: say where MLflow is.
 
     Returns:
-        ``{model, version, evidence}``.
+        ``{model, version, evidence}``; ``evidence`` is the id of the evidence.
 
     Raises:
-        RegistryError: no such run, or it is unfinished or not a training run of ours.
-        Refused: it says that it is of another training set than its dataset is.
+        RegistryError: there is no such run, it is unfinished, or it is not a training run of breakhis.
+        DataError: no training set declares the model.
+        Refused: its tags name another training set than its dataset belongs to, or its metrics are not those of its
+            predictions.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -26,13 +35,13 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     run = find_training_run(run_id, settings)
     tags = run.data.tags
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
-    find_training_set(model, settings)  # a set that no YAML declares has no policy, so its model could never be judged
+    find_training_set(model, settings)  # a set without a YAML file has no policy to judge its model by
     check_training_set(run_id, tags, store)
-    known = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
-    if known:
-        version = min(known, key=lambda v: int(v.version))
+    earlier = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
+    if earlier:
+        version = min(earlier, key=lambda v: int(v.version))
     else:
-        # Not the run's own list: that keeps naming a model which a killed training left half-written and deleted since.
+        # Not the run's own list: it still names a model that a killed training left half-written and that was deleted.
         logged = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         if len(logged) != 1:
             raise RegistryError(f"run {run_id} logged {len(logged)} models; a training run logs exactly one")
@@ -40,7 +49,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
-    evidence = collect_evidence(version, store, settings, anew=True)
+    evidence = collect_evidence(version, store, settings, recompute=True)
     oid = store.create("evidence", evidence, evidence)
     number = str(version.version)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)

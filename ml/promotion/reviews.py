@@ -1,6 +1,6 @@
-"""What a review is: the question that Airflow puts to a reviewer, and what counts as an answer to it.
+"""Reviews: the question that Airflow puts to a reviewer, and what counts as an answer to it.
 
-Asked by the Airflow plugin, read by the promotion, and answered by ``breakhis demo``.
+The Airflow plugin asks the question, the promotion reads the answer, and ``breakhis demo`` answers.
 """
 
 import re
@@ -11,10 +11,10 @@ from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
-"""The DAGs in which something is decided."""
+"""Ids of the DAGs in which something is decided."""
 
 REVIEW_TASK = "review"
-"""Where the question is asked, and asked first where several have to answer."""
+"""Id of the task that puts the question, or puts it first where several reviewers have to answer."""
 
 MAX_APPROVALS = 3
 
@@ -22,7 +22,7 @@ APPROVE, REJECT = "Approve", "Reject"
 
 
 def review_tasks(dag: str) -> tuple[str, ...]:
-    """The tasks of a DAG that put the question, each to another person."""
+    """Returns the ids of a DAG's tasks that put the question, each to another reviewer."""
     return (
         (REVIEW_TASK, *(f"{REVIEW_TASK}_{k}" for k in range(2, MAX_APPROVALS + 1)))
         if dag == PROMOTE
@@ -34,53 +34,55 @@ BUNDLE_PATTERN = r"bundle-[0-9a-f]{12}"
 """The pattern of a bundle's id."""
 
 MIN_REASON_LENGTH = 3
-"""Characters, less blanks around them."""
+"""In characters, without blanks around them."""
 
-
-_JUDGED = re.compile(rf"judged as `({BUNDLE_PATTERN})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
+_LAST_WORDS = re.compile(rf"judged as `({BUNDLE_PATTERN})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
 
 
 def parse_bundle_id(body: str | None) -> str | None:
-    """The bundle that a review is about, by the last words of its body: what comes before them, others have said."""
-    found = _JUDGED.search(body or "")
-    return found[1] if found else None
+    """Returns the id of the bundle that a review is about, or None if its body names none.
+
+    Only the last words of the body count, since the text before them may quote what users wrote.
+    """
+    match = _LAST_WORDS.search(body or "")
+    return match[1] if match else None
 
 
 def format_rollback_title(model: str, version: int, champion: int | None) -> str:
-    """The headline of a rollback's review."""
+    """Returns the title of a rollback's review; ``champion`` is the version that it would replace, or None."""
     return f"Go back to {model} version {version}, in place of {f'version {champion}' if champion else 'none'}?"
 
 
 def parse_reason(params: Mapping[str, object] | None) -> str:
-    """The reason in an answer's parameters, which Airflow does not check; empty if there is none worth the name."""
+    """Returns the reason in an answer's parameters, which Airflow does not check; empty if missing or too short."""
     reason = (params or {}).get("reason")
     stripped = reason.strip() if isinstance(reason, str) else ""
     return stripped if len(stripped) >= MIN_REASON_LENGTH else ""
 
 
 def review_page_path(bundle: str) -> str:
-    """Where the page of a bundle is served, below Airflow's own address."""
+    """Returns the path of a bundle's review page, below Airflow's address."""
     return f"/breakhis/reviews/{bundle}/"
 
 
 def format_review_title(evidence: Json) -> str:
-    """The headline of a review."""
+    """Returns the title of a promotion's review."""
     return f"Promote {evidence['model']} version {evidence['version']} to champion?"
 
 
 def format_rollback_body(
     version: Json, evidence_id: str, champion: Json | None, reason: str, bundles: Mapping[int, str]
 ) -> str:
-    """What a reviewer reads before confirming a rollback, as Markdown.
+    """Returns what a reviewer reads before confirming a rollback, as Markdown.
 
     Args:
         version: evidence of the former champion.
-        evidence_id: its hash.
+        evidence_id: id of that evidence.
         champion: evidence of the version that is champion now, or None.
-        reason: why somebody asks for it.
-        bundles: version -> the bundle that it was approved on, where that is known.
+        reason: why the rollback is asked for.
+        bundles: version -> id of the bundle that it was approved on, where that is known.
     """
-    now = champion["metrics"] if champion else {}
+    champion_metrics = champion["metrics"] if champion else {}
     title = f"version {champion['version']}" if champion else "none"
     lines = [
         f"**{version['model']} version {version['version']}** was champion once and would be again, at once. "
@@ -92,14 +94,16 @@ def format_rollback_body(
         "|---|---|---|",
         *(
             f"| {METRIC_NAMES.get(name, name)}{' of patients' if name.startswith('patient_') else ''} | {value:.4f} "
-            f"| {f'{now[name]:.4f}' if name in now else ''} |"
+            f"| {f'{champion_metrics[name]:.4f}' if name in champion_metrics else ''} |"
             for name, value in version["metrics"].items()
         ),
         "",
     ]
-    shown = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
-    if shown:
-        links = [f"- [What version {number} was approved on]({review_page_path(bundles[number])})" for number in shown]
+    approved = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
+    if approved:
+        links = [
+            f"- [What version {number} was approved on]({review_page_path(bundles[number])})" for number in approved
+        ]
         lines += ["### Look closer", "", *links, ""]
     judged = f", judged as `{bundles[version['version']]}`" if version["version"] in bundles else ""
     lines += [
@@ -109,15 +113,17 @@ def format_rollback_body(
 
 
 def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
-    """What a reviewer reads before deciding, as Markdown.
+    """Returns what a reviewer reads before deciding, as Markdown.
+
+    A promotion compares this text with the one that the reviewer has read, so the same bundle must always give the same
+    text.
 
     Args:
-        bundle: the evidence bundle that :func:`ml.promotion.evidence.judge` made.
-        bundle_id: its hash.
+        bundle: the bundle that :func:`ml.promotion.judging.judge_version` made.
+        bundle_id: its id.
         links: text -> address.
     """
     evidence, champion = bundle["evidence"], bundle["champion"]
-    old = champion["metrics"] if champion else {}
     lines = [
         f"**{evidence['model']} version {evidence['version']}** would become champion"
         + (f" in place of version {champion['version']}." if champion else "; there is no champion yet."),
@@ -125,49 +131,9 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
     ]
     if evidence["weights"]["kind"] == "random":
         lines += ["> **Random backbone weights.** This model is for trying the workflow, not for any use.", ""]
-    lines += [*_worse(bundle), *_warnings(bundle)]
-    lines += ["### Gates", "", "| gate | value | limit | inside by | |", "|---|---|---|---|---|"]
-    for gate in bundle["gates"]:
-        value, limit, distance = (
-            "" if gate[key] is None else f"{gate[key]:{form}}"
-            for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
-        )
-        lines.append(f"| {gate['name']} | {value} | {limit} | {distance} | {_outcome(gate)} |")
-    lines += ["", f"Policy: {bundle['policy']} (`{bundle['policy_hash']}`)", "", *_comparison(bundle)]
-    lines += ["### Data", ""]
-    lines += ["| side | images | cases |", "|---|---|---|"]
-    sides = ((side, evidence["sides"][side]) for side in SIDES)  # a stored object comes back in alphabetical order
-    lines += [f"| {side} | {n['images']} | {n['cases']} |" for side, n in sides]
-    sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
-    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
-    if "split_method" in evidence:
-        split += f" with the method {evidence['split_method']}"
-    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
-    if evidence["absent_classes"]:
-        lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
-    of_patients = {metric: metric.startswith("patient_") for metric in evidence["metrics"]}
-    for title, which in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
-        shown = [metric for metric, patient in of_patients.items() if patient == which]
-        if not shown:  # evidence from before patients were measured
-            continue
-        lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
-        for metric in shown:
-            value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
-            told = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-            interval = "; ".join(filter(None, (told, evidence.get("interval_notes", {}).get(metric))))
-            before = f"{old[metric]:.4f}" if metric in old else ""
-            change = f"{value - old[metric]:+.4f}" if metric in old else ""
-            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
-        lines.append("")
-    lines += [
-        "| class | cases recognised | recall | precision | F1 | test images |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {name} | {_cases(c)} | {c['recall']:.3f} | {c['precision']:.3f} | {c['f1']:.3f} | {c['support']:.0f} |"
-            for name, c in ((name, evidence["per_class"][name]) for name in class_names(evidence["task"]))
-        ),
-        "",
-    ]
+    lines += [*_format_regressions(bundle), *_format_warnings(bundle), *_format_gates(bundle)]
+    lines += [*_format_comparison(bundle), *_format_data(evidence)]
+    lines += [*_format_metrics(evidence, champion["metrics"] if champion else {}), *_format_classes(evidence)]
     links = {
         "Review page: candidate and champion side by side, with pictures": review_page_path(bundle_id),
         "The candidate's whole report": f"{review_page_path(bundle_id)}candidate/report.html",
@@ -181,53 +147,108 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
     return "\n".join(lines)
 
 
-def _outcome(gate: Json) -> str:
-    if not gate["passed"]:
-        return "FAILED"
-    return "warning" if gate["warning"] else "passed"
-
-
-def _warnings(bundle: Json) -> list[str]:
+def _format_warnings(bundle: Json) -> list[str]:
     return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
 
 
-def list_regressions(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
-    """What is worse than the champion's: (metric, the class it is of or "", before, now).
+def _format_gates(bundle: Json) -> list[str]:
+    lines = ["### Gates", "", "| gate | value | limit | inside by | |", "|---|---|---|---|---|"]
+    for gate in bundle["gates"]:
+        value, limit, distance = (
+            "" if gate[key] is None else f"{gate[key]:{form}}"
+            for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
+        )
+        outcome = ("warning" if gate["warning"] else "passed") if gate["passed"] else "FAILED"
+        lines.append(f"| {gate['name']} | {value} | {limit} | {distance} | {outcome} |")
+    return [*lines, "", f"Policy: {bundle['policy']} (`{bundle['policy_hash']}`)", ""]
 
-    All metrics of images and patients, and the recall of each class.
+
+def _format_data(evidence: Json) -> list[str]:
+    """Returns the section on the dataset and its split."""
+    lines = ["### Data", "", "| side | images | cases |", "|---|---|---|"]
+    # In the order of SIDES: a stored object comes back in alphabetical order.
+    sides = ((side, evidence["sides"][side]) for side in SIDES)
+    lines += [f"| {side} | {counts['images']} | {counts['cases']} |" for side, counts in sides]
+    sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
+    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
+    if "split_method" in evidence:
+        split += f" with the method {evidence['split_method']}"
+    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
+    if evidence["absent_classes"]:
+        lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
+    return lines
+
+
+def _format_metrics(evidence: Json, champion_metrics: Mapping[str, float]) -> list[str]:
+    """Returns the tables of test metrics, of images and of patients, beside the champion's."""
+    lines = []
+    for title, of_patients in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
+        metrics = [metric for metric in evidence["metrics"] if metric.startswith("patient_") == of_patients]
+        if not metrics:  # evidence from before metrics of patients were computed
+            continue
+        lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
+        for metric in metrics:
+            value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
+            range_text = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+            interval = "; ".join(filter(None, (range_text, evidence.get("interval_notes", {}).get(metric))))
+            before = f"{champion_metrics[metric]:.4f}" if metric in champion_metrics else ""
+            change = f"{value - champion_metrics[metric]:+.4f}" if metric in champion_metrics else ""
+            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
+        lines.append("")
+    return lines
+
+
+def _format_classes(evidence: Json) -> list[str]:
+    """Returns the table of test metrics by class."""
+    lines = ["| class | cases recognised | recall | precision | F1 | test images |", "|---|---|---|---|---|---|"]
+    for name in class_names(evidence["task"]):
+        scores = evidence["per_class"][name]
+        recognised = f"{scores['recognised']} of {scores['cases']}" if "cases" in scores else ""
+        lines.append(
+            f"| {name} | {recognised} | {scores['recall']:.3f} | {scores['precision']:.3f} | {scores['f1']:.3f} "
+            f"| {scores['support']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def list_regressions(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
+    """Returns what is worse than the champion's, as tuples (metric, its class or "", champion's value, own value).
+
+    Compares all metrics of images and patients, and the recall of each class.
     """
     if not champion:
         return []
     pairs = [(name, "", champion["metrics"].get(name), value) for name, value in evidence["metrics"].items()]
     pairs += [
-        ("recall", name, champion["per_class"].get(name, told).get("recall"), told["recall"])
-        for name, told in evidence["per_class"].items()
+        ("recall", name, champion["per_class"].get(name, scores).get("recall"), scores["recall"])
+        for name, scores in evidence["per_class"].items()
     ]
     return [
-        (name, of, before, now)
-        for name, of, before, now in pairs
+        (name, of_class, before, now)
+        for name, of_class, before, now in pairs
         if before is not None and name != "threshold" and now != before and (now > before) == (name in LOWER_IS_BETTER)
     ]
 
 
-def _worse(bundle: Json) -> list[str]:
+def _format_regressions(bundle: Json) -> list[str]:
     if not bundle["champion"]:
         return []
-    worse = []
+    regressions = []
     for name, of_class, before, now in list_regressions(bundle["evidence"], bundle["champion"]):
         of_whom = " of patients" if name.startswith("patient_") else ""
-        what = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
+        title = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
         digits = 3 if of_class else 4
-        worse.append(f"{what} {before:.{digits}f} → {now:.{digits}f}")
-    return ["### What got worse", "", *(f"- {line}" for line in worse or ["Nothing that was measured."]), ""]
+        regressions.append(f"{title} {before:.{digits}f} → {now:.{digits}f}")
+    return ["### What got worse", "", *(f"- {line}" for line in regressions or ["Nothing that was measured."]), ""]
 
 
-def _comparison(bundle: Json) -> list[str]:
-    told = bundle["comparison"]
-    if not told or not told["pairs"]:
+def _format_comparison(bundle: Json) -> list[str]:
+    """Returns the table of the non-inferiority comparison with the champion."""
+    comparison = bundle["comparison"]
+    if not comparison or not comparison["pairs"]:
         return []
     lines = [
-        f"### Beside the champion, version {told['version']}",
+        f"### Beside the champion, version {comparison['version']}",
         "",
         "On the same images, paired by case. *At least* is the lower end of the difference; a version that is worse by "
         "the margin passes in the share of draws under *size*, one as good as the champion in that under *power*.",
@@ -235,17 +256,13 @@ def _comparison(bundle: Json) -> list[str]:
         "| metric | images (cases) | champion | candidate | difference | at least | size | power |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one in told["pairs"]:
-        name = f"{METRIC_NAMES[one['metric']]}, {one['where']}"
-        if one["difference"] is None:
-            lines.append(f"| {name} | {one['images']} ({one['cases']}) | | | not estimable | | | |")
+    for pair in comparison["pairs"]:
+        name = f"{METRIC_NAMES[pair['metric']]}, {pair['where']}"
+        if pair["difference"] is None:
+            lines.append(f"| {name} | {pair['images']} ({pair['cases']}) | | | not estimable | | | |")
             continue
         lines.append(
-            f"| {name} | {one['images']} ({one['cases']}) | {one['champion']:.4f} | {one['candidate']:.4f} "
-            f"| {one['difference']:+.4f} | {one['low']:+.4f} | {one['size']:.1%} | {one['power']:.0%} |"
+            f"| {name} | {pair['images']} ({pair['cases']}) | {pair['champion']:.4f} | {pair['candidate']:.4f} "
+            f"| {pair['difference']:+.4f} | {pair['low']:+.4f} | {pair['size']:.1%} | {pair['power']:.0%} |"
         )
     return [*lines, ""]
-
-
-def _cases(of_class: Json) -> str:
-    return f"{of_class['recognised']} of {of_class['cases']}" if "cases" in of_class else ""

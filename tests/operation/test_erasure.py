@@ -68,7 +68,7 @@ def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNames
     PixelCache(any_store).fill(rows, 1)
     hashes = rows["pixel_sha256"].tolist()
     FeatureCache(any_store, "weights-1", "openvino").write(hashes, np.ones((len(hashes), FEATURE_SIZE), np.float32))
-    made.theirs = rows[rows["patient"] == PATIENT]
+    made.patient_rows = rows[rows["patient"] == PATIENT]
     client = connect(settings)
     experiment = client.create_experiment("set", artifact_location=(tmp_path / "artifacts").as_uri())
     tags = {"breakhis.dataset": made.dataset, "breakhis.split": made.split}
@@ -98,7 +98,7 @@ def everything_in(store: Store) -> bytes:
 
 
 def test_nothing_of_the_patient_is_left(world: SimpleNamespace) -> None:
-    store, hashes = world.store, set(world.theirs["pixel_sha256"])
+    store, hashes = world.store, set(world.patient_rows["pixel_sha256"])
     side = read_split(world.split, store).sides[PATIENT]
     result = erase(world)
     assert (result["files"], result["pictures"]) == (5, 4)
@@ -112,8 +112,8 @@ def test_nothing_of_the_patient_is_left(world: SimpleNamespace) -> None:
         assert PATIENT not in set(rows["patient"])
     assert not hashes & PixelCache(store).index().keys()
     assert not hashes & FeatureCache(store, "weights-1", "openvino").cached_hashes()
-    assert not set(world.theirs["sha256"]) & PictureFactsCache(store).read().keys()
-    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
+    assert not set(world.patient_rows["sha256"]) & PictureFactsCache(store).read().keys()
+    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.patient_rows["sha256"])
     ledger, _ = read_ledger("set", store)
     assert ledger.sides[PATIENT] == side
     assert PATIENT in ledger.erased
@@ -147,7 +147,7 @@ def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> Non
     assert quarantine["sha256"].tolist() == [""] * 5
     fetch_source(world.source, store, world.settings)
     assert make_manifest(world.source, store, 1)["manifest"] == manifest
-    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.theirs["sha256"])
+    assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.patient_rows["sha256"])
     dataset = assemble_dataset(load_training_set("set", world.conf), store, world.settings)["dataset"]
     split = split_dataset(dataset, store)
     assert sum(split[side]["cases"] for side in ("train", "validation", "test")) == 5
@@ -159,7 +159,7 @@ def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, mon
         with pytest.raises(KeyboardInterrupt):
             erase(world)
     again = erase(world)
-    assert not set(world.theirs["pixel_sha256"]) & PixelCache(world.store).index().keys()
+    assert not set(world.patient_rows["pixel_sha256"]) & PixelCache(world.store).index().keys()
     assert PATIENT not in set(read_dataset(world.dataset, world.store)["patient"])
     last = erase(world)
     assert (last["pictures"], last["objects"]) == (0, 0)

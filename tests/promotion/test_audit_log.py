@@ -31,11 +31,11 @@ def files(tmp_path):
 
 
 def test_records_follow_one_another(log):
-    records = log.records()
+    records = log.read_records()
     assert [record["sequence"] for record in records] == [1, 2, 3, 4]
     assert all(after["before"] == before["code"] for before, after in itertools.pairwise(records))
     assert log.verify({"m-binary": format_anchor(records[-1])}) == []
-    assert log.of("other") == []
+    assert log.read_model_records("other") == []
 
 
 def edit(paths):
@@ -85,7 +85,7 @@ def odd_code(paths):
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("tamper", "message"),
     [
         (edit, "record 2 was edited"),
         (delete, "record 2 is missing"),
@@ -98,28 +98,28 @@ def odd_code(paths):
         (odd_code, "record 1 was edited"),
     ],
 )
-def test_every_change_shows(log, tmp_path, harm, told):
-    known = {"m-binary": format_anchor(log.records()[0])}
-    harm(files(tmp_path))
-    assert any(told in fault for fault in log.verify(known))
+def test_every_change_shows(log, tmp_path, tamper, message):
+    known = {"m-binary": format_anchor(log.read_records()[0])}
+    tamper(files(tmp_path))
+    assert any(message in fault for fault in log.verify(known))
     assert not any("cut off" in fault for fault in log.verify(known))
     with pytest.raises(Refused, match="was changed"):
-        log.records()
+        log.read_records()
     with pytest.raises(Refused):
         log.append("approved", "m-binary", version=5)
 
 
 def test_a_cut_tail_shows_by_what_the_registry_knows(log, tmp_path):
-    told = format_anchor(log.records()[-1])
+    anchor = format_anchor(log.read_records()[-1])
     files(tmp_path)[-1].unlink()
-    assert log.records()  # the chain by itself is whole
-    assert "the log's end was cut off" in log.verify({"m-binary": told})[0]
+    assert log.read_records()  # the chain by itself is whole
+    assert "the log's end was cut off" in log.verify({"m-binary": anchor})[0]
     log.append("approved", "m-binary", version=7)  # another end in its place
-    assert "is not the one that the registry knows" in log.verify({"m-binary": told})[0]
+    assert "is not the one that the registry knows" in log.verify({"m-binary": anchor})[0]
 
 
 def test_the_registrys_tag_taken_away_or_set_back_shows(log):
-    records = log.records()
+    records = log.read_records()
     log.append(CARRIED_OUT, "m-binary", of=[4])
     assert log.verify({"m-binary": format_anchor(records[3])}) == []
     assert "its tag was removed" in log.verify({})[0]
@@ -150,10 +150,10 @@ def test_damaged_records_are_shown_as_such(log, tmp_path):
     paths[5].write_text("[]")
     record = json.loads(paths[6].read_text())
     paths[6].write_text(json.dumps(record | {"by": "somebody else"}))
-    told = {one["sequence"]: one for one in read_decisions(store, "m-binary", log)}
-    assert [told[n]["event"] for n in (5, 6, 7, 8)] == ["damaged", "damaged", "approved", "approved"]
-    assert [told[n]["verified"] for n in (5, 6, 7, 8)] == [False, False, False, True]
-    assert told[5]["reason"] == "00000005.json is damaged"
+    by_sequence = {one["sequence"]: one for one in read_decisions(store, "m-binary", log)}
+    assert [by_sequence[n]["event"] for n in (5, 6, 7, 8)] == ["damaged", "damaged", "approved", "approved"]
+    assert [by_sequence[n]["verified"] for n in (5, 6, 7, 8)] == [False, False, False, True]
+    assert by_sequence[5]["reason"] == "00000005.json is damaged"
     assert [one["event"] for one in read_decisions(store)][:2] == ["approved", "approved"]  # without the key
     assert "verified" not in read_decisions(store)[0]
 
@@ -170,7 +170,7 @@ def test_without_a_key(tmp_path):
 def test_several_writers_lose_nothing(tmp_path):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda k: open_log(tmp_path).append("approved", "m", version=k), range(24)))
-    records = open_log(tmp_path).records()
+    records = open_log(tmp_path).read_records()
     assert sorted(record["version"] for record in records) == list(range(24))
     assert [record["sequence"] for record in records] == list(range(1, 25))
 
@@ -194,7 +194,7 @@ def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("tamper", "faults"),
     [
         (delete, ["record 2 is missing"]),
         (swap, ["record 2 does not follow record 1", "record 3 does not follow record 2"]),
@@ -202,11 +202,11 @@ def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
         (lambda paths: paths[1].write_text('{"no": "record"}'), ["00000002.json is no record"]),
     ],
 )
-def test_what_is_seen_without_the_key(log, tmp_path, change, told):
+def test_what_is_seen_without_the_key(log, tmp_path, tamper, faults):
     store = Store((tmp_path / "store").as_uri())
     assert find_chain_faults(store) == []
-    change(files(tmp_path))
-    assert find_chain_faults(store)[: len(told)] == told
+    tamper(files(tmp_path))
+    assert find_chain_faults(store)[: len(faults)] == faults
 
 
 def test_a_memo_that_somebody_else_wrote_is_none(tmp_path):

@@ -87,15 +87,15 @@ def test_on_the_images_in_common(world, tmp_path, task):
     old = {"out_of_fold": predictions(range(20), 1, task), "test": predictions(range(30, 40), 2, task)}
     new = {"out_of_fold": predictions(range(4, 24), 3, task), "test": predictions(range(30, 40), 4, task)}
     champion = version(world, 1, tmp_path, task=task, **old)
-    told = compare_with_champion(version(world, 2, tmp_path, task=task, **new), champion, LOOSE, world[0], world[0])
-    assert told["comparable"]
-    assert [(one["where"], one["cases"], one["images"]) for one in told["pairs"]] == [
+    result = compare_with_champion(version(world, 2, tmp_path, task=task, **new), champion, LOOSE, world[0], world[0])
+    assert result["comparable"]
+    assert [(one["where"], one["cases"], one["images"]) for one in result["pairs"]] == [
         (OUT_OF_FOLD, 16, 32),
         (OUT_OF_FOLD, 16, 32),
         (TEST, 10, 20),
         (TEST, 10, 20),
     ]
-    area = told["pairs"][0]
+    area = result["pairs"][0]
     assert area["candidate"] - area["champion"] == pytest.approx(area["difference"])
     assert area["low"] < area["difference"]
 
@@ -103,10 +103,10 @@ def test_on_the_images_in_common(world, tmp_path, task):
 def test_the_order_of_rows_does_not_matter(world, tmp_path):
     tables = {"out_of_fold": predictions(range(20), 1), "test": predictions(range(30, 40), 2)}
     shuffled = {name: table.sample(frac=1, random_state=0) for name, table in tables.items()}
-    told = compare_with_champion(
+    result = compare_with_champion(
         version(world, 2, tmp_path, **tables), version(world, 1, tmp_path, **shuffled), LOOSE, world[0], world[0]
     )
-    assert all(one["difference"] == 0 and one["error"] == 0 for one in told["pairs"])
+    assert all(one["difference"] == 0 and one["error"] == 0 for one in result["pairs"])
 
 
 def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, monkeypatch):
@@ -135,10 +135,12 @@ def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, mo
 
 
 def test_across_ledgers_there_is_no_comparison(world, tmp_path):
-    mine, theirs = evidence(version=2, ledger="new"), evidence(version=1, ledger="old")
-    told = compare_with_champion(mine, theirs, LOOSE, world[0], world[0])
-    assert not told["comparable"]
-    assert "under the split ledger old by case, this version under new by case; only the limits apply" in told["reason"]
+    candidate, champion = evidence(version=2, ledger="new"), evidence(version=1, ledger="old")
+    result = compare_with_champion(candidate, champion, LOOSE, world[0], world[0])
+    assert not result["comparable"]
+    assert (
+        "under the split ledger old by case, this version under new by case; only the limits apply" in result["reason"]
+    )
 
 
 def test_without_out_of_fold_predictions_it_is_not_estimable(world, tmp_path):

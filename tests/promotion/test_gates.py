@@ -133,8 +133,8 @@ def test_every_slice_keeps_its_limit_and_a_missing_one_blocks():
 
 def test_a_class_that_is_never_recognised():
     def never(cases):
-        told = {"recall": 0.0, "precision": 0.0, "f1": 0.0, "support": 9.0, "cases": cases, "recognised": 0}
-        return evidence(per_class={**evidence()["per_class"], "benign": told})
+        scores = {"recall": 0.0, "precision": 0.0, "f1": 0.0, "support": 9.0, "cases": cases, "recognised": 0}
+        return evidence(per_class={**evidence()["per_class"], "benign": scores})
 
     assert "never recognised: benign (2 cases)" in judge_evidence(never(2), policy())["summary"]
     assert judge_evidence(never(1), policy())["passed"]  # one case is no estimate
@@ -182,8 +182,8 @@ def pair(**changes):
 def test_the_comparison_is_a_gate():
     def judged(one, **rule):
         held = Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7}, comparison=rule)
-        told = {"version": 2, "comparable": True, "reason": "", "pairs": [one]}
-        return judge_evidence(evidence(), held, told)
+        comparison = {"version": 2, "comparable": True, "reason": "", "pairs": [one]}
+        return judge_evidence(evidence(), held, comparison)
 
     assert judged(pair())["passed"]
     verdict = judged(pair(low=-0.08))
@@ -198,7 +198,7 @@ def test_the_comparison_is_a_gate():
 
 
 def test_without_a_comparison_the_reviewer_is_told():
-    told = {"version": 2, "comparable": False, "reason": "another ledger", "pairs": []}
-    verdict = judge_evidence(evidence(), policy(), told)
+    comparison = {"version": 2, "comparable": False, "reason": "another ledger", "pairs": []}
+    verdict = judge_evidence(evidence(), policy(), comparison)
     assert verdict["passed"]
     assert verdict["warnings"] == ["another ledger"]

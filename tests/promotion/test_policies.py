@@ -6,7 +6,7 @@ from ml.promotion.policies import REQUIRED_EVIDENCE, Limit, Policy, load_policy
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "expected 'key: value' lines"),
         ("# nothing\n", "expected 'key: value' lines"),
@@ -26,11 +26,11 @@ from ml.promotion.policies import REQUIRED_EVIDENCE, Limit, Policy, load_policy
         ("name: p\napprovals: 0\n", "approvals"),
     ],
 )
-def test_files_that_are_no_policy(tmp_path, text, told):
+def test_files_that_are_no_policy(tmp_path, text, message):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"p\.yaml") as refused:
         load_policy(str(tmp_path / "p.yaml"), tmp_path)
-    assert told in str(refused.value) or "Input should be" in str(refused.value)
+    assert message in str(refused.value) or "Input should be" in str(refused.value)
 
 
 def test_a_bare_number_is_the_least():

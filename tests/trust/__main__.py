@@ -1,6 +1,6 @@
-"""``make trust``: tries to get round gates and review, and whether the comparison and the registry keep their promises.
+"""``make trust``: tries to get round gates and review, and tests the error rates of the comparison and the registry.
 
-Prints a row an attempt or a draw, with what happened. Exit status 1 if one came out as it must not.
+Prints a row for each attempt or simulation, with what happened. Exit status 1 if one came out as it must not.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Ways round the gates and the review, each tried for real against a running Airflow and MLflow.
+"""Attempts to get round the gates and the review, each against a running Airflow and MLflow.
 
 The product's own DAGs run; candidates are made-up training runs in the registry, so that an attempt takes seconds. What
-counts is what the registry and the audit log say afterwards: an attempt that promotes something is a hole.
+counts is what the registry and the audit log say afterwards: an attempt that promotes something is a vulnerability.
 """
 
 import json
@@ -50,7 +50,7 @@ with DAG("again", schedule=None, is_paused_upon_creation=False):
 _SECONDS = 120.0
 
 
-class Attempts:
+class AttackedProduct:
     """A running product, and what an attacker and a careless reviewer can do with it."""
 
     def __init__(self, world: RegistryWorld, stack: Stack) -> None:
@@ -60,48 +60,48 @@ class Attempts:
     def api(self, user: str) -> AirflowApi:
         return self.stack.api(user)
 
-    def candidate(self, auc: float = 0.9) -> dict[str, Any]:
-        """A new version, waiting."""
+    def register_candidate(self, auc: float = 0.9) -> dict[str, Any]:
+        """Register a new candidate version."""
         return register_run(self.world.log_run(auc), self.world.store, self.world.settings)
 
-    def asked(self, candidate: dict[str, Any], user: str = "engineer", **more: Any) -> str:
-        """Start its promotion; returns the run's id."""
+    def start_promotion(self, candidate: dict[str, Any], user: str = "engineer", **more: Any) -> str:
+        """Start a candidate's promotion; returns the run's id."""
         self.runs += 1
         run = f"{MODEL}-v{candidate['version']}-{self.runs}"
-        self.api(user).trigger("promote", run, self.conf(candidate) | more)
+        self.api(user).trigger("promote", run, self.make_conf(candidate) | more)
         return run
 
-    def conf(self, candidate: dict[str, Any]) -> dict[str, Any]:
+    def make_conf(self, candidate: dict[str, Any]) -> dict[str, Any]:
         return {"model": MODEL, "version": str(candidate["version"]), "evidence": candidate["evidence"]}
 
-    def state(self, run: str, task: str) -> str | None:
+    def read_state(self, run: str, task: str) -> str | None:
         return next(t["state"] for t in self.api("admin").task_instances("promote", run) if t["task_id"] == task)
 
-    def until(self, run: str, task: str, *states: str) -> str:
+    def wait_for_state(self, run: str, task: str, *states: str) -> str:
         deadline = time.monotonic() + _SECONDS
-        while (found := self.state(run, task)) not in states:
+        while (state := self.read_state(run, task)) not in states:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{run}: {task} is {found}, not {' or '.join(states)}")
+                raise RuntimeError(f"{run}: {task} is {state}, not {' or '.join(states)}")
             time.sleep(0.5)
-        return str(found)
+        return str(state)
 
-    def waiting(self, run: str) -> None:
-        """Until its review waits, and the scheduler has noticed."""
-        self.until(run, "review", "awaiting_input", "deferred")
+    def wait_for_review(self, run: str) -> None:
+        """Wait until the run's review waits for an answer, and the scheduler has noticed."""
+        self.wait_for_state(run, "review", "awaiting_input", "deferred")
         time.sleep(6)
 
     def answer(self, run: str, user: str = "reviewer", option: str = "Approve") -> None:
-        """Answer, and again where a busy Airflow lost it."""
+        """Answer a review, and again where a busy Airflow lost the answer."""
         for _ in range(4):
             with suppress(AirflowError):
                 self.api(user).answer("promote", run, "review", option, {"reason": f"{user} says so"})
             for _ in range(40):
-                if self.state(run, "review") == "success":
+                if self.read_state(run, "review") == "success":
                     return
                 time.sleep(0.5)
         raise RuntimeError(f"{run}: the answer was lost over and over")
 
-    def mark(self, run: str, task: str, user: str = "engineer") -> None:
+    def mark_success(self, run: str, task: str, user: str = "engineer") -> None:
         path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}"
         self.api(user)._call("PATCH", path, body={"new_state": "success"})
 
@@ -109,7 +109,7 @@ class Attempts:
         mask = {"update_mask": ["is_paused"]}
         self.api(user)._call("PATCH", "/api/v2/dags/promote", params=mask, body={"is_paused": paused})
 
-    def clear(self, run: str, *tasks: str, user: str = "engineer") -> None:
+    def clear_tasks(self, run: str, *tasks: str, user: str = "engineer") -> None:
         body = {"dag_run_id": run, "task_ids": list(tasks), "dry_run": False, "only_failed": False}
         body["include_downstream"] = True
         self.api(user)._call("POST", "/api/v2/dags/promote/clearTaskInstances", body=body)
@@ -120,33 +120,33 @@ class Attempts:
             self.api(user)._call("DELETE", f"{path}/return_value")
         self.api(user)._call("POST", path, body={"key": "return_value", "value": value})
 
-    def end(self, run: str, task: str = "promote") -> str:
-        """How a task ended, with the first line of its error."""
-        state = self.until(run, task, "success", "failed", "upstream_failed", "skipped")
+    def wait_for_end(self, run: str, task: str = "promote") -> str:
+        """Wait until a task has ended; returns its state with the last line of its error."""
+        state = self.wait_for_state(run, task, "success", "failed", "upstream_failed", "skipped")
         lines = [
             line
             for attempt in range(1, 8)
-            for line in _log(self.api("admin"), run, task, attempt)
+            for line in _read_task_log(self.api("admin"), run, task, attempt)
             if "error: " in line or "refused" in line.lower()
         ]
-        told = lines[-1].split("error: ")[-1].strip() if lines else ""
-        return f"{task} {state}: {told}"[:220] if told else f"{task} {state}"
+        message = lines[-1].split("error: ")[-1].strip() if lines else ""
+        return f"{task} {state}: {message}"[:220] if message else f"{task} {state}"
 
     @contextmanager
     def approved_but_not_carried_out(self, candidate: dict[str, Any]) -> Iterator[str]:
-        """Between the reviewer's approval and the promotion."""
+        """Have a candidate approved, and hold the promotion up until the block has ended; yields the run's id."""
         admin = self.api("admin")
         admin.set_pool("promotion", 0, "held up")
         try:
-            run = self.asked(candidate)
-            self.waiting(run)
+            run = self.start_promotion(candidate)
+            self.wait_for_review(run)
             self.answer(run)
             yield run
         finally:
             admin.set_pool("promotion", 1, "one at a time")
 
-    def breakhis(self, *arguments: str) -> str:
-        """The command line, as somebody on the machine would use it."""
+    def run_breakhis(self, *arguments: str) -> str:
+        """Run ``breakhis`` as somebody on the machine would; returns exit status and last line of its errors."""
         own = self.world.settings
         environment = {
             **os.environ,
@@ -163,7 +163,7 @@ class Attempts:
         return f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"[:220]
 
 
-def _log(api: AirflowApi, run: str, task: str, attempt: int) -> list[str]:
+def _read_task_log(api: AirflowApi, run: str, task: str, attempt: int) -> list[str]:
     try:
         return api.task_log("promote", run, task, attempt)
     except BreakhisError:
@@ -173,230 +173,235 @@ def _log(api: AirflowApi, run: str, task: str, attempt: int) -> list[str]:
 # --- the attempts -----------------------------------------------------------------------------------------------------
 
 
-def mark_the_review(a: Attempts) -> str:
+def mark_the_review(product: AttackedProduct) -> str:
     """marking the review as success"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
-    a.mark(run, "review")
-    return a.end(run)
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    product.mark_success(run, "review")
+    return product.wait_for_end(run)
 
 
-def mark_a_blocked_gate(a: Attempts) -> str:
+def mark_a_blocked_gate(product: AttackedProduct) -> str:
     """marking a gate that blocked as success, and a careless approval"""
-    run = a.asked(a.candidate(auc=0.5))
-    a.until(run, "gate", "failed")
-    a.mark(run, "gate")
-    a.clear(run, "review")
-    a.waiting(run)
-    a.answer(run)
-    return a.end(run)
+    run = product.start_promotion(product.register_candidate(auc=0.5))
+    product.wait_for_state(run, "gate", "failed")
+    product.mark_success(run, "gate")
+    product.clear_tasks(run, "review")
+    product.wait_for_review(run)
+    product.answer(run)
+    return product.wait_for_end(run)
 
 
-def mark_the_promotion(a: Attempts) -> str:
+def mark_the_promotion(product: AttackedProduct) -> str:
     """marking review and promotion as success"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
-    a.mark(run, "review")
-    a.mark(run, "promote")
-    return a.end(run)
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    product.mark_success(run, "review")
+    product.mark_success(run, "promote")
+    return product.wait_for_end(run)
 
 
-def clear_after_a_rejection(a: Attempts) -> str:
+def clear_after_a_rejection(product: AttackedProduct) -> str:
     """clearing the promotion after a rejection"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
-    a.answer(run, option="Reject")
-    a.until(run, "promote", "success")
-    a.clear(run, "promote")
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    product.answer(run, option="Reject")
+    product.wait_for_state(run, "promote", "success")
+    product.clear_tasks(run, "promote")
     time.sleep(3)
-    return a.end(run) + ", " + a.end(run, "rejected")
+    return product.wait_for_end(run) + ", " + product.wait_for_end(run, "rejected")
 
 
-def write_the_reviews_xcom(a: Attempts) -> str:
+def write_the_reviews_xcom(product: AttackedProduct) -> str:
     """writing the review's XCom over REST, and marking it as success"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
     user = {"id": "reviewer", "name": "reviewer"}
     forged = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_by_user": user}
-    a.write_xcom(run, "review", forged)
-    a.mark(run, "review")
-    return a.end(run)
+    product.write_xcom(run, "review", forged)
+    product.mark_success(run, "review")
+    return product.wait_for_end(run)
 
 
-def write_the_gates_xcom(a: Attempts) -> str:
+def write_the_gates_xcom(product: AttackedProduct) -> str:
     """showing the reviewer nicer figures, by the gate's XCom"""
-    run = a.asked(a.candidate(auc=0.81))
-    a.until(run, "gate", "queued", "running", "success")
-    a.pause(True)  # so that the question is not put before the figures are forged; Airflow keeps a question as it was
+    run = product.start_promotion(product.register_candidate(auc=0.81))
+    product.wait_for_state(run, "gate", "queued", "running", "success")
+    # Airflow keeps a question as it was first put: the DAG is paused until the figures are forged.
+    product.pause(True)
     try:
-        a.until(run, "gate", "success")
-        told = a.api("engineer").xcom("promote", run, "gate")
-        a.write_xcom(run, "gate", told | {"review": told["review"].replace("0.8100", "0.9900")})
+        product.wait_for_state(run, "gate", "success")
+        verdict = product.api("engineer").xcom("promote", run, "gate")
+        product.write_xcom(run, "gate", verdict | {"review": verdict["review"].replace("0.8100", "0.9900")})
     finally:
-        a.pause(False)
-    a.waiting(run)
-    if "0.9900" not in a.api("admin").hitl_detail("promote", run, "review")["body"]:
+        product.pause(False)
+    product.wait_for_review(run)
+    if "0.9900" not in product.api("admin").hitl_detail("promote", run, "review")["body"]:
         raise RuntimeError("the review does not show the forged figures, so this tries nothing")
-    a.answer(run)
-    return a.end(run)
+    product.answer(run)
+    return product.wait_for_end(run)
 
 
-def trigger_with_a_forged_conf(a: Attempts) -> str:
+def trigger_with_a_forged_conf(product: AttackedProduct) -> str:
     """triggering promote by hand with another version's evidence"""
-    good, bad = a.candidate(0.95), a.candidate(0.5)
-    run = a.asked({**bad, "evidence": good["evidence"]})
-    return a.end(run, "gate") + ", " + a.end(run)
+    good, bad = product.register_candidate(0.95), product.register_candidate(0.5)
+    run = product.start_promotion({**bad, "evidence": good["evidence"]})
+    return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
 
 
-def trigger_with_settings_of_ones_own(a: Attempts) -> str:
+def trigger_with_settings_of_ones_own(product: AttackedProduct) -> str:
     """triggering promote with params that do not exist (approvals, policy, skip), and editing those of a run"""
     try:
-        run = a.asked(a.candidate(), approvals=0, policy="none", skip=True)
-        a.waiting(run)
-        told = f"a review is asked for all the same, promote {a.state(run, 'promote')}"
+        run = product.start_promotion(product.register_candidate(), approvals=0, policy="none", skip=True)
+        product.wait_for_review(run)
+        outcome = f"a review is asked for all the same, promote {product.read_state(run, 'promote')}"
     except BreakhisError as error:
-        told = f"refused: {error}"[:120]
-    good, bad = a.candidate(0.95), a.candidate(0.5)
-    run = a.asked(good)
-    a.waiting(run)
+        outcome = f"refused: {error}"[:120]
+    good, bad = product.register_candidate(0.95), product.register_candidate(0.5)
+    run = product.start_promotion(good)
+    product.wait_for_review(run)
     try:
-        a.api("engineer")._call("PATCH", f"/api/v2/dags/promote/dagRuns/{run}", body={"conf": a.conf(bad)})
+        product.api("engineer")._call(
+            "PATCH", f"/api/v2/dags/promote/dagRuns/{run}", body={"conf": product.make_conf(bad)}
+        )
         edited = "accepted"
     except AirflowError as error:
         edited = str(error.status)
-    conf = a.api("admin").dag_run("promote", run)["conf"]
+    conf = product.api("admin").dag_run("promote", run)["conf"]
     if str(conf["version"]) != str(good["version"]):
         raise RuntimeError(f"the run is of version {conf['version']} now")
-    a.answer(run, option="Reject")
-    return f"{told}; editing a run's: {edited}, and it stays of its version"
+    product.answer(run, option="Reject")
+    return f"{outcome}; editing a run's: {edited}, and it stays of its version"
 
 
-def approve_ones_own_run(a: Attempts) -> str:
+def approve_ones_own_run(product: AttackedProduct) -> str:
     """approving a run that one started oneself"""
-    run = a.asked(a.candidate(), user="reviewer")
-    a.waiting(run)
-    a.answer(run)
-    return a.end(run)
+    run = product.start_promotion(product.register_candidate(), user="reviewer")
+    product.wait_for_review(run)
+    product.answer(run)
+    return product.wait_for_end(run)
 
 
-def approve_ones_own_run_through_a_trigger(a: Attempts) -> str:
+def approve_ones_own_run_through_a_trigger(product: AttackedProduct) -> str:
     """the same, started through another DAG"""
-    candidate = a.candidate()
+    candidate = product.register_candidate()
     run = f"{MODEL}-through-{candidate['version']}"
-    a.api("reviewer").trigger("again", None, {"as": run, "conf": a.conf(candidate)})
+    product.api("reviewer").trigger("again", None, {"as": run, "conf": product.make_conf(candidate)})
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
         with suppress(AirflowError):
-            a.api("admin").dag_run("promote", run)
+            product.api("admin").dag_run("promote", run)
             break
         time.sleep(1)
-    a.waiting(run)
-    a.answer(run)
-    return a.end(run)
+    product.wait_for_review(run)
+    product.answer(run)
+    return product.wait_for_end(run)
 
 
-def approve_as_somebody_else(a: Attempts) -> str:
+def approve_as_somebody_else(product: AttackedProduct) -> str:
     """answering as viewer, engineer and administrator"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
-    told = []
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    outcomes = []
     for user in ("viewer", "engineer", "admin"):
         try:
-            a.api(user).answer("promote", run, "review", "Approve", {"reason": "why not"})
-            told.append(f"{user}: accepted")
+            product.api(user).answer("promote", run, "review", "Approve", {"reason": "why not"})
+            outcomes.append(f"{user}: accepted")
         except CredentialsError:
-            told.append(f"{user}: 403")
-    return ", ".join([*told, f"review {a.state(run, 'review')}"])
+            outcomes.append(f"{user}: 403")
+    return ", ".join([*outcomes, f"review {product.read_state(run, 'review')}"])
 
 
-def answer_twice(a: Attempts) -> str:
+def answer_twice(product: AttackedProduct) -> str:
     """answering a second time, otherwise"""
-    run = a.asked(a.candidate())
-    a.waiting(run)
-    a.answer(run, option="Reject")
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    product.answer(run, option="Reject")
     try:
-        a.api("reviewer").answer("promote", run, "review", "Approve", {"reason": "changed my mind"})
+        product.api("reviewer").answer("promote", run, "review", "Approve", {"reason": "changed my mind"})
         second = "accepted"
     except AirflowError as error:
         second = str(error.status)
-    return f"second answer: {second}; {a.end(run)}, {a.end(run, 'rejected')}"
+    return f"second answer: {second}; {product.wait_for_end(run)}, {product.wait_for_end(run, 'rejected')}"
 
 
-def swap_model_files(a: Attempts) -> str:
+def swap_model_files(product: AttackedProduct) -> str:
     """swapping model files after the approval"""
-    candidate = a.candidate()
-    with a.approved_but_not_carried_out(candidate) as run:
+    candidate = product.register_candidate()
+    with product.approved_but_not_carried_out(candidate) as run:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL}/{candidate['version']}")
         victim = next(Path(folder).rglob("*.pkl"))
         victim.write_bytes(victim.read_bytes() + b"\\0")
-    return a.end(run)
+    return product.wait_for_end(run)
 
 
-def swap_metrics(a: Attempts) -> str:
+def swap_metrics(product: AttackedProduct) -> str:
     """changing the run's metrics after the approval"""
-    candidate = a.candidate()
-    with a.approved_but_not_carried_out(candidate) as run:
-        version = a.world.client.get_model_version(MODEL, str(candidate["version"]))
-        a.world.client.log_metric(version.run_id, "test_roc_auc", 0.99)
-    return a.end(run)
+    candidate = product.register_candidate()
+    with product.approved_but_not_carried_out(candidate) as run:
+        version = product.world.client.get_model_version(MODEL, str(candidate["version"]))
+        product.world.client.log_metric(version.run_id, "test_roc_auc", 0.99)
+    return product.wait_for_end(run)
 
 
-def swap_evidence(a: Attempts) -> str:
+def swap_evidence(product: AttackedProduct) -> str:
     """changing the evidence in the store after the approval"""
-    candidate = a.candidate()
-    with a.approved_but_not_carried_out(candidate) as run:
-        key = f"{a.world.store.object_key(candidate['evidence'])}/object.json"
-        file = a.world.store.local(key)
+    candidate = product.register_candidate()
+    with product.approved_but_not_carried_out(candidate) as run:
+        key = f"{product.world.store.object_key(candidate['evidence'])}/object.json"
+        file = product.world.store.local(key)
         file.write_text(file.read_text().replace("0.9", "0.99"))
-    return a.end(run)
+    return product.wait_for_end(run)
 
 
-def change_the_policy(a: Attempts) -> str:
+def change_the_policy(product: AttackedProduct) -> str:
     """changing the policy between gate and promotion"""
-    with a.approved_but_not_carried_out(a.candidate()) as run:
-        a.world.policy.write_text(POLICY.replace("0.8", "0.1"))
+    with product.approved_but_not_carried_out(product.register_candidate()) as run:
+        product.world.policy.write_text(POLICY.replace("0.8", "0.1"))
     try:
-        return a.end(run)
+        return product.wait_for_end(run)
     finally:
-        a.world.policy.write_text(POLICY)
+        product.world.policy.write_text(POLICY)
 
 
-def promote_a_failed_candidate_by_hand(a: Attempts) -> str:
+def promote_a_failed_candidate_by_hand(product: AttackedProduct) -> str:
     """promoting a candidate that its gates blocked, on the command line, without an approval and with a careless one"""
-    candidate = a.candidate(0.5)
-    run = a.asked(candidate)
-    a.until(run, "gate", "failed")
+    candidate = product.register_candidate(0.5)
+    run = product.start_promotion(candidate)
+    product.wait_for_state(run, "gate", "failed")
     command = ("promote", MODEL, str(candidate["version"]), "--dag-run", run)
-    told = a.breakhis(*command)
-    a.mark(run, "gate")
-    a.clear(run, "review")
-    a.waiting(run)
-    a.answer(run)
-    return f"{told}; approved: {a.breakhis(*command)}"
+    outcome = product.run_breakhis(*command)
+    product.mark_success(run, "gate")
+    product.clear_tasks(run, "review")
+    product.wait_for_review(run)
+    product.answer(run)
+    return f"{outcome}; approved: {product.run_breakhis(*command)}"
 
 
-def replay_an_old_approval(a: Attempts) -> str:
+def replay_an_old_approval(product: AttackedProduct) -> str:
     """replaying the approval of a former champion, for itself and for a version that nobody has approved"""
-    own = a.breakhis("promote", MODEL, "1", "--dag-run", "first")
-    other = a.breakhis("promote", MODEL, str(a.candidate(0.95)["version"]), "--dag-run", "first")
+    own = product.run_breakhis("promote", MODEL, "1", "--dag-run", "first")
+    other = product.run_breakhis(
+        "promote", MODEL, str(product.register_candidate(0.95)["version"]), "--dag-run", "first"
+    )
     return f"{own}; another version: {other}"
 
 
-def set_the_alias_as_a_trainer(a: Attempts) -> str:
+def set_the_alias_as_a_trainer(product: AttackedProduct) -> str:
     """setting the alias in MLflow, and making a version, with a trainer's credentials and with people's"""
-    candidate = a.candidate()
-    state = a.stack.state()
+    candidate = product.register_candidate()
+    state = product.stack.state()
     if state is None:
         raise RuntimeError("the stack does not run")
     url = f"{state.services['mlflow'].url}/api/2.0/mlflow"
-    trainer = json.loads((a.stack.home / SECRETS_FILE).read_text())[TRAINER]
-    run = a.world.client.get_model_version(MODEL, str(candidate["version"])).run_id
+    trainer = json.loads((product.stack.home / SECRETS_FILE).read_text())[TRAINER]
+    run = product.world.client.get_model_version(MODEL, str(candidate["version"])).run_id
     asked = {
         "registered-models/alias": {"name": MODEL, "alias": "champion", "version": str(candidate["version"])},
         "model-versions/create": {"name": MODEL, "source": f"runs:/{run}/model", "run_id": run},
     }
-    told = []
-    for user, password in {TRAINER: trainer, **{name: a.stack.passwords()[name] for name in PEOPLE}}.items():
+    outcomes = []
+    for user, password in {TRAINER: trainer, **{name: product.stack.passwords()[name] for name in PEOPLE}}.items():
         with requests.Session() as session:
             session.auth = (user, password)
             if not session.get(f"{url}/runs/get", params={"run_id": run}, timeout=60).ok:
@@ -404,43 +409,43 @@ def set_the_alias_as_a_trainer(a: Attempts) -> str:
             answers = [session.post(f"{url}/{path}", json=body, timeout=60).status_code for path, body in asked.items()]
         if answers != [403, 403]:
             raise RuntimeError(f"MLflow answered {user} {answers}")
-        told.append(f"{user}: 403")
-    return ", ".join(told)
+        outcomes.append(f"{user}: 403")
+    return ", ".join(outcomes)
 
 
-def swap_the_champions_files(a: Attempts) -> str:
+def swap_the_champions_files(product: AttackedProduct) -> str:
     """swapping the model files of the champion: what the daily audit says"""
-    champion = a.world.client.get_model_version_by_alias(MODEL, "champion").version
+    champion = product.world.client.get_model_version_by_alias(MODEL, "champion").version
     folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL}/{champion}")
     victim = next(Path(folder).rglob("*.pkl"))
     honest = victim.read_bytes()
-    before = a.breakhis("audit", "verify")
+    before = product.run_breakhis("audit", "verify")
     victim.write_bytes(honest + b"\0")
     try:
-        return f"before: {before.partition(':')[0]}; after: {a.breakhis('audit', 'verify')}"
+        return f"before: {before.partition(':')[0]}; after: {product.run_breakhis('audit', 'verify')}"
     finally:
         victim.write_bytes(honest)
 
 
-def pass_a_demo_model_off(a: Attempts) -> str:
+def pass_a_demo_model_off(product: AttackedProduct) -> str:
     """registering a model of the demo set under the real set's name, dataset and split"""
-    dataset, split = a.world.data["real"]
+    dataset, split = product.world.data["real"]
     try:
-        run = a.world.log_run(0.95, **{"breakhis.set": "real"})
-        register_run(run, a.world.store, a.world.settings)
+        run = product.world.log_run(0.95, **{"breakhis.set": "real"})
+        register_run(run, product.world.store, product.world.settings)
         return "registered by its set's name alone"
     except BreakhisError as error:
-        told = f"refused: {error}"[:110]
+        outcome = f"refused: {error}"[:110]
     tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
-    run = a.world.log_run(0.95, scored_on=a.world.data["made"], **tags)
+    run = product.world.log_run(0.95, scored_on=product.world.data["made"], **tags)
     try:
-        made = register_run(run, a.world.store, a.world.settings)
+        made = register_run(run, product.world.store, product.world.settings)
     except BreakhisError as error:
-        return f"{told}; with the dataset's name: refused: {error}"[:240]
+        return f"{outcome}; with the dataset's name: refused: {error}"[:240]
     return f"registered as {made['model']} version {made['version']}"
 
 
-ATTEMPTS: dict[Callable[[Attempts], str], str] = {
+ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     mark_the_review: r"promote failed: .*nobody answered its review",
     mark_a_blocked_gate: r"promote failed: .*gates come first",
     mark_the_promotion: r"promote success",
@@ -463,71 +468,77 @@ ATTEMPTS: dict[Callable[[Attempts], str], str] = {
     swap_the_champions_files: r"^before: exit status 0; after: exit status 4: .*was recorded: model_files",
     pass_a_demo_model_off: r"^refused: .*; with the dataset.s name: refused: ",
 }
-"""Each with what it has to come to: that nothing is promoted may have other causes, such as a server that is down."""
+"""Each attempt with the pattern of its right outcome.
+
+Without a pattern, an attempt that failed for another reason, such as a server that is down, would look right.
+"""
 
 
 def rows() -> Iterator[Row]:
-    """A row an attempt; before and after them versions become champion as they should."""
-    with _product() as a:
+    """Yields a row for each attempt. Before and after the attempts, versions become champion by approval."""
+    with _start_product() as product:
         for run in ("first", "second"):
-            yield _as_it_should_be(a, run)
+            yield _try_promotion(product, run)
         for attempt, outcome in ATTEMPTS.items():
-            before = _standing(a)
+            before = _read_outcome(product)
             try:
-                happened, tried = attempt(a), True
+                happened, tried = attempt(product), True
             except RuntimeError as error:
                 happened, tried = f"could not be tried: {error}", False
-            promoted = _standing(a) != before
+            promoted = _read_outcome(product) != before
             right = tried and not promoted and re.search(outcome, happened) is not None
             yield Row(str(attempt.__doc__), f"{'PROMOTED; ' if promoted else ''}{happened}", right)
-        yield _reviewed_anew(a)
+        yield _try_new_review(product)
 
 
-def _as_it_should_be(a: Attempts, run: str) -> Row:
-    candidate = a.candidate()
-    a.api("engineer").trigger("promote", run, a.conf(candidate))
-    a.waiting(run)
-    a.answer(run)
-    return _promoted(a, candidate, f"{run} champion", a.end(run))
+def _try_promotion(product: AttackedProduct, run: str) -> Row:
+    candidate = product.register_candidate()
+    product.api("engineer").trigger("promote", run, product.make_conf(candidate))
+    product.wait_for_review(run)
+    product.answer(run)
+    return _make_row(product, candidate, f"{run} champion", product.wait_for_end(run))
 
 
-def _reviewed_anew(a: Attempts) -> Row:
-    """What was approved under another policy is refused, and promoted once it was reviewed in another run."""
-    candidate = a.candidate()
-    with a.approved_but_not_carried_out(candidate) as run:
-        a.world.policy.write_text(POLICY.replace("0.8", "0.7"))
+def _try_new_review(product: AttackedProduct) -> Row:
+    """Check that an approval under another policy is refused, and counts after a review in another run."""
+    candidate = product.register_candidate()
+    with product.approved_but_not_carried_out(candidate) as run:
+        product.world.policy.write_text(POLICY.replace("0.8", "0.7"))
     try:
-        refused = a.end(run)
-        again = a.asked(candidate)
-        a.waiting(again)
-        a.answer(again)
-        return _promoted(a, candidate, "reviewed anew under a new policy", f"{refused}; then {a.end(again)}")
+        refused = product.wait_for_end(run)
+        again = product.start_promotion(candidate)
+        product.wait_for_review(again)
+        product.answer(again)
+        return _make_row(
+            product, candidate, "reviewed anew under a new policy", f"{refused}; then {product.wait_for_end(again)}"
+        )
     finally:
-        a.world.policy.write_text(POLICY)
+        product.world.policy.write_text(POLICY)
 
 
-def _promoted(a: Attempts, candidate: dict[str, Any], what: str, happened: str) -> Row:
-    champion = _standing(a)[0].get("champion")
+def _make_row(product: AttackedProduct, candidate: dict[str, Any], what: str, happened: str) -> Row:
+    champion = _read_outcome(product)[0].get("champion")
     return Row(f"(the way it should be: {what})", happened, champion == candidate["version"])
 
 
-def _standing(a: Attempts) -> tuple[dict[str, int], list[Any], int]:
-    """What an attempt must not change: aliases of champions, and decisions that promote."""
-    models = a.world.client.search_registered_models()
-    found = {
+def _read_outcome(product: AttackedProduct) -> tuple[dict[str, int], list[Any], int]:
+    """Returns what an attempt must not change: the champions' aliases, records that promote, and the models' number."""
+    models = product.world.client.search_registered_models()
+    aliases = {
         alias if model.name == MODEL else f"{model.name} {alias}": int(version)
         for model in models
         for alias, version in model.aliases.items()
         if alias in ("champion", "previous")
     }
-    own = Settings(home=a.stack.home, store=a.world.store.root)  # which has the key, now that the stack made one
-    records = AuditLog(a.world.store, own).records()
+    # The stack has made a key for the audit log by now, which these settings read.
+    settings = Settings(home=product.stack.home, store=product.world.store.root)
+    records = AuditLog(product.world.store, settings).read_records()
     promoting = [r["sequence"] for r in records if r["event"] not in (CARRIED_OUT, "rejected")]
-    return found, promoting, len({model.name for model in models})
+    return aliases, promoting, len({model.name for model in models})
 
 
 @contextmanager
-def _product() -> Iterator[Attempts]:
+def _start_product() -> Iterator[AttackedProduct]:
     with tempfile.TemporaryDirectory(prefix="breakhis-trust-") as name:
         folder = Path(name)
         home = folder / "home"
@@ -543,7 +554,7 @@ def _product() -> Iterator[Attempts]:
         try:
             stack.up()
             _wait_for_dags(stack)
-            yield Attempts(world, stack)
+            yield AttackedProduct(world, stack)
         finally:
             stack.down()
 

@@ -1,10 +1,9 @@
-"""Twenty promotions and rollbacks at once, of three models, by processes that are killed at random moments.
+"""Twenty promotions and rollbacks of three models at once, by processes that are killed at random moments.
 
-Each decision has a process of its own, as it would have an Airflow task. One that is killed is started again, as
-Airflow would; one that is refused because the champion changed since its review is reviewed anew, as the refusal says.
-In the end every decision is in the log exactly once, the log is whole, and each model has the one champion that it
-names.
-MLflow is a server; Airflow's record of the answers is served over HTTP by a stand-in.
+Each decision has a process of its own, as it would have an Airflow task. A killed process is started again, as by
+Airflow. A decision that is refused because the champion changed since its review is reviewed anew, as the refusal says.
+In the end every decision is in the log exactly once, the log is whole, and each model has the champion that it names.
+MLflow is a server; a stand-in serves Airflow's record of the answers over HTTP.
 """
 
 import json
@@ -36,11 +35,11 @@ from tests.trust.servers import mlflow_server
 
 SETS = ("one", "two", "three")
 _KILLS = 15
-_FORMER = 2  # champions of each model before it begins, to roll back to
+_FORMER_CHAMPIONS = 2  # of each model before the decisions begin, to roll back to
 
 
 class Decision(NamedTuple):
-    """One that somebody has made."""
+    """An approved promotion or rollback."""
 
     model: str
     version: int
@@ -51,29 +50,29 @@ class Decision(NamedTuple):
         return f"{'back' if self.rollback else 'on'}-{self.model}-v{self.version}"
 
 
-class Record:
-    """Airflow's record, over HTTP: runs and answers by the address that they are asked for at."""
+class AirflowStandIn:
+    """Serves Airflow's record over HTTP: runs and answers, by the path that they are read at."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
-        record = self
+        stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self.path == "/auth/token":
                     self._send({"access_token": "t"}, 201)
-                else:  # the workers' own: what their reviewer has read and answered
+                else:  # the processes' own requests, by which they put answers here
                     self._send({})
 
             def do_PUT(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                record.answers |= body
+                stand_in.answers |= body
                 self._send({})
 
             def do_GET(self) -> None:
-                found = record.answers.get(self.path)
-                self._send(found if found else {"detail": "not found"}, 200 if found else 404)
+                answer = stand_in.answers.get(self.path)
+                self._send(answer if answer else {"detail": "not found"}, 200 if answer else 404)
 
             def _send(self, body: Any, status: int = 200) -> None:
                 data = json.dumps(body).encode()
@@ -92,7 +91,7 @@ class Record:
 
 
 def _review(decision: Decision, evidence: str, store: Store, settings: Settings) -> None:
-    """The reviewer reads what there is now, and says yes."""
+    """Approve the present review body, as its reviewer would."""
     import requests
 
     number = str(decision.version)
@@ -101,12 +100,12 @@ def _review(decision: Decision, evidence: str, store: Store, settings: Settings)
         conf["reason"] = "it was better"
         try:
             body = propose_rollback(decision.model, number, conf["reason"], store, settings)["review"]
-        except Refused:  # it is the champion just now, and may not be when its turn comes
+        except Refused:  # it is champion at the moment, but may not be when it is decided
             body = "there was nothing to read"
     else:
         conf["evidence"] = evidence
         body = judge_version(decision.model, number, store, settings)["review"]
-    at = f"/api/v2/dags/{'rollback' if decision.rollback else 'promote'}/dagRuns/{decision.run}"
+    path = f"/api/v2/dags/{'rollback' if decision.rollback else 'promote'}/dagRuns/{decision.run}"
     answer = {
         "response_received": True,
         "responded_by_user": {"id": "reviewer", "name": "reviewer"},
@@ -115,12 +114,13 @@ def _review(decision: Decision, evidence: str, store: Store, settings: Settings)
         "responded_at": str(time.time()),
         "body": body,
     }
-    told = {at: {"conf": conf, "triggering_user_name": "engineer"}, f"{at}/taskInstances/review/-1/hitlDetails": answer}
-    requests.put(settings.airflow_url, json=told, timeout=60).raise_for_status()
+    run = {"conf": conf, "triggering_user_name": "engineer"}
+    record = {path: run, f"{path}/taskInstances/review/-1/hitlDetails": answer}
+    requests.put(settings.airflow_url, json=record, timeout=60).raise_for_status()
 
 
 def _decide(decision: Decision, evidence: str, settings: Settings) -> None:
-    """What an Airflow task would do, over and over: until it is decided, or for good refused."""
+    """Do what an Airflow task would, over and over, until the decision is carried out or finally refused."""
     store = Store(settings.store)
     rng = random.Random(decision.run)
     while True:
@@ -145,55 +145,55 @@ def _decide(decision: Decision, evidence: str, settings: Settings) -> None:
 
 
 def rows(seed: int = 0) -> Iterator[Row]:
-    """A row a decision, and one for each model and for the log."""
+    """Yields a row for each decision, for each model, for the log and for the killed processes."""
     with tempfile.TemporaryDirectory(prefix="breakhis-trust-") as folder, mlflow_server(Path(folder)) as mlflow_uri:
-        record = Record()
+        airflow = AirflowStandIn()
         try:
-            yield from _rows(Path(folder), mlflow_uri, record, random.Random(seed))
+            yield from _rows(Path(folder), mlflow_uri, airflow, random.Random(seed))
         finally:
-            record.server.shutdown()
+            airflow.server.shutdown()
 
 
-def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> Iterator[Row]:
-    world = RegistryWorld.create(folder, mlflow_uri, SETS, airflow_url=record.url)
+def _rows(folder: Path, mlflow_uri: str, airflow: AirflowStandIn, rng: random.Random) -> Iterator[Row]:
+    world = RegistryWorld.create(folder, mlflow_uri, SETS, airflow_url=airflow.url)
     evidence: dict[Decision, str] = {}
     for name in SETS:
         versions = [register_run(world.log_run(0.85 + 0.01 * k, name), world.store, world.settings) for k in range(7)]
-        for one in versions:
-            decision = Decision(one["model"], one["version"], rollback=False)
-            if one["version"] <= _FORMER:
-                _review(decision, one["evidence"], world.store, world.settings)
-                _decide(decision, one["evidence"], world.settings)
+        for version in versions:
+            decision = Decision(version["model"], version["version"], rollback=False)
+            if version["version"] <= _FORMER_CHAMPIONS:
+                _review(decision, version["evidence"], world.store, world.settings)
+                _decide(decision, version["evidence"], world.settings)
             else:
-                evidence[decision] = one["evidence"]
-        evidence |= {Decision(versions[0]["model"], k, rollback=True): "" for k in range(1, _FORMER + 1)}
-    wanted = list(evidence)[: 20 if len(evidence) >= 20 else None]
-    before = {record["sequence"] for record in AuditLog(world.store, world.settings).records()}
-    kills = _run(wanted, evidence, world, rng)
+                evidence[decision] = version["evidence"]
+        evidence |= {Decision(versions[0]["model"], k, rollback=True): "" for k in range(1, _FORMER_CHAMPIONS + 1)}
+    decisions = list(evidence)[: 20 if len(evidence) >= 20 else None]
+    before = {record["sequence"] for record in AuditLog(world.store, world.settings).read_records()}
+    kills = _run_and_kill(decisions, evidence, world, rng)
 
     log = AuditLog(world.store, world.settings)
-    for model in sorted({one.model for one in wanted}):
+    for model in sorted({decision.model for decision in decisions}):
         reconcile_aliases(model, log, world.settings)
-    records = [one for one in log.records() if one["sequence"] not in before]
-    for decision in wanted:
+    records = [record for record in log.read_records() if record["sequence"] not in before]
+    for decision in decisions:
         event = "rolled back" if decision.rollback else "approved"
-        mine = [
+        own_records = [
             r
             for r in records
             if (r["event"], r["model"], r.get("version")) == (event, decision.model, decision.version)
         ]
-        happened = f"in the log {len(mine)} times, killed {kills.get(decision, 0)} times"
-        # A rollback to what has become champion meanwhile has nothing to do.
-        yield Row(decision.run, happened, len(mine) == 1 or (decision.rollback and not mine))
-    for model in sorted({one.model for one in wanted}):
-        found = RegisteredModel(model, world.settings).aliases()
-        last = [r for r in log.of(model) if r["event"] == CARRIED_OUT][-1]
-        moved = find_alias_fault(model, log, world.settings)
+        happened = f"in the log {len(own_records)} times, killed {kills.get(decision, 0)} times"
+        # A rollback to a version that has become champion meanwhile has nothing to do.
+        yield Row(decision.run, happened, len(own_records) == 1 or (decision.rollback and not own_records))
+    for model in sorted({decision.model for decision in decisions}):
+        current = RegisteredModel(model, world.settings).aliases()
+        last = [r for r in log.read_model_records(model) if r["event"] == CARRIED_OUT][-1]
+        alias_fault = find_alias_fault(model, log, world.settings)
         yield Row(
             f"{model}: champion",
-            f"version {found.champion}, by the log {last['champion']}; previous {found.previous}, by the log "
+            f"version {current.champion}, by the log {last['champion']}; previous {current.previous}, by the log "
             f"{last['previous']}",
-            not moved and (found.champion, found.previous) == (last["champion"], last["previous"]),
+            not alias_fault and (current.champion, current.previous) == (last["champion"], last["previous"]),
         )
     faults = log.verify(audit_anchors(world.settings))
     yield Row(f"the log of {len(records)} new records", "; ".join(faults) or "whole", not faults)
@@ -201,11 +201,11 @@ def _rows(folder: Path, mlflow_uri: str, record: Record, rng: random.Random) -> 
     yield Row("processes killed", f"{total} of {_KILLS}", total == _KILLS)
 
 
-def _run(
-    wanted: list[Decision], evidence: dict[Decision, str], world: RegistryWorld, rng: random.Random
+def _run_and_kill(
+    decisions: list[Decision], evidence: dict[Decision, str], world: RegistryWorld, rng: random.Random
 ) -> dict[Decision, int]:
     """Run every decision to its end; returns how often the process of each was killed."""
-    for decision in wanted:
+    for decision in decisions:
         _review(decision, evidence[decision], world.store, world.settings)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.trust.preload"])
@@ -216,7 +216,7 @@ def _run(
         running[decision] = context.Process(target=_decide, args=(decision, evidence[decision], world.settings))
         running[decision].start()
 
-    for decision in wanted:
+    for decision in decisions:
         start(decision)
     next_kill = time.monotonic() + 2
     while running:

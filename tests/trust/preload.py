@@ -1,4 +1,4 @@
-"""What every deciding process needs, imported once: each of them is a fork."""
+"""Imports what every deciding process needs, once: each of these processes is a fork."""
 
 import mlflow
 import pandas  # noqa: F401

@@ -1,10 +1,10 @@
-"""A row of what ``make trust`` prints."""
+"""A row of the table that ``make trust`` prints."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """An attempt or a draw, what came of it, and whether that is as it has to be."""
+    """An attempt or a simulation, what came of it, and whether that is right."""
 
     what: str
     happened: str

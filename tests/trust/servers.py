@@ -1,4 +1,4 @@
-"""Servers of the attempts' own."""
+"""Servers that the attempts start for themselves."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
-"""Does the comparison with the champion keep what it promises, at the case counts of the real ledger?
+"""Tests size and power of the comparison with the champion, at the case counts of the real ledger.
 
-BreakHis' own names are dealt to the sides as a retraining does it, and data sets are drawn at the case counts that come
-of it, in worlds that the critical value was not found in.
+The cases of BreakHis are split as by a retraining. Predictions are simulated for the resulting numbers of cases, in
+scenarios that the critical value was not found in.
 """
 
 import math
@@ -23,14 +23,14 @@ from tests.trust.rows import Row
 DRAWS = 2000
 MARGIN = 0.05
 STATED_WITHIN = 0.05
-"""Three standard errors of two shares of 2,000 draws, and half a point for what lies between two worlds."""
+"""Three standard errors of two shares of 2,000 draws, and half a point for scenarios between two simulated ones."""
 LEVELS = {"roc_auc": 0.9, "roc_auc_ovr": 0.85, "macro_f1": 0.6}
-_UNSEEN = ((0.35, 0.75), (0.65, 0.45))
-"""Worlds between those of the simulation: share of variance between cases, correlation of the two models."""
+_NEW_SCENARIOS = ((0.35, 0.75), (0.65, 0.45))
+"""Scenarios between the simulated ones: share of variance between cases, correlation of the two models."""
 
 
 def rows(store: Store) -> Iterator[Row]:
-    """Two rows a comparison: a version worse by the margin, and one as good as the champion."""
+    """Yields two rows for each comparison: of a version worse by the margin, and of one as good as the champion."""
     error = 3 * math.sqrt(SIGNIFICANCE_LEVEL * (1 - SIGNIFICANCE_LEVEL) / DRAWS)
     for where, of_subtypes in counts(store).items():
         for task, metric in (
@@ -47,44 +47,48 @@ def rows(store: Store) -> Iterator[Row]:
 def _rows(
     where: str, task: Task, metric: str, of_classes: tuple[int, ...], level: float, error: float
 ) -> Iterator[Row]:
-    found = simulate_critical_value(task, metric, of_classes, level, MARGIN)
-    shown = f"{task} {metric}, {where} ({sum(of_classes)} cases)"
-    said = CriticalValue(found["value"], found["size"], tuple(found["errors"]), tuple(found["powers"]))
-    wrong, right, stated = [], [], []
-    for seed, (share, like) in enumerate(_UNSEEN):
-        world = SimulationScenario(task, metric, of_classes, share, like)
-        differences, errors = world.simulate_differences(*world.find_signals(level, level - MARGIN), DRAWS, 5000 + seed)
-        wrong.append(float(is_non_inferior(differences, errors, found["value"], MARGIN).mean()))
-        differences, errors = world.simulate_differences(*world.find_signals(level, level), DRAWS, 6000 + seed)
-        right.append(float(is_non_inferior(differences, errors, found["value"], MARGIN).mean()))
-        stated.append(said.power(sorted(errors)[DRAWS // 2]))
-    told = ", ".join(f"{share:.1%}" for share in wrong)
+    critical = simulate_critical_value(task, metric, of_classes, level, MARGIN)
+    title = f"{task} {metric}, {where} ({sum(of_classes)} cases)"
+    stated = CriticalValue(critical["value"], critical["size"], tuple(critical["errors"]), tuple(critical["powers"]))
+    sizes, powers, stated_powers = [], [], []
+    for seed, (share, correlation) in enumerate(_NEW_SCENARIOS):
+        scenario = SimulationScenario(task, metric, of_classes, share, correlation)
+        differences, errors = scenario.simulate_differences(
+            *scenario.find_signals(level, level - MARGIN), DRAWS, 5000 + seed
+        )
+        sizes.append(float(is_non_inferior(differences, errors, critical["value"], MARGIN).mean()))
+        differences, errors = scenario.simulate_differences(*scenario.find_signals(level, level), DRAWS, 6000 + seed)
+        powers.append(float(is_non_inferior(differences, errors, critical["value"], MARGIN).mean()))
+        stated_powers.append(stated.power(sorted(errors)[DRAWS // 2]))
+    shown_sizes = ", ".join(f"{size:.1%}" for size in sizes)
     yield Row(
-        f"{shown}: worse by {MARGIN:g}",
-        f"passes in {told} of {DRAWS} draws (allowed: {SIGNIFICANCE_LEVEL:.0%}; critical value {found['value']:.2f})",
-        max(wrong) <= SIGNIFICANCE_LEVEL + error,
+        f"{title}: worse by {MARGIN:g}",
+        f"passes in {shown_sizes} of {DRAWS} draws (allowed: {SIGNIFICANCE_LEVEL:.0%}; critical value "
+        f"{critical['value']:.2f})",
+        max(sizes) <= SIGNIFICANCE_LEVEL + error,
     )
-    told = ", ".join(f"{share:.0%} (stated {said:.0%})" for share, said in zip(right, stated, strict=True))
+    pairs = list(zip(powers, stated_powers, strict=True))
+    shown_powers = ", ".join(f"{power:.0%} (stated {stated_power:.0%})" for power, stated_power in pairs)
     yield Row(
-        f"{shown}: as good as the champion",
-        f"passes in {told}",
-        all(abs(share - said) <= STATED_WITHIN for share, said in zip(right, stated, strict=True)),
+        f"{title}: as good as the champion",
+        f"passes in {shown_powers}",
+        all(abs(power - stated_power) <= STATED_WITHIN for power, stated_power in pairs),
     )
 
 
 def counts(store: Store) -> dict[str, dict[str, int]]:
-    """Cases by subtype in train and validation together, and in test, under the ledger of BreakHis' own names."""
+    """Returns the numbers of BreakHis' cases by subtype, in train and validation together and in test."""
     subtype_of = {row.slide: row.subtype for row in read_inventory() if row.slide != DUPLICATED_SLIDE}
     frame = made_up.manifest_rows({slide: (subtype, 2) for slide, subtype in subtype_of.items()})
     frame["patient"] = frame["slide"].str.rstrip("ABCDEFGH")
     split = read_split(split_dataset(made_up.create_dataset(store, frame), store)["split"], store)
-    found: dict[str, dict[str, int]] = {where: dict.fromkeys(SUBTYPES, 0) for where in ("out of fold", "on test")}
+    cases: dict[str, dict[str, int]] = {where: dict.fromkeys(SUBTYPES, 0) for where in ("out of fold", "on test")}
     for (subtype, patient), _ in frame.groupby(["subtype", "patient"]):
-        found["on test" if split.sides[patient] == "test" else "out of fold"][subtype] += 1
-    return found
+        cases["on test" if split.sides[patient] == "test" else "out of fold"][subtype] += 1
+    return cases
 
 
 def binary(of_subtypes: dict[str, int]) -> tuple[int, ...]:
-    """The same by label: benign and malignant."""
+    """Returns the numbers of benign and of malignant cases."""
     labels = ("benign", "malignant")
     return tuple(sum(n for s, n in of_subtypes.items() if label_of(s) == label) for label in labels)

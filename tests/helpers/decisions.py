@@ -1,0 +1,138 @@
+"""What tests of decisions do in a :class:`RegistryWorld`, and what they look at afterwards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, Refused
+from ml.core.store import Json
+from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.audit_log import AuditLog
+from ml.promotion.champion import find_alias_fault
+from ml.promotion.decisions import promote_version, propose_rollback, roll_back
+from ml.promotion.judging import judge_version
+from ml.registry.registered_model import audit_anchors
+from tests.helpers.registry_world import RegistryWorld
+
+
+class AirflowRecord:
+    """Airflow's record of one run, in place of Airflow's API. Tests may change it."""
+
+    run: Json
+    """The DAG run."""
+    details: dict[str, Json]
+    """Task -> its review."""
+
+    def __init__(self, world: RegistryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._world = world
+        self.run, self.details = {}, {}
+        monkeypatch.setattr(AirflowApi, "dag_run", lambda _, dag, run: self.run)
+        monkeypatch.setattr(AirflowApi, "hitl_detail", lambda _, dag, run, task: self._read_detail(task))
+
+    @property
+    def detail(self) -> Json:
+        """The first review."""
+        return self.details["review"]
+
+    def answer_promotion(
+        self, registered: Json, *answers: Json, started_by: str | None = "engineer", **only: Any
+    ) -> "AirflowRecord":
+        """Have the review of a version answered.
+
+        Args:
+            registered: result of :func:`ml.promotion.registration.register_run`.
+            answers: of each reviewer, what differs from an approval by ``reviewer``.
+            started_by: who started the run.
+            only: the same of the only reviewer.
+        """
+        model, version = registered["model"], str(registered["version"])
+        self.run = {
+            "conf": {key: registered[key] for key in ("model", "version", "evidence")},
+            "triggering_user_name": started_by,
+        }
+        body = judge_version(model, version, self._world.store, self._world.settings)["review"]
+        tasks = ("review", "review_2", "review_3")
+        given: Sequence[Json] = answers or [only]
+        self.details = {task: _make_detail(body, **answer) for task, answer in zip(tasks, given, strict=False)}
+        return self
+
+    def answer_rollback(
+        self, version: int, reason: str = "it fails on 400X", started_by: str | None = "engineer", **only: Any
+    ) -> "AirflowRecord":
+        """Have the review of a rollback answered; the run's conf serves a withdrawal, too."""
+        conf = {"model": "made-binary", "version": str(version), "reason": reason}
+        self.run = {"conf": conf, "triggering_user_name": started_by}
+        try:
+            proposed = propose_rollback("made-binary", str(version), reason, self._world.store, self._world.settings)
+            body = proposed["review"]
+        except Refused:
+            body = "forged"
+        self.details = {"review": _make_detail(body, **only)}
+        return self
+
+    def _read_detail(self, task: str) -> Json:
+        if task not in self.details:
+            raise AirflowError(f"no {task}", status=404)
+        return self.details[task]
+
+
+def _make_detail(
+    body: str,
+    option: str = "Approve",
+    user: str | None = "reviewer",
+    reason: str | None = "looks right",
+    at: str = "2026-01-01T00:00:00Z",
+) -> Json:
+    return {
+        "response_received": True,
+        "responded_by_user": {"id": "7", "name": user} if user else None,
+        "chosen_options": [option],
+        "params_input": {"reason": reason},
+        "body": body,
+        "responded_at": at,
+    }
+
+
+class Killed(BaseException):
+    """Stands for the death of a process."""
+
+
+def promote(world: RegistryWorld, registered: Json, run: str = "made-binary-v1") -> Json:
+    return promote_version(registered["model"], str(registered["version"]), run, world.store, world.settings)
+
+
+def roll_back_to(world: RegistryWorld, version: int, run: str = "back-1") -> Json:
+    return roll_back("made-binary", str(version), run, world.store, world.settings)
+
+
+def open_log(world: RegistryWorld) -> AuditLog:
+    return AuditLog(world.store, world.settings)
+
+
+def list_decisions(world: RegistryWorld) -> list[tuple[str, int, str]]:
+    """Event, version and reviewer of each decision in the log."""
+    return [
+        (r["event"], r["version"], r["by"])
+        for r in open_log(world).read_model_records("made-binary")
+        if r["event"] != CARRIED_OUT
+    ]
+
+
+def is_consistent(world: RegistryWorld) -> bool:
+    """Whether the log is whole and the aliases are where it says."""
+    faults = open_log(world).verify(audit_anchors(world.settings))
+    return not faults and not find_alias_fault("made-binary", open_log(world), world.settings)
+
+
+def read_aliases(world: RegistryWorld) -> dict[str, int]:
+    aliases = world.client.get_registered_model("made-binary").aliases
+    return {alias: int(version) for alias, version in aliases.items()}
+
+
+def model_folder(version: int) -> Path:
+    """Where the files of a version lie."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/made-binary/{version}"))
