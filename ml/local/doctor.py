@@ -17,7 +17,7 @@ import requests
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
-from ml.local.gpus import gpu_count
+from ml.local.gpus import count_gpus
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
 from ml.training.backbone_weights import IMAGENET_URL, find_weights_file, imagenet_cache_file
@@ -170,7 +170,7 @@ def kaggle() -> Check:
 
 def check_gpu() -> Check:
     """NVIDIA GPUs, and whether TensorFlow can use them."""
-    count = gpu_count()
+    count = count_gpus()
     if not count:
         return Check("GPU", "warning", "none found by nvidia-smi", "nothing: a CPU trains as well, only slower")
     # In a process of its own: TensorFlow takes 870 MB and the GPU's memory, and keeps both.

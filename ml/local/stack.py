@@ -34,16 +34,22 @@ from ml.core.airflow_api import AirflowApi
 from ml.core.errors import StackError, TryAgain
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.local.accounts import PASSWORDS, list_users, read_passwords
-from ml.local.airflow_server import airflow_environment, airflow_trouble, breakhis_environment, check_dags, set_pools
-from ml.local.mlflow_server import mlflow_command, mlflow_environment, mlflow_trouble, set_up_mlflow
+from ml.local.accounts import PASSWORDS_FILE, list_users, read_passwords
+from ml.local.airflow_server import (
+    check_dags,
+    find_airflow_trouble,
+    make_airflow_environment,
+    make_breakhis_environment,
+    set_pools,
+)
+from ml.local.mlflow_server import find_mlflow_trouble, make_mlflow_command, make_mlflow_environment, set_up_mlflow
 from ml.local.ports import HOST, free_ports
 from ml.local.processes import Process, find_family, has_lost_child, stop_family
 
 Json = dict[str, Any]
 
 _SECONDS_TO_START = 300.0
-_TROUBLE: dict[str, Callable[[str], str]] = {"mlflow": mlflow_trouble, "airflow": airflow_trouble}
+_TROUBLE: dict[str, Callable[[str], str]] = {"mlflow": find_mlflow_trouble, "airflow": find_airflow_trouble}
 
 
 class Service(BaseModel):
@@ -81,7 +87,7 @@ class Stack:
         self.home = settings.home
         self._state_file = self.home / "stack.json"
         self._sets_file = self.home / "training_sets.json"
-        self.passwords_file = self.home / PASSWORDS
+        self.passwords_file = self.home / PASSWORDS_FILE
         self.settings = settings.model_copy(update={"training_sets": self._all_sets(settings)})
 
     # --- what users ask for -------------------------------------------------------------------------------------
@@ -185,12 +191,12 @@ class Stack:
     def _start(self, ports: list[int]) -> StackState:
         self.home.mkdir(parents=True, exist_ok=True)
         airflow_url, mlflow_url = (f"http://{HOST}:{port}" for port in ports[:2])
-        environment = airflow_environment(self.settings, airflow_url, mlflow_url, ports[2:])
+        environment = make_airflow_environment(self.settings, airflow_url, mlflow_url, ports[2:])
         given = {key: value for key, value in environment.items() if key.startswith("BREAKHIS_")}
         state = StackState(started=datetime.now(UTC), services={}, settings=given)
-        mlflow_own = mlflow_environment(self.settings, environment)
+        mlflow_own = make_mlflow_environment(self.settings, environment)
         commands = {
-            "mlflow": (mlflow_url, mlflow_command(self.settings, ports[1]), mlflow_own),
+            "mlflow": (mlflow_url, make_mlflow_command(self.settings, ports[1]), mlflow_own),
             "airflow": (airflow_url, [sys.executable, "-m", "airflow", "standalone"], environment),
         }
         for name, (url, command, own) in commands.items():
@@ -240,7 +246,7 @@ class Stack:
         return log
 
     def _say_differences(self, state: StackState) -> None:
-        wanted = breakhis_environment(self.settings, state.services["mlflow"].url)
+        wanted = make_breakhis_environment(self.settings, state.services["mlflow"].url)
         for name in sorted(wanted.keys() | state.settings.keys()):
             was, now = state.settings.get(name), wanted.get(name)
             # A shell that says nothing about a setting does not ask for another value.

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from ml.core.settings import Settings
 from ml.local.accounts import read_passwords
-from ml.local.airflow_server import airflow_environment
-from ml.local.mlflow_server import mlflow_environment
+from ml.local.airflow_server import make_airflow_environment
+from ml.local.mlflow_server import make_mlflow_environment
 
 
 def test_mlflow_has_its_own_secrets_and_none_of_airflows(settings: Settings) -> None:
     settings.home.mkdir()
-    airflows = airflow_environment(settings, "http://127.0.0.1:8080", "http://127.0.0.1:5000", [1, 2])
+    airflows = make_airflow_environment(settings, "http://127.0.0.1:8080", "http://127.0.0.1:5000", [1, 2])
     users = settings.home / "mlflow_users.db"
     users.write_text("of another administrator")
-    found = mlflow_environment(settings, airflows)
+    found = make_mlflow_environment(settings, airflows)
     assert not users.exists()
     assert not [name for name in found if name.startswith("AIRFLOW")]
     own = {name for name in found if name not in airflows}

@@ -14,7 +14,7 @@ from ml.core.errors import StackError, TryAgain
 from ml.core.settings import Settings
 from ml.local import processes
 from ml.local import stack as module
-from ml.local.airflow_server import breakhis_environment
+from ml.local.airflow_server import make_breakhis_environment
 from ml.local.processes import Process
 from ml.local.stack import Service, Stack, StackState
 from tests.helpers.sleepers import sleeper
@@ -201,7 +201,8 @@ def test_a_training_set_given_by_path_is_remembered(settings: Settings, tmp_path
     assert Stack(settings)._remember(extra)
     assert Stack(settings).settings.training_sets == (extra,)
     assert (
-        str(extra) in breakhis_environment(Stack(settings).settings, "http://127.0.0.1:5000")["BREAKHIS_TRAINING_SETS"]
+        str(extra)
+        in make_breakhis_environment(Stack(settings).settings, "http://127.0.0.1:5000")["BREAKHIS_TRAINING_SETS"]
     )
     extra.unlink()
     assert Stack(settings).settings.training_sets == ()
