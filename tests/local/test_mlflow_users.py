@@ -1,4 +1,4 @@
-"""The identities for real: a MLflow with users, and what each is let do there."""
+"""MLflow's users against a real server: what each may do there."""
 
 import os
 from collections.abc import Callable, Iterator

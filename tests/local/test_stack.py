@@ -198,7 +198,7 @@ def test_a_training_set_given_by_path_is_remembered(settings: Settings, tmp_path
     extra = tmp_path / "mine.yaml"
     extra.touch()
     settings.home.mkdir()
-    assert Stack(settings)._remember(extra)
+    assert Stack(settings)._remember_training_set(extra)
     assert Stack(settings).settings.training_sets == (extra,)
     assert (
         str(extra)
@@ -210,7 +210,7 @@ def test_a_training_set_given_by_path_is_remembered(settings: Settings, tmp_path
 
 def test_a_training_set_of_the_conf_folder_needs_no_remembering(settings: Settings) -> None:
     settings.home.mkdir()
-    assert not Stack(settings)._remember(settings.conf / "training_sets" / "demo.yaml")
+    assert not Stack(settings)._remember_training_set(settings.conf / "training_sets" / "demo.yaml")
     assert not (settings.home / "training_sets.json").exists()
 
 
@@ -218,8 +218,8 @@ def test_a_running_stack_that_knows_the_set_is_not_restarted(settings: Settings,
     extra = tmp_path / "mine.yaml"
     extra.touch()
     settings.home.mkdir()
-    Stack(settings)._remember(extra)
-    assert Stack(settings)._remember(extra)  # nothing runs with it
+    Stack(settings)._remember_training_set(extra)
+    assert Stack(settings)._remember_training_set(extra)  # nothing runs with it
     state = StackState(started=datetime.now(UTC), services={}, settings={"BREAKHIS_TRAINING_SETS": str(extra)})
     (settings.home / "stack.json").write_text(state.model_dump_json())
-    assert not Stack(settings)._remember(extra)
+    assert not Stack(settings)._remember_training_set(extra)

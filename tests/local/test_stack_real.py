@@ -152,7 +152,7 @@ def test_down_leaves_no_process_and_up_finds_everything_again(stack: Stack) -> N
     stack.api("engineer").trigger("promote", "kept", {"model": "m"})
     passwords = stack.passwords()
 
-    family = find_family(state.recorded())
+    family = find_family(state.list_processes())
     assert len(family) > 8
     secrets = [*passwords.values(), *json.loads((stack.home / "secrets.json").read_text()).values()]
     told = [" ".join(process.cmdline()) for process in family if process.is_running()]

@@ -88,7 +88,7 @@ def test_a_busy_server_is_waited_for() -> None:
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS_OF_PATIENCE", 0.0)
+    monkeypatch.setattr(module, "_SECONDS_WITHOUT_ANSWER", 0.0)
     with pytest.raises(TryAgain, match="busy"):
         follow(DagRun("d", "r"), TryAgain("busy"))
 
