@@ -228,11 +228,8 @@ def _format_gates(candidate: Candidate) -> str:
     lines = []
     for gate in candidate.gates:
         sign = "[green]✔[/]" if gate["passed"] else "[red]✘[/]"
-        figures = (
-            ""
-            if gate["limit"] is None
-            else f" {_format_number(gate['value'])} (at least {_format_number(gate['limit'])})"
-        )
+        value, limit = _format_number(gate["value"]), _format_number(gate["limit"])
+        figures = "" if gate["limit"] is None else f" {value} (at least {limit})"
         lines.append(f"{sign} {escape(gate['name'])}{figures}")
     return "\n".join(lines)
 
