@@ -5,10 +5,10 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from breakhis_airflow.addresses import page
-from breakhis_airflow.declared import cron, dags_of, version_of
+from breakhis_airflow.addresses import build_page_url
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
+from breakhis_airflow.yaml_dags import build_dags, make_timetable, source_asset
 from ml.core.settings import read_settings
 from ml.data.sources import SourceSpec, load_source, source_files
 
@@ -47,7 +47,7 @@ def ingest(file: Path) -> DAG:
         f"ingest_{source.name}",
         description=f"{source.kind}: {source.description.strip()}",
         doc_md=documentation(source),
-        schedule=cron(source.schedule),
+        schedule=make_timetable(source.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
@@ -59,7 +59,7 @@ def ingest(file: Path) -> DAG:
         fetch = stage("fetch", reference, connections=[own] if own else [])
         manifest = stage("manifest", reference, "--raw", fetch.value("version"))
         validate = stage("validate", manifest.value("manifest"))
-        publish = stage("publish", manifest.value("manifest"), news=version_of(source.name))
+        publish = stage("publish", manifest.value("manifest"), outlet_asset=source_asset(source.name))
         fetch >> manifest >> validate >> publish
     return dag
 
@@ -80,7 +80,7 @@ def documentation(source: SourceSpec) -> str:
     return DOC.format(
         description=source.description.strip() or f"The source {source.name}.",
         facts=_rows(facts),
-        current=page(f"sources/{source.name}"),
+        current=build_page_url(f"sources/{source.name}"),
         more=_columns(source) + _demands(source),
     )
 
@@ -111,4 +111,4 @@ def _demands(source: SourceSpec) -> str:
     return f"\n### Validated otherwise than usual\n{listed}\n" if changes else ""
 
 
-globals().update(dags_of(source_files(SETTINGS), ingest, prefix="ingest"))
+globals().update(build_dags(source_files(SETTINGS), ingest, prefix="ingest"))

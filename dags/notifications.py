@@ -5,8 +5,14 @@ from pathlib import Path
 from airflow.sdk import DAG, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from breakhis_airflow.declared import dags_of
-from breakhis_airflow.notifications import Failure, Review, notification_files, read_notifications, tell
+from breakhis_airflow.notifications import (
+    Failure,
+    Review,
+    find_notification_files,
+    read_notifications,
+    send_notifications,
+)
+from breakhis_airflow.yaml_dags import build_dags
 from ml.core.settings import read_settings
 
 DOC = """
@@ -41,8 +47,8 @@ def trial(file: Path) -> DAG:
             review = Review(
                 "This is a trial: nothing waits for a review.", ti.log_url, "", read_settings().review_hours
             )
-            problems = tell(wanted.on_failure, context, failure=failure)
-            problems += tell(wanted.on_review, context, review=review)
+            problems = send_notifications(wanted.on_failure, context, failure=failure)
+            problems += send_notifications(wanted.on_review, context, review=review)
             if problems:
                 raise AirflowFailException("; ".join(f"{type(one).__name__}: {one}" for one in problems))
 
@@ -50,4 +56,4 @@ def trial(file: Path) -> DAG:
     return dag
 
 
-globals().update(dags_of(notification_files(read_settings().conf), trial, prefix="try"))
+globals().update(build_dags(find_notification_files(read_settings().conf), trial, prefix="try"))

@@ -5,9 +5,9 @@ from pathlib import Path
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
-from breakhis_airflow.declared import dags_of, on_news
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import mapped_stage, stage
+from breakhis_airflow.yaml_dags import build_dags, schedule_on_new_versions
 from ml.core.settings import read_settings
 from ml.data.sources import source_name
 from ml.data.training_sets import TrainingSet, load_training_set, training_set_files
@@ -49,7 +49,7 @@ def retrain(file: Path) -> DAG:
         f"retrain_{training_set.name}",
         description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
         doc_md=documentation(training_set),
-        schedule=on_news(map(source_name, training_set.sources), training_set.schedule),
+        schedule=schedule_on_new_versions(map(source_name, training_set.sources), training_set.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=True,
@@ -136,4 +136,4 @@ def documentation(training_set: TrainingSet) -> str:
     return DOC.format(description=training_set.description.strip(), facts=rows)
 
 
-globals().update(dags_of(training_set_files(SETTINGS), retrain, prefix="retrain"))
+globals().update(build_dags(training_set_files(SETTINGS), retrain, prefix="retrain"))

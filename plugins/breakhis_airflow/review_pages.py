@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakhis_airflow.airflow_database import AuditCheck, Waiting
+from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
 from ml.core.store import Json, Store, object_id
@@ -31,26 +31,26 @@ _TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
 """The only script of these pages: it leads out of the frame that Airflow shows them in."""
 
-_DECISIONS = 50  # that the list shows
-_WHOSE = ("candidate", "champion")
-_FILES = re.compile(r"[a-z_]+\.(png|html)")
+_MAX_DECISIONS = 50  # that the list shows
+_ROLES = ("candidate", "champion")
+_FILE_NAME = re.compile(r"[a-z_]+\.(png|html)")
 
-_BROAD = {
+_WIDE_PICTURES = {
     "binary": frozenset({"errors"}),
     "subtype": frozenset({"roc", "precision_recall", "confusion_matrix", "per_class", "errors"}),
 }
 """Pictures that take the page's whole width: the champion's is below the candidate's and not beside it."""
 
 
-def render_list(waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
+def render_review_list(waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
     """The page of what waits and what was decided."""
     return (
-        _environment()
+        _make_environment()
         .get_template("reviews.html")
         .render(
             waiting=waiting,
             rollback=ROLLBACK,
-            decisions=_decisions(store)[:_DECISIONS],
+            decisions=_read_shown_decisions(store)[:_MAX_DECISIONS],
             audit=audit,
             faults=find_chain_faults(store),
             terms=TERMS,
@@ -58,7 +58,7 @@ def render_list(waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
     )
 
 
-def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
+def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
     """The page of one candidate.
 
     Raises:
@@ -66,16 +66,16 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
     """
     facts = read_bundle(bundle, store)
     evidence, champion = facts["evidence"], facts["champion"]
-    decisions = _decisions(store, evidence["model"])
+    decisions = _read_shown_decisions(store, evidence["model"])
     order = list(METRIC_NAMES)  # a stored object comes back in alphabetical order
     found = sorted(evidence["metrics"], key=lambda name: order.index(name) if name in order else len(order))
-    metrics = [_metric(name, evidence, champion) for name in found]
+    metrics = [_make_metric_row(name, evidence, champion) for name in found]
     drawn = [
-        (name, title, text, [whose for whose in _WHOSE if _known(facts, whose, f"{name}.png")])
+        (name, title, text, [whose for whose in _ROLES if _find_recorded_hash(facts, whose, f"{name}.png")])
         for name, title, text in PICTURES
     ]
     return (
-        _environment()
+        _make_environment()
         .get_template("review.html")
         .render(
             id=bundle,
@@ -84,17 +84,17 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
             champion=champion,
             waiting=next((one for one in waiting if one.bundle == bundle), None),
             rollback=ROLLBACK,
-            in_use=_in_use(decisions),
+            in_use=_find_current_approval(decisions),
             decided=next((one for one in decisions if one["bundle"] == bundle), None),
             metrics=metrics,
             worse=list_regressions(evidence, champion),
             classes=class_names(evidence["task"]),
             class_names=SUBTYPE_NAMES,
-            slices=_slices(evidence, champion),
+            slices=_make_slice_tables(evidence, champion),
             pictures=[one for one in drawn if one[3]],
-            broad=_BROAD[evidence["task"]],
-            data=_data(evidence, champion),
-            changes=_changes(evidence, champion, store),
+            broad=_WIDE_PICTURES[evidence["task"]],
+            data=_make_data_rows(evidence, champion),
+            changes=_find_data_changes(evidence, champion, store),
             sides=SIDES,
             words=METRIC_MEANINGS | (SUBTYPE_METRIC_MEANINGS if evidence["task"] == "subtype" else {}),
             terms=TERMS,
@@ -120,29 +120,29 @@ def read_bundle(bundle: str, store: Store) -> Json:
     return facts
 
 
-def bundle_file(bundle: str, whose: str, name: str, store: Store) -> Path:
+def find_bundle_file(bundle: str, whose: str, name: str, store: Store) -> Path:
     """A picture or report of the candidate or the champion, if it still is what the evidence says.
 
     Raises:
         StoreError: there is none, or it was changed.
     """
     facts = read_bundle(bundle, store)
-    if whose not in _WHOSE or not _FILES.fullmatch(name) or not _known(facts, whose, name):
+    if whose not in _ROLES or not _FILE_NAME.fullmatch(name) or not _find_recorded_hash(facts, whose, name):
         raise StoreError(f"{bundle}/{whose}/{name}: no such file")
     file = store.file(bundle, f"{whose}/{name}")
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _known(facts, whose, name):
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _find_recorded_hash(facts, whose, name):
         raise StoreError(f"{bundle}/{whose}/{name} is not what was judged")
     return file
 
 
-def _known(facts: Json, whose: str, name: str) -> str | None:
+def _find_recorded_hash(facts: Json, whose: str, name: str) -> str | None:
     """The hash that the evidence has of a file."""
     evidence = facts["evidence" if whose == "candidate" else "champion"] or {}
     found: str | None = evidence.get("artifacts", {}).get(f"evaluation/{name}")
     return found
 
 
-def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
+def _make_metric_row(name: str, evidence: Json, champion: Json | None) -> Json:
     """A row of the table of metrics."""
     before = champion["metrics"].get(name) if champion else None
     change = None if before is None or name == "threshold" else evidence["metrics"][name] - before
@@ -158,14 +158,14 @@ def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
     }
 
 
-def _slices(evidence: Json, champion: Json | None) -> Json:
+def _make_slice_tables(evidence: Json, champion: Json | None) -> Json:
     """Column -> the metrics that are shown, and rows of (value, [(whose, what it scored)])."""
     found: Json = {}
     for column, values in evidence.get("slices", {}).items():
         before = champion.get("slices", {}).get(column, {}) if champion else {}
         order = sorted({**values, **before}, key=lambda value: (len(value), value))
         both = [
-            (value, [(whose, of[value]) for whose, of in zip(_WHOSE, (values, before), strict=True) if value in of])
+            (value, [(whose, of[value]) for whose, of in zip(_ROLES, (values, before), strict=True) if value in of])
             for value in order
         ]
         shown = dict.fromkeys(name for _, rows in both for _, one in rows for name in one["metrics"])
@@ -173,7 +173,7 @@ def _slices(evidence: Json, champion: Json | None) -> Json:
     return found
 
 
-def _data(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, str]]:
+def _make_data_rows(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, str]]:
     """What the two were made of: (what, the term that explains it, candidate, champion)."""
 
     def told(of: Json | None, key: str) -> str:
@@ -200,7 +200,7 @@ def _data(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, st
     return [(shown, term, told(evidence, key), told(champion, key)) for key, (shown, term) in names.items()]
 
 
-def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
+def _find_data_changes(evidence: Json, champion: Json | None, store: Store) -> Json:
     """What changed from the champion's dataset to the candidate's: ``{same, sources, missing}``.
 
     Computed from the two datasets, whose ids are hashes that the evidence names.
@@ -214,13 +214,13 @@ def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
     return told
 
 
-def _in_use(decisions: list[Json]) -> Json | None:
+def _find_current_approval(decisions: list[Json]) -> Json | None:
     """The decision, of one model's, by which the champion is what it is."""
     last = next((one for one in decisions if one["event"] in (APPROVED, ROLLED_BACK)), None)
     return last if last and last["bundle"] else None
 
 
-def _decisions(store: Store, model: str | None = None) -> list[Json]:
+def _read_shown_decisions(store: Store, model: str | None = None) -> list[Json]:
     """Decisions as a page shows them; ``verified`` is False of a record that is not as it was written.
 
     A rollback's evidence is what the version was approved on.
@@ -232,7 +232,7 @@ def _decisions(store: Store, model: str | None = None) -> list[Json]:
 
 
 @cache
-def _environment() -> "Environment":
+def _make_environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -18,7 +18,7 @@ from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE
 
-_VALIDATION = re.compile(r"validation-[0-9a-f]{12}")
+_VALIDATION_ID = re.compile(r"validation-[0-9a-f]{12}")
 _HEADERS = {
     # A report shows what came with the data, file names among it. A script hidden there would act as the reader, who
     # may be a reviewer. So none runs; reports need none.
@@ -30,14 +30,14 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "private, max-age=3600",  # reports are immutable, but readers log out
 }
-_OF_A_RUN = {
+_RUN_FILE_HEADERS = {
     **_HEADERS,
     # Whoever trains writes these files. So they act as no site, least of all ours, and cannot lead the page elsewhere.
     "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; sandbox allow-popups",
 }
 
 
-def _with_script(script: str) -> dict[str, str]:
+def _make_script_headers(script: str) -> dict[str, str]:
     """Headers of a page that is made anew for each reader, and may run this script and no other."""
     known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{_HEADERS['Content-Security-Policy']}; script-src 'sha256-{known}'"
@@ -65,7 +65,7 @@ def _add_reports(app: Any) -> None:
     def report(validation: str, path: str) -> FileResponse:
         """One file of a validation's report."""
         try:
-            file = report_file(Store(read_settings().store), validation, path)
+            file = find_report_file(Store(read_settings().store), validation, path)
         except StoreError:
             raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
@@ -90,14 +90,14 @@ def _add_reviews(app: Any) -> None:
 
     from breakhis_airflow import airflow_database, review_pages
 
-    fresh = _with_script(review_pages.SCRIPT)
+    fresh = _make_script_headers(review_pages.SCRIPT)
     may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
 
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
         """What waits for a reviewer, and what was decided."""
-        page = review_pages.render_list(
-            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
+        page = review_pages.render_review_list(
+            airflow_database.read_waiting_reviews(), airflow_database.read_audit_check(), Store(read_settings().store)
         )
         return HTMLResponse(page, headers=fresh)
 
@@ -106,7 +106,10 @@ def _add_reviews(app: Any) -> None:
         """One candidate beside the champion."""
         try:
             page = review_pages.render_review(
-                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
+                bundle,
+                airflow_database.read_waiting_reviews(),
+                airflow_database.read_audit_check(),
+                Store(read_settings().store),
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
@@ -116,20 +119,26 @@ def _add_reviews(app: Any) -> None:
     def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
         """A picture or report of the candidate or the champion."""
         try:
-            file = review_pages.bundle_file(bundle, whose, name, Store(read_settings().store))
+            file = review_pages.find_bundle_file(bundle, whose, name, Store(read_settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
-        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)
+        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_RUN_FILE_HEADERS)
 
 
-def report_file(store: Store, validation: str, path: str) -> Any:
+def find_report_file(store: Store, validation: str, path: str) -> Any:
     """A file of a validation's report, on the local disk.
 
     Raises:
         StoreError: ``validation`` is no validation, or ``path`` is no file below its docs/.
     """
     parts = PurePosixPath(path).parts
-    if not _VALIDATION.fullmatch(validation) or not parts or {"..", "/"} & set(parts) or "\0" in path or "\\" in path:
+    if (
+        not _VALIDATION_ID.fullmatch(validation)
+        or not parts
+        or {"..", "/"} & set(parts)
+        or "\0" in path
+        or "\\" in path
+    ):
         raise StoreError(f"{validation}/{path}: no page of a report")
     store.meta(validation)
     file = store.file(validation, "docs/" + "/".join(parts))

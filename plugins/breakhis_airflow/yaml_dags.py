@@ -28,7 +28,7 @@ a run of it fails with the same words.
 """
 
 
-def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str) -> dict[str, DAG]:
+def build_dags(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str) -> dict[str, DAG]:
     """The DAG of each file, by DAG id.
 
     Args:
@@ -44,12 +44,14 @@ def dags_of(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str)
             if dag.dag_id in found:
                 raise ConfigError(f"{file}: another file declares {dag.dag_id} already; give this one another name")
         except Exception as error:  # whatever is wrong with one file must not take the others down
-            dag = _invalid(file, error, _free(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found))
+            dag = _build_invalid_dag(
+                file, error, _make_unique(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found)
+            )
         found[dag.dag_id] = dag
     return found
 
 
-def cron(schedule: str | None) -> CronTriggerTimetable | None:
+def make_timetable(schedule: str | None) -> CronTriggerTimetable | None:
     """The timetable of a schedule in YAML, in UTC, for a DAG without a start date.
 
     A DAG that is unpaused waits for its next time. With a start date Airflow would first make up for the last time, so
@@ -61,19 +63,19 @@ def cron(schedule: str | None) -> CronTriggerTimetable | None:
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
 
 
-def version_of(source: str) -> Asset:
+def source_asset(source: str) -> Asset:
     """The asset that stands for the versions of a source."""
     return Asset(f"breakhis_source_{source}", uri=f"x-breakhis://sources/{source}")
 
 
-def on_news(sources: Iterable[str], schedule: str | None) -> AssetAny | AssetOrTimeSchedule:
+def schedule_on_new_versions(sources: Iterable[str], schedule: str | None) -> AssetAny | AssetOrTimeSchedule:
     """When something that is made of sources runs: with each new version of one of them, and by its schedule."""
-    news = AssetAny(*map(version_of, sources))
-    timetable = cron(schedule)
-    return AssetOrTimeSchedule(timetable=timetable, assets=news) if timetable else news
+    outlet_asset = AssetAny(*map(source_asset, sources))
+    timetable = make_timetable(schedule)
+    return AssetOrTimeSchedule(timetable=timetable, assets=outlet_asset) if timetable else outlet_asset
 
 
-def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:
+def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
     text = str(error) if isinstance(error, BreakhisError) else f"{file}: {error}"
 
     @task(task_id="read_yaml")
@@ -96,7 +98,7 @@ def _invalid(file: Path, error: Exception, dag_id: str) -> DAG:
     return dag
 
 
-def _free(dag_id: str, taken: dict[str, DAG]) -> str:
+def _make_unique(dag_id: str, taken: dict[str, DAG]) -> str:
     number = 2
     candidate = dag_id
     while candidate in taken:

@@ -19,7 +19,7 @@ def told(monkeypatch, store):
     monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:x@localhost:1")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
     sent = []
-    monkeypatch.setattr(reminders, "tell_of_review", lambda context, review: sent.append(review))
+    monkeypatch.setattr(reminders, "notify_of_review", lambda context, review: sent.append(review))
 
     def detail(run, hours, dag="promote"):
         return {
@@ -35,21 +35,21 @@ def told(monkeypatch, store):
 
 
 def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(told):
-    assert reminders.remind({}, NOW) == ["old"]
+    assert reminders.send_reminders({}, NOW) == ["old"]
     (review,) = told
     assert review.subject == "Reminder: Promote old?"
     assert review.form == "https://airflow.example/dags/promote/runs/old/tasks/review/required_actions"
     assert review.page == "https://airflow.example/breakhis/reviews/bundle-0123456789ab/"
     assert review.hours_left == pytest.approx(18)
-    assert reminders.remind({}, NOW + timedelta(hours=1)) == []
-    assert reminders.remind({}, NOW + timedelta(hours=23)) == ["young"]
+    assert reminders.send_reminders({}, NOW + timedelta(hours=1)) == []
+    assert reminders.send_reminders({}, NOW + timedelta(hours=23)) == ["young"]
 
 
 def test_who_is_asked_is_told_at_once(monkeypatch):
     from breakhis_airflow import review_operator
 
     sent = []
-    monkeypatch.setattr(review_operator, "tell_of_review", lambda context, message: sent.append(message))
+    monkeypatch.setattr(review_operator, "notify_of_review", lambda context, message: sent.append(message))
     monkeypatch.setattr(review_operator.HITLOperator, "execute", lambda self, context: None)
     with DAG("promote"):
         task = ReviewOperator(task_id="review", subject="Promote?", body=BODY)

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from markupsafe import escape
 
 from breakhis_airflow import airflow_database, review_pages
-from breakhis_airflow.airflow_database import AuditCheck, Waiting
+from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
@@ -64,15 +64,15 @@ def bundle(store: Store, champion: bool = True, before: dict | None = None, **ch
 
 @pytest.fixture
 def waiting(monkeypatch):
-    found: list[Waiting] = []
-    monkeypatch.setattr(airflow_database, "waiting_reviews", lambda: found)
+    found: list[WaitingReview] = []
+    monkeypatch.setattr(airflow_database, "read_waiting_reviews", lambda: found)
     return found
 
 
 @pytest.fixture
 def audited(monkeypatch):
     def ended(*told: str) -> None:
-        monkeypatch.setattr(airflow_database, "audit_check", lambda: AuditCheck(*told))
+        monkeypatch.setattr(airflow_database, "read_audit_check", lambda: AuditCheck(*told))
 
     ended()
     return ended
@@ -100,7 +100,7 @@ def test_nothing_without_a_login(anonymous, store):
 def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, tmp_path):
     assert "Nothing waits" in reader.get("/reviews/").text
     form = "/dags/promote/runs/made-binary-v3/tasks/review/required_actions"
-    waiting.append(Waiting("Promote <made>?", "bundle-0123456789ab", "2026-11-23 12:00", form))
+    waiting.append(WaitingReview("Promote <made>?", "bundle-0123456789ab", "2026-11-23 12:00", form))
     key = Settings(home=tmp_path, store=store.root, audit_key="k")
     AuditLog(store, key).append(
         "approved", "made-binary", version=2, by="reviewer", reason="<b>fine</b>", champion=None, of=[]
@@ -116,7 +116,7 @@ def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, t
 def test_a_candidate_beside_the_champion(reader, store, waiting):
     made = bundle(store)
     form = "/dags/promote/runs/r/tasks/review/required_actions"
-    waiting.append(Waiting("Promote?", made, "2026-11-23 12:00", form))
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
     answer = reader.get(f"/reviews/{made}/")
     page = " ".join(answer.text.split())
     assert answer.headers["cache-control"] == "no-store"
@@ -266,7 +266,7 @@ def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store
     decide(store, tmp_path, version=3, bundle=made)
     decide(store, tmp_path, version=4, bundle="bundle-0123456789ab", champion=3)
     form = "/dags/rollback/runs/r/tasks/review/required_actions"
-    waiting.append(Waiting("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
+    waiting.append(WaitingReview("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
     page = reader.get(f"/reviews/{made}/").text
     assert "somebody asks to go back to it" in page
     assert '<a href="../bundle-0123456789ab/">What version 4, in use now, was approved on</a>' in page
@@ -325,8 +325,8 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
     body = f"judged as `{made}`. Your answer is recorded."
-    found = airflow_database._waiting(
+    found = airflow_database._describe_review(
         SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked)
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
-    assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")
+    assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote")
