@@ -23,13 +23,16 @@ would, by every notifier in `{file}`. It is green if all went out; the error of 
 """
 
 
-def trial(file: Path) -> DAG:
-    """The DAG that tries out the file."""
-    wanted = read_notifications(file)
+def build_trial_dag(file: Path) -> DAG:
+    """Builds the DAG that sends a trial message by each notifier in the file."""
+    notifications = read_notifications(file)
     with DAG(
         "try_notifications",
         description="Sends a trial message by each notifier in notifications.yaml.",
-        doc_md=DOC.format(file=file, notifiers="\n".join(f"- {where}: `{one.notifier}`" for where, one in wanted)),
+        doc_md=DOC.format(
+            file=file,
+            notifiers="\n".join(f"- {place}: `{notification.notifier}`" for place, notification in notifications),
+        ),
         schedule=None,
         is_paused_upon_creation=False,
         default_args={"owner": "breakhis"},
@@ -39,7 +42,7 @@ def trial(file: Path) -> DAG:
 
         @task
         def send() -> None:
-            """Tell of a failure and of a review that are none."""
+            """Sends messages about a failure and a review that there are not."""
             context = get_current_context()
             ti = context["ti"]
             error = "This is a trial: nothing has failed."
@@ -47,13 +50,13 @@ def trial(file: Path) -> DAG:
             review = Review(
                 "This is a trial: nothing waits for a review.", ti.log_url, "", read_settings().review_hours
             )
-            problems = send_notifications(wanted.on_failure, context, failure=failure)
-            problems += send_notifications(wanted.on_review, context, review=review)
+            problems = send_notifications(notifications.on_failure, context, failure=failure)
+            problems += send_notifications(notifications.on_review, context, review=review)
             if problems:
-                raise AirflowFailException("; ".join(f"{type(one).__name__}: {one}" for one in problems))
+                raise AirflowFailException("; ".join(f"{type(problem).__name__}: {problem}" for problem in problems))
 
         send()
     return dag
 
 
-globals().update(build_dags(find_notification_files(read_settings().conf), trial, prefix="try"))
+globals().update(build_dags(find_notification_files(read_settings().conf), build_trial_dag, prefix="try"))

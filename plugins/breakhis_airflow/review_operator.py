@@ -91,12 +91,12 @@ class ReviewOperator(HITLOperator):
         is_unanswered = event.get("responded_by_user") is None and event.get("chosen_options") == [REJECT]
         if "error" not in event and not is_unanswered:
             if not parse_reason(event.get("params_input")):
-                self._fail_to_ask_again("no reason was given")
+                self._refuse_answer("no reason was given")
             if len(event.get("chosen_options") or []) != 1:
-                self._fail_to_ask_again(f"neither {APPROVE} nor {REJECT} was chosen")
+                self._refuse_answer(f"neither {APPROVE} nor {REJECT} was chosen")
         return super().execute_complete(context, event)
 
-    def _fail_to_ask_again(self, problem: str) -> None:
+    def _refuse_answer(self, problem: str) -> None:
         raise AirflowFailException(
             f"This review does not count: {problem}. Nothing was promoted. To be asked again, clear the task "
             f"'{self.task_id}' (with those after it) and answer with a reason of at least {MIN_REASON_LENGTH} letters."

@@ -1,7 +1,7 @@
-"""DAGs made of YAML files, one DAG a file; a file that cannot be used disturbs none of the others.
+"""Builds DAGs of YAML files, one DAG a file, so that a file that cannot be used affects none of the others.
 
-Such a file's DAG is there all the same, tagged ``invalid``, and says what is wrong. The alternative, an import error,
-would stand against the DAG file that reads all of them, far from the YAML at fault, and take every other DAG with it.
+Such a file has a DAG all the same, which is tagged ``invalid`` and says what is wrong. An import error instead would be
+reported for the DAG file that reads all YAML files, far from the one at fault, and all of their DAGs would be missing.
 """
 
 import re
@@ -29,50 +29,49 @@ a run of it fails with the same words.
 
 
 def build_dags(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: str) -> dict[str, DAG]:
-    """The DAG of each file, by DAG id.
+    """Returns the DAG of each file, by DAG id.
 
     Args:
         files: the YAML files.
-        build: makes a file's DAG, with ``auto_register=False``: Airflow would pick up a DAG even if it is refused here.
-        prefix: what the DAG ids begin with, for a file that does not get as far as having a name.
+        build: builds a file's DAG, with ``auto_register=False``, else Airflow would register it even if it is refused.
+        prefix: what the DAG ids begin with, for a file whose own DAG cannot be built.
     """
-    found: dict[str, DAG] = {}
+    dags: dict[str, DAG] = {}
     for file in files:
         try:
             dag = build(file)
-            dag.validate()  # the schedule, among others: Airflow looks at its fields only when asked
-            if dag.dag_id in found:
+            dag.validate()  # Airflow checks the schedule, among others, only when asked
+            if dag.dag_id in dags:
                 raise ConfigError(f"{file}: another file declares {dag.dag_id} already; give this one another name")
-        except Exception as error:  # whatever is wrong with one file must not take the others down
-            dag = _build_invalid_dag(
-                file, error, _make_unique(f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}", found)
-            )
-        found[dag.dag_id] = dag
-    return found
+        except Exception as error:  # an error in one file must not affect the others
+            dag_id = f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}"
+            dag = _build_invalid_dag(file, error, _make_unique(dag_id, dags))
+        dags[dag.dag_id] = dag
+    return dags
 
 
 def make_timetable(schedule: str | None) -> CronTriggerTimetable | None:
-    """The timetable of a schedule in YAML, in UTC, for a DAG without a start date.
+    """Returns the timetable of a cron schedule in UTC, for a DAG without a start date; None for None.
 
-    A DAG that is unpaused waits for its next time. With a start date Airflow would first make up for the last time, so
-    that whoever unpauses a monthly DAG and starts it finds two runs.
+    A DAG that is unpaused waits for its next time. With a start date, Airflow would first make up for the last time: a
+    monthly DAG that is unpaused and started by hand would run twice.
     """
     if schedule is None:
         return None
-    # Not exactly False: its first time would be lost, should Airflow read the file between that second and the next.
+    # With False, the first run would be lost if Airflow read the file just after its time.
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
 
 
 def source_asset(source: str) -> Asset:
-    """The asset that stands for the versions of a source."""
+    """Returns the asset that stands for the versions of a source."""
     return Asset(f"breakhis_source_{source}", uri=f"x-breakhis://sources/{source}")
 
 
 def schedule_on_new_versions(sources: Iterable[str], schedule: str | None) -> AssetAny | AssetOrTimeSchedule:
-    """When something that is made of sources runs: with each new version of one of them, and by its schedule."""
-    outlet_asset = AssetAny(*map(source_asset, sources))
+    """Returns the schedule of a DAG that runs with each new version of a source, and by a cron schedule if given."""
+    assets = AssetAny(*map(source_asset, sources))
     timetable = make_timetable(schedule)
-    return AssetOrTimeSchedule(timetable=timetable, assets=outlet_asset) if timetable else outlet_asset
+    return AssetOrTimeSchedule(timetable=timetable, assets=assets) if timetable else assets
 
 
 def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
@@ -80,7 +79,7 @@ def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
 
     @task(task_id="read_yaml")
     def refuse() -> None:
-        """Fail with what is wrong with the file."""
+        """Fails with what is wrong with the file."""
         raise AirflowFailException(text)
 
     with DAG(
@@ -93,7 +92,7 @@ def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
         tags=["invalid"],
         auto_register=False,
     ) as dag:
-        # Not a stage on the file: it might see no fault, and would then work under a name that is another's.
+        # A stage is not run here: it might see no error in the file, and would then work under another file's name.
         refuse()
     return dag
 
