@@ -234,7 +234,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
             self.cli.remove_container(container, v=True, force=True)
 
     def _read_log_after(self, container: str, last: str) -> Iterator[tuple[str, str]]:
-        """Yields the lines after the time ``last``, each with its time: RFC 3339 to the nanosecond, sortable as text."""
+        """Yields lines after the time ``last``, each with its time: RFC 3339 to the nanosecond, sortable as text."""
         since = datetime.fromisoformat(last[:26].rstrip("Z") + "+00:00").timestamp() if last else None
         output = self.cli.logs(container, stdout=True, stderr=True, timestamps=True, since=since)
         for line in output.decode("utf-8", "replace").splitlines():
