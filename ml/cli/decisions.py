@@ -18,9 +18,9 @@ def history(model: str, as_json: bool) -> None:
     """Show who decided what about MODEL's versions, when, why, and on which evidence."""
     from ml.promotion.audit_log import AuditLog, read_decisions
 
-    own = read_settings()
-    store = Store(own.store)
-    records = read_decisions(store, model, AuditLog(store, own))[::-1]
+    settings = read_settings()
+    store = Store(settings.store)
+    records = read_decisions(store, model, AuditLog(store, settings))[::-1]
     output_result({"model": model, "decisions": records}, as_json, None, _print_history)
 
 
@@ -53,7 +53,7 @@ def audit() -> None:
     """Check the audit log of promotions."""
 
 
-def verify(store: Store, own: Settings) -> Json:
+def verify(store: Store, settings: Settings) -> Json:
     """Check that the audit log is whole, and that the champions are those it names. Exit status 4 if not.
 
     Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases that were moved
@@ -62,10 +62,10 @@ def verify(store: Store, own: Settings) -> Json:
     """
     from ml.promotion.auditing import audit_registry
 
-    result = audit_registry(store, own)
+    result = audit_registry(store, settings)
     if result["faults"]:
         time.sleep(_SECONDS_TO_RETRY)  # a decision carried out between reading log and registry looks like a fault
-        result = audit_registry(store, own)
+        result = audit_registry(store, settings)
     if result["faults"]:
         raise RefusedResult(result, "; ".join(result["faults"]))
     return result

@@ -81,8 +81,8 @@ def check(source: str, as_json: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List every source: its kind, its schedule, its last version and how far it has come."""
-    own = read_settings()
-    rows = [_describe_source(file, Store(own.store)) for file in source_files(own)]
+    settings = read_settings()
+    rows = [_describe_source(file, Store(settings.store)) for file in source_files(settings)]
     if as_json:
         click.echo(json.dumps({"sources": rows}, sort_keys=True))
         return

@@ -178,8 +178,8 @@ def features(
 
     recipe, rows = load_preset(preset), read_dataset(dataset, store)
     sides = look_up_sides(rows, read_split(split, store)) if split else None
-    seen = plan_shared_views([recipe.binary.views, recipe.subtype.views], rows, sides)
-    plan = [(view, rows.loc[wanted, "pixel_sha256"].tolist()) for view, wanted in seen]
+    views = plan_shared_views([recipe.binary.views, recipe.subtype.views], rows, sides)
+    plan = [(view, rows.loc[is_used, "pixel_sha256"].tolist()) for view, is_used in views]
     return extract_features(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
 
 

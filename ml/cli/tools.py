@@ -49,8 +49,8 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
     """
     from ml.operation.erasure import erase_patient
 
-    own = read_settings()
-    output_result(erase_patient(patient, cohort, why, Store(own.store), own), as_json, None)
+    settings = read_settings()
+    output_result(erase_patient(patient, cohort, why, Store(settings.store), settings), as_json, None)
 
 
 @click.command()
@@ -106,10 +106,10 @@ def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
 def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
     for image in images:
         if image.is_dir():
-            found = sorted(p for p in image.rglob("*") if is_image(p.name) and p.is_file())
-            if not found:
+            files = sorted(path for path in image.rglob("*") if is_image(path.name) and path.is_file())
+            if not files:
                 raise BreakhisError(f"{image}: no image files in this folder")
-            yield from found
+            yield from files
         else:
             yield image
 
@@ -128,7 +128,7 @@ def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
             raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
         with ModelProcess(folder, model) as process:
             contents = _read_images(track(files, total=len(files), what="classifying"))
-            for batch in batches(contents, lambda one: len(one[1]) if isinstance(one[1], bytes) else 0):
+            for batch in batches(contents, _count_bytes):
                 yield from _classify_batch(batch, process)
 
 
@@ -142,6 +142,10 @@ def _read_images(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageErr
             yield file, file.read_bytes()
         except ImageError as error:
             yield file, error
+
+
+def _count_bytes(item: tuple[Path, bytes | ImageError]) -> int:
+    return len(item[1]) if isinstance(item[1], bytes) else 0
 
 
 def _classify_batch(batch: list[tuple[Path, bytes | ImageError]], process: "ModelProcess") -> Iterator[dict[str, Any]]:

@@ -97,16 +97,16 @@ def check_memory(total: int | None = None) -> Check:
 
 def check_ports(settings: Settings) -> Check:
     """Checks the usual ports of Airflow and MLflow; where they are taken, the local stack uses others."""
-    wanted = {8080: "Airflow", 5000: "MLflow"}
+    preferred = {8080: "Airflow", 5000: "MLflow"}
     state = Stack(settings).state()
     if state and all(service.process.is_alive() for service in state.services.values()):
         return Check("Ports", "ok", "in use by our " + ", ".join(s.url for s in state.services.values()))
-    with free_ports(*wanted) as given:
-        taken = [port for port, got in zip(wanted, given, strict=True) if port != got]
+    with free_ports(*preferred) as reserved:
+        taken = [port for port, other in zip(preferred, reserved, strict=True) if port != other]
     if taken:
-        found = ", ".join(f"{port} ({wanted[port]})" for port in taken) + f" taken on {HOST}"
+        found = ", ".join(f"{port} ({preferred[port]})" for port in taken) + f" taken on {HOST}"
         return Check("Ports", "warning", found, "nothing: others are used, 'breakhis status' says which")
-    return Check("Ports", "ok", f"{' and '.join(map(str, wanted))} are free")
+    return Check("Ports", "ok", f"{' and '.join(map(str, preferred))} are free")
 
 
 def check_store(root: str) -> Check:
@@ -127,18 +127,18 @@ def check_store(root: str) -> Check:
     return Check("Store", "ok", root)
 
 
-def check_weights(wanted: str, url: str = IMAGENET_URL) -> Check:
-    """Checks that the backbone's weights are there or can be downloaded."""
+def check_weights(setting: str, url: str = IMAGENET_URL) -> Check:
+    """Checks that the backbone's weights, by BREAKHIS_WEIGHTS, are there or can be downloaded."""
     name = "Backbone weights"
-    if wanted == "random":
-        return Check(name, "warning", wanted, "good enough to try the workflow; unset BREAKHIS_WEIGHTS for ImageNet's")
-    if wanted == "imagenet":
+    if setting == "random":
+        return Check(name, "warning", setting, "good enough to try the workflow; unset BREAKHIS_WEIGHTS for ImageNet's")
+    if setting == "imagenet":
         return _check_imagenet(name, url)
-    if "://" in wanted and not wanted.startswith("file://"):
-        return Check(name, "ok", f"{wanted} (not looked at)")
-    if find_weights_file(wanted):
-        return Check(name, "ok", wanted)
-    return Check(name, "missing", f"{wanted}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
+    if "://" in setting and not setting.startswith("file://"):
+        return Check(name, "ok", f"{setting} (not looked at)")
+    if find_weights_file(setting):
+        return Check(name, "ok", setting)
+    return Check(name, "missing", f"{setting}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
 
 
 def _check_imagenet(name: str, url: str) -> Check:

@@ -269,12 +269,14 @@ class Stack:
 
     def _say_changed_settings(self, state: StackState) -> None:
         """Names the settings that the running servers have otherwise than this command would start them with."""
-        wanted = make_breakhis_environment(self.settings, state.services["mlflow"].url)
-        for name in sorted(wanted.keys() | state.settings.keys()):
-            was, now = state.settings.get(name), wanted.get(name)
+        environment = make_breakhis_environment(self.settings, state.services["mlflow"].url)
+        for name in sorted(environment.keys() | state.settings.keys()):
+            running, wanted = state.settings.get(name), environment.get(name)
             # A shell that does not set a variable asks for no other value.
-            if now is not None and was != now:
-                say(f"running with {name}={was or ''}, not {now}; to change that: breakhis down, then breakhis up")
+            if wanted is not None and running != wanted:
+                say(
+                    f"running with {name}={running or ''}, not {wanted}; to change that: breakhis down, then breakhis up"
+                )
 
     # --- stopping -----------------------------------------------------------------------------------------------
 

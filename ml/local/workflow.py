@@ -313,8 +313,8 @@ class Workflow:
 
     def training_url(self, candidate: Candidate) -> str:
         """Returns the address of the MLflow run that trained a candidate."""
-        found = self._mlflow("runs/get", run_id=candidate.run_id)
-        experiment = found["run"]["info"]["experiment_id"] if found else "0"
+        answer = self._mlflow("runs/get", run_id=candidate.run_id)
+        experiment = answer["run"]["info"]["experiment_id"] if answer else "0"
         return f"{self.mlflow}/#/experiments/{experiment}/runs/{candidate.run_id}"
 
 

@@ -50,12 +50,12 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
     _ended: JobEnd | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        own = read_settings()
+        settings = read_settings()
         super().__init__(
-            image=own.docker_image,
-            docker_url=own.docker_url or None,
-            docker_conn_id=own.docker_connection or None,
-            network_mode=own.docker_network or None,
+            image=settings.docker_image,
+            docker_url=settings.docker_url or None,
+            docker_conn_id=settings.docker_connection or None,
+            network_mode=settings.docker_network or None,
             mount_tmp_dir=False,
             **kwargs,
         )
@@ -98,10 +98,10 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
     def get_job_status(self, external_id: Any, context: Context) -> str:  # noqa: ARG002
         """Returns ``missing``, a state of the engine's such as ``running``, or ``exited:`` with the exit status."""
-        found = self._find_container(str(external_id))
-        if not found:
+        container = self._find_container(str(external_id))
+        if not container:
             return "missing"
-        state = found["State"]
+        state = container["State"]
         return state["Status"] if state["Status"] in _ACTIVE_STATES else f"exited:{state['ExitCode']}"
 
     def is_job_active(self, status: str) -> bool:
@@ -133,12 +133,14 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
         """Removes the container, whose result is in the store and whose log in the task's; returns how it ended."""
         if self._ended is None:
             container = str(external_id)
-            found = self.cli.inspect_container(container)
+            described = self.cli.inspect_container(container)
             if self._container is None:  # the container ended before this try began
                 for _, line in self._read_log_after(container, ""):
                     self._output(line)
-            state = found["State"]
-            self._ended = JobEnd(state["ExitCode"], found["Config"]["Labels"][f"{LABEL}.result"], *_explain_end(state))
+            state = described["State"]
+            self._ended = JobEnd(
+                state["ExitCode"], described["Config"]["Labels"][f"{LABEL}.result"], *_explain_end(state)
+            )
             self._remove_container(container)
             self._container = None
         return self._ended
@@ -152,33 +154,36 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
     # --- containers ---------------------------------------------------------------------------------------------
 
     def _create_container(self, context: Context) -> str:
-        own, ti = read_settings(), context["ti"]
-        devices = [DeviceRequest(count=own.docker_gpus, capabilities=[["gpu"]])] if own.docker_gpus else None
+        settings, ti = read_settings(), context["ti"]
+        devices = [DeviceRequest(count=settings.docker_gpus, capabilities=[["gpu"]])] if settings.docker_gpus else None
         host = self.cli.create_host_config(
             network_mode=self.network_mode,
-            mounts=[Mount(_SCRATCH, None, type="volume"), *(_parse_mount(volume) for volume in own.docker_volumes)],
+            mounts=[
+                Mount(_SCRATCH, None, type="volume"),
+                *(_parse_mount(volume) for volume in settings.docker_volumes),
+            ],
             tmpfs={"/tmp": "size=256m,mode=1777"},  # noqa: S108
             read_only=True,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             pids_limit=4096,
             init=True,
-            mem_limit=own.docker_memory or None,
-            memswap_limit=own.docker_memory or None,  # no swap: a training that swaps takes forever
-            nano_cpus=round(own.docker_cpus * 1e9) or None,
-            shm_size=own.docker_shm,
+            mem_limit=settings.docker_memory or None,
+            memswap_limit=settings.docker_memory or None,  # no swap: a training that swaps takes forever
+            nano_cpus=round(settings.docker_cpus * 1e9) or None,
+            shm_size=settings.docker_shm,
             device_requests=devices,
             log_config=LogConfig(config={"max-size": "50m", "max-file": "2"}),
         )
         created = self.cli.create_container(
             image=self.image,
             name=self._container_name(context),
-            command=self._job.command(own.docker_store or own.store),
-            environment=self._environment(own),
+            command=self._job.command(settings.docker_store or settings.store),
+            environment=self._environment(settings),
             host_config=host,
             labels={
                 LABEL: self.stage,
-                f"{LABEL}.deployment": _deployment_label(own),
+                f"{LABEL}.deployment": _deployment_label(settings),
                 f"{LABEL}.dag": ti.dag_id,
                 f"{LABEL}.run": ti.run_id,
                 f"{LABEL}.task": ti.task_id,
@@ -189,16 +194,16 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
         )
         return str(created["Id"])
 
-    def _environment(self, own: Settings) -> dict[str, str]:
+    def _environment(self, settings: Settings) -> dict[str, str]:
         environment = {
             **select_container_environment(self._job.environment),
             "HOME": _SCRATCH,
             "TMPDIR": _SCRATCH,
             "BREAKHIS_HOME": f"{_SCRATCH}/breakhis",
-            "BREAKHIS_STORE": own.docker_store or own.store,
-            "BREAKHIS_MLFLOW_URI": own.docker_mlflow_uri or own.mlflow_uri,
+            "BREAKHIS_STORE": settings.docker_store or settings.store,
+            "BREAKHIS_MLFLOW_URI": settings.docker_mlflow_uri or settings.mlflow_uri,
         }
-        if own.docker_gpus:
+        if settings.docker_gpus:
             environment["BREAKHIS_GPU_REQUIRED"] = "true"
         return environment
 
@@ -222,10 +227,10 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
     def _find_container(self, container: str) -> Mapping[str, Any] | None:
         try:
-            found: Mapping[str, Any] = self.cli.inspect_container(container)
+            described: Mapping[str, Any] = self.cli.inspect_container(container)
         except NotFound:
             return None
-        return found
+        return described
 
     def _remove_container(self, container: str) -> None:
         """Stops a container if it runs, and removes it with its scratch volume."""
@@ -274,9 +279,9 @@ def _is_awaited(labels: Mapping[str, str], api: AirflowApi) -> bool:
     )
 
 
-def _deployment_label(own: Settings) -> str:
+def _deployment_label(settings: Settings) -> str:
     """Returns a label by which the containers of two Airflows on one engine differ."""
-    return f"{conf.get('api', 'base_url', fallback='')} {own.docker_network}".strip()
+    return f"{conf.get('api', 'base_url', fallback='')} {settings.docker_network}".strip()
 
 
 def _parse_mount(volume: str) -> Mount:

@@ -168,6 +168,7 @@ class StageOperator(BaseOperator):
 
 
 def _new_version_alias(asset: Asset) -> AssetAlias:
+    # Airflow keeps the alias under this name.
     return AssetAlias(f"{asset.name}_news")
 
 
