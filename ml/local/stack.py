@@ -274,9 +274,8 @@ class Stack:
             running, wanted = state.settings.get(name), environment.get(name)
             # A shell that does not set a variable asks for no other value.
             if wanted is not None and running != wanted:
-                say(
-                    f"running with {name}={running or ''}, not {wanted}; to change that: breakhis down, then breakhis up"
-                )
+                advice = "to change that: breakhis down, then breakhis up"
+                say(f"running with {name}={running or ''}, not {wanted}; {advice}")
 
     # --- stopping -----------------------------------------------------------------------------------------------
 

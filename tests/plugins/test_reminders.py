@@ -13,7 +13,7 @@ BODY = f"judged as `bundle-0123456789ab` (SHA-256 `{'0' * 64}`). Your answer is 
 
 
 @pytest.fixture
-def told(monkeypatch, store):
+def sent_reminders(monkeypatch, store):
     """What was told, of three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
     monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
     monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:x@localhost:1")
@@ -34,9 +34,9 @@ def told(monkeypatch, store):
     return sent
 
 
-def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(told):
+def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(sent_reminders):
     assert reminders.send_reminders({}, NOW) == ["old"]
-    (review,) = told
+    (review,) = sent_reminders
     assert review.subject == "Reminder: Promote old?"
     assert review.form == "https://airflow.example/dags/promote/runs/old/tasks/review/required_actions"
     assert review.page == "https://airflow.example/breakhis/reviews/bundle-0123456789ab/"
