@@ -87,8 +87,7 @@ def init() -> None:
     """Brings Airflow's database up to date, and sets pools, connections, and the users of Airflow and MLflow."""
     from ml.core.settings import read_settings
     from ml.local.accounts import SERVICE_USER
-    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names
-    from ml.local.mlflow_users import set_up_mlflow_users as set_up_mlflow
+    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names, set_up_mlflow_users
 
     env = os.environ
     _airflow("db", "migrate")
@@ -124,7 +123,7 @@ def init() -> None:
     people = {name: env[f"{name.upper()}_PASSWORD"] for name in ("engineer", "reviewer", "viewer")}
     _set_up_airflow({**people, "admin": env["ADMIN_PASSWORD"], SERVICE_USER: env["SERVICE_PASSWORD"]})
     passwords = {**people, **services, "admin": env["MLFLOW_ADMIN_PASSWORD"]}
-    set_up_mlflow("http://mlflow:5000", passwords, registered_model_names(read_settings()))
+    set_up_mlflow_users("http://mlflow:5000", passwords, registered_model_names(read_settings()))
     print("users are set up")
 
 
@@ -181,10 +180,10 @@ def _import(what: str, values: dict[str, Any], *options: str) -> None:
 
 def _set_up_airflow(passwords: dict[str, str]) -> None:
     sys.path.insert(0, os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"])
-    from breakhis_airflow.fab import ADMIN, ENGINEER, REVIEWER, VIEWER, User, set_up
+    from breakhis_airflow.fab import ADMIN, ENGINEER, REVIEWER, VIEWER, User, set_up_users
 
     roles = {"admin": ADMIN, "engineer": ENGINEER, "reviewer": REVIEWER}
-    set_up({name: User(roles.get(name, VIEWER), password) for name, password in passwords.items()})
+    set_up_users({name: User(roles.get(name, VIEWER), password) for name, password in passwords.items()})
 
 
 def _write(file: str, text: str) -> None:

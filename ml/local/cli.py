@@ -38,7 +38,7 @@ def up() -> None:
         say("Airflow and MLflow are running already.")
     _print_addresses(stack)
     if problems:
-        raise StackError("they run, but not with all their DAGs:\n" + "\n".join(problems))
+        raise StackError("Airflow and MLflow run, but not with all their DAGs:\n" + "\n".join(problems))
 
 
 @click.command()
@@ -96,9 +96,9 @@ def run(training_set: str) -> None:
 @set_argument
 @json_option
 def demo(training_set: str, as_json: bool) -> None:
-    """The whole workflow without a person, then stop: exit 0 only if both models have a champion that was approved.
+    """Run the whole workflow without a person, then stop. Exit status 0 only if both models have an approved champion.
 
-    The account of the first reviewer approves over Airflow's API, with a reason that says so.
+    The first reviewer's account approves over Airflow's API, with a reason that says that a script did so.
     """
 
     def report(workflow: Workflow, summary: Json) -> None:
@@ -203,7 +203,7 @@ def _describe_outcome(candidate: Candidate) -> str:
 
 
 def _print_summary(workflow: Workflow, summary: Json, *, to_stderr: bool) -> None:
-    sides = Table("", "images", "cases", title=f"{summary['set']}: who learns and who tests")
+    sides = Table("", "images", "cases", title=f"{summary['set']}: images and cases on each side of the split")
     for side in ("train", "validation", "test"):
         counts = summary["split"].get(side) or {}
         sides.add_row(side, str(counts.get("images", "")), str(counts.get("cases", "")))

@@ -135,7 +135,7 @@ def check_weights(setting: str, url: str = IMAGENET_URL) -> Check:
     if setting == "imagenet":
         return _check_imagenet(name, url)
     if "://" in setting and not setting.startswith("file://"):
-        return Check(name, "ok", f"{setting} (not looked at)")
+        return Check(name, "ok", f"{setting} (not checked)")
     if find_weights_file(setting):
         return Check(name, "ok", setting)
     return Check(name, "missing", f"{setting}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")

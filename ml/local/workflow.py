@@ -250,7 +250,7 @@ class Workflow:
             for line in api.task_log(run.dag, run.id, task["task_id"], tried, task["map_index"])[-_LINES_OF_LOG:]:
                 say(f"  {line}")
         where = ", ".join(task_label(task) for task in run.failed_tasks()) or "the run"
-        raise StackError(f"{where} failed in {run.dag}; all of it: {self.run_url(run)}")
+        raise StackError(f"{where} failed in {run.dag}; the whole log: {self.run_url(run)}")
 
     def _read_result(self, run: DagRun, task: str, map_index: int = -1) -> Json:
         try:

@@ -42,7 +42,7 @@ _ANSWER_PERMISSIONS = (
 )
 
 
-def set_up(users: Mapping[str, User]) -> None:
+def set_up_users(users: Mapping[str, User]) -> None:
     """Brings Airflow's roles up to date, and gives these users their roles and passwords. Others stay as they are."""
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 

@@ -1,4 +1,4 @@
-"""What the local Airflow finds in its environment, and the DAGs that are looked for. Airflow is stood in for."""
+"""What the local Airflow finds in its environment, and the DAGs that are looked for. There is no Airflow here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The check-up: each finding, and what it advises."""
+"""The checks of ``breakhis doctor``: what each finds and advises."""
 
 import json
 import socket

@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryWorld]:
 
 
 class as_user:  # noqa: N801
-    """What is asked of MLflow within the block is asked by this user."""
+    """Within the block, MLflow's client is this user."""
 
     def __init__(self, name: str) -> None:
         self.own = {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": PASSWORDS.get(name, "none")}

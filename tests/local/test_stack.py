@@ -1,4 +1,4 @@
-"""What the stack records, starts and stops, and the training sets that it remembers. Servers are stood in for."""
+"""What the stack records, starts and stops, and the training sets that it remembers. The servers are stand-ins."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from tests.helpers.sleepers import sleeper
 
 
 def recorded(settings: Settings, *processes: Process, family: list[Process] | None = None) -> None:
-    """Write a stack.json that says these are our servers."""
+    """Writes a stack.json that records these processes as our servers."""
     settings.home.mkdir(exist_ok=True)
     services = {
         name: Service(process=process, url="http://127.0.0.1:9", log=settings.home / f"{name}.log")

@@ -1,4 +1,4 @@
-"""Watching runs, with an Airflow that is played by a script."""
+"""Waiting for DAG runs, with an Airflow that follows a script."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Who is told of a failure: the YAML, and mails that real task runs send to a server of this process."""
+"""Messages about failures: the YAML file, and mails that real task runs send to a server of this process."""
 
 import socketserver
 import threading

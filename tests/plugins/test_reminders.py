@@ -14,7 +14,7 @@ BODY = f"judged as `bundle-0123456789ab` (SHA-256 `{'0' * 64}`). Your answer is 
 
 @pytest.fixture
 def sent_reminders(monkeypatch, store):
-    """What was told, of three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
+    """The messages sent for three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
     monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
     monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:x@localhost:1")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")

@@ -188,7 +188,7 @@ def test_every_metric_is_explained():
 
 
 def text_of(page: str) -> str:
-    """What is seen before the pointer rests on anything."""
+    """The text that a page shows before the pointer rests on anything."""
     shown = re.sub(r'<style>.*?</style>|<span role="note">[^<]*</span>', "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", shown).split())
 
