@@ -5,7 +5,7 @@ from pathlib import Path
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
-from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.operators import DEFAULT_ARGS, StageOperator
 from breakhis_airflow.places import mapped_stage, stage
 from breakhis_airflow.yaml_dags import build_dags, schedule_on_new_versions
 from ml.core.settings import read_settings
@@ -84,24 +84,26 @@ def build_retrain_dag(file: Path) -> DAG:
                 task_id=f"register_{task}",
                 connections=["breakhis_mlflow_promoter"],
             )
-            promote = TriggerDagRunOperator(
-                task_id=f"trigger_promote_{task}",
-                trigger_dag_id="promote",
-                trigger_run_id=f"{model}-v{register.value('version')}",
-                conf={
-                    **{key: register.value(key) for key in ("model", "version", "evidence")},
-                    "origin": {
-                        "dag": "{{ dag.dag_id }}",
-                        "run": "{{ run_id }}",
-                    },  # whoever started it cannot approve the version
-                },
-                # Two candidates may come at the same moment, and a logical date belongs to one run only.
-                logical_date=None,
-                # A run that is registered again is the same version, which was handed over already.
-                skip_when_already_exists=True,
-            )
-            features >> train >> register >> promote
+            features >> train >> register >> _trigger_promotion(task, model, register)
     return dag
+
+
+def _trigger_promotion(task: str, model: str, register: StageOperator) -> TriggerDagRunOperator:
+    """Returns a task that hands the version of a task ``register`` over to the DAG ``promote``."""
+    return TriggerDagRunOperator(
+        task_id=f"trigger_promote_{task}",
+        trigger_dag_id="promote",
+        trigger_run_id=f"{model}-v{register.value('version')}",
+        conf={
+            **{key: register.value(key) for key in ("model", "version", "evidence")},
+            # Whoever started this run cannot approve the version.
+            "origin": {"dag": "{{ dag.dag_id }}", "run": "{{ run_id }}"},
+        },
+        # Two candidates may come at the same moment, and a logical date belongs to one run only.
+        logical_date=None,
+        # A run that is registered again is the same version, which was handed over already.
+        skip_when_already_exists=True,
+    )
 
 
 def make_form(training_set: TrainingSet) -> dict[str, Param]:

@@ -14,9 +14,10 @@ from ml.core.errors import BreakhisError, Refused, StackError
 from ml.core.progress import say
 from ml.core.settings import read_settings
 from ml.local.accounts import SERVICE_USER
+from ml.local.candidate import Candidate
 from ml.local.doctor import Check, check_machine
 from ml.local.stack import Stack
-from ml.local.workflow import Candidate, Workflow, run_demo, run_workflow
+from ml.local.workflow import Workflow, run_demo, run_workflow
 
 Json = dict[str, Any]
 

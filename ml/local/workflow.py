@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import requests
@@ -20,8 +19,9 @@ from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.data.sources import load_source
 from ml.data.training_sets import TrainingSet, load_training_set
+from ml.local.candidate import Candidate
 from ml.local.stack import Stack
-from ml.local.watch import WAITING_STATES, DagRun, RunWatcher, task_label
+from ml.local.watch import DagRun, RunWatcher, task_label
 from ml.promotion.reviews import APPROVE, PROMOTE, REVIEW_TASK
 
 Json = dict[str, Any]
@@ -35,44 +35,6 @@ _MAX_ANSWERS = 4
 """How often a review is answered. Within a second of the question an answer can be lost, since Airflow may still be
 putting the review's task to wait."""
 _LINES_OF_LOG = 25
-
-
-@dataclass
-class Candidate:
-    """A model version that a retraining has registered, and what has become of it."""
-
-    task: str
-    model: str
-    version: str
-    run_id: str
-    metrics: Json
-    promote: DagRun
-    gates: list[Json] = field(default_factory=list)
-    passed: bool | None = None
-    decision: str = ""
-    reviewer: str = ""
-    reason: str = ""
-    champion: str = ""
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether its review waits for an answer."""
-        return self.promote.task(REVIEW_TASK).get("state") in WAITING_STATES
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing more happens to it without a person."""
-        return self.is_waiting or self.promote.has_ended
-
-    @property
-    def failing(self) -> str:
-        """The gates that block it, and by how much."""
-        return "; ".join(gate["reason"] for gate in self.gates if not gate["passed"])
-
-    def summary(self) -> Json:
-        """Returns what has become of it, as the JSON of ``breakhis demo`` has it."""
-        names = ("task", "model", "version", "run_id", "metrics", "gates", "passed", "decision", "reviewer", "reason")
-        return {**{name: getattr(self, name) for name in names}, "champion": self.champion, "state": self.promote.state}
 
 
 class Workflow:
