@@ -165,7 +165,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         values = (row.get(column, "") for column in columns)
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-    # Whole paths, even where the terminal is narrow or none.
+    # Paths are printed whole, even where the terminal is narrow or there is none.
     Console(width=max(Console().width, 100 + max(len(str(row["image"])) for row in rows))).print(table)
 
 

@@ -121,8 +121,8 @@ def _make_airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequ
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
-        # The default is 5 s. For so long, a task that could start waits, and an early answer to a review is lost while
-        # Airflow is still putting its task to wait.
+        # The default is 5 s. For so long a task waits that could start, and an answer to a review is lost that comes
+        # while Airflow is still putting the review's task to wait.
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     }

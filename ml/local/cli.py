@@ -219,7 +219,7 @@ def _print_summary(workflow: Workflow, summary: Json, *, to_stderr: bool) -> Non
     models.add_row("decision", *(escape(candidate.decision) for candidate in workflow.candidates))
     models.add_row("reviewer", *(escape(candidate.reviewer) for candidate in workflow.candidates))
     models.add_row("champion", *(f"version {c.champion}" if c.champion else "none" for c in workflow.candidates))
-    _print_tables(sides, models, to_stderr=to_stderr)  # stdout is the JSON's, where that is wanted
+    _print_tables(sides, models, to_stderr=to_stderr)  # with --json, stdout has nothing but the JSON
     features = summary["features"]
     if features:
         say(f"Features: {features.get('extracted')} images extracted, {features.get('cached')} taken from the cache.")

@@ -49,7 +49,7 @@ def find_mlflow_trouble(url: str) -> str:
     """Returns what is wrong with the server at this address; an empty text if it is healthy."""
     try:
         with requests.Session() as session:
-            session.trust_env = False  # no proxy between us and ourselves
+            session.trust_env = False  # the server is on this machine: no proxy
             answer = session.get(f"{url}/health", timeout=10)
     except requests.RequestException as error:
         return f"{url} does not answer: {type(error).__name__}"

@@ -108,7 +108,7 @@ class _MlflowApi:
     def __init__(self, url: str, user: str, password: str) -> None:
         self._url, self._user = url.rstrip("/"), user
         self._session = requests.Session()
-        self._session.trust_env = False  # the server is near: no proxy
+        self._session.trust_env = False  # the server belongs to this stack: no proxy
         self._session.auth = (user, password)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any], *, none_if: str = "") -> Any:

@@ -215,7 +215,7 @@ def describe_failure(context: Mapping[str, Any]) -> Failure:
     from airflow.sdk.log import redact
 
     ti, task = context["ti"], context["task"]
-    # For a worker that was killed the DAG processor calls, which has no exception.
+    # For a worker that was killed, the DAG processor calls this, without an exception.
     error = context.get("exception") or "the task was lost with its worker, or was stopped from outside"
     links = ((link.name, link.get_link(task, ti_key=ti)) for link in STAGE_LINKS.get(getattr(task, "stage", ""), ()))
     return Failure(

@@ -131,7 +131,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     alive = _signal_group(process, signal.SIGTERM)
     while alive and time.monotonic() < deadline:
         time.sleep(0.05)
-        process.poll()  # unless it is waited for, the ended leader keeps its group in being
+        process.poll()  # a leader that has ended keeps its group in being until it is waited for
         alive = _signal_group(process, 0)
     if alive:
         _signal_group(process, signal.SIGKILL)

@@ -24,7 +24,7 @@ _INVALID = """
 ```
 
 Mend the file. This DAG turns into the real one when Airflow has read the file again, within a minute or so. Until then
-a run of it fails with the same words.
+a run of it fails with the same message.
 """
 
 
@@ -58,7 +58,7 @@ def make_timetable(schedule: str | None) -> CronTriggerTimetable | None:
     """
     if schedule is None:
         return None
-    # With False, the first run would be lost if Airflow read the file just after its time.
+    # With False, the first run would be lost if Airflow read the file within the second after its time.
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=10))
 
 
