@@ -5,10 +5,10 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from breakhis_airflow.addresses import page
-from breakhis_airflow.declared import cron, dags_of, version_of
+from breakhis_airflow.addresses import build_page_url
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
+from breakhis_airflow.yaml_dags import build_dags, make_timetable, source_asset
 from ml.core.settings import read_settings
 from ml.data.sources import SourceSpec, load_source, source_files
 
@@ -38,16 +38,16 @@ a lost network or machine a task is, twice. Who is told of a failure stands in `
 """
 
 
-def ingest(file: Path) -> DAG:
-    """The DAG of one source."""
+def build_ingest_dag(file: Path) -> DAG:
+    """Builds the DAG of a source."""
     source = load_source(file, SETTINGS.conf)
-    # By name where the name finds it: a path is only good on this machine.
+    # A source in the conf folder is named, since a path holds on this machine only.
     reference = source.name if file.parent == SETTINGS.conf / "sources" else str(file)
     with DAG(
         f"ingest_{source.name}",
         description=f"{source.kind}: {source.description.strip()}",
-        doc_md=documentation(source),
-        schedule=cron(source.schedule),
+        doc_md=write_documentation(source),
+        schedule=make_timetable(source.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
@@ -55,23 +55,24 @@ def ingest(file: Path) -> DAG:
         tags=["ingest", source.kind],
         auto_register=False,
     ) as dag:
-        own = getattr(source, "connection", None)
-        fetch = stage("fetch", reference, connections=[own] if own else [])
+        connection = getattr(source, "connection", None)
+        fetch = stage("fetch", reference, connections=[connection] if connection else [])
         manifest = stage("manifest", reference, "--raw", fetch.value("version"))
         validate = stage("validate", manifest.value("manifest"))
-        publish = stage("publish", manifest.value("manifest"), news=version_of(source.name))
+        publish = stage("publish", manifest.value("manifest"), outlet_asset=source_asset(source.name))
         fetch >> manifest >> validate >> publish
     return dag
 
 
-def documentation(source: SourceSpec) -> str:
-    """What the YAML file says, and what a run does with it."""
-    apart = {"name", "kind", "description", "inventory", "schedule", "table", "validation"}
-    own = {key: value for key, value in source.model_dump(exclude=apart).items() if value not in (None, "", {})}
+def write_documentation(source: SourceSpec) -> str:
+    """Returns the DAG's documentation: what the YAML file declares, and what a run does."""
+    shown_apart = {"name", "kind", "description", "inventory", "schedule", "table", "validation"}
+    values = source.model_dump(exclude=shown_apart)
+    own_values = {key: value for key, value in values.items() if value not in (None, "", {})}
     facts = {
         "File": source.file,
         "Kind": source.kind,
-        **{key.capitalize(): value for key, value in own.items()},
+        **{key.capitalize(): value for key, value in own_values.items()},
         "Runs": source.schedule or "when somebody starts it",
     }
     if source.layout == "breakhis":
@@ -79,36 +80,36 @@ def documentation(source: SourceSpec) -> str:
         facts["Claims to be"] = claim
     return DOC.format(
         description=source.description.strip() or f"The source {source.name}.",
-        facts=_rows(facts),
-        current=page(f"sources/{source.name}"),
-        more=_columns(source) + _demands(source),
+        facts=_format_rows(facts),
+        current=build_page_url(f"sources/{source.name}"),
+        more=_write_columns(source) + _write_validation_changes(source),
     )
 
 
-def _rows(facts: dict[str, Any]) -> str:
-    shown = ((what, _words(value).replace("|", r"\|")) for what, value in facts.items())
-    return "\n".join(f"| {what} | `{value}` |" for what, value in shown)
+def _format_rows(facts: dict[str, Any]) -> str:
+    cells = ((name, _format_value(value).replace("|", r"\|")) for name, value in facts.items())
+    return "\n".join(f"| {name} | `{value}` |" for name, value in cells)
 
 
-def _words(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {inner}" for key, inner in value.items())
     return str(value)
 
 
-def _columns(source: SourceSpec) -> str:
-    """How a table's columns are read."""
+def _write_columns(source: SourceSpec) -> str:
+    """Returns how a table's columns are read."""
     if not source.table:
         return ""
     columns = {key: value for key, value in source.table.model_dump().items() if value and key != "file"}
-    return f"\n### Columns of `{source.table.file}`\n| here | there |\n|---|---|\n{_rows(columns)}\n"
+    return f"\n### Columns of `{source.table.file}`\n| here | there |\n|---|---|\n{_format_rows(columns)}\n"
 
 
-def _demands(source: SourceSpec) -> str:
-    """What the file changes in the validation."""
+def _write_validation_changes(source: SourceSpec) -> str:
+    """Returns what the file changes in the validation."""
     changes = source.validation.changes()
     listed = "\n".join(f"- {change}" for change in changes)
     return f"\n### Validated otherwise than usual\n{listed}\n" if changes else ""
 
 
-globals().update(dags_of(source_files(SETTINGS), ingest, prefix="ingest"))
+globals().update(build_dags(source_files(SETTINGS), build_ingest_dag, prefix="ingest"))

@@ -5,8 +5,14 @@ from pathlib import Path
 from airflow.sdk import DAG, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from breakhis_airflow.declared import dags_of
-from breakhis_airflow.notifications import Failure, Review, notification_files, read_notifications, tell
+from breakhis_airflow.notifications import (
+    Failure,
+    Review,
+    find_notification_files,
+    read_notifications,
+    send_notifications,
+)
+from breakhis_airflow.yaml_dags import build_dags
 from ml.core.settings import read_settings
 
 DOC = """
@@ -17,13 +23,16 @@ would, by every notifier in `{file}`. It is green if all went out; the error of 
 """
 
 
-def trial(file: Path) -> DAG:
-    """The DAG that tries out the file."""
-    wanted = read_notifications(file)
+def build_trial_dag(file: Path) -> DAG:
+    """Builds the DAG that sends a trial message by each notifier in the file."""
+    notifications = read_notifications(file)
     with DAG(
         "try_notifications",
         description="Sends a trial message by each notifier in notifications.yaml.",
-        doc_md=DOC.format(file=file, notifiers="\n".join(f"- {where}: `{one.notifier}`" for where, one in wanted)),
+        doc_md=DOC.format(
+            file=file,
+            notifiers="\n".join(f"- {place}: `{notification.notifier}`" for place, notification in notifications),
+        ),
         schedule=None,
         is_paused_upon_creation=False,
         default_args={"owner": "breakhis"},
@@ -33,7 +42,7 @@ def trial(file: Path) -> DAG:
 
         @task
         def send() -> None:
-            """Tell of a failure and of a review that are none."""
+            """Sends messages about a failure and a review that there are not."""
             context = get_current_context()
             ti = context["ti"]
             error = "This is a trial: nothing has failed."
@@ -41,13 +50,13 @@ def trial(file: Path) -> DAG:
             review = Review(
                 "This is a trial: nothing waits for a review.", ti.log_url, "", read_settings().review_hours
             )
-            problems = tell(wanted.on_failure, context, failure=failure)
-            problems += tell(wanted.on_review, context, review=review)
+            problems = send_notifications(notifications.on_failure, context, failure=failure)
+            problems += send_notifications(notifications.on_review, context, review=review)
             if problems:
-                raise AirflowFailException("; ".join(f"{type(one).__name__}: {one}" for one in problems))
+                raise AirflowFailException("; ".join(f"{type(problem).__name__}: {problem}" for problem in problems))
 
         send()
     return dag
 
 
-globals().update(dags_of(notification_files(read_settings().conf), trial, prefix="try"))
+globals().update(build_dags(find_notification_files(read_settings().conf), build_trial_dag, prefix="try"))

@@ -33,7 +33,7 @@ with DAG(
     doc_md=DOC,
     schedule=None,
     catchup=False,
-    # A person takes hours; other candidates must not wait for that. What must not overlap is in the pool `promotion`.
+    # A reviewer takes hours, for which other candidates must not wait. Stages that must not overlap are in a pool.
     max_active_runs=100,
     is_paused_upon_creation=False,
     default_args=DEFAULT_ARGS,
@@ -74,7 +74,7 @@ with DAG(
 
     @task.branch
     def decision(recorded: str) -> str:
-        """Show in the grid what was decided."""
+        """Shows in the grid what was decided."""
         return recorded
 
     chain(gate, *reviews)

@@ -25,9 +25,9 @@ with DAG(
 
     @task
     def remind() -> list[str]:
-        """Send the reminders that are due; returns the runs whose reviews they are of."""
-        from breakhis_airflow.reminders import remind
+        """Sends the reminders that are due; returns the runs whose reviews they are of."""
+        from breakhis_airflow.reminders import send_reminders
 
-        return remind(get_current_context())
+        return send_reminders(get_current_context())
 
     remind()

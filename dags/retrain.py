@@ -5,9 +5,9 @@ from pathlib import Path
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
-from breakhis_airflow.declared import dags_of, on_news
-from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.operators import DEFAULT_ARGS, StageOperator
 from breakhis_airflow.places import mapped_stage, stage
+from breakhis_airflow.yaml_dags import build_dags, schedule_on_new_versions
 from ml.core.settings import read_settings
 from ml.data.sources import source_name
 from ml.data.training_sets import TrainingSet, load_training_set, training_set_files
@@ -40,21 +40,21 @@ A new DAG is paused: unpause it to have it run by its schedule, and whenever a s
 """
 
 
-def retrain(file: Path) -> DAG:
-    """The DAG of one training set."""
+def build_retrain_dag(file: Path) -> DAG:
+    """Builds the DAG of a training set."""
     training_set = load_training_set(str(file), SETTINGS.conf)
-    # By name where the name finds it: a path is only good on this machine.
+    # A training set in the conf folder is named, since a path holds on this machine only.
     reference = file.stem if file.parent == SETTINGS.conf / "training_sets" else str(file.resolve())
     with DAG(
         f"retrain_{training_set.name}",
         description=training_set.description.strip() or f"Retrain on {', '.join(training_set.sources)}.",
-        doc_md=documentation(training_set),
-        schedule=on_news(map(source_name, training_set.sources), training_set.schedule),
+        doc_md=write_documentation(training_set),
+        schedule=schedule_on_new_versions(map(source_name, training_set.sources), training_set.schedule),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=True,
         default_args=DEFAULT_ARGS,
-        params=form(training_set),
+        params=make_form(training_set),
         tags=["retrain"],
         auto_register=False,
     ) as dag:
@@ -84,25 +84,30 @@ def retrain(file: Path) -> DAG:
                 task_id=f"register_{task}",
                 connections=["breakhis_mlflow_promoter"],
             )
-            promote = TriggerDagRunOperator(
-                task_id=f"trigger_promote_{task}",
-                trigger_dag_id="promote",
-                trigger_run_id=f"{model}-v{register.value('version')}",
-                conf={
-                    **{key: register.value(key) for key in ("model", "version", "evidence")},
-                    "origin": {"dag": "{{ dag.dag_id }}", "run": "{{ run_id }}"},  # whose starters cannot approve it
-                },
-                # None: two candidates may come at the same moment, and only one run may have a given logical date.
-                logical_date=None,
-                # The same run registered twice is the same version, and that has been handed over already.
-                skip_when_already_exists=True,
-            )
-            features >> train >> register >> promote
+            features >> train >> register >> _trigger_promotion(task, model, register)
     return dag
 
 
-def form(training_set: TrainingSet) -> dict[str, Param]:
-    """The form for starting a run by hand: the training set's recipe and seed are filled in."""
+def _trigger_promotion(task: str, model: str, register: StageOperator) -> TriggerDagRunOperator:
+    """Returns a task that hands the version of a task ``register`` over to the DAG ``promote``."""
+    return TriggerDagRunOperator(
+        task_id=f"trigger_promote_{task}",
+        trigger_dag_id="promote",
+        trigger_run_id=f"{model}-v{register.value('version')}",
+        conf={
+            **{key: register.value(key) for key in ("model", "version", "evidence")},
+            # Whoever started this run cannot approve the version.
+            "origin": {"dag": "{{ dag.dag_id }}", "run": "{{ run_id }}"},
+        },
+        # Two candidates may come at the same moment, and a logical date belongs to one run only.
+        logical_date=None,
+        # A run that is registered again is the same version, which was handed over already.
+        skip_when_already_exists=True,
+    )
+
+
+def make_form(training_set: TrainingSet) -> dict[str, Param]:
+    """Returns the form for starting a run by hand, with the training set's recipe and seed filled in."""
     return {
         "preset": Param(
             training_set.preset,
@@ -121,8 +126,8 @@ def form(training_set: TrainingSet) -> dict[str, Param]:
     }
 
 
-def documentation(training_set: TrainingSet) -> str:
-    """What the YAML file says, and what a run does with it."""
+def write_documentation(training_set: TrainingSet) -> str:
+    """Returns the DAG's documentation: what the YAML file declares, and what a run does."""
     facts = {
         "File": training_set.file,
         "Sources": ", ".join(training_set.sources),
@@ -132,8 +137,8 @@ def documentation(training_set: TrainingSet) -> str:
         "Recipe": training_set.preset,
         "Runs": f"with new data{f', and {training_set.schedule}' if training_set.schedule else ''}",
     }
-    rows = "\n".join(f"| {what} | `{value}` |" for what, value in facts.items())
+    rows = "\n".join(f"| {name} | `{value}` |" for name, value in facts.items())
     return DOC.format(description=training_set.description.strip(), facts=rows)
 
 
-globals().update(dags_of(training_set_files(SETTINGS), retrain, prefix="retrain"))
+globals().update(build_dags(training_set_files(SETTINGS), build_retrain_dag, prefix="retrain"))

@@ -1,6 +1,6 @@
-"""Write .env from .env.example: each <secret> by chance, and nothing that is set already is changed.
+"""Write .env from .env.example, with a random value for each <secret>. What is set already is not changed.
 
-Usage: secrets.py [EXAMPLE [FILE]]
+Usage: make_secrets.py [EXAMPLE [FILE]]
 """
 
 import base64
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 
-def fill(example: str, present: str, docker_group: str) -> str:
-    """The lines to add to ``present`` so that it sets all that ``example`` does."""
+def make_missing_lines(example: str, present: str, docker_group: str) -> str:
+    """Returns the lines to add to ``present`` so that it sets all that ``example`` does."""
     known = set(re.findall(r"^([A-Z0-9_]+)=", present, re.MULTILINE))
     makers = {
-        # Letters and digits: they stand in URLs.
+        # Letters and digits only, since they stand in URLs.
         "<secret>": lambda: secrets.token_hex(32),
         "<fernet>": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "<docker group>": lambda: docker_group,
@@ -26,18 +26,18 @@ def fill(example: str, present: str, docker_group: str) -> str:
         if name in known:
             continue
         if present and not equals:
-            continue  # remarks come with the first writing only
+            continue  # comments are written the first time only
         lines.append(f"{name}={makers[value]()}" if value in makers else line)
     return "".join(f"{line}\n" for line in lines)
 
 
 def main(example: str = ".env.example", file: str = ".env") -> None:
-    """See the module."""
+    """Writes the settings that the file lacks; see the module."""
     socket = Path("/var/run/docker.sock")
     group = str(socket.stat().st_gid) if socket.exists() else "0"
     target = Path(file)
     present = target.read_text() if target.exists() else ""
-    added = fill(Path(example).read_text(), present, group)
+    added = make_missing_lines(Path(example).read_text(), present, group)
     if present and not present.endswith("\n"):
         present += "\n"
     scratch = target.with_name(f"{target.name}.new")

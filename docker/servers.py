@@ -1,4 +1,4 @@
-"""What the servers of docker-compose.yaml do beyond their own commands. Settings come from the environment.
+"""Commands of the servers in docker-compose.yaml besides their own. Settings come from the environment.
 
 Usage: servers.py buckets | init | mlflow | migrate-mlflow | healthy URL [COMPONENT]
        servers.py save >ARCHIVE | load <ARCHIVE
@@ -23,7 +23,7 @@ _BYTES_IN_MEMORY = 64 << 20
 
 
 def buckets() -> None:
-    """Make the buckets that are not there yet, once the S3 server answers."""
+    """Makes the buckets that do not exist yet, once the S3 server answers."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -31,20 +31,20 @@ def buckets() -> None:
     deadline = time.monotonic() + _SECONDS_FOR_S3
     while True:
         try:
-            there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+            existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
             break
         except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline:
                 sys.exit(f"error: {os.environ['AWS_ENDPOINT_URL']} does not answer: {error}")
             time.sleep(1)
     for name in BUCKETS:
-        if name not in there:
+        if name not in existing:
             s3.create_bucket(Bucket=name)
             print(f"made the bucket {name}")
 
 
 def save() -> None:
-    """Write all objects of the buckets to standard output, as a tar archive of ``<bucket>/<key>``."""
+    """Writes all objects of the buckets to standard output, as a tar archive of ``<bucket>/<key>``."""
     import boto3
 
     s3, count = boto3.client("s3"), 0
@@ -61,7 +61,7 @@ def save() -> None:
 
 
 def load() -> None:
-    """Put the objects of an archive that ``save`` wrote, read from standard input, into buckets that are empty."""
+    """Puts the objects of an archive that ``save`` wrote, from standard input, into the buckets if they are empty."""
     import boto3
 
     s3, count = boto3.client("s3"), 0
@@ -74,7 +74,7 @@ def load() -> None:
             data = archive.extractfile(entry)
             if bucket not in BUCKETS or not data:
                 sys.exit(f"error: {entry.name!r} is not in a bucket of ours; is this a backup?")
-            # An upload reads some places twice, which a stream does not allow.
+            # An upload reads parts twice, which a stream does not allow.
             with tempfile.SpooledTemporaryFile(_BYTES_IN_MEMORY) as scratch:
                 shutil.copyfileobj(data, scratch)
                 scratch.seek(0)
@@ -84,11 +84,10 @@ def load() -> None:
 
 
 def init() -> None:
-    """Bring Airflow's database up to date; set pools and connections, and the users of Airflow and MLflow."""
+    """Brings Airflow's database up to date, and sets pools, connections, and the users of Airflow and MLflow."""
     from ml.core.settings import read_settings
     from ml.local.accounts import SERVICE_USER
-    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names
-    from ml.local.mlflow_users import set_up_mlflow_users as set_up_mlflow
+    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names, set_up_mlflow_users
 
     env = os.environ
     _airflow("db", "migrate")
@@ -124,17 +123,17 @@ def init() -> None:
     people = {name: env[f"{name.upper()}_PASSWORD"] for name in ("engineer", "reviewer", "viewer")}
     _set_up_airflow({**people, "admin": env["ADMIN_PASSWORD"], SERVICE_USER: env["SERVICE_PASSWORD"]})
     passwords = {**people, **services, "admin": env["MLFLOW_ADMIN_PASSWORD"]}
-    set_up_mlflow("http://mlflow:5000", passwords, registered_model_names(read_settings()))
+    set_up_mlflow_users("http://mlflow:5000", passwords, registered_model_names(read_settings()))
     print("users are set up")
 
 
 def mlflow() -> NoReturn:
-    """Become the MLflow server, with its users in a database of their own."""
+    """Becomes the MLflow server, with its users in a database of their own."""
     from ml.local.mlflow_users import auth_config_text
 
     database = _mlflow_database()
     _write("/tmp/users.ini", auth_config_text(f"{database}/mlflow_users"))  # noqa: S108
-    # By the environment and not on the command line, which every process on the machine can read.
+    # Secrets are in the environment: a command line can be read by every process on the machine.
     os.environ |= {
         "MLFLOW_AUTH_CONFIG_PATH": "/tmp/users.ini",  # noqa: S108
         "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ.pop("MLFLOW_ADMIN_PASSWORD"),
@@ -146,23 +145,23 @@ def mlflow() -> NoReturn:
 
 
 def migrate_mlflow() -> None:
-    """Bring MLflow's database up to date with this MLflow. There is no way back but a backup."""
+    """Brings MLflow's database up to date with this MLflow. It cannot be undone but by a backup."""
     from mlflow.db import commands
 
-    # In this process and not by its command line, which every process on the machine can read.
+    # In this process: the address on a command line could be read by every process on the machine.
     commands.main(["upgrade", f"{_mlflow_database()}/mlflow"], standalone_mode=False)
 
 
 def healthy(url: str, component: str = "") -> None:
-    """Exit 0 if the address answers, and says of the component that it is healthy."""
+    """Exits with 0 if the address answers and says that the component is healthy."""
     with urlopen(url, timeout=_SECONDS_TO_ANSWER) as answer:  # noqa: S310
-        said = answer.read()
-    if component and json.loads(said)[component]["status"] != "healthy":
+        content = answer.read()
+    if component and json.loads(content)[component]["status"] != "healthy":
         sys.exit(f"{component} is not healthy")
 
 
 def _mlflow_database() -> str:
-    """Address of the database server, with user and password."""
+    """Returns the address of the database server, with user and password."""
     return f"postgresql+psycopg2://mlflow:{os.environ.pop('MLFLOW_DB_PASSWORD')}@postgres"
 
 
@@ -181,14 +180,14 @@ def _import(what: str, values: dict[str, Any], *options: str) -> None:
 
 def _set_up_airflow(passwords: dict[str, str]) -> None:
     sys.path.insert(0, os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"])
-    from breakhis_airflow.fab import ADMIN, ENGINEER, REVIEWER, VIEWER, User, set_up
+    from breakhis_airflow.fab import ADMIN, ENGINEER, REVIEWER, VIEWER, User, set_up_users
 
     roles = {"admin": ADMIN, "engineer": ENGINEER, "reviewer": REVIEWER}
-    set_up({name: User(roles.get(name, VIEWER), password) for name, password in passwords.items()})
+    set_up_users({name: User(roles.get(name, VIEWER), password) for name, password in passwords.items()})
 
 
 def _write(file: str, text: str) -> None:
-    """For this user's eyes alone."""
+    """Writes a file that only this user can read."""
     Path(file).unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as opened:
         opened.write(text)

@@ -1,4 +1,4 @@
-"""What Airflow loads at start: links on tasks, the review page, and the pages that serve validation reports."""
+"""The plugin that Airflow loads at its start: links on tasks, review pages and validation reports."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from breakhis_airflow.links import DataDocsLink, ModelVersionLink, QuarantineLin
 
 
 class BreakhisPlugin(AirflowPlugin):
-    """The links and pages of this system, for Airflow's UI."""
+    """Registers the links and pages of this system in Airflow's UI."""
 
     name = "breakhis"
     operator_extra_links: ClassVar = [
@@ -26,7 +26,7 @@ class BreakhisPlugin(AirflowPlugin):
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:
-        """The pages, made when the API server asks: workers load plugins too, and need no web framework."""
+        """The pages. They are made when the API server asks: workers load plugins, too, and need no web framework."""
         from breakhis_airflow.web import create_app
 
         return [{"name": "breakhis", "url_prefix": PREFIX, "app": create_app()}]

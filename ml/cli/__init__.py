@@ -1,4 +1,4 @@
-"""The ``breakhis`` command: one sub-command a stage, and the local stack around them."""
+"""The ``breakhis`` command, with a sub-command for each stage and those of the local stack."""
 
 import signal
 import sys
@@ -21,7 +21,7 @@ def cli() -> None:
 
     Every stage reads its input by name or id from the store, writes its output there and prints one JSON object with
     --json. Exit status: 0 done, 2 wrong usage, 3 bad input, 4 refused (validation, gates, promotion), 75 try again,
-    1 a fault of ours.
+    1 a fault of breakhis itself.
     """
 
 
@@ -30,8 +30,8 @@ for command in [*STAGES, *DECISIONS, sources, *TOOLS, *local_commands]:
 
 
 def main() -> None:
-    """Run the command line: errors of ours become one line and their exit status, faults a traceback and 1."""
-    # A scheduler stops a stage by SIGTERM: leave by the ordinary way, which closes runs and removes scratch files.
+    """Runs the command line. A BreakhisError is printed as one line and sets the exit status; a fault ends with 1."""
+    # A scheduler stops a stage by SIGTERM. An ordinary exit then closes MLflow runs and removes scratch files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         cli(standalone_mode=False)

@@ -4,11 +4,11 @@ import time
 
 import click
 
-from ml.cli.options import Outcome, deliver, json_option, stage
+from ml.cli.options import RefusedResult, json_option, output_result, stage_command
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Json, Store
 
-_SECONDS = 2.0
+_SECONDS_TO_RETRY = 2.0
 
 
 @click.command()
@@ -18,13 +18,13 @@ def history(model: str, as_json: bool) -> None:
     """Show who decided what about MODEL's versions, when, why, and on which evidence."""
     from ml.promotion.audit_log import AuditLog, read_decisions
 
-    own = read_settings()
-    store = Store(own.store)
-    records = read_decisions(store, model, AuditLog(store, own))[::-1]
-    deliver({"model": model, "decisions": records}, as_json, None, _show_history)
+    settings = read_settings()
+    store = Store(settings.store)
+    records = read_decisions(store, model, AuditLog(store, settings))[::-1]
+    output_result({"model": model, "decisions": records}, as_json, None, _print_history)
 
 
-def _show_history(result: Json) -> None:
+def _print_history(result: Json) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -33,19 +33,19 @@ def _show_history(result: Json) -> None:
         return
     table = Table("when (UTC)", "version", "decision", "by", "why", "champion before", "evidence")
     for record in result["decisions"]:
-        before = record.get("champion")
+        former_champion = record.get("champion")
         table.add_row(
             record["at"][:19].replace("T", " "),
             str(record["version"]),
             record["event"] if record["verified"] else f"{record['event']} (!)",
             record["by"],
             record["reason"],
-            "" if before is None else str(before),
+            "" if former_champion is None else str(former_champion),
             record.get("bundle") or record.get("evidence") or "",
         )
     Console(width=max(Console().width, 140)).print(table)
     if not all(record["verified"] for record in result["decisions"]):
-        click.echo("What is marked (!) is not as it was written; see: breakhis audit verify")
+        click.echo("Records marked (!) were changed since they were written; see: breakhis audit verify")
 
 
 @click.group()
@@ -53,23 +53,24 @@ def audit() -> None:
     """Check the audit log of promotions."""
 
 
-def verify(store: Store, own: Settings) -> Json:
+def verify(store: Store, settings: Settings) -> Json:
     """Check that the audit log is whole, and that the champions are those it names. Exit status 4 if not.
 
-    Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases moved behind the
-    log's back, champions that nobody approved, and changed files, metrics or evidence of a champion or the one before.
+    Finds records that were edited, deleted, reordered, replaced, cut off or not carried out, aliases that were moved
+    without a record, champions that nobody approved, and changed files, metrics or evidence of a champion or of the
+    champion before it.
     """
-    from ml.promotion.auditing import audit_registry as check
+    from ml.promotion.auditing import audit_registry
 
-    result = check(store, own)
+    result = audit_registry(store, settings)
     if result["faults"]:
-        time.sleep(_SECONDS)  # a decision that was carried out between two readings looks like a fault
-        result = check(store, own)
+        time.sleep(_SECONDS_TO_RETRY)  # a decision carried out between reading log and registry looks like a fault
+        result = audit_registry(store, settings)
     if result["faults"]:
-        raise Outcome(result, "; ".join(result["faults"]))
+        raise RefusedResult(result, "; ".join(result["faults"]))
     return result
 
 
-audit.add_command(stage(verify))
+audit.add_command(stage_command(verify))
 
 DECISIONS = [history, audit]

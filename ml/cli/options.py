@@ -1,4 +1,4 @@
-"""Options and output that all commands share, defined once."""
+"""Options and output that all commands share."""
 
 import functools
 import json
@@ -15,22 +15,25 @@ from ml.core.store import Json, Store, write_result
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 
 
-class Outcome(Refused):
-    """A stage's result that is a refusal: it is printed and written like any other, then exits with status 4."""
+class RefusedResult(Refused):
+    """A refusal that has a result. The result is printed and written as any other; the exit status is 4."""
 
     def __init__(self, result: Json, message: str) -> None:
         super().__init__(message)
         self.result = result
 
 
-def stage(function: Callable[..., Json], show: Callable[[Json, dict[str, Any]], None] | None = None) -> click.Command:
-    """Make a click command of a function ``(store, settings, …) -> result``; its docstring becomes the help.
+def stage_command(
+    function: Callable[..., Json], show: Callable[[Json, dict[str, Any]], None] | None = None
+) -> click.Command:
+    """Makes a click command of a function ``(store, settings, …) -> result``, whose docstring becomes the help.
 
-    Adds ``--json`` and ``--result``; prints the result; a raised :class:`Outcome` is printed before it is raised on.
+    The command has the options ``--json`` and ``--result``, prints the result, and is named as the function is. The
+    result in a :class:`RefusedResult` is printed before the error is raised again.
 
     Args:
         function: the stage.
-        show: prints the result for people; it is given the command's own options, too. Default: a line a key.
+        show: prints the result for people, given the result and the command's own options. Default: a line a key.
     """
 
     @json_option
@@ -40,32 +43,35 @@ def stage(function: Callable[..., Json], show: Callable[[Json, dict[str, Any]], 
         begin = time.monotonic()
         configuration = read_settings()
 
-        def timed(result: Json) -> Json:
+        def add_seconds(result: Json) -> Json:
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
         try:
             result = function(Store(configuration.store), configuration, **arguments)
-        except Outcome as refusal:
-            deliver(timed(refusal.result), as_json, result_uri)
+        except RefusedResult as refusal:
+            output_result(add_seconds(refusal.result), as_json, result_uri)
             raise
-        deliver(timed(result), as_json, result_uri, (lambda shown: show(shown, arguments)) if show else None)
+        output_result(
+            add_seconds(result), as_json, result_uri, (lambda shown: show(shown, arguments)) if show else None
+        )
 
-    # A stage is called what its function is called.
     return click.command(name=function.__name__.replace("_", "-"))(run)
 
 
-def deliver(result: Json, as_json: bool, result_uri: str | None, show: "Callable[[Json], None] | None" = None) -> None:
-    """Print a result, as JSON or for people by ``show``, and write it to ``result_uri`` if one is given."""
+def output_result(
+    result: Json, as_json: bool, result_uri: str | None, show: "Callable[[Json], None] | None" = None
+) -> None:
+    """Prints a result, as JSON or for people by ``show``, and writes it to ``result_uri`` if that is given."""
     if result_uri:
         write_result(result_uri, result)
     if as_json:
         click.echo(json.dumps(result, sort_keys=True))
     else:
-        (show or show_lines)(result)
+        (show or print_lines)(result)
 
 
-def show_lines(result: Json) -> None:
-    """Print a result for people, a line a key."""
+def print_lines(result: Json) -> None:
+    """Prints a result for people, a line a key. A review's text is left out."""
     width = max(len(key) for key in result)
     for key, value in result.items():
         if key != "review":

@@ -1,4 +1,4 @@
-"""``breakhis sources``: for whoever adds a source."""
+"""``breakhis sources``: adds, checks and lists data sources, and draws pictures to try one with."""
 
 import json
 import os
@@ -12,14 +12,14 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from ml.cli.options import deliver, json_option
+from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ConfigError
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.data.sources import PLACEHOLDER, SOURCE_KINDS, TableSpec, load_source, source_files
 
-_FIRST = ("name", "kind", "description")
+_FIRST_KEYS = ("name", "kind", "description")
 
 
 @click.group()
@@ -30,7 +30,12 @@ def sources() -> None:
 @sources.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(SOURCE_KINDS)), required=True, help="Where its images come from.")
-@click.option("--layout", type=click.Choice(["breakhis", "table"]), default="breakhis", help="What tells of an image.")
+@click.option(
+    "--layout",
+    type=click.Choice(["breakhis", "table"]),
+    default="breakhis",
+    help="Whether file names or a table describe the images.",
+)
 @json_option
 def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
@@ -41,18 +46,18 @@ def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     path = read_settings().conf / "sources" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Beside it first: Airflow may look at any moment.
+        # It is written beside and linked, since Airflow may read the folder at any moment.
         scratch = path.with_suffix(".new")
-        scratch.write_text(_commented({"name": name, "kind": kind, "layout": layout}))
+        scratch.write_text(_write_commented_yaml({"name": name, "kind": kind, "layout": layout}))
         os.link(scratch, path)
     except FileExistsError:
-        raise ConfigError(f"{path}: is there already; edit it, or choose another name") from None
+        raise ConfigError(f"{path} is there already; edit it, or choose another name") from None
     finally:
         scratch.unlink(missing_ok=True)
-    missing = [field for field, about in SOURCE_KINDS[kind].model_fields.items() if _required(field, about)]
+    missing = [field for field, about in SOURCE_KINDS[kind].model_fields.items() if _is_required(field, about)]
     if layout == "table":
-        missing += [f"table.{field}" for field, about in TableSpec.model_fields.items() if _required(field, about)]
-    deliver({"file": str(path), "fill_in": missing, "then": f"breakhis sources check {name}"}, as_json, None)
+        missing += [f"table.{field}" for field, about in TableSpec.model_fields.items() if _is_required(field, about)]
+    output_result({"file": str(path), "fill_in": missing, "then": f"breakhis sources check {name}"}, as_json, None)
 
 
 @sources.command()
@@ -69,15 +74,15 @@ def check(source: str, as_json: bool) -> None:
         from ml.data.validation.suite import verify_expectations
 
         verify_expectations(build_suite(spec.inventory, spec.layout, spec.validation), str(spec.file))
-    deliver({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
+    output_result({"file": str(spec.file), **spec.model_dump(mode="json")}, as_json, None)
 
 
 @sources.command("list")
 @json_option
 def list_(as_json: bool) -> None:
     """List every source: its kind, its schedule, its last version and how far it has come."""
-    own = read_settings()
-    rows = [_row(file, Store(own.store)) for file in source_files(own)]
+    settings = read_settings()
+    rows = [_describe_source(file, Store(settings.store)) for file in source_files(settings)]
     if as_json:
         click.echo(json.dumps({"sources": rows}, sort_keys=True))
         return
@@ -102,15 +107,15 @@ def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
     from ml.data.sources.demo import draw_files
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already; name a new or empty folder")
+        raise ConfigError(f"{folder} is there already; name a new or empty folder")
     for path, content in draw_files(images, seed, read_settings().worker_count):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    deliver({"folder": str(folder), "images": images}, as_json, None)
+    output_result({"folder": str(folder), "images": images}, as_json, None)
 
 
-def _row(file: Path, store: Store) -> Json:
+def _describe_source(file: Path, store: Store) -> Json:
     row: dict[str, Any] = dict.fromkeys(("kind", "schedule", "images", "version", "published"))
     row |= {"name": file.stem, "file": str(file)}
     try:
@@ -122,10 +127,10 @@ def _row(file: Path, store: Store) -> Json:
     if published:
         row |= {key: published[key] for key in ("images", "version", "published")}
     fetched, _ = store.read(f"refs/raw/{spec.name}.json")
-    return {**row, "state": _state(fetched, published, store)}
+    return {**row, "state": _describe_state(fetched, published, store)}
 
 
-def _state(fetched: Json | None, published: Json | None, store: Store) -> str:
+def _describe_state(fetched: Json | None, published: Json | None, store: Store) -> str:
     if not fetched:
         return "never ingested"
     if not published:
@@ -134,34 +139,40 @@ def _state(fetched: Json | None, published: Json | None, store: Store) -> str:
     return "published" if raw == fetched["raw"] else "published; what was fetched since is not"
 
 
-def _required(name: str, about: Any) -> bool:
-    return about.default is PydanticUndefined and about.default_factory is None and name not in _FIRST
+def _is_required(name: str, about: Any) -> bool:
+    return about.default is PydanticUndefined and about.default_factory is None and name not in _FIRST_KEYS
 
 
-def _commented(said: dict[str, str]) -> str:
-    """A source's YAML file with every key that its kind knows, what each means, and its default."""
-    kind = SOURCE_KINDS[said["kind"]]
-    fields = {key: kind.model_fields[key] for key in (*_FIRST, *(k for k in kind.model_fields if k not in _FIRST))}
+def _write_commented_yaml(values: dict[str, str]) -> str:
+    """Returns the YAML text of a source, with every key of its kind, what each means, and its default.
+
+    Args:
+        values: the values that are known: ``name``, ``kind`` and ``layout``.
+    """
+    kind = SOURCE_KINDS[values["kind"]]
+    keys = (*_FIRST_KEYS, *(key for key in kind.model_fields if key not in _FIRST_KEYS))
+    fields = {key: kind.model_fields[key] for key in keys}
     lines = [f"# {(kind.__doc__ or '').strip()}", "# Lines with a default may be left out.", ""]
-    for key, about in fields.items():
-        if key == "table" and said["layout"] == "table":
-            lines += [*_remark(about.description), "table:", *textwrap.indent(_table(), "  ").splitlines(), ""]
+    for key, field in fields.items():
+        if key == "table" and values["layout"] == "table":
+            table = textwrap.indent(_format_table_keys(), "  ").splitlines()
+            lines += [*_format_comment(field.description), "table:", *table, ""]
         else:
-            value = said.get(
-                key, PLACEHOLDER if _required(key, about) else about.get_default(call_default_factory=True)
+            value = values.get(
+                key, PLACEHOLDER if _is_required(key, field) else field.get_default(call_default_factory=True)
             )
             value = value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
-            lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
+            lines += [*_format_comment(field.description), yaml.safe_dump({key: value}, allow_unicode=True).strip(), ""]
     return "\n".join(lines)
 
 
-def _table() -> str:
+def _format_table_keys() -> str:
     lines: list[str] = []
-    for key, about in TableSpec.model_fields.items():
-        value = PLACEHOLDER if _required(key, about) else about.get_default(call_default_factory=True)
-        lines += [*_remark(about.description), yaml.safe_dump({key: value}, allow_unicode=True).strip()]
+    for key, field in TableSpec.model_fields.items():
+        value = PLACEHOLDER if _is_required(key, field) else field.get_default(call_default_factory=True)
+        lines += [*_format_comment(field.description), yaml.safe_dump({key: value}, allow_unicode=True).strip()]
     return "\n".join(lines)
 
 
-def _remark(text: str | None) -> list[str]:
+def _format_comment(text: str | None) -> list[str]:
     return textwrap.wrap(text or "", 110, initial_indent="# ", subsequent_indent="# ")

@@ -1,4 +1,4 @@
-"""The stages as commands. Each is a thin call; what it does is said where it is done."""
+"""The stages as commands. Each only calls the function that does the work, which is documented there."""
 
 import re
 from functools import partial
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml.cli.options import Outcome, show_lines, stage
+from ml.cli.options import RefusedResult, print_lines, stage_command
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
 from ml.data.sources import load_source
-from ml.data.training_sets import assemble_dataset as assemble_set
-from ml.data.training_sets import load_training_set
+from ml.data.training_sets import assemble_dataset, load_training_set
 from ml.training.presets import load_preset, preset_names
 
 if TYPE_CHECKING:
@@ -31,16 +30,16 @@ class _ShardType(click.ParamType["Shard"]):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Shard":
-        """``2/3`` is the second of three."""
+        """Reads ``2/3`` as the second of three parts."""
         from ml.training.features import Shard
 
-        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
-        if not found or int(found[1]) > int(found[2]):
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
+        if not match or int(match[1]) > int(match[2]):
             self.fail(f"{value!r} is not a part such as 1/3, 2/3 or 3/3", param, ctx)
-        return Shard(int(found[1]), int(found[2]))
+        return Shard(int(match[1]), int(match[2]))
 
 
-@stage
+@stage_command
 @source_argument
 def fetch(store: Store, settings: Settings, source: str) -> Json:
     """Bring the files of SOURCE (a name in dags/sources or a .yaml path) into the store as a raw version."""
@@ -49,7 +48,7 @@ def fetch(store: Store, settings: Settings, source: str) -> Json:
     return fetch_source(load_source(source, settings.conf), store, settings)
 
 
-@stage
+@stage_command
 @source_argument
 @click.option("--raw", metavar="ID", help="Raw version to read; default: the source's latest.")
 def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> Json:
@@ -59,14 +58,14 @@ def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> 
     return make_manifest(load_source(source, settings.conf), store, settings.worker_count, raw)
 
 
-@stage
+@stage_command
 @click.argument("manifest")
 def validate(store: Store, settings: Settings, manifest: str) -> Json:
     """Check MANIFEST with Great Expectations and write Data Docs. Exit status 4 if it does not pass."""
-    return _validate(store, manifest)
+    return _validate_manifest(store, manifest)
 
 
-@stage
+@stage_command
 @click.argument("manifest")
 def publish(store: Store, settings: Settings, manifest: str) -> Json:
     """Make MANIFEST, which must have passed validation, the current version of its source."""
@@ -75,7 +74,7 @@ def publish(store: Store, settings: Settings, manifest: str) -> Json:
     return publish_manifest(manifest, store)
 
 
-@stage
+@stage_command
 @source_argument
 def ingest(store: Store, settings: Settings, source: str) -> Json:
     """fetch, manifest, validate and publish SOURCE in one go."""
@@ -86,21 +85,21 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
     made = make_manifest(spec, store, settings.worker_count, fetched["version"])
-    validated = _validate(store, made["manifest"])
+    validated = _validate_manifest(store, made["manifest"])
     published = publish_manifest(made["manifest"], store)
     return {**fetched, "raw": fetched["version"], **made, **validated, **published}
 
 
-@stage
+@stage_command
 @click.argument("training_set", metavar="SET")
 def assemble(store: Store, settings: Settings, training_set: str) -> Json:
     """Make a dataset of the published versions of SET's sources (a name in dags/training_sets or a .yaml path)."""
-    return assemble_set(load_training_set(training_set, settings.conf), store, settings)
+    return assemble_dataset(load_training_set(training_set, settings.conf), store, settings)
 
 
-def _show_split(result: Json, arguments: dict[str, Any]) -> None:
+def _print_split(result: Json, arguments: dict[str, Any]) -> None:
     if not arguments["report"]:
-        show_lines(result)
+        print_lines(result)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -109,40 +108,40 @@ def _show_split(result: Json, arguments: dict[str, Any]) -> None:
     grid = Table("class", title=escape(f"{result['split']}: {result['method']}, by {result['group']}"))
     for side in (*SIDES, "all"):
         grid.add_column(f"{side}\nimages / slides / cases", justify="right")
-    whats = ("images", "slides", "cases")
+    units = ("images", "slides", "cases")
     for subtype in SUBTYPES:
-        counts = [[result[side][f"{what}_by_subtype"][subtype] for what in whats] for side in SIDES]
-        grid.add_row(subtype, *_cells(counts))
+        counts = [[result[side][f"{unit}_by_subtype"][subtype] for unit in units] for side in SIDES]
+        grid.add_row(subtype, *_format_counts(counts))
     grid.add_section()
-    grid.add_row("all", *_cells([[result[side][what] for what in whats] for side in SIDES]))
+    grid.add_row("all", *_format_counts([[result[side][unit] for unit in units] for side in SIDES]))
     console = Console(width=max(Console().width, 120))
     console.print(grid)
     if result["group"] == "slide":
         console.print("A case whose slides lie on several sides counts once on each.")
-    for subtype, why in result["not_estimable_because"].items():
-        console.print(escape(f"not estimable: {subtype}, no case in test: {why}"))
+    for subtype, reason in result["not_estimable_because"].items():
+        console.print(escape(f"not estimable: {subtype}, no case in test: {reason}"))
     for reason, images in result["quarantined"].items():
         console.print(escape(f"quarantined: {images} image(s): {reason}"))
     console.print(escape(f"ledger {result['ledger']} {result['ledger_hash']}"))
 
 
-def _cells(counts: list[list[int]]) -> list[str]:
-    """Of each side and of all, as people read them."""
+def _format_counts(counts: list[list[int]]) -> list[str]:
+    """Returns the counts of each side, and their sums, as texts such as ``12 / 3 / 2``."""
     return [" / ".join(str(n) for n in numbers) for numbers in (*counts, [sum(n) for n in zip(*counts, strict=True)])]
 
 
-@partial(stage, show=_show_split)
+@partial(stage_command, show=_print_split)
 @click.argument("dataset")
 @click.option("--report", is_flag=True, help="Show images, slides and cases of each class on each side as a table.")
 def split(store: Store, settings: Settings, dataset: str, report: bool) -> Json:
     """Put every case of DATASET on its side of the ledger: train, validation or test."""
-    # --report is for showing; the result is the same.
+    # --report changes what is printed, not the result.
     from ml.data.splits import split_dataset
 
     return split_dataset(dataset, store)
 
 
-@stage
+@stage_command
 @click.option("--preset", type=click.Choice(preset_names()), help="A recipe, which may allow random weights instead.")
 def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
@@ -152,13 +151,15 @@ def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     return fetch_weights(settings.weights, store, or_random=or_random)
 
 
-@stage
+@stage_command
 @click.argument("dataset")
 @preset_option
 @weights_option
-@click.option("--split", metavar="ID", help="Views but the first only of what its train and validation sides hold.")
+@click.option("--split", metavar="ID", help="Compute augmented views only of images on its train and validation sides.")
 @click.option(
-    "--shard", type=_ShardType(), help="Only the I-th of N parts, so that N workers share the images of a dataset."
+    "--shard",
+    type=_ShardType(),
+    help="Compute only the I-th of N parts, so that N workers share a dataset's images.",
 )
 def features(
     store: Store,
@@ -177,12 +178,12 @@ def features(
 
     recipe, rows = load_preset(preset), read_dataset(dataset, store)
     sides = look_up_sides(rows, read_split(split, store)) if split else None
-    seen = plan_shared_views([recipe.binary.views, recipe.subtype.views], rows, sides)
-    plan = [(view, rows.loc[wanted, "pixel_sha256"].tolist()) for view, wanted in seen]
+    views = plan_shared_views([recipe.binary.views, recipe.subtype.views], rows, sides)
+    plan = [(view, rows.loc[is_used, "pixel_sha256"].tolist()) for view, is_used in views]
     return extract_features(dataset, recipe, store, settings, weights_id=weights_id, shard=shard, plan=plan)
 
 
-@stage
+@stage_command
 @click.argument("task", type=click.Choice(["binary", "subtype"]))
 @click.option("--dataset", required=True, metavar="ID", help="A dataset made by assemble.")
 @click.option("--split", required=True, metavar="ID", help="A split of that dataset.")
@@ -197,7 +198,7 @@ def train(store: Store, settings: Settings, **arguments: Any) -> Json:
     return train_model(store=store, settings=settings, **arguments)
 
 
-def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
+def _print_reproduction(result: Json, _: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -215,7 +216,7 @@ def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
     console.print(escape(f"{result['output']}/table.md; MLflow run {result['run_id']}"))
 
 
-@partial(stage, show=_show_reproduction)
+@partial(stage_command, show=_print_reproduction)
 @click.argument("training_set", metavar="SET")
 @click.option(
     "--preset",
@@ -233,7 +234,7 @@ def _show_reproduction(result: Json, _: dict[str, Any]) -> None:
     multiple=True,
     default=("notebooks", "ledger"),
     show_default=True,
-    help="How patients are put on sides. spanhol has five folds and takes five times as long.",
+    help="How patients are split. spanhol has five folds and takes five times as long.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each.")
 @click.option(
@@ -252,7 +253,7 @@ def reproduce(
     output: Path | None,
     weights_id: str | None,
 ) -> Json:
-    """Train recipes side by side on the published sources of SET: the notebooks' figures, theirs and ours in one table.
+    """Train presets side by side on the published sources of SET: the notebooks' figures and ours in one table.
 
     SET is a name in dags/training_sets or a .yaml path. Stopped, it goes on where it was when called again.
     """
@@ -271,7 +272,7 @@ def reproduce(
     )
 
 
-@stage
+@stage_command
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
     """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
@@ -280,22 +281,22 @@ def register(store: Store, settings: Settings, run: str) -> Json:
     return register_run(run, store, settings)
 
 
-@stage
+@stage_command
 @click.argument("model")
 @click.argument("version")
 @click.option("--evidence", metavar="ID", help="Judge exactly this evidence; default: the version's own.")
-@click.option("--policy", metavar="FILE", help="Judge under another policy, to see what it would say.")
+@click.option("--policy", metavar="FILE", help="Judge under another policy, to see what its gates would say.")
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
     from ml.promotion.judging import judge_version
 
     result = judge_version(model, version, store, settings, evidence=evidence, policy=policy)
     if not result["passed"]:
-        raise Outcome(result, result["summary"])
+        raise RefusedResult(result, result["summary"])
     return result
 
 
-@stage
+@stage_command
 @click.argument("model")
 @click.argument("version")
 @click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG promote whose review decided.")
@@ -307,7 +308,7 @@ def promote(store: Store, settings: Settings, model: str, version: str, dag_run:
     return promote_version(model, version, dag_run, store, settings, evidence=evidence)
 
 
-@stage
+@stage_command
 @click.argument("model")
 @click.argument("version")
 @click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
@@ -326,7 +327,7 @@ def rollback(
     return roll_back(model, version, dag_run, store, settings)
 
 
-@stage
+@stage_command
 @click.argument("model")
 @click.argument("version")
 @click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG withdraw, with who and why.")
@@ -337,13 +338,13 @@ def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run
     return withdraw_version(model, version, dag_run, store, settings)
 
 
-def _validate(store: Store, manifest: str) -> Json:
+def _validate_manifest(store: Store, manifest: str) -> Json:
     from ml.data.validation import validate_manifest
 
     result = validate_manifest(manifest, store)
     if not result["passed"]:
         names = [check["name"] for check in [*result["failed"], *result["errored"]]]
-        raise Outcome(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")
+        raise RefusedResult(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Commands that are no stages: predict, and the settings."""
+"""Commands that are no stages: ``breakhis predict``, ``config`` and ``erase``."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml.cli.options import deliver, json_option
+from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ImageError, RegistryError
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
@@ -28,7 +28,7 @@ def config(as_json: bool) -> None:
     values = read_settings().model_dump(mode="json")
     values["mlflow_uri"] = re.sub(r"//[^/@]*@", "//**********@", values["mlflow_uri"])
     if as_json:
-        deliver(values, as_json=True, result_uri=None)
+        output_result(values, as_json=True, result_uri=None)
         return
     for name, field in Settings.model_fields.items():
         click.echo(f"BREAKHIS_{name.upper()} = {values[name]}")
@@ -49,8 +49,8 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
     """
     from ml.operation.erasure import erase_patient
 
-    own = read_settings()
-    deliver(erase_patient(patient, cohort, why, Store(own.store), own), as_json, None)
+    settings = read_settings()
+    output_result(erase_patient(patient, cohort, why, Store(settings.store), settings), as_json, None)
 
 
 @click.command()
@@ -73,7 +73,7 @@ def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: 
         raise BreakhisError(f"--output {output}: expected a name that ends in .csv or .parquet")
     if output and not output.parent.is_dir():
         raise BreakhisError(f"--output {output}: there is no folder {output.parent}")
-    rows = list(_predict(list(_files(images)), model))
+    rows = list(_predict_rows(list(_find_image_files(images)), model))
     if output:
         _write_table(rows, output)
     if as_json:
@@ -86,7 +86,7 @@ def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: 
 
 
 def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
-    """Write the rows, whole or not at all."""
+    """Writes the rows to a file, which is whole or not there."""
     import pandas as pd
 
     scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
@@ -103,18 +103,18 @@ def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _files(images: tuple[Path, ...]) -> Iterator[Path]:
+def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
     for image in images:
         if image.is_dir():
-            found = sorted(p for p in image.rglob("*") if is_image(p.name) and p.is_file())
-            if not found:
+            files = sorted(path for path in image.rglob("*") if is_image(path.name) and path.is_file())
+            if not files:
                 raise BreakhisError(f"{image}: no image files in this folder")
-            yield from found
+            yield from files
         else:
             yield image
 
 
-def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
+def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
     from ml.core.mlflow_client import connect, fetch_artifacts
     from ml.registry.version_scoring import ModelProcess, batches
 
@@ -127,13 +127,13 @@ def _predict(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
         with ModelProcess(folder, model) as process:
-            contents = _read(track(files, total=len(files), what="classifying"))
-            for batch in batches(contents, lambda one: len(one[1]) if isinstance(one[1], bytes) else 0):
-                yield from _classified(batch, process)
+            contents = _read_images(track(files, total=len(files), what="classifying"))
+            for batch in batches(contents, _count_bytes):
+                yield from _classify_batch(batch, process)
 
 
-def _read(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:
-    """Yields files with their content, or with why no model can say anything about them."""
+def _read_images(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:
+    """Yields each file with its content, or with the reason why no model can classify it."""
     from ml.images.decoding import read_image
 
     for file in files:
@@ -144,7 +144,11 @@ def _read(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:
             yield file, error
 
 
-def _classified(batch: list[tuple[Path, bytes | ImageError]], process: "ModelProcess") -> Iterator[dict[str, Any]]:
+def _count_bytes(item: tuple[Path, bytes | ImageError]) -> int:
+    return len(item[1]) if isinstance(item[1], bytes) else 0
+
+
+def _classify_batch(batch: list[tuple[Path, bytes | ImageError]], process: "ModelProcess") -> Iterator[dict[str, Any]]:
     pictures = [content for _, content in batch if isinstance(content, bytes)]
     predicted = iter(process.predict(pictures) if pictures else ())
     for file, content in batch:
@@ -161,7 +165,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         values = (row.get(column, "") for column in columns)
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-    # Whole paths, even where the terminal is narrow or none.
+    # Paths are printed whole, even where the terminal is narrow or there is none.
     Console(width=max(Console().width, 100 + max(len(str(row["image"])) for row in rows))).print(table)
 
 

@@ -1,1 +1,1 @@
-"""The whole product on one machine: Airflow and MLflow on SQLite, the workflow run through them, and a check-up."""
+"""Runs the whole product on one machine: Airflow and MLflow on SQLite, the workflow in them, and a check-up."""

@@ -17,29 +17,42 @@ ROLES = {"admin": "admin", "engineer": "user", "reviewer": "user", "viewer": "vi
 
 The people are users of MLflow too, where all but the administrator read."""
 
-PASSWORDS = "passwords.json"
+PASSWORDS_FILE = "passwords.json"
 """File in the home folder with the users' passwords."""
 
 
 def list_users(settings: Settings) -> dict[str, str]:
-    """People and Airflow's service account, with their roles there. Those in BREAKHIS_REVIEWERS are users, too."""
+    """Returns people and Airflow's service account, with their roles in Airflow; with those in BREAKHIS_REVIEWERS."""
     return {**ROLES, **{name: ROLES.get(name, "user") for name in settings.reviewers}}
 
 
 def read_passwords(settings: Settings) -> dict[str, str]:
-    """The users' passwords; made at random the first time, then kept."""
-    return _kept_secrets(settings.home / PASSWORDS, dict.fromkeys(list_users(settings), _password))
+    """Returns the users' passwords, which are made at random the first time and then kept.
+
+    Raises:
+        StackError: the file is damaged.
+    """
+    return _read_secrets(settings.home / PASSWORDS_FILE, dict.fromkeys(list_users(settings), _make_password))
 
 
 def read_keys(settings: Settings) -> dict[str, str]:
-    """The servers' keys and the passwords of MLflow's service accounts; made at random the first time, then kept."""
+    """Returns the servers' keys and the passwords of MLflow's service accounts, made as passwords are.
+
+    Raises:
+        StackError: the file is damaged.
+    """
     names = ("jwt", "api", "audit", "mlflow", TRAINER, PROMOTER)
-    makers = {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), **dict.fromkeys(names, _token)}
-    return _kept_secrets(settings.home / SECRETS_FILE, makers)
+    makers = {"fernet": lambda: urlsafe_b64encode(os.urandom(32)).decode(), **dict.fromkeys(names, _make_token)}
+    return _read_secrets(settings.home / SECRETS_FILE, makers)
 
 
-def _kept_secrets(path: Path, makers: dict[str, Callable[[], str]]) -> dict[str, str]:
-    """The secrets in a file only its owner can read; those that are missing are made and kept."""
+def _read_secrets(path: Path, makers: dict[str, Callable[[], str]]) -> dict[str, str]:
+    """Returns the secrets in a file that only its owner can read; makes those that are missing, and writes them there.
+
+    Args:
+        path: a JSON file of secrets by name.
+        makers: what makes each secret that has to be there.
+    """
     try:
         kept = json.loads(path.read_text())
     except FileNotFoundError:
@@ -57,10 +70,10 @@ def _kept_secrets(path: Path, makers: dict[str, Callable[[], str]]) -> dict[str,
     return {name: str(value) for name, value in kept.items()}
 
 
-def _password() -> str:
-    alphabet = "abcdefghkmnpqrstuvwxyzABCDEFGHKMNPQRSTUVWXYZ23456789"  # nothing that looks like something else
+def _make_password() -> str:
+    alphabet = "abcdefghkmnpqrstuvwxyzABCDEFGHKMNPQRSTUVWXYZ23456789"  # without letters that look alike
     return "".join(secrets.choice(alphabet) for _ in range(16))
 
 
-def _token() -> str:
+def _make_token() -> str:
     return secrets.token_urlsafe(48)

@@ -1,4 +1,4 @@
-"""The local Airflow server: its environment, whether it is healthy, its pools, and the DAGs that it has to find."""
+"""The local Airflow server: its environment, its health, its pools and the DAGs that it has to find."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from ml.core.settings import PROJECT, Settings
 from ml.core.yaml_files import read_mapping
 from ml.data.sources import load_source, source_files
 from ml.data.training_sets import load_training_set, training_set_files
-from ml.local.accounts import PASSWORDS, SERVICE_USER, list_users, read_keys, read_passwords
-from ml.local.gpus import gpu_slots
+from ml.local.accounts import PASSWORDS_FILE, SERVICE_USER, list_users, read_keys, read_passwords
+from ml.local.gpus import count_gpu_slots
 from ml.local.mlflow_users import PROMOTER, TRAINER
 from ml.local.ports import HOST
 from ml.promotion.reviews import PROMOTE, ROLLBACK, WITHDRAW
@@ -31,17 +31,24 @@ _SECONDS_TO_PARSE = 120.0
 _COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 
 
-def airflow_environment(
+def make_airflow_environment(
     settings: Settings, airflow_url: str, mlflow_url: str, log_ports: Sequence[int]
 ) -> dict[str, str]:
-    """What Airflow, and through it the stages, find in their environment."""
-    # What another Airflow on this machine was told, and who somebody else is, is not for this one.
-    others = ("AIRFLOW", "BREAKHIS_AIRFLOW_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+    """Returns the environment of Airflow and, through it, of the stages.
+
+    Args:
+        settings: of the stack.
+        airflow_url: where Airflow will answer.
+        mlflow_url: where MLflow will answer.
+        log_ports: the ports of Airflow's two log servers, the worker's and the triggerer's.
+    """
+    # Settings of another Airflow on this machine, and credentials of somebody else, are not for this one.
+    foreign = ("AIRFLOW", "BREAKHIS_AIRFLOW_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST, "localhost")))
     return {
         **inherited,
-        **breakhis_environment(settings, mlflow_url),
+        **make_breakhis_environment(settings, mlflow_url),
         "PATH": os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath))),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
@@ -53,20 +60,20 @@ def airflow_environment(
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         "MLFLOW_TRACKING_URI": mlflow_url,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        **_airflow_settings(settings, airflow_url, log_ports),
+        **_make_airflow_settings(settings, airflow_url, log_ports),
     }
 
 
-def breakhis_environment(settings: Settings, mlflow_url: str) -> dict[str, str]:
-    """The BREAKHIS_* environment that tasks get."""
-    values = {key: value for key, value in os.environ.items() if key.startswith("BREAKHIS_")}
-    values = {key: value for key, value in values.items() if not key.startswith("BREAKHIS_AIRFLOW_")}
+def make_breakhis_environment(settings: Settings, mlflow_url: str) -> dict[str, str]:
+    """Returns the BREAKHIS_* variables that tasks get: the caller's, and all that tells them of this stack."""
+    values = {name: value for name, value in os.environ.items() if name.startswith("BREAKHIS_")}
+    values = {name: value for name, value in values.items() if not name.startswith("BREAKHIS_AIRFLOW_")}
     values |= {
         "BREAKHIS_HOME": str(settings.home),
         "BREAKHIS_STORE": settings.store,
         "BREAKHIS_CONF": str(settings.conf),
         "BREAKHIS_TRAINING_SETS": os.pathsep.join(str(path) for path in settings.training_sets),
-        "BREAKHIS_WEIGHTS": _absolute_weights(settings.weights),
+        "BREAKHIS_WEIGHTS": _make_path_absolute(settings.weights),
         "BREAKHIS_MLFLOW_URI": mlflow_url,
         "BREAKHIS_MLFLOW_UI": mlflow_url,
         "BREAKHIS_CONNECTIONS": ",".join(dict.fromkeys([*settings.connections, "breakhis_mlflow"])),
@@ -76,8 +83,8 @@ def breakhis_environment(settings: Settings, mlflow_url: str) -> dict[str, str]:
     return values
 
 
-def _airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequence[int]) -> dict[str, str]:
-    """Airflow's own settings and its connections, which hold the passwords that stages are given."""
+def _make_airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequence[int]) -> dict[str, str]:
+    """Returns Airflow's own settings, and its connections with the passwords that stages are given."""
     keys, passwords = read_keys(settings), read_passwords(settings)
     airflow_home = settings.home / "airflow"
     airflow_home.mkdir(exist_ok=True)
@@ -104,7 +111,7 @@ def _airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequence[
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # the default asks DNS, slow where there is none
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow_url}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{n}:{role}" for n, role in list_users(settings).items()),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(settings.home / PASSWORDS),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(settings.home / PASSWORDS_FILE),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow_home / 'airflow.db'}",
         "AIRFLOW__API__HOST": HOST,
         "AIRFLOW__API__PORT": airflow_url.rpartition(":")[2],
@@ -114,62 +121,75 @@ def _airflow_settings(settings: Settings, airflow_url: str, log_ports: Sequence[
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
-        # The default of 5 s is how long a task waits that could start, and how long an answer to a review that came
-        # early is lost on a task that is still being parked.
+        # The default is 5 s. For so long a task waits that could start, and an answer to a review is lost that comes
+        # while Airflow is still putting the review's task to wait.
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     }
 
 
 def set_pools(settings: Settings, api: AirflowApi) -> None:
-    """Set the sizes of Airflow's pools ``gpu`` and ``promotion``, as its administrator."""
-    slots = gpu_slots(settings)
+    """Sets the sizes of Airflow's pools ``gpu`` and ``promotion``; ``api`` has to be its administrator's.
+
+    Raises:
+        TryAgain: Airflow has been too busy for five minutes.
+    """
+    slots = count_gpu_slots(settings)
     deadline = time.monotonic() + _SECONDS_TO_SET_POOLS
     while True:
         try:
             api.set_pool("gpu", slots, "Trainings at a time: one per GPU; two on a machine without")
             api.set_pool("promotion", 1, "Promotions change the registry one after the other")
             return
-        except TryAgain:  # just started and on SQLite, a busy Airflow can find its database locked
+        except TryAgain:  # on SQLite, an Airflow that has just started can find its database locked
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
 
 
 def check_dags(settings: Settings, api: AirflowApi, started: datetime) -> list[str]:
-    """Wait until this start's DAGs are parsed; returns what is wrong with them, one text a problem; [] is well."""
-    expected, problems = expected_dags(settings)
+    """Waits until Airflow has parsed its DAG files, and returns what is wrong with them.
+
+    Args:
+        settings: of the stack; the YAML files that they name tell which DAGs there have to be.
+        api: Airflow's, as its administrator.
+        started: when the servers were started. What Airflow parsed before that does not count.
+
+    Returns:
+        One text a problem: a DAG file that does not import, a DAG that is missing, or a YAML file that cannot be used.
+    """
+    expected, problems = find_expected_dags(settings)
     deadline = time.monotonic() + _SECONDS_TO_PARSE
     broken_since = None
     while True:
-        fresh = {d["dag_id"]: d for d in api.dags() if _since(d.get("last_parsed_time"), started)}
-        errors = [e for e in api.import_errors() if _since(e.get("timestamp"), started)]
-        missing = sorted(expected - fresh.keys())
+        parsed = {dag["dag_id"]: dag for dag in api.dags() if _is_since(dag.get("last_parsed_time"), started)}
+        errors = [error for error in api.import_errors() if _is_since(error.get("timestamp"), started)]
+        missing = sorted(expected - parsed.keys())
         if not missing and not errors:
-            # A YAML file that cannot be used has a DAG all the same, which says why.
-            refused = [d["description"] for d in fresh.values() if "invalid" in _tags(d)]
-            return list(dict.fromkeys([*problems, *refused]))
+            # A YAML file that cannot be used has a DAG all the same, whose description says why.
+            invalid = [dag["description"] for dag in parsed.values() if "invalid" in _read_tags(dag)]
+            return list(dict.fromkeys([*problems, *invalid]))
         now = time.monotonic()
         broken_since = broken_since or (now if errors else None)
-        # A file with an error may have been half written; one second look, then it is reported.
+        # A file with an error may have been half written. It is reported if the error stays for ten seconds.
         if now > deadline or (broken_since and now > broken_since + 10):
-            problems += [f"{e['filename']} does not import: {e['stack_trace'].strip()}" for e in errors]
+            problems += [f"{error['filename']} does not import: {error['stack_trace'].strip()}" for error in errors]
             if missing:
                 problems.append(f"these DAGs are missing: {', '.join(missing)}")
             return problems
         time.sleep(1)
 
 
-def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
-    """The ids of the DAGs that the YAML files ask for, and what is wrong with those files."""
+def find_expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
+    """Returns the ids of the DAGs that the YAML files declare, and what is wrong with these files, a text a problem."""
     ids = {PROMOTE, ROLLBACK, WITHDRAW, "audit", "remind"}
     problems = []
 
-    def collect(files: Callable[[], Iterable[Path]], name_of: Callable[[Path], str]) -> None:
+    def collect(list_files: Callable[[], Iterable[Path]], read_dag_id: Callable[[Path], str]) -> None:
         try:
-            for path in files():
+            for path in list_files():
                 try:
-                    ids.add(name_of(path))
+                    ids.add(read_dag_id(path))
                 except BreakhisError as error:
                     problems.append(str(error))
         except ConfigError as error:
@@ -187,26 +207,26 @@ def expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
     return ids, list(dict.fromkeys(problems))
 
 
-def airflow_trouble(url: str) -> str:
-    """What is wrong with Airflow's components at this address; empty if all are healthy."""
+def find_airflow_trouble(url: str) -> str:
+    """Returns what is wrong with Airflow's components at this address; an empty text if all are healthy."""
     try:
         health = AirflowApi(url, "", "", timeout=10).health()
     except BreakhisError as error:
         return str(error)
-    sick = [name for name in _COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]
-    return f"not healthy: {', '.join(sick)}" if sick else ""
+    unhealthy = [name for name in _COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]
+    return f"not healthy: {', '.join(unhealthy)}" if unhealthy else ""
 
 
-def _tags(dag: Json) -> set[str]:
+def _read_tags(dag: Json) -> set[str]:
     return {tag["name"] for tag in dag["tags"]}
 
 
-def _since(stamp: str | None, start: datetime) -> bool:
-    return bool(stamp) and datetime.fromisoformat(str(stamp)) >= start
+def _is_since(timestamp: str | None, start: datetime) -> bool:
+    return bool(timestamp) and datetime.fromisoformat(str(timestamp)) >= start
 
 
-def _absolute_weights(weights: str) -> str:
-    """Servers have another working folder, so a relative path is made absolute."""
+def _make_path_absolute(weights: str) -> str:
+    """Returns the value of BREAKHIS_WEIGHTS with a path made absolute, since servers have another working folder."""
     if weights in {"imagenet", "random"} or "://" in weights:
         return weights
     return str(Path(weights).expanduser().resolve())

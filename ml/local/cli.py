@@ -1,4 +1,4 @@
-"""The commands of the local stack: up, down, status, doctor, run and demo."""
+"""The commands of the local stack: ``breakhis up``, ``down``, ``status``, ``doctor``, ``run`` and ``demo``."""
 
 import json
 import signal
@@ -14,33 +14,32 @@ from ml.core.errors import BreakhisError, Refused, StackError
 from ml.core.progress import say
 from ml.core.settings import read_settings
 from ml.local.accounts import SERVICE_USER
+from ml.local.candidate import Candidate
 from ml.local.doctor import Check, check_machine
 from ml.local.stack import Stack
-from ml.local.workflow import Candidate, Workflow
-from ml.local.workflow import demo as run_demo
-from ml.local.workflow import run as run_workflow
+from ml.local.workflow import Workflow, run_demo, run_workflow
 
 Json = dict[str, Any]
 
-# Not ml.cli's: that package imports this module, and whoever imports this one first would run in a circle.
+# Not ml.cli's: that package imports this module, so importing from it would be a circle.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 set_argument = click.argument("training_set", metavar="[SET]", default="demo")
 
-_STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
+_CHECK_STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
 
 
 @click.command()
 def up() -> None:
     """Start Airflow and MLflow on this machine, and return once they are healthy."""
     stack = Stack(read_settings())
-    before = stack.state()
+    earlier = stack.state()
     state = stack.up()
     problems = stack.check_dags(state)
-    if before and before.started == state.started:
+    if earlier and earlier.started == state.started:
         say("Airflow and MLflow are running already.")
     _print_addresses(stack)
     if problems:
-        raise StackError("they run, but not with all their DAGs:\n" + "\n".join(problems))
+        raise StackError("Airflow and MLflow run, but not with all their DAGs:\n" + "\n".join(problems))
 
 
 @click.command()
@@ -53,21 +52,21 @@ def down() -> None:
 @json_option
 def status(as_json: bool) -> None:
     """Say what runs, whether it is healthy, and where."""
-    found = Stack(read_settings()).status()
+    shown = Stack(read_settings()).status()
     if as_json:
-        click.echo(json.dumps(found, sort_keys=True))
+        click.echo(json.dumps(shown, sort_keys=True))
         return
-    if not found["services"]:
+    if not shown["services"]:
         click.echo("Nothing is running. Start Airflow and MLflow with: breakhis up")
         return
     table = Table("server", "state", "address", "pid", "log")
-    for name, service in found["services"].items():
+    for name, service in shown["services"].items():
         state = "healthy" if service["healthy"] else service["trouble"]
         table.add_row(name, escape(state), service["url"], str(service["pid"]), service["log"])
     _print_tables(table)
-    click.echo(f"Users of both: {', '.join(u for u in found['users'] if u != SERVICE_USER)}")
-    click.echo(f"Their passwords: {found['passwords']}")
-    click.echo(f"Store: {found['store']}")
+    click.echo(f"Users of both: {', '.join(user for user in shown['users'] if user != SERVICE_USER)}")
+    click.echo(f"Their passwords: {shown['passwords']}")
+    click.echo(f"Store: {shown['store']}")
 
 
 @click.command()
@@ -98,9 +97,9 @@ def run(training_set: str) -> None:
 @set_argument
 @json_option
 def demo(training_set: str, as_json: bool) -> None:
-    """The whole workflow without a person, then stop: exit 0 only if both models have a champion that was approved.
+    """Run the whole workflow without a person, then stop. Exit status 0 only if both models have an approved champion.
 
-    The account of the first reviewer approves over Airflow's API, with a reason that says so.
+    The first reviewer's account approves over Airflow's API, with a reason that says that a script did so.
     """
 
     def report(workflow: Workflow, summary: Json) -> None:
@@ -110,24 +109,24 @@ def demo(training_set: str, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(summary, sort_keys=True))
 
-    def stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001
+    def interrupt(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
-    # A 'kill' or a time limit must not leave servers behind any more than Ctrl-C.
-    before = signal.signal(signal.SIGTERM, stop)
+    # A kill or a time limit has to stop the servers, as Ctrl-C does.
+    handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         run_demo(training_set, read_settings(), report)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
 commands: list[click.Command] = [up, down, status, doctor, run, demo]
 
-# --- what people see --------------------------------------------------------------------------------------------------
+# --- output for people ------------------------------------------------------------------------------------------------
 
 
 def _print_tables(*tables: Table, to_stderr: bool = False) -> None:
-    """Tables, as wide as they need to be where nobody's terminal limits them."""
+    """Prints tables, 200 characters wide where no terminal limits them."""
     output = Console(stderr=to_stderr)
     if not output.is_terminal:
         output.width = 200
@@ -136,16 +135,17 @@ def _print_tables(*tables: Table, to_stderr: bool = False) -> None:
 
 
 def _print_addresses(stack: Stack) -> None:
-    found = stack.status()
-    for name, service in found["services"].items():
+    shown = stack.status()
+    for name, service in shown["services"].items():
         click.echo(f"{name:<8} {service['url']}")
-    click.echo(f"users    {', '.join(u for u in found['users'] if u != SERVICE_USER)}; passwords: {found['passwords']}")
+    users = ", ".join(user for user in shown["users"] if user != SERVICE_USER)
+    click.echo(f"users    {users}; passwords: {shown['passwords']}")
 
 
 def _print_checks(checks: list[Check]) -> None:
     table = Table("check", "", "found", "what to do")
     for check in checks:
-        table.add_row(check.name, _STYLES[check.state], escape(check.found), escape(check.advice))
+        table.add_row(check.name, _CHECK_STYLES[check.state], escape(check.found), escape(check.advice))
     _print_tables(table)
 
 
@@ -156,7 +156,7 @@ def _print_outcome(workflow: Workflow) -> None:
     click.echo(f"{workflow.training_set.name}: the workflow ran in {workflow.summary()['seconds']:.0f} s.")
     click.echo()
     for candidate in workflow.candidates:
-        click.echo(f"{candidate.model} version {candidate.version}: {_fate(candidate)}")
+        click.echo(f"{candidate.model} version {candidate.version}: {_describe_outcome(candidate)}")
         if candidate.is_waiting:
             click.echo(f"  review         {workflow.review_url(candidate)}")
         click.echo(f"  promotion      {workflow.run_url(candidate.promote)}")
@@ -171,7 +171,7 @@ def _print_outcome(workflow: Workflow) -> None:
     click.echo("Log in to either as (in MLflow all but admin only look):")
     for user, role in stack.users().items():
         if user != SERVICE_USER:
-            click.echo(f"  {user:<10} {passwords[user]}   {_PURPOSE.get(user, f'role {role}')}")
+            click.echo(f"  {user:<10} {passwords[user]}   {_USER_PURPOSES.get(user, f'role {role}')}")
     click.echo()
     if any(candidate.is_waiting for candidate in workflow.candidates):
         click.echo(f"Next: log in as {reviewer}, open a review above, read the evidence, and approve or reject with a")
@@ -183,7 +183,7 @@ def _print_outcome(workflow: Workflow) -> None:
         raise Refused(f"blocked by the gates: {', '.join(blocked)}; the promotion's page above says by which")
 
 
-_PURPOSE = {
+_USER_PURPOSES = {
     "engineer": "starts and watches retrainings",
     "reviewer": "answers reviews",
     "admin": "may do everything but answer a review",
@@ -191,7 +191,7 @@ _PURPOSE = {
 }
 
 
-def _fate(candidate: Candidate) -> str:
+def _describe_outcome(candidate: Candidate) -> str:
     if candidate.is_waiting:
         return "passed its gates and waits for review"
     if candidate.passed is False:
@@ -204,7 +204,7 @@ def _fate(candidate: Candidate) -> str:
 
 
 def _print_summary(workflow: Workflow, summary: Json, *, to_stderr: bool) -> None:
-    sides = Table("", "images", "cases", title=f"{summary['set']}: who learns and who tests")
+    sides = Table("", "images", "cases", title=f"{summary['set']}: images and cases on each side of the split")
     for side in ("train", "validation", "test"):
         counts = summary["split"].get(side) or {}
         sides.add_row(side, str(counts.get("images", "")), str(counts.get("cases", "")))
@@ -212,27 +212,28 @@ def _print_summary(workflow: Workflow, summary: Json, *, to_stderr: bool) -> Non
     metrics = {name for c in workflow.candidates for name, value in c.metrics.items() if isinstance(value, int | float)}
     for name in sorted(metrics):
         values = [candidate.metrics.get(name) for candidate in workflow.candidates]
-        models.add_row(name, *("" if value is None else _number(value) for value in values))
+        models.add_row(name, *("" if value is None else _format_number(value) for value in values))
     models.add_section()
-    models.add_row("gates", *(_gates(candidate) for candidate in workflow.candidates))
+    models.add_row("gates", *(_format_gates(candidate) for candidate in workflow.candidates))
     models.add_section()
     models.add_row("decision", *(escape(candidate.decision) for candidate in workflow.candidates))
     models.add_row("reviewer", *(escape(candidate.reviewer) for candidate in workflow.candidates))
     models.add_row("champion", *(f"version {c.champion}" if c.champion else "none" for c in workflow.candidates))
-    _print_tables(sides, models, to_stderr=to_stderr)  # stdout is the JSON's, where that is wanted
+    _print_tables(sides, models, to_stderr=to_stderr)  # with --json, stdout has nothing but the JSON
     features = summary["features"]
     if features:
         say(f"Features: {features.get('extracted')} images extracted, {features.get('cached')} taken from the cache.")
 
 
-def _gates(candidate: Candidate) -> str:
+def _format_gates(candidate: Candidate) -> str:
     lines = []
     for gate in candidate.gates:
         sign = "[green]✔[/]" if gate["passed"] else "[red]✘[/]"
-        figures = "" if gate["limit"] is None else f" {_number(gate['value'])} (at least {_number(gate['limit'])})"
+        value, limit = _format_number(gate["value"]), _format_number(gate["limit"])
+        figures = "" if gate["limit"] is None else f" {value} (at least {limit})"
         lines.append(f"{sign} {escape(gate['name'])}{figures}")
     return "\n".join(lines)
 
 
-def _number(value: object) -> str:
+def _format_number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)

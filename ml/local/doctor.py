@@ -1,4 +1,4 @@
-"""A check-up of this machine: what the system needs, what it found, and what to do about what is missing."""
+"""Checks this machine: what the system needs, what there is, and what to do about what is missing."""
 
 import os
 import platform
@@ -17,16 +17,16 @@ import requests
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
-from ml.local.gpus import gpu_count
+from ml.local.gpus import count_gpus
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
 from ml.training.backbone_weights import IMAGENET_URL, find_weights_file, imagenet_cache_file
 
 GIB = 2**30
 DISK_DEMO = 3 * GIB
-DISK_WHOLE = 10 * GIB
-MEMORY_LEAST = 3 * GIB
-MEMORY_GOOD = 6 * GIB
+DISK_BREAKHIS = 10 * GIB
+MEMORY_REQUIRED = 3 * GIB
+MEMORY_RECOMMENDED = 6 * GIB
 
 _SECONDS_TO_ANSWER = 5.0
 
@@ -35,7 +35,7 @@ State = Literal["ok", "warning", "missing"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``missing``: nothing works without it; ``warning``: something does not."""
+    """What one check found. State ``missing``: nothing works without it; ``warning``: something does not work."""
 
     name: str
     state: State
@@ -43,76 +43,76 @@ class Check:
     advice: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """The finding as JSON."""
+        """Returns it as ``breakhis doctor --json`` prints it."""
         return asdict(self)
 
 
 def check_machine(settings: Settings) -> list[Check]:
-    """Check this machine. Takes seconds; some ten more where a GPU is found, to ask TensorFlow about it."""
+    """Runs all checks. It takes seconds, and some ten more where there is a GPU, about which TensorFlow is asked."""
     checks: list[Callable[[], Check]] = [
-        python,
-        lambda: disk(settings.home),
-        memory,
-        lambda: ports(settings),
-        lambda: store(settings.store),
-        lambda: weights(settings.weights),
-        kaggle,
+        check_python,
+        lambda: check_disk(settings.home),
+        check_memory,
+        lambda: check_ports(settings),
+        lambda: check_store(settings.store),
+        lambda: check_weights(settings.weights),
+        check_kaggle,
         check_gpu,
-        docker,
+        check_docker,
     ]
     return [check() for check in checks]
 
 
-def python(version: tuple[int, int] = sys.version_info[:2]) -> Check:
-    """Python 3.11 to 3.13; TensorFlow has no build for later ones."""
+def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Check:
+    """Checks that this is Python 3.11 to 3.13; TensorFlow has no build for later ones."""
     found = platform.python_version()
     if (3, 11) <= version < (3, 14):
         return Check("Python", "ok", found)
     return Check("Python", "missing", ".".join(map(str, version)), "install Python 3.11, 3.12 or 3.13")
 
 
-def disk(home: Path, free: int | None = None) -> Check:
-    """Room below the home folder for what the demo and what the whole of BreakHis needs."""
-    parent = _existing(home)
+def check_disk(home: Path, free: int | None = None) -> Check:
+    """Checks the free space of the home folder's disk, in bytes, against what the demo and all of BreakHis need."""
+    parent = _find_existing_folder(home)
     free = shutil.disk_usage(parent).free if free is None else free
     found = f"{free / GIB:.0f} GiB free in {parent}"
     if free < DISK_DEMO:
         return Check("Disk", "missing", found, f"free {DISK_DEMO / GIB:.0f} GiB, or set BREAKHIS_HOME to another disk")
-    if free < DISK_WHOLE:
-        advice = f"enough for the demo; the whole of BreakHis needs {DISK_WHOLE / GIB:.0f} GiB"
+    if free < DISK_BREAKHIS:
+        advice = f"enough for the demo; the whole of BreakHis needs {DISK_BREAKHIS / GIB:.0f} GiB"
         return Check("Disk", "warning", found, advice)
     return Check("Disk", "ok", found)
 
 
-def memory(total: int | None = None) -> Check:
-    """Memory for Airflow, MLflow and two trainings at a time."""
+def check_memory(total: int | None = None) -> Check:
+    """Checks that the memory, in bytes, is enough for Airflow, MLflow and two trainings at a time."""
     total = psutil.virtual_memory().total if total is None else total
     found = f"{total / GIB:.0f} GiB"
-    if total < MEMORY_LEAST:
-        return Check("Memory", "missing", found, f"Airflow, MLflow and a training need {MEMORY_LEAST / GIB:.0f} GiB")
-    if total < MEMORY_GOOD:
+    if total < MEMORY_REQUIRED:
+        return Check("Memory", "missing", found, f"Airflow, MLflow and a training need {MEMORY_REQUIRED / GIB:.0f} GiB")
+    if total < MEMORY_RECOMMENDED:
         return Check("Memory", "warning", found, "two trainings at a time may not fit: set BREAKHIS_GPUS=1")
     return Check("Memory", "ok", found)
 
 
-def ports(settings: Settings) -> Check:
-    """The ports people expect; where they are taken the local stack uses others."""
-    wanted = {8080: "Airflow", 5000: "MLflow"}
+def check_ports(settings: Settings) -> Check:
+    """Checks the usual ports of Airflow and MLflow; where they are taken, the local stack uses others."""
+    preferred = {8080: "Airflow", 5000: "MLflow"}
     state = Stack(settings).state()
     if state and all(service.process.is_alive() for service in state.services.values()):
         return Check("Ports", "ok", "in use by our " + ", ".join(s.url for s in state.services.values()))
-    with free_ports(*wanted) as given:
-        taken = [port for port, got in zip(wanted, given, strict=True) if port != got]
+    with free_ports(*preferred) as reserved:
+        taken = [port for port, other in zip(preferred, reserved, strict=True) if port != other]
     if taken:
-        found = ", ".join(f"{port} ({wanted[port]})" for port in taken) + f" taken on {HOST}"
+        found = ", ".join(f"{port} ({preferred[port]})" for port in taken) + f" taken on {HOST}"
         return Check("Ports", "warning", found, "nothing: others are used, 'breakhis status' says which")
-    return Check("Ports", "ok", f"{' and '.join(map(str, wanted))} are free")
+    return Check("Ports", "ok", f"{' and '.join(map(str, preferred))} are free")
 
 
-def store(root: str) -> Check:
-    """Whether the store can be written."""
+def check_store(root: str) -> Check:
+    """Checks that the store can be written."""
     if root.startswith("file:///"):
-        folder = _existing(Path(root.removeprefix("file://")))
+        folder = _find_existing_folder(Path(root.removeprefix("file://")))
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -121,27 +121,27 @@ def store(root: str) -> Check:
         return Check("Store", "ok", root)
     try:
         Store(root).put_json("tmp/doctor.json", {"written by": "breakhis doctor"})
-    except Exception as error:  # boto3 has many, and each means that the store cannot be used
+    except Exception as error:  # boto3 has many errors, each of which means that the store cannot be used
         reason = f"{root}: {type(error).__name__}: {error}"
         return Check("Store", "missing", reason, "check the bucket, AWS_ENDPOINT_URL and the AWS credentials")
     return Check("Store", "ok", root)
 
 
-def weights(wanted: str, url: str = IMAGENET_URL) -> Check:
-    """Whether the backbone's weights are there or can be downloaded."""
+def check_weights(setting: str, url: str = IMAGENET_URL) -> Check:
+    """Checks that the backbone's weights, by BREAKHIS_WEIGHTS, are there or can be downloaded."""
     name = "Backbone weights"
-    if wanted == "random":
-        return Check(name, "warning", wanted, "good enough to try the workflow; unset BREAKHIS_WEIGHTS for ImageNet's")
-    if wanted == "imagenet":
-        return _imagenet(name, url)
-    if "://" in wanted and not wanted.startswith("file://"):
-        return Check(name, "ok", f"{wanted} (not looked at)")
-    if find_weights_file(wanted):
-        return Check(name, "ok", wanted)
-    return Check(name, "missing", f"{wanted}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
+    if setting == "random":
+        return Check(name, "warning", setting, "good enough to try the workflow; unset BREAKHIS_WEIGHTS for ImageNet's")
+    if setting == "imagenet":
+        return _check_imagenet(name, url)
+    if "://" in setting and not setting.startswith("file://"):
+        return Check(name, "ok", f"{setting} (not checked)")
+    if find_weights_file(setting):
+        return Check(name, "ok", setting)
+    return Check(name, "missing", f"{setting}: no such file", "set BREAKHIS_WEIGHTS to a file, imagenet or random")
 
 
-def _imagenet(name: str, url: str) -> Check:
+def _check_imagenet(name: str, url: str) -> Check:
     cached = imagenet_cache_file()
     if cached.is_file():
         return Check(name, "ok", f"ImageNet, in {cached}")
@@ -159,8 +159,8 @@ def _imagenet(name: str, url: str) -> Check:
     return Check(name, "warning", trouble, advice)
 
 
-def kaggle() -> Check:
-    """Credentials for Kaggle, which sources of kind kaggle need."""
+def check_kaggle() -> Check:
+    """Checks for credentials for Kaggle, which sources of kind ``kaggle`` need."""
     found = find_credentials()
     if found:
         return Check("Kaggle", "ok", f"credentials in {found}")
@@ -169,11 +169,11 @@ def kaggle() -> Check:
 
 
 def check_gpu() -> Check:
-    """NVIDIA GPUs, and whether TensorFlow can use them."""
-    count = gpu_count()
+    """Checks for NVIDIA GPUs, and whether TensorFlow can use them."""
+    count = count_gpus()
     if not count:
         return Check("GPU", "warning", "none found by nvidia-smi", "nothing: a CPU trains as well, only slower")
-    # In a process of its own: TensorFlow takes 870 MB and the GPU's memory, and keeps both.
+    # In a process of its own: TensorFlow takes 870 MB and the GPU's memory, and does not give them back.
     ask = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
@@ -191,8 +191,8 @@ def check_gpu() -> Check:
     return Check("GPU", "ok", f"{count}, and TensorFlow sees them")
 
 
-def docker() -> Check:
-    """A Docker engine that answers."""
+def check_docker() -> Check:
+    """Checks for a Docker engine that answers."""
     advice = "nothing for 'make run'; needed for docker compose only"
     try:
         answer = subprocess.run(
@@ -209,6 +209,6 @@ def docker() -> Check:
     return Check("Docker", "ok", f"engine {answer.stdout.strip()}")
 
 
-def _existing(path: Path) -> Path:
-    """The nearest folder above that exists."""
+def _find_existing_folder(path: Path) -> Path:
+    """Returns the nearest folder that exists: the path or one above it."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -1,12 +1,12 @@
-"""The GPUs of this machine."""
+"""Counts the GPUs of this machine, and the trainings that may run on them."""
 
 import subprocess
 
 from ml.core.settings import Settings
 
 
-def gpu_count() -> int:
-    """NVIDIA GPUs that nvidia-smi lists; 0 without it."""
+def count_gpus() -> int:
+    """Returns how many NVIDIA GPUs nvidia-smi lists; 0 without nvidia-smi."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -14,6 +14,6 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.splitlines())
 
 
-def gpu_slots(settings: Settings) -> int:
-    """Trainings that may run at a time: the setting, or one per GPU; two on a machine without."""
-    return (gpu_count() if settings.gpus is None else settings.gpus) or 2
+def count_gpu_slots(settings: Settings) -> int:
+    """Returns how many trainings may run at a time: BREAKHIS_GPUS, or one per GPU; two on a machine without a GPU."""
+    return (count_gpus() if settings.gpus is None else settings.gpus) or 2

@@ -1,4 +1,4 @@
-"""The local MLflow server: its command, its environment, whether it is healthy, and its users."""
+"""The local MLflow server: its command, its environment, its health and its users."""
 
 import sys
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from ml.local.mlflow_users import PROMOTER, TRAINER, auth_config_text, registere
 from ml.local.ports import HOST
 
 
-def mlflow_command(settings: Settings, port: int) -> list[str]:
-    """The command that starts the server on this port, with its files in the home folder."""
+def make_mlflow_command(settings: Settings, port: int) -> list[str]:
+    """Returns the command that starts the server on this port, with its files in the home folder."""
     artifacts = settings.home / "mlartifacts"
     artifacts.mkdir(exist_ok=True)
     return [
@@ -23,15 +23,15 @@ def mlflow_command(settings: Settings, port: int) -> list[str]:
     ]
 
 
-def mlflow_environment(settings: Settings, airflows: Mapping[str, str]) -> dict[str, str]:
-    """What MLflow finds in its environment: of Airflow's, what is not Airflow's own."""
+def make_mlflow_environment(settings: Settings, airflow_environment: Mapping[str, str]) -> dict[str, str]:
+    """Makes MLflow's database of users anew; returns the server's environment: Airflow's without its own settings."""
     users = settings.home / "mlflow_users.db"
-    # Anew at each start: whoever has deleted passwords.json has an administrator with a new password.
+    # Once passwords.json was deleted, the administrator has a new password, which an old database would not know.
     users.unlink(missing_ok=True)
     config = settings.home / "mlflow_users.ini"
     config.write_text(auth_config_text(f"sqlite:///{users}"))
     return {
-        **{name: value for name, value in airflows.items() if not name.startswith("AIRFLOW")},
+        **{name: value for name, value in airflow_environment.items() if not name.startswith("AIRFLOW")},
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_AUTH_ADMIN_PASSWORD": read_passwords(settings)["admin"],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": read_keys(settings)["mlflow"],
@@ -39,17 +39,17 @@ def mlflow_environment(settings: Settings, airflows: Mapping[str, str]) -> dict[
 
 
 def set_up_mlflow(settings: Settings, url: str) -> None:
-    """Give MLflow, once it answers at ``url``, its users, their rights and the names of registered models."""
-    people = {name: word for name, word in read_passwords(settings).items() if name != SERVICE_USER}
+    """Sets up users, rights and registered models in the server at ``url``, which has to answer; see :func:`set_up`."""
+    people = {name: password for name, password in read_passwords(settings).items() if name != SERVICE_USER}
     services = {name: read_keys(settings)[name] for name in (TRAINER, PROMOTER)}
     set_up_mlflow_users(url, people | services, registered_model_names(settings))
 
 
-def mlflow_trouble(url: str) -> str:
-    """What is wrong with the server at this address; empty if it is healthy."""
+def find_mlflow_trouble(url: str) -> str:
+    """Returns what is wrong with the server at this address; an empty text if it is healthy."""
     try:
         with requests.Session() as session:
-            session.trust_env = False  # no proxy between us and ourselves
+            session.trust_env = False  # the server is on this machine: no proxy
             answer = session.get(f"{url}/health", timeout=10)
     except requests.RequestException as error:
         return f"{url} does not answer: {type(error).__name__}"

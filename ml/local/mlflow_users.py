@@ -1,12 +1,12 @@
-"""Who there is in MLflow, and what each may do there. Both stacks, the local one and compose, set it up at every start.
+"""MLflow's users and what each may do. Both stacks, the local one and compose, set them up at every start.
 
-Every stage but those that decide has the *trainer's* credentials: it writes runs, in any experiment, and sees nothing
-of the registry. MLflow asks for the same right to make a version and to move an alias, so the one is not given without
-the other; and whoever makes a registered model owns it, which is why the trainer may not do that either. The *promoter*
-registers, judges, promotes and rolls back. People read.
+All stages but those that decide have the credentials of the *trainer*, who writes runs in any experiment and sees
+nothing of the registry. MLflow asks for the same right to make a version and to move an alias, so the trainer has
+neither; and whoever makes a registered model owns it, so the trainer may not do that either. The *promoter* registers,
+judges, promotes and rolls back. People read.
 
-MLflow lets any user without a veto make a registered model, people too. So the names that the training sets have are
-taken by the promoter beforehand: nobody else can come to own one of them.
+MLflow lets every user make a registered model to whom that is not denied, people too. So the promoter takes the names
+in the training sets beforehand: nobody else can come to own one of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,29 +24,33 @@ ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
 GRANTS = {
     TRAINER: {
         "experiment": "EDIT",
-        # A training that was killed leaves half a model behind, which the next one takes away.
+        # A training that was killed leaves half a model behind, which the next one deletes.
         "logged_model": "MANAGE",
         # A prompt is a registered model with a tag, and becomes one without it.
         **{"registered_model": "DENY", "prompt": "DENY"},
     },
     PROMOTER: {"experiment": "EDIT", "registered_model": "MANAGE"},
 }
-"""What the two service accounts may do with all of a kind. Whoever is not named here reads."""
+"""What the two service accounts may do with all resources of a type. Users that are not named here read."""
 
 _SECONDS = 60.0
-_THERE, _NOT_THERE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
+_EXISTS, _MISSING = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 
 def auth_config_text(database: str) -> str:
-    """The file that MLFLOW_AUTH_CONFIG_PATH names: users in a database of their own, who read unless told otherwise."""
+    """Returns the text of the file that MLFLOW_AUTH_CONFIG_PATH names. Users without other rights read.
+
+    Args:
+        database: the address of the users' own database, such as ``sqlite:////path/users.db``.
+    """
     return "\n".join(
         [
             "[mlflow]",
             "default_permission = READ",
             f"database_uri = {database.replace('%', '%%')}",
             f"admin_username = {ADMIN}",
-            # A password is checked by a hash that takes some tenths of a second, and a stage asks dozens of times. One
-            # that was changed is taken for so long by a worker process that did not hear of it.
+            # To check a password takes some tenths of a second, and a stage asks dozens of times. For so long a worker
+            # process still accepts an old password that was changed through another one.
             "auth_cache_ttl_seconds = 60",
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
             "",
@@ -55,7 +59,7 @@ def auth_config_text(database: str) -> str:
 
 
 def registered_model_names(settings: Settings) -> list[str]:
-    """The registered models of all training sets; a YAML that cannot be used has none."""
+    """Returns the names of all training sets' registered models. YAML files that cannot be used are left out."""
     names: list[str] = []
     for file in training_set_files(settings):
         try:
@@ -66,13 +70,13 @@ def registered_model_names(settings: Settings) -> list[str]:
 
 
 def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable[str]) -> None:
-    """Give MLflow its users with these passwords, the service accounts their rights, and the promoter its models.
+    """Makes MLflow's users, gives the service accounts their rights, and makes the registered models as the promoter.
 
-    Doing it again changes nothing but passwords.
+    What is there already stays, but for passwords, which are set anew.
 
     Args:
         url: MLflow's address.
-        passwords: of each user, with those of the administrator, the trainer and the promoter.
+        passwords: by user, with those of the administrator, the trainer and the promoter.
         models: names of registered models.
 
     Raises:
@@ -80,49 +84,51 @@ def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable
         RegistryError: MLflow refused.
         TryAgain: MLflow does not answer.
     """
-    admin = _Mlflow(url, ADMIN, passwords[ADMIN])
+    admin = _MlflowApi(url, ADMIN, passwords[ADMIN])
     for name, password in passwords.items():
         if name == ADMIN:
             continue
         user = {"username": name, "password": password}
-        if admin.ask("GET", "2.0/mlflow/users/get", {"username": name}, or_else=_NOT_THERE) is None:
+        if admin.ask("GET", "2.0/mlflow/users/get", {"username": name}, none_if=_MISSING) is None:
             admin.ask("POST", "2.0/mlflow/users/create", user)
         else:
             admin.ask("PATCH", "2.0/mlflow/users/update-password", user)
     for name, grants in GRANTS.items():
         for kind, permission in grants.items():
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
-            admin.ask("POST", "3.0/mlflow/users/permissions/grant", grant, or_else=_THERE)
-    promoter = _Mlflow(url, PROMOTER, passwords[PROMOTER])
+            admin.ask("POST", "3.0/mlflow/users/permissions/grant", grant, none_if=_EXISTS)
+    promoter = _MlflowApi(url, PROMOTER, passwords[PROMOTER])
     for model in models:
-        promoter.ask("POST", "2.0/mlflow/registered-models/create", {"name": model}, or_else=_THERE)
+        promoter.ask("POST", "2.0/mlflow/registered-models/create", {"name": model}, none_if=_EXISTS)
 
 
-class _Mlflow:
-    """MLflow's REST API as one user: its own client for users takes seconds to import."""
+class _MlflowApi:
+    """MLflow's REST API as one user. MLflow's own client for users takes seconds to import."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self._url, self._user = url.rstrip("/"), user
         self._session = requests.Session()
-        self._session.trust_env = False  # the server is ours: no proxy in between
+        self._session.trust_env = False  # the server belongs to this stack: no proxy
         self._session.auth = (user, password)
 
-    def ask(self, method: str, path: str, body: Mapping[str, Any], *, or_else: str = "") -> Any:
-        """The answer; None where it is the error ``or_else``."""
-        sent = {"params": body} if method == "GET" else {"json": body}
+    def ask(self, method: str, path: str, body: Mapping[str, Any], *, none_if: str = "") -> Any:
+        """Returns the answer; None where it is the error with the code ``none_if``."""
+        arguments = {"params": body} if method == "GET" else {"json": body}
         try:
-            answer = self._session.request(method, f"{self._url}/api/{path}", timeout=_SECONDS, **sent)  # type: ignore[arg-type]
+            answer = self._session.request(method, f"{self._url}/api/{path}", timeout=_SECONDS, **arguments)  # type: ignore[arg-type]
         except requests.RequestException as error:
             raise TryAgain(f"MLflow at {self._url} does not answer: {type(error).__name__}") from error
         where = f"MLflow at {urlsplit(self._url).netloc}"
         if answer.status_code == requests.codes.unauthorized:
             raise CredentialsError(f"{where} refuses the password of its user {self._user!r}")
         try:
-            told = answer.json()
+            content = answer.json()
         except ValueError:
-            told = {"message": answer.text.strip()[:200]}
-        if or_else and told.get("error_code") == or_else:
+            content = {"message": answer.text.strip()[:200]}
+        if none_if and content.get("error_code") == none_if:
             return None
         if not answer.ok:
-            raise RegistryError(f"{where} refuses {path} to {self._user!r}: {answer.status_code} {told.get('message')}")
-        return told
+            raise RegistryError(
+                f"{where} refuses {path} to {self._user!r}: {answer.status_code} {content.get('message')}"
+            )
+        return content

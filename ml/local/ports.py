@@ -1,4 +1,4 @@
-"""Free ports on this machine, kept for one stack until its servers listen on them."""
+"""Finds free ports on this machine, and reserves them until the servers of a stack listen on them."""
 
 import socket
 from collections.abc import Iterator
@@ -8,56 +8,68 @@ from ml.core.errors import StackError
 
 HOST = "127.0.0.1"
 
-_TRIES_FOR_A_PORT = 20
+_MAX_TRIES = 20
 
 
 @contextmanager
 def free_ports(*preferred: int) -> Iterator[list[int]]:
-    """A port on 127.0.0.1 nobody listens on for each preference; 0, or one that is taken: any. All are different.
+    """Reserves a free port on 127.0.0.1 for each preferred one while the block runs; all of them are different.
 
-    Within the block no other stack on this machine is given them. Servers take half a minute until they listen, and of
-    two that were told the same port, the one would otherwise take the other's server for its own.
+    No other stack on this machine is given these ports within the block. Servers take half a minute until they listen;
+    of two stacks with the same port, one would otherwise take the other's server for its own.
+
+    Args:
+        preferred: the ports wanted. For 0, and for a port that is taken, any free port is reserved.
+
+    Raises:
+        StackError: no port can be listened on.
     """
     with ExitStack() as reservations:
         ports = []
         for port in preferred:
-            ports.append(_reserve(port, reservations) or _reserve(0, reservations) or _no_port())
+            ports.append(_reserve(port, reservations) or _reserve(0, reservations) or _raise_no_port())
         yield ports
 
 
 def _reserve(wanted: int, reservations: ExitStack) -> int | None:
-    """Reserve a port (0: any) by a name that the kernel gives to one process, and takes back when that ends."""
-    for _ in range(_TRIES_FOR_A_PORT):
-        found = _bind(wanted)
-        if found is None:
+    """Reserves a port (0: any) by a socket name, which the kernel gives to one process and frees when it ends.
+
+    Returns:
+        The port; None if it is taken.
+    """
+    for _ in range(_MAX_TRIES):
+        listener = _listen(wanted)
+        if listener is None:
             return None
-        with found:
-            port = int(found.getsockname()[1])
-            name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with listener:
+            port = int(listener.getsockname()[1])
+            reservation = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                name.bind(f"\0breakhis-port-{port}")  # abstract: a name without a file, for every user of the machine
+                # An abstract name: it needs no file, and every user of the machine sees it.
+                reservation.bind(f"\0breakhis-port-{port}")
             except OSError:
-                name.close()
+                reservation.close()
             else:
-                reservations.enter_context(name)
+                reservations.enter_context(reservation)
                 return port
         if wanted:
             return None
     return None
 
 
-def _bind(port: int) -> socket.socket | None:
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _listen(port: int) -> socket.socket | None:
+    """Returns a socket that listens on the port (0: any); None if the port is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # As servers do: connections of the last run that linger in TIME_WAIT do not count as taken.
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        s.bind((HOST, port))
-        s.listen(1)  # Linux lets two sockets with SO_REUSEADDR bind, but only one listen
+        listener.bind((HOST, port))
+        listener.listen(1)  # Linux lets two sockets with SO_REUSEADDR bind, but only one listen
     except OSError:
-        s.close()
+        listener.close()
         return None
-    return s
+    return listener
 
 
-def _no_port() -> int:
+def _raise_no_port() -> int:
     raise StackError(f"no port on {HOST} can be listened on")

@@ -1,4 +1,4 @@
-"""Processes that one command starts and a later one finds again, and stops with all that they have started."""
+"""Recognises processes that an earlier command has started, and stops them with everything they have started."""
 
 import os
 import time
@@ -14,35 +14,35 @@ _SECONDS_TO_STOP = 15.0
 
 
 class Process(BaseModel):
-    """A process by its pid and its birth, which tells it from a later process that got the same pid."""
+    """A process, known by its pid and by when it began, which tells it from a later process with the same pid."""
 
     pid: int
     birth: str
 
     @classmethod
     def of(cls, pid: int) -> "Process":
-        """The process that has this pid now.
+        """Returns the process that has this pid now.
 
         Raises:
-            psutil.NoSuchProcess: none has.
+            psutil.NoSuchProcess: no process has it.
         """
-        return cls(pid=pid, birth=_birth(pid))
+        return cls(pid=pid, birth=_read_birth(pid))
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs (a zombie does not)."""
+        """Returns whether this very process still runs. A zombie does not."""
         try:
-            return _birth(self.pid) == self.birth and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+            return _read_birth(self.pid) == self.birth and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
 
 def find_family(recorded: Sequence[Process]) -> list[psutil.Process]:
-    """Every living process of a family: those recorded, their descendants, and whoever shares a session with one.
+    """Returns all living processes that belong to the recorded ones: these, their descendants and their sessions.
 
-    A server is started in a session of its own, and a session's number cannot be used again while one of its members
-    lives; so whoever is in the session of a recorded process was started by it.
+    A server is started in a session of its own, and a session's number is not used again while one of its members
+    lives. So every process in the session of a recorded one was started by it.
     """
-    found: dict[int, psutil.Process] = {}
+    family: dict[int, psutil.Process] = {}
     sessions = set()
     for process in recorded:
         try:
@@ -50,48 +50,51 @@ def find_family(recorded: Sequence[Process]) -> list[psutil.Process]:
                 continue
             root = psutil.Process(process.pid)
             sessions.add(os.getsid(process.pid))
-            found |= {p.pid: p for p in (root, *root.children(recursive=True))}
+            family |= {member.pid: member for member in (root, *root.children(recursive=True))}
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue
     sessions.discard(os.getsid(0))
     for other in psutil.process_iter():
         try:
             if os.getsid(other.pid) in sessions:
-                found.setdefault(other.pid, other)
+                family.setdefault(other.pid, other)
         except (ProcessLookupError, PermissionError):
             continue
-    return [p for p in found.values() if p.pid != os.getpid() and _runs(p)]
+    return [member for member in family.values() if member.pid != os.getpid() and _is_running(member)]
 
 
 def stop_family(recorded: Sequence[Process]) -> bool:
-    """Stop recorded processes and all that belongs to them; returns whether there were any.
+    """Stops the recorded processes and all that belong to them; returns whether any of them ran.
 
     Raises:
-        StackError: one belongs to another user.
+        StackError: a process belongs to another user.
     """
     processes = find_family(recorded)
-    ran = bool(processes)
-    for send in (psutil.Process.terminate, psutil.Process.kill):
+    any_ran = bool(processes)
+    for send_signal in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             try:
-                send(process)
+                send_signal(process)
             except psutil.NoSuchProcess:
                 pass
             except psutil.AccessDenied:
                 raise StackError(f"process {process.pid} belongs to another user; stop it as that user") from None
-        processes = _outliving(processes, _SECONDS_TO_STOP)
-        # Whoever was started while we were stopping goes with the second signal.
+        processes = _wait_for_end(processes, _SECONDS_TO_STOP)
+        # Processes that were started in the meantime get the second signal.
         known = {process.pid for process in processes}
         processes += [process for process in find_family(recorded) if process.pid not in known]
         if not processes:
             break
-    return ran
+    return any_ran
 
 
 def has_lost_child(process: Process, zombies: dict[int, float]) -> bool:
-    """Whether a component of ``airflow standalone`` has ended: it does not mind, and leaves a zombie that stays.
+    """Returns whether a component of ``airflow standalone`` has ended, which goes on without it and leaves a zombie.
 
-    ``zombies`` remembers from call to call since when each zombie has been one, since passing ones are harmless.
+    Args:
+        process: the first process of ``airflow standalone``.
+        zombies: when each zombie was first seen (time.monotonic), by pid. The caller keeps it from call to call: only a
+            zombie that stays for more than five seconds counts, since those that pass are harmless.
     """
     now = time.monotonic()
     try:
@@ -103,8 +106,8 @@ def has_lost_child(process: Process, zombies: dict[int, float]) -> bool:
     return False
 
 
-def _birth(pid: int) -> str:
-    """Boot and the clock tick within it when a process began: unlike a time of day, no change of the clock moves it."""
+def _read_birth(pid: int) -> str:
+    """Returns the boot and the clock tick in it at which a process began, which no change of the clock moves."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -113,17 +116,17 @@ def _birth(pid: int) -> str:
     return f"{boot}:{stat.rpartition(')')[2].split()[19]}"
 
 
-def _outliving(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after so many seconds. A zombie does not: whether its parent looks is not our matter."""
+def _wait_for_end(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Waits until the processes have ended; returns those that still run after so many seconds. A zombie has ended."""
     deadline = time.monotonic() + seconds
     while True:
-        processes = [process for process in processes if _runs(process)]
+        processes = [process for process in processes if _is_running(process)]
         if not processes or time.monotonic() > deadline:
             return processes
         time.sleep(0.1)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

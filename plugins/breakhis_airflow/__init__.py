@@ -1,13 +1,17 @@
-"""How Airflow runs and shows the stages of the ``breakhis`` command: operators, the review, links and report pages.
+"""Runs and shows the stages of the ``breakhis`` command in Airflow: operators, reviews, links and pages.
 
-operators.py      a stage as a task, and where it runs
-environment.py    what a stage may see of the worker's environment
-review_operator.py  the question to a reviewer
-notifications.py  who is told when a task fails
-links.py          buttons on tasks: MLflow and validation reports
+operators.py      a stage as a task; places.py chooses where it runs: process.py or containers.py
+environment.py    the part of the worker's environment that a stage gets
+connections.py    the environment variables that a stage gets of Airflow connections
+yaml_dags.py      DAGs made of YAML files
+review_operator.py  the task that asks a reviewer
+reminders.py      reminds of reviews that nobody has answered
+notifications.py  messages about failures and reviews, by Airflow's notifiers
+fab.py            users and roles where Airflow runs as servers
+links.py          links on tasks: MLflow, validation reports and the review page
 addresses.py      addresses of Airflow's pages, and of those that this plugin serves
 web.py            serves validation reports and the review pages behind Airflow's login
 review_pages.py   what a reviewer reads, made of the evidence in the store
-airflow_database.py  which reviews wait, and how the audit log's last check ended
-glossary.py       the words that the review pages explain
+airflow_database.py  reads which reviews wait, and how the audit log's last check ended
+glossary.py       explanations of metrics and terms on the review pages
 """

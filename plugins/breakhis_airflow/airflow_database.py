@@ -1,48 +1,48 @@
-"""What the review pages show of Airflow's own database: reviews that wait, and the last checks of the audit log."""
+"""Reads from Airflow's own database what the review pages show of it: waiting reviews, and checks of the audit log."""
 
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from breakhis_airflow.addresses import form_of, on_this_site, root
+from breakhis_airflow.addresses import build_airflow_url, build_answer_form_url, strip_host
 from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id
 
-AUDIT = "audit"
+AUDIT_DAG = "audit"
 """The DAG that checks the audit log."""
 
-_AUDITS = 100  # runs in which the last that passed is looked for
+_MAX_AUDIT_RUNS = 100  # in which the last successful one is looked for
 
 
-class Waiting(NamedTuple):
+class WaitingReview(NamedTuple):
     """A review that nobody has answered yet."""
 
     subject: str
     bundle: str | None
     since: str
     form: str
-    """Airflow's page with the answer form, without its host."""
+    """Address of Airflow's answer form, without its host."""
     dag: str = PROMOTE
-    """In which it is asked: a promotion or a rollback."""
+    """The DAG that asks it: the one of promotions or the one of rollbacks."""
 
 
 class AuditCheck(NamedTuple):
-    """What became of the daily check of the audit log; times are UTC, empty if there was no such run."""
+    """The outcome of the daily check of the audit log. Times are in UTC, and empty if there was no such run."""
 
     passed: str = ""
     failed: str = ""
-    """When it last failed, if it has not passed since."""
+    """When it last failed, unless it has passed since."""
     run: str = ""
-    """Airflow's page of that failure, without its host."""
+    """Address of the failed run in Airflow, without its host."""
 
 
-def waiting_reviews() -> list[Waiting]:
-    """The reviews of promotions and rollbacks that wait, the oldest first, as Airflow's database has them."""
+def read_waiting_reviews() -> list[WaitingReview]:
+    """Returns the reviews of promotions and rollbacks that wait, the oldest first."""
     from airflow.models.hitl import HITLDetail
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        asked = (
+        query = (
             select(HITLDetail)
             .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
             .where(
@@ -52,31 +52,31 @@ def waiting_reviews() -> list[Waiting]:
             )
             .order_by(HITLDetail.created_at)
         )
-        return [_waiting(detail) for detail in session.scalars(asked)]
+        return [_describe_review(detail) for detail in session.scalars(query)]
 
 
-def _waiting(detail: Any) -> Waiting:
+def _describe_review(detail: Any) -> WaitingReview:
     ti = detail.task_instance
-    form = on_this_site(form_of(ti.dag_id, ti.run_id, ti.task_id))
-    return Waiting(detail.subject, parse_bundle_id(detail.body), _minute(detail.created_at), form, ti.dag_id)
+    form = strip_host(build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id))
+    since = _format_minute(detail.created_at)
+    return WaitingReview(detail.subject, parse_bundle_id(detail.body), since, form, ti.dag_id)
 
 
-def audit_check() -> AuditCheck:
-    """How the DAG ``audit`` last ended, as Airflow's database has it."""
+def read_audit_check() -> AuditCheck:
+    """Returns how the DAG ``audit`` last ended, and when it last succeeded."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        ended = select(DagRun).where(DagRun.dag_id == AUDIT, DagRun.state.in_(("success", "failed")))
-        runs = list(session.scalars(ended.order_by(DagRun.end_date.desc()).limit(_AUDITS)))
-        passed = next((_minute(run.end_date) for run in runs if run.state == "success"), "")
+        ended = select(DagRun).where(DagRun.dag_id == AUDIT_DAG, DagRun.state.in_(("success", "failed")))
+        runs = list(session.scalars(ended.order_by(DagRun.end_date.desc()).limit(_MAX_AUDIT_RUNS)))
+        passed = next((_format_minute(run.end_date) for run in runs if run.state == "success"), "")
         if not runs or runs[0].state == "success":
             return AuditCheck(passed)
-        return AuditCheck(
-            passed, _minute(runs[0].end_date), on_this_site(root(f"dags/{AUDIT}/runs/{quote(runs[0].run_id)}"))
-        )
+        failed_run = strip_host(build_airflow_url(f"dags/{AUDIT_DAG}/runs/{quote(runs[0].run_id)}"))
+        return AuditCheck(passed, _format_minute(runs[0].end_date), failed_run)
 
 
-def _minute(time: Any) -> str:
+def _format_minute(time: Any) -> str:
     return str(time.isoformat(sep=" ", timespec="minutes"))[:16]

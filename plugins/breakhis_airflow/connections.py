@@ -1,4 +1,4 @@
-"""What a stage finds of an Airflow connection in its environment."""
+"""Turns Airflow connections into the environment variables that stages get."""
 
 from typing import Any, NamedTuple
 
@@ -11,38 +11,38 @@ STORE, MLFLOW, AIRFLOW = "breakhis_store", "breakhis_mlflow", "breakhis_airflow"
 PROMOTER, AUDIT = "breakhis_mlflow_promoter", "breakhis_audit"
 
 
-class Given(NamedTuple):
-    """A connection as a stage gets it."""
+class ConnectionValues(NamedTuple):
+    """An Airflow connection as a stage gets it."""
 
     environment: dict[str, str]
     secrets: list[str]
-    """The values that must not show anywhere."""
+    """Values that must not appear in a log."""
 
 
-def read_connection(connection_id: str, stage: str) -> Given:
-    """Fetch a connection for a stage. Any that is not ours by name is a source's, and means what its type says.
+def read_connection(connection_id: str, stage: str) -> ConnectionValues:
+    """Returns what a connection means to a stage. One without a name of ours is a source's, and is read by its type.
 
     Raises:
-        AirflowFailException: there is no such connection, or stages have no use for one of that name.
+        AirflowFailException: there is no such connection, or the stage has no use for one of that name.
     """
-    meaning = _MEANING.get(connection_id) or (_of_source if stage == "fetch" else None)
-    if not meaning:
+    read_values = _READERS.get(connection_id) or (_read_source if stage == "fetch" else None)
+    if not read_values:
         raise AirflowFailException(
             f"stage {stage}: no stage uses a connection {connection_id!r} (BREAKHIS_CONNECTIONS); there are: "
-            + ", ".join(_MEANING)
+            + ", ".join(_READERS)
         )
     try:
         connection = BaseHook.get_connection(connection_id)
     except AirflowNotFoundException:
         raise AirflowFailException(
             f"stage {stage} needs the Airflow connection {connection_id!r} and there is none: an administrator adds it "
-            f"under Admin > Connections ({_HOW.get(connection_id, _HOW_SOURCE)})"
+            f"under Admin > Connections ({_INSTRUCTIONS.get(connection_id, _SOURCE_INSTRUCTIONS)})"
         ) from None
-    values = {name: value for name, value in meaning(connection).items() if value is not None}
-    return Given(values, [connection.password] if connection.password else [])
+    values = {name: value for name, value in read_values(connection).items() if value is not None}
+    return ConnectionValues(values, [connection.password] if connection.password else [])
 
 
-def _store(connection: Any) -> dict[str, str | None]:
+def _read_store(connection: Any) -> dict[str, str | None]:
     extra = connection.extra_dejson
     return {
         "AWS_ACCESS_KEY_ID": connection.login or None,
@@ -52,27 +52,27 @@ def _store(connection: Any) -> dict[str, str | None]:
     }
 
 
-def _mlflow(connection: Any) -> dict[str, str | None]:
-    """Of the trainer or, of a stage that decides, the promoter: what is fetched last holds."""
+def _read_mlflow(connection: Any) -> dict[str, str | None]:
+    """Reads the trainer's credentials or, for a stage that decides, the promoter's: the last one fetched counts."""
     return {
         "MLFLOW_TRACKING_USERNAME": connection.login or None,
         "MLFLOW_TRACKING_PASSWORD": connection.password or None,
     }
 
 
-def _airflow(connection: Any) -> dict[str, str | None]:
+def _read_airflow(connection: Any) -> dict[str, str | None]:
     return {
-        "BREAKHIS_AIRFLOW_URL": _address(connection),
+        "BREAKHIS_AIRFLOW_URL": _format_url(connection),
         "BREAKHIS_AIRFLOW_USER": connection.login or "",
         "BREAKHIS_AIRFLOW_PASSWORD": connection.password or "",
     }
 
 
-def _audit(connection: Any) -> dict[str, str | None]:
+def _read_audit(connection: Any) -> dict[str, str | None]:
     return {"BREAKHIS_AUDIT_KEY": connection.password or ""}
 
 
-def _of_source(connection: Any) -> dict[str, str | None]:
+def _read_source(connection: Any) -> dict[str, str | None]:
     if connection.conn_type == "aws":
         return dict(zip(S3_KEY_VARIABLES, (connection.login or None, connection.password or None), strict=True))
     if connection.login:
@@ -80,8 +80,8 @@ def _of_source(connection: Any) -> dict[str, str | None]:
     return {"KAGGLE_API_TOKEN": connection.password or None}
 
 
-def _address(connection: Any) -> str:
-    """The URL in an HTTP connection, written in any of the ways that Airflow's HTTP hook reads."""
+def _format_url(connection: Any) -> str:
+    """Returns the URL of an HTTP connection, written in any of the ways that Airflow's HTTP hook reads."""
     host = connection.host or "localhost"
     if "://" not in host:
         scheme = connection.schema or (connection.conn_type if connection.conn_type == "https" else "http")
@@ -89,15 +89,21 @@ def _address(connection: Any) -> str:
     return f"{host}:{connection.port}" if connection.port else host
 
 
-_MEANING = {STORE: _store, MLFLOW: _mlflow, PROMOTER: _mlflow, AIRFLOW: _airflow, AUDIT: _audit}
-_HOW = {
+_READERS = {
+    STORE: _read_store,
+    MLFLOW: _read_mlflow,
+    PROMOTER: _read_mlflow,
+    AIRFLOW: _read_airflow,
+    AUDIT: _read_audit,
+}
+_INSTRUCTIONS = {
     STORE: "type aws, login and password being the key and its secret, endpoint_url in the extra",
     MLFLOW: "type http, login and password of the user that trainings log as",
     PROMOTER: "type http, login and password of the one user that may change MLflow's registry",
     AIRFLOW: "type http, host, port, login and password",
     AUDIT: "type generic, the password being the key of the audit log",
 }
-_HOW_SOURCE = (
+_SOURCE_INSTRUCTIONS = (
     "for S3: type aws, login and password being the key and its secret; for Kaggle: type generic, the password being "
     "an API token, or login and password a user's name and key"
 )

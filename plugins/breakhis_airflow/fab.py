@@ -1,8 +1,8 @@
-"""Airflow's users where it runs as servers: kept in its database by FAB, with a role for each group of people.
+"""Users and roles of Airflow where it runs as servers: FAB keeps them in its database, with a role for each group.
 
-The local stack has Airflow's SimpleAuthManager, which knows its users by their names. FAB numbers them; but a review is
-asked of names (the setting BREAKHIS_REVIEWERS), and promotions are recorded with names. A login name is unique in FAB
-and nobody but an administrator changes it, so that is what counts here, too.
+The local stack has Airflow's SimpleAuthManager, which identifies users by their names. FAB numbers them; but reviewers
+are named in the setting BREAKHIS_REVIEWERS, and promotions are recorded with names. A login name is unique in FAB and
+only an administrator can change it, so it identifies a user here, too.
 """
 
 from collections.abc import Mapping
@@ -15,36 +15,35 @@ from ml.promotion.reviews import PROMOTE, ROLLBACK
 
 
 class AuthManager(FabAuthManager):
-    """FAB's, but who may answer a question is a matter of login names and not of numbers."""
+    """FAB's auth manager, but the users who may answer a question are identified by login names instead of numbers."""
 
     def is_authorized_hitl_task(self, *, assigned_users: set[str], user: Any) -> bool:
-        """Whether ``user`` is one of those a task asks."""
+        """Returns whether ``user`` is one of those that a task asks."""
         return user.get_name() in assigned_users
 
 
 class User(NamedTuple):
-    """Somebody who logs in."""
+    """A user of Airflow."""
 
     role: str
     password: str
 
 
 ADMIN, ENGINEER, REVIEWER, VIEWER = "Admin", "User", "Reviewer", "Viewer"
-"""Roles: FAB's own, and that of whoever answers reviews, and may ask for a champion to be taken back."""
+"""FAB's own roles, and that of reviewers, who answer reviews and may start a rollback."""
 
-# FAB's own roles have neither in their menu: the pages of plugins, which are left out for whoever may not list plugins,
-# and the list of waiting reviews.
-_MENU = ((fab.ACTION_CAN_READ, fab.RESOURCE_PLUGIN), (fab.ACTION_CAN_ACCESS_MENU, fab.RESOURCE_HITL_DETAIL))
-_ANSWER = (
+# The permissions that FAB's own roles lack to see plugins' pages and the list of waiting reviews in the menu.
+_MENU_PERMISSIONS = ((fab.ACTION_CAN_READ, fab.RESOURCE_PLUGIN), (fab.ACTION_CAN_ACCESS_MENU, fab.RESOURCE_HITL_DETAIL))
+_ANSWER_PERMISSIONS = (
     (fab.ACTION_CAN_EDIT, fab.RESOURCE_HITL_DETAIL),
-    # Without a right to edit the DAG itself, Airflow lets nobody answer in it. It also lets them pause it, no more.
+    # Airflow lets only users answer who may edit the DAG. All else that this allows them is to pause it.
     *((fab.ACTION_CAN_EDIT, fab.resource_name(dag, fab.RESOURCE_DAG)) for dag in (PROMOTE, ROLLBACK)),
     (fab.ACTION_CAN_CREATE, fab.resource_name(ROLLBACK, fab.RESOURCE_DAG_RUN)),
 )
 
 
-def set_up(users: Mapping[str, User]) -> None:
-    """Bring Airflow's roles up to date, and give these users these roles and passwords. Others stay as they are."""
+def set_up_users(users: Mapping[str, User]) -> None:
+    """Brings Airflow's roles up to date, and gives these users their roles and passwords. Others stay as they are."""
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
     with get_application_builder() as builder:
@@ -52,9 +51,9 @@ def set_up(users: Mapping[str, User]) -> None:
         manager.sync_roles()
         manager.bulk_sync_roles(
             [
-                {"role": ENGINEER, "perms": _MENU},
-                {"role": VIEWER, "perms": _MENU},
-                {"role": REVIEWER, "perms": [*manager.VIEWER_PERMISSIONS, *_MENU, *_ANSWER]},
+                {"role": ENGINEER, "perms": _MENU_PERMISSIONS},
+                {"role": VIEWER, "perms": _MENU_PERMISSIONS},
+                {"role": REVIEWER, "perms": [*manager.VIEWER_PERMISSIONS, *_MENU_PERMISSIONS, *_ANSWER_PERMISSIONS]},
             ]
         )
         for name, (role, password) in users.items():

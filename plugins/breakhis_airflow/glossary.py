@@ -1,4 +1,4 @@
-"""The words that the review pages explain, for people who have never met them, and what their pictures show."""
+"""Explains metrics, terms and pictures of the review pages to people who have never met them."""
 
 METRIC_MEANINGS = {
     "roc_auc": "How well the model ranks malignant images above benign ones: 1 is perfect, 0.5 is guessing.",
@@ -20,13 +20,13 @@ METRIC_MEANINGS = {
     "threshold": "The probability from which an image is called malignant. It was locked before the test.",
     "patient_recognition_rate": "For each patient the share of images with the right label; the mean of that.",
 }
-"""What a metric says, for people who have never met it."""
+"""The meaning of each metric."""
 
 SUBTYPE_METRIC_MEANINGS = {
     "recall": "Of the images of a subtype, the share that the model recognises; the mean over subtypes.",
     "precision": "Of the images that the model gives a subtype, the share that have it; the mean over subtypes.",
 }
-"""The same of the model of subtypes, where it means something else."""
+"""The meaning of metrics that is another for the model of subtypes."""
 
 TERMS = {
     "candidate": "The new version of the model, which is used only if it is approved.",
@@ -71,7 +71,7 @@ TERMS = {
     "source": "Where images came from, such as a data set or a clinic.",
     "subtype": "One of eight kinds of tumour; benign and malignant are four each.",
 }
-"""What the words of this field mean, for people who have never met them."""
+"""The meaning of each term of the field."""
 
 PICTURES = (
     (
@@ -93,4 +93,4 @@ PICTURES = (
         "map says nothing.",
     ),
 )
-"""Pictures in the page's order: file, title, how to read it."""
+"""Pictures in the page's order: file name, title, and how to read it."""

@@ -1,8 +1,9 @@
-"""Tells people of failures and of reviews, by Airflow's notifiers, as ``notifications.yaml`` beside the sources says.
+"""Sends messages about failures and reviews by Airflow's notifiers, as ``notifications.yaml`` in the conf folder says.
 
-The callback of failures is the tasks' and not the DAGs': Airflow calls that where the task ran, once, after the last
-retry, with the exception. A DAG's is called by the DAG processor, which knows neither the error nor the result. Tasks
-behind the one that failed do not run and are not told of: a run in which one task fails sends one message.
+Failures are reported by the tasks' callback and not by the DAGs'. Airflow calls the former where the task ran, once,
+after the last retry, with the exception. A DAG's is called by the DAG processor, which knows neither the error nor the
+result. Tasks after the one that failed do not run and are not reported, so a run in which one task fails sends one
+message.
 """
 
 import logging
@@ -17,7 +18,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from breakhis_airflow.links import LINKS
+from breakhis_airflow.links import STAGE_LINKS
 from ml.core.errors import ConfigError
 from ml.core.settings import read_settings
 from ml.core.yaml_files import YamlModel, read_yaml
@@ -29,7 +30,7 @@ _PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class Notification(YamlModel):
-    """One notifier, and what it is told to send."""
+    """One notifier with its arguments."""
 
     notifier: str = Field(description="A notifier's import path: of Airflow's providers, or one of your own.")
     arguments: dict[str, Any] = Field(
@@ -39,7 +40,7 @@ class Notification(YamlModel):
     @field_validator("arguments", mode="after")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key, text in _leaves(value):
+        for key, text in _find_texts(value):
             if _SECRET.search(key) or _PASSWORD_IN_ADDRESS.search(text):
                 raise ValueError(
                     f"{key!r} is, or holds, a secret; put that into an Airflow connection and name it (…_conn_id)"
@@ -48,7 +49,7 @@ class Notification(YamlModel):
 
 
 class Notifications(YamlModel):
-    """What may stand in notifications.yaml."""
+    """The content of notifications.yaml."""
 
     on_failure: tuple[Notification, ...] = Field((), description="Who is told when a task has failed for good.")
     on_review: tuple[Notification, ...] = Field(
@@ -56,7 +57,7 @@ class Notifications(YamlModel):
     )
 
     def __iter__(self) -> Iterator[tuple[str, Notification]]:  # type: ignore[override]
-        """Every notifier, with where it stands."""
+        """Yields every notifier with its place in the file, such as ``on_failure.0``."""
         for field in self.__class__.model_fields:
             for number, notification in enumerate(getattr(self, field)):
                 yield f"{field}.{number}", notification
@@ -64,20 +65,20 @@ class Notifications(YamlModel):
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that failed for good; templates find it as ``failure``."""
+    """A task that failed for good. Templates find it as ``failure``."""
 
     dag: str
     run: str
     task: str
     error: str
-    """What the stage itself said was wrong."""
+    """The stage's own error message."""
     log_url: str
     links: tuple[tuple[str, str], ...]
-    """Name and address of what shows more: Data Docs, quarantine, model version."""
+    """Names and addresses of the task's links, such as Data Docs, quarantine and model version."""
 
     @property
     def subject(self) -> str:
-        """One line."""
+        """The message's subject: one line."""
         return f"{self.dag}: {self.task} failed"
 
     @property
@@ -103,20 +104,20 @@ class Failure:
 
 @dataclass(frozen=True)
 class Review:
-    """A review that waits; templates find it as ``review``."""
+    """A review that waits. Templates find it as ``review``."""
 
     question: str
     form: str
     """Address of the answer form."""
     page: str
-    """Address of the review page, or empty."""
+    """Address of the review page, or an empty text."""
     hours_left: float
-    """Until it counts as rejected."""
+    """Hours until it counts as rejected."""
     reminder: bool = False
 
     @property
     def subject(self) -> str:
-        """One line."""
+        """The message's subject: one line."""
         return f"{'Reminder: ' if self.reminder else ''}{self.question}"
 
     @property
@@ -136,97 +137,102 @@ class Review:
         return [*([("Evidence", self.page)] if self.page else []), ("Answer", self.form)]
 
 
-def notification_files(conf: Path) -> list[Path]:
-    """The file, if it is there and says anything, be it wrong."""
+def find_notification_files(conf: Path) -> list[Path]:
+    """Returns the file, unless it is missing or names no notifier. A file that cannot be used is returned, too."""
     file = conf / "notifications.yaml"
     try:
-        return [file] if list(_read(file)) else []
+        return [file] if list(_read_file(file)) else []
     except ConfigError:
         return [file]
 
 
 def read_notifications(file: Path) -> Notifications:
-    """Read the file and make each of its notifiers once, to see that all is well.
+    """Reads the file, and makes each of its notifiers once to check it.
 
     Raises:
-        ConfigError: the file does not fit, or what it names is no notifier or does not take its arguments; says which.
+        ConfigError: the file is invalid, or a notifier that it names is none or does not take its arguments.
     """
-    wanted = _read(file)
-    for where, notification in wanted:
+    notifications = _read_file(file)
+    for place, notification in notifications:
         try:
-            notifier = _make(notification)
+            notifier = _make_notifier(notification)
             environment = notifier.get_template_env()
             for field in notifier.template_fields:
-                for _, text in _leaves({field: getattr(notifier, field)}):
+                for _, text in _find_texts({field: getattr(notifier, field)}):
                     environment.from_string(text)
-        except Exception as error:  # whatever somebody else's constructor finds
-            named = f"{where}: {notification.notifier}"
+        except Exception as error:  # a notifier's constructor may raise anything
+            named = f"{place}: {notification.notifier}"
             raise ConfigError(f"{file}: {named}: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return wanted
+    return notifications
 
 
-def tell(wanted: Sequence[Notification], context: Mapping[str, Any], **message: Failure | Review) -> list[Exception]:
-    """Send a message by each of these notifiers; returns what went wrong with that. None keeps back another.
+def send_notifications(
+    notifications: Sequence[Notification], context: Mapping[str, Any], **message: Failure | Review
+) -> list[Exception]:
+    """Sends a message by each notifier; the failure of one does not keep the others from sending.
 
     Args:
-        wanted: the notifiers.
-        context: of the task that tells.
+        notifications: the notifiers.
+        context: of the task that sends.
         message: ``failure`` or ``review``, as templates find it.
+
+    Returns:
+        The errors of the notifiers that failed.
     """
     problems: list[Exception] = []
-    for notification in wanted:
+    for notification in notifications:
         try:
-            # Made anew each time: a notifier fills in its own templates in place.
-            _make(notification)({**context, **message})
+            # It is made for each message, since a notifier fills in its templates in place.
+            _make_notifier(notification)({**context, **message})
         except Exception as error:
-            log.exception("%s could not tell of it", notification.notifier)
+            log.exception("%s could not send the message", notification.notifier)
             problems.append(error)
     return problems
 
 
-def tell_of_failure(context: Mapping[str, Any]) -> None:
-    """The callback of every task; see :data:`breakhis_airflow.operators.DEFAULT_ARGS`."""
-    if wanted := _wanted().on_failure:
-        tell(wanted, context, failure=failure_of(context))
+def notify_of_failure(context: Mapping[str, Any]) -> None:
+    """Sends a message about a failed task: the callback in :data:`breakhis_airflow.operators.DEFAULT_ARGS`."""
+    if notifications := _read_configured().on_failure:
+        send_notifications(notifications, context, failure=describe_failure(context))
 
 
-def tell_of_review(context: Mapping[str, Any], review: Review) -> None:
-    """Tell of a review that waits. Where that goes wrong, it is in the log, and the review waits all the same."""
-    tell(_wanted().on_review, context, review=review)
+def notify_of_review(context: Mapping[str, Any], review: Review) -> None:
+    """Sends a message about a review that waits. If that fails, the log says so, and the review waits all the same."""
+    send_notifications(_read_configured().on_review, context, review=review)
 
 
-def _wanted() -> Notifications:
+def _read_configured() -> Notifications:
     file = read_settings().conf / "notifications.yaml"
     try:
-        return _read(file)
+        return _read_file(file)
     except ConfigError as error:
-        log.error("Nobody is told: %s", error)
+        log.error("No message is sent: %s", error)
         return Notifications()
 
 
-def failure_of(context: Mapping[str, Any]) -> Failure:
-    """What there is to say about a task that failed, without any secret that Airflow knows of."""
+def describe_failure(context: Mapping[str, Any]) -> Failure:
+    """Describes a task that failed, without any secret that Airflow knows of."""
     from airflow.sdk.log import redact
 
     ti, task = context["ti"], context["task"]
-    # A worker that was killed cannot call. The DAG processor does so for it, and knows of no exception.
+    # For a worker that was killed, the DAG processor calls this, without an exception.
     error = context.get("exception") or "the task was lost with its worker, or was stopped from outside"
-    shown = ((link.name, link.get_link(task, ti_key=ti)) for link in LINKS.get(getattr(task, "stage", ""), ()))
+    links = ((link.name, link.get_link(task, ti_key=ti)) for link in STAGE_LINKS.get(getattr(task, "stage", ""), ()))
     return Failure(
         dag=ti.dag_id,
         run=ti.run_id,
         task=ti.task_id if ti.map_index in {None, -1} else f"{ti.task_id}[{ti.map_index}]",
         error=str(redact(str(error))),
         log_url=ti.log_url,
-        links=tuple((name, address) for name, address in shown if address),
+        links=tuple((name, address) for name, address in links if address),
     )
 
 
-def _read(file: Path) -> Notifications:
+def _read_file(file: Path) -> Notifications:
     return read_yaml(file, Notifications, optional=True)
 
 
-def _make(notification: Notification) -> Any:
+def _make_notifier(notification: Notification) -> Any:
     from airflow.sdk import BaseNotifier
 
     module, _, name = notification.notifier.rpartition(".")
@@ -236,13 +242,13 @@ def _make(notification: Notification) -> Any:
     return kind(**deepcopy(notification.arguments))
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each text somewhere in arguments, with the key it stands under."""
+def _find_texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each text anywhere in a notifier's arguments, with the key that holds it."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _leaves(inner, str(name))
+            yield from _find_texts(inner, str(name))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _leaves(inner, key)
+            yield from _find_texts(inner, key)
     elif isinstance(value, str):
         yield key, value

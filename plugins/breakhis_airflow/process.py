@@ -1,4 +1,4 @@
-"""The place ``process``: a stage as a process beside the Airflow worker. Needs no Docker."""
+"""Runs stages as processes beside the Airflow worker: the place ``process``, which needs no Docker."""
 
 import ctypes
 import os
@@ -15,43 +15,43 @@ from pathlib import Path
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from breakhis_airflow.operators import Ended, Job, StageOperator
+from breakhis_airflow.operators import Job, JobEnd, StageOperator
 from ml.core.settings import read_settings
 
 
 class ProcessStageOperator(StageOperator):
-    """Run a stage as a process beside the Airflow worker. Needs nothing but ``breakhis`` on the worker's machine.
+    """Runs a stage as a process beside the Airflow worker, on whose machine the command ``breakhis`` has to be.
 
-    The process leads a group of its own, and what belongs to it ends with the task: when the task is stopped from the
-    UI, when it runs into ``execution_timeout``, and when the worker dies.
+    The process leads a group of its own, which ends with the task: when the task is stopped from the UI, when it runs
+    into ``execution_timeout``, and when the worker dies.
     """
 
     _process: subprocess.Popen[bytes] | None = None
 
-    def run_stage(self, job: Job, output: Callable[[str], None]) -> Ended:
-        """Run it here; see the base class."""
+    def run_stage(self, job: Job, output: Callable[[str], None]) -> JobEnd:
+        """Runs a job as a process; see the base class."""
         status = self.run_command(job.command(read_settings().store), job.environment, output)
-        return Ended(status, job.key, _why(status))
+        return JobEnd(status, job.key, _explain_signal(status))
 
     def run_command(self, command: list[str], environment: dict[str, str], output: Callable[[str], None]) -> int:
-        """Run ``command`` to its end with exactly this environment; ``output`` is called with each line it prints.
+        """Runs ``command`` to its end in exactly this environment; ``output`` is called with each line that it prints.
 
         Returns:
-            The exit status; of a command that was killed, the signal's number with a minus sign.
+            The exit status; for a command that was killed, the signal's number with a minus sign.
         """
         with subprocess.Popen(
-            [_executable(command[0]), *command[1:]],
+            [_find_executable(command[0]), *command[1:]],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Between fork and exec, where threads make most things unsafe: one system call, looked up beforehand.
+            # Between fork and exec, threads make most calls unsafe. This is one system call, looked up beforehand.
             preexec_fn=_end_with_parent,  # noqa: PLW1509
         ) as process:
             self._process = process
             try:
-                for line in _lines(process):
+                for line in _read_lines(process):
                     output(line)
                 return process.wait()
             finally:
@@ -59,13 +59,13 @@ class ProcessStageOperator(StageOperator):
                 self._process = None
 
     def on_kill(self) -> None:
-        """End the process and everything it started. Airflow calls this when the task is stopped."""
+        """Ends the process and everything it started. Airflow calls this when the task is stopped."""
         if self._process:
             self.log.warning("Stopping breakhis %s", self.stage)
             _end_group(self._process)
 
 
-def _why(status: int) -> str:
+def _explain_signal(status: int) -> str:
     if status >= 0:
         return ""
     hint = ", most often for want of memory" if -status == signal.SIGKILL else ""
@@ -75,30 +75,34 @@ def _why(status: int) -> str:
 # --- processes ------------------------------------------------------------------------------------------------------
 
 _SECONDS_TO_END = 3.0
-"""Between asking and killing. Airflow itself kills the task five seconds after asking it."""
+"""Between SIGTERM and SIGKILL. Airflow itself kills the task five seconds after it asked it to end."""
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when the worker's dies, so that a retry does not run beside an orphan."""
+    """Has the kernel end this process when the worker's ends, so that a retry does not run beside an orphan."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _executable(name: str) -> str:
-    """Where the command lies: on PATH, or beside the Python that runs Airflow."""
+def _find_executable(name: str) -> str:
+    """Returns the path of a command on PATH or beside the Python that runs Airflow.
+
+    Raises:
+        AirflowFailException: there is no such command.
+    """
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    found = shutil.which(name, path=path)
-    if not found:
+    executable = shutil.which(name, path=path)
+    if not executable:
         raise AirflowFailException(f"the command {name!r} is not on this worker's PATH ({path})")
-    return found
+    return executable
 
 
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """The output line by line, until the process has ended and what it had written is read.
+def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Yields the output line by line, until the process has ended and all it had written is read.
 
-    Not until its pipe closes: when a process is killed, children of it can live on and hold the pipe open.
+    It does not wait for the pipe to close: children of a process that was killed can live on and hold the pipe open.
     """
     assert process.stdout
     pipe = process.stdout.fileno()
@@ -122,12 +126,12 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its children: ask them, wait a little, kill them."""
+    """Ends the process and its children: by SIGTERM, and after three seconds by SIGKILL."""
     deadline = time.monotonic() + _SECONDS_TO_END
     alive = _signal_group(process, signal.SIGTERM)
     while alive and time.monotonic() < deadline:
         time.sleep(0.05)
-        process.poll()  # a leader that nobody has waited for keeps its group in being
+        process.poll()  # a leader that has ended keeps its group in being until it is waited for
         alive = _signal_group(process, 0)
     if alive:
         _signal_group(process, signal.SIGKILL)
@@ -136,7 +140,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Send a signal to the process's group; whether there still is one."""
+    """Sends a signal to the process's group; returns whether the group still exists."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

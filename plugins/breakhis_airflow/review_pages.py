@@ -1,10 +1,10 @@
-"""The review page: what a reviewer needs to decide about a model version, in plain words.
+"""Renders the review pages, which show a reviewer in plain words what a decision about a model version depends on.
 
-/breakhis/reviews/                      the reviews that wait, and what was decided lately
-/breakhis/reviews/<bundle>/             one candidate beside the champion
-/breakhis/reviews/<bundle>/<whose>/<file>   a picture or report of either, as it was when the gates were judged
+/breakhis/reviews/                      the reviews that wait, and the last decisions
+/breakhis/reviews/<bundle>/             a candidate beside the champion
+/breakhis/reviews/<bundle>/<role>/<file>   a picture or report of either, as it was when the gates were judged
 
-Everything is read from the evidence bundle in the store: what is shown is what an approval holds for.
+Everything is read from the evidence bundle in the store, for which an approval holds.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakhis_airflow.airflow_database import AuditCheck, Waiting
+from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
 from ml.core.store import Json, Store, object_id
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
-"""The only script of these pages: it leads out of the frame that Airflow shows them in."""
+"""The only script of these pages. It leads out of the frame in which Airflow shows them."""
 
-_DECISIONS = 50  # that the list shows
-_WHOSE = ("candidate", "champion")
-_FILES = re.compile(r"[a-z_]+\.(png|html)")
+_MAX_DECISIONS = 50  # on the list
+_ROLES = ("candidate", "champion")
+_FILE_NAME = re.compile(r"[a-z_]+\.(png|html)")
 
-_BROAD = {
+_WIDE_PICTURES = {
     "binary": frozenset({"errors"}),
     "subtype": frozenset({"roc", "precision_recall", "confusion_matrix", "per_class", "errors"}),
 }
-"""Pictures that take the page's whole width: the champion's is below the candidate's and not beside it."""
+"""Pictures that take the page's whole width, by task: the champion's is below the candidate's and not beside it."""
 
 
-def render_list(waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
-    """The page of what waits and what was decided."""
+def render_review_list(waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
+    """Returns the HTML page of waiting reviews and of decisions."""
     return (
-        _environment()
+        _make_environment()
         .get_template("reviews.html")
         .render(
             waiting=waiting,
             rollback=ROLLBACK,
-            decisions=_decisions(store)[:_DECISIONS],
+            decisions=_read_shown_decisions(store)[:_MAX_DECISIONS],
             audit=audit,
             faults=find_chain_faults(store),
             terms=TERMS,
@@ -58,43 +58,43 @@ def render_list(waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
     )
 
 
-def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store: Store) -> str:
-    """The page of one candidate.
+def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
+    """Returns the HTML page of a candidate.
 
     Raises:
-        StoreError: there is no such bundle.
+        StoreError: there is no such bundle, or it was changed.
     """
-    facts = read_bundle(bundle, store)
-    evidence, champion = facts["evidence"], facts["champion"]
-    decisions = _decisions(store, evidence["model"])
+    content = read_bundle(bundle, store)
+    evidence, champion = content["evidence"], content["champion"]
+    decisions = _read_shown_decisions(store, evidence["model"])
     order = list(METRIC_NAMES)  # a stored object comes back in alphabetical order
-    found = sorted(evidence["metrics"], key=lambda name: order.index(name) if name in order else len(order))
-    metrics = [_metric(name, evidence, champion) for name in found]
-    drawn = [
-        (name, title, text, [whose for whose in _WHOSE if _known(facts, whose, f"{name}.png")])
+    names = sorted(evidence["metrics"], key=lambda name: order.index(name) if name in order else len(order))
+    metrics = [_make_metric_row(name, evidence, champion) for name in names]
+    pictures = [
+        (name, title, text, [role for role in _ROLES if _find_recorded_hash(content, role, f"{name}.png")])
         for name, title, text in PICTURES
     ]
     return (
-        _environment()
+        _make_environment()
         .get_template("review.html")
         .render(
             id=bundle,
-            bundle=facts,
+            bundle=content,
             evidence=evidence,
             champion=champion,
-            waiting=next((one for one in waiting if one.bundle == bundle), None),
+            waiting=next((review for review in waiting if review.bundle == bundle), None),
             rollback=ROLLBACK,
-            in_use=_in_use(decisions),
-            decided=next((one for one in decisions if one["bundle"] == bundle), None),
+            in_use=_find_current_approval(decisions),
+            decided=next((decision for decision in decisions if decision["bundle"] == bundle), None),
             metrics=metrics,
             worse=list_regressions(evidence, champion),
             classes=class_names(evidence["task"]),
             class_names=SUBTYPE_NAMES,
-            slices=_slices(evidence, champion),
-            pictures=[one for one in drawn if one[3]],
-            broad=_BROAD[evidence["task"]],
-            data=_data(evidence, champion),
-            changes=_changes(evidence, champion, store),
+            slices=_make_slice_tables(evidence, champion),
+            pictures=[picture for picture in pictures if picture[3]],
+            broad=_WIDE_PICTURES[evidence["task"]],
+            data=_make_data_rows(evidence, champion),
+            changes=_find_data_changes(evidence, champion, store),
             sides=SIDES,
             words=METRIC_MEANINGS | (SUBTYPE_METRIC_MEANINGS if evidence["task"] == "subtype" else {}),
             terms=TERMS,
@@ -107,43 +107,43 @@ def render_review(bundle: str, waiting: list[Waiting], audit: AuditCheck, store:
 
 
 def read_bundle(bundle: str, store: Store) -> Json:
-    """An evidence bundle, checked against the hash in its name.
+    """Returns an evidence bundle, checked against the hash in its name.
 
     Raises:
-        StoreError: there is none, or it was changed.
+        StoreError: there is no such one, or it was changed.
     """
     if not re.fullmatch(BUNDLE_PATTERN, bundle):
         raise StoreError(f"{bundle!r} is no bundle")
-    facts = {key: value for key, value in store.meta(bundle).items() if key != "id"}
-    if object_id("bundle", facts) != bundle:
+    content = {key: value for key, value in store.meta(bundle).items() if key != "id"}
+    if object_id("bundle", content) != bundle:
         raise StoreError(f"{bundle} was changed after it was judged")
-    return facts
+    return content
 
 
-def bundle_file(bundle: str, whose: str, name: str, store: Store) -> Path:
-    """A picture or report of the candidate or the champion, if it still is what the evidence says.
+def find_bundle_file(bundle: str, role: str, name: str, store: Store) -> Path:
+    """Returns a picture or report of the candidate or the champion, checked against the hash in the evidence.
 
     Raises:
-        StoreError: there is none, or it was changed.
+        StoreError: there is no such one, or it was changed.
     """
-    facts = read_bundle(bundle, store)
-    if whose not in _WHOSE or not _FILES.fullmatch(name) or not _known(facts, whose, name):
-        raise StoreError(f"{bundle}/{whose}/{name}: no such file")
-    file = store.file(bundle, f"{whose}/{name}")
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _known(facts, whose, name):
-        raise StoreError(f"{bundle}/{whose}/{name} is not what was judged")
+    content = read_bundle(bundle, store)
+    if role not in _ROLES or not _FILE_NAME.fullmatch(name) or not _find_recorded_hash(content, role, name):
+        raise StoreError(f"{bundle}/{role}/{name}: no such file")
+    file = store.file(bundle, f"{role}/{name}")
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _find_recorded_hash(content, role, name):
+        raise StoreError(f"{bundle}/{role}/{name} is not what was judged")
     return file
 
 
-def _known(facts: Json, whose: str, name: str) -> str | None:
-    """The hash that the evidence has of a file."""
-    evidence = facts["evidence" if whose == "candidate" else "champion"] or {}
-    found: str | None = evidence.get("artifacts", {}).get(f"evaluation/{name}")
-    return found
+def _find_recorded_hash(content: Json, role: str, name: str) -> str | None:
+    """Returns the hash of a file in the evidence; None if the evidence does not have the file."""
+    evidence = content["evidence" if role == "candidate" else "champion"] or {}
+    recorded: str | None = evidence.get("artifacts", {}).get(f"evaluation/{name}")
+    return recorded
 
 
-def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
-    """A row of the table of metrics."""
+def _make_metric_row(name: str, evidence: Json, champion: Json | None) -> Json:
+    """Returns a row of the table of metrics."""
     before = champion["metrics"].get(name) if champion else None
     change = None if before is None or name == "threshold" else evidence["metrics"][name] - before
     return {
@@ -158,25 +158,25 @@ def _metric(name: str, evidence: Json, champion: Json | None) -> Json:
     }
 
 
-def _slices(evidence: Json, champion: Json | None) -> Json:
-    """Column -> the metrics that are shown, and rows of (value, [(whose, what it scored)])."""
-    found: Json = {}
+def _make_slice_tables(evidence: Json, champion: Json | None) -> Json:
+    """Returns, by column, the metrics shown, and rows of (value, [(role, scores)])."""
+    tables: Json = {}
     for column, values in evidence.get("slices", {}).items():
         before = champion.get("slices", {}).get(column, {}) if champion else {}
         order = sorted({**values, **before}, key=lambda value: (len(value), value))
-        both = [
-            (value, [(whose, of[value]) for whose, of in zip(_WHOSE, (values, before), strict=True) if value in of])
+        rows = [
+            (value, [(role, of[value]) for role, of in zip(_ROLES, (values, before), strict=True) if value in of])
             for value in order
         ]
-        shown = dict.fromkeys(name for _, rows in both for _, one in rows for name in one["metrics"])
-        found[column] = {"metrics": list(shown), "rows": both}
-    return found
+        names = dict.fromkeys(name for _, scored in rows for _, scores in scored for name in scores["metrics"])
+        tables[column] = {"metrics": list(names), "rows": rows}
+    return tables
 
 
-def _data(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, str]]:
-    """What the two were made of: (what, the term that explains it, candidate, champion)."""
+def _make_data_rows(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, str]]:
+    """Returns what the two versions were made of: (name, the term that explains it, candidate's, champion's)."""
 
-    def told(of: Json | None, key: str) -> str:
+    def format_value(of: Json | None, key: str) -> str:
         if not of:
             return ""
         if key == "sources":
@@ -197,42 +197,53 @@ def _data(evidence: Json, champion: Json | None) -> list[tuple[str, str, str, st
         "weights": ("backbone weights", "backbone weights"),
         "run_id": ("training run in MLflow", "MLflow"),
     }
-    return [(shown, term, told(evidence, key), told(champion, key)) for key, (shown, term) in names.items()]
+    return [
+        (shown, term, format_value(evidence, key), format_value(champion, key)) for key, (shown, term) in names.items()
+    ]
 
 
-def _changes(evidence: Json, champion: Json | None, store: Store) -> Json:
-    """What changed from the champion's dataset to the candidate's: ``{same, sources, missing}``.
+def _find_data_changes(evidence: Json, champion: Json | None, store: Store) -> Json:
+    """Returns what changed from the champion's dataset to the candidate's: ``{same, sources, missing}``.
 
-    Computed from the two datasets, whose ids are hashes that the evidence names.
+    It is computed from the two datasets. The evidence names their ids, which are hashes.
     """
-    told: Json = {"same": bool(champion), "sources": {}, "missing": ""}
+    changes: Json = {"same": bool(champion), "sources": {}, "missing": ""}
     if champion and evidence["dataset"] != champion["dataset"]:
         try:
-            told = {**told, "same": False, "sources": compare_datasets(champion["dataset"], evidence["dataset"], store)}
-        except StoreError as error:  # an old one was cleared away
-            told = {**told, "same": False, "missing": str(error)}
-    return told
+            sources = compare_datasets(champion["dataset"], evidence["dataset"], store)
+            changes = {**changes, "same": False, "sources": sources}
+        except StoreError as error:  # an old dataset was removed
+            changes = {**changes, "same": False, "missing": str(error)}
+    return changes
 
 
-def _in_use(decisions: list[Json]) -> Json | None:
-    """The decision, of one model's, by which the champion is what it is."""
-    last = next((one for one in decisions if one["event"] in (APPROVED, ROLLED_BACK)), None)
+def _find_current_approval(decisions: list[Json]) -> Json | None:
+    """Returns the decision, of one model's, that made the current champion; None if its bundle is not known."""
+    last = next((decision for decision in decisions if decision["event"] in (APPROVED, ROLLED_BACK)), None)
     return last if last and last["bundle"] else None
 
 
-def _decisions(store: Store, model: str | None = None) -> list[Json]:
-    """Decisions as a page shows them; ``verified`` is False of a record that is not as it was written.
+def _read_shown_decisions(store: Store, model: str | None = None) -> list[Json]:
+    """Returns decisions as a page shows them; ``verified`` is False if a record was changed since it was written.
 
-    A rollback's evidence is what the version was approved on.
+    A rollback has the bundle on which its version was approved.
     """
-    shown = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
-    found = [shown | {"champion": None, "bundle": None, "verified": None} | one for one in read_decisions(store, model)]
-    approved = {(one["model"], one["version"]): one["bundle"] for one in reversed(found) if one["event"] == APPROVED}
-    return [one | {"bundle": one["bundle"] or approved.get((one["model"], one["version"]))} for one in found]
+    texts = {"at": "", "model": "", "version": "", "event": "", "by": "", "reason": ""}
+    empty = texts | {"champion": None, "bundle": None, "verified": None}
+    decisions = [empty | record for record in read_decisions(store, model)]
+    bundles = {
+        (decision["model"], decision["version"]): decision["bundle"]
+        for decision in reversed(decisions)
+        if decision["event"] == APPROVED
+    }
+    return [
+        decision | {"bundle": decision["bundle"] or bundles.get((decision["model"], decision["version"]))}
+        for decision in decisions
+    ]
 
 
 @cache
-def _environment() -> "Environment":
+def _make_environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

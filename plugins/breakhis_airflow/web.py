@@ -1,8 +1,8 @@
-"""Pages under /breakhis, for everybody who is logged in to Airflow.
+"""Serves the pages under /breakhis to everybody who is logged in to Airflow.
 
 /breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
-/breakhis/reviews/…            for who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
+/breakhis/reviews/…            for users who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
 """
 
 import base64
@@ -18,34 +18,34 @@ from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE
 
-_VALIDATION = re.compile(r"validation-[0-9a-f]{12}")
+_VALIDATION_ID = re.compile(r"validation-[0-9a-f]{12}")
 _HEADERS = {
-    # A report shows what came with the data, file names among it. A script hidden there would act as the reader, who
-    # may be a reviewer. So none runs; reports need none.
+    # A report shows what came with the data, such as file names. A script hidden there would act as the reader, who may
+    # be a reviewer. Reports need no script, so none runs.
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
         "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "private, max-age=3600",  # reports are immutable, but readers log out
+    "Cache-Control": "private, max-age=3600",  # reports do not change, but readers log out
 }
-_OF_A_RUN = {
+_RUN_FILE_HEADERS = {
     **_HEADERS,
-    # Whoever trains writes these files. So they act as no site, least of all ours, and cannot lead the page elsewhere.
+    # Whoever trains writes these files. In a sandbox they do not act as our site, and cannot lead the page elsewhere.
     "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; sandbox allow-popups",
 }
 
 
-def _with_script(script: str) -> dict[str, str]:
-    """Headers of a page that is made anew for each reader, and may run this script and no other."""
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"{_HEADERS['Content-Security-Policy']}; script-src 'sha256-{known}'"
+def _make_script_headers(script: str) -> dict[str, str]:
+    """Returns the headers of a page that is made for each reader, and may run this script and no other."""
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"{_HEADERS['Content-Security-Policy']}; script-src 'sha256-{script_hash}'"
     return {**_HEADERS, "Content-Security-Policy": policy, "Cache-Control": "no-store"}
 
 
 def create_app() -> Any:
-    """The FastAPI application."""
+    """Returns the FastAPI application."""
     from fastapi import FastAPI
 
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
@@ -56,16 +56,16 @@ def create_app() -> Any:
 
 
 def _add_reports(app: Any) -> None:
-    """The pages of validation reports."""
+    """Adds the pages of validation reports."""
     from airflow.api_fastapi.core_api.security import get_user
     from fastapi import Depends, HTTPException
     from fastapi.responses import FileResponse, RedirectResponse
 
     @app.get("/docs/{validation}/{path:path}", dependencies=[Depends(get_user)])
     def report(validation: str, path: str) -> FileResponse:
-        """One file of a validation's report."""
+        """Returns a file of a validation's report."""
         try:
-            file = report_file(Store(read_settings().store), validation, path)
+            file = find_report_file(Store(read_settings().store), validation, path)
         except StoreError:
             raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
@@ -73,9 +73,9 @@ def _add_reports(app: Any) -> None:
 
     @app.get("/sources/{name}", dependencies=[Depends(get_user)])
     def source(name: str) -> RedirectResponse:
-        """The report of a source's current version."""
-        known = re.fullmatch(NAME_PATTERN, name)
-        published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if known else (None, "")
+        """Leads to the report of a source's current version."""
+        is_name = re.fullmatch(NAME_PATTERN, name)
+        published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if is_name else (None, "")
         if not published:
             raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"
@@ -83,53 +83,57 @@ def _add_reports(app: Any) -> None:
 
 
 def _add_reviews(app: Any) -> None:
-    """The review pages, for whoever may see the DAG in which reviews are answered."""
+    """Adds the review pages, for users who may see the DAG in which reviews are answered."""
     from airflow.api_fastapi.core_api.security import requires_access_dag
     from fastapi import Depends, HTTPException
     from fastapi.responses import FileResponse, HTMLResponse
 
     from breakhis_airflow import airflow_database, review_pages
 
-    fresh = _with_script(review_pages.SCRIPT)
+    headers = _make_script_headers(review_pages.SCRIPT)
     may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
 
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:
-        """What waits for a reviewer, and what was decided."""
-        page = review_pages.render_list(
-            airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
+        """Shows the reviews that wait, and the decisions."""
+        page = review_pages.render_review_list(
+            airflow_database.read_waiting_reviews(), airflow_database.read_audit_check(), Store(read_settings().store)
         )
-        return HTMLResponse(page, headers=fresh)
+        return HTMLResponse(page, headers=headers)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
-        """One candidate beside the champion."""
+        """Shows a candidate beside the champion."""
         try:
             page = review_pages.render_review(
-                bundle, airflow_database.waiting_reviews(), airflow_database.audit_check(), Store(read_settings().store)
+                bundle,
+                airflow_database.read_waiting_reviews(),
+                airflow_database.read_audit_check(),
+                Store(read_settings().store),
             )
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
-        return HTMLResponse(page, headers=fresh)
+        return HTMLResponse(page, headers=headers)
 
-    @app.get("/reviews/{bundle}/{whose}/{name}", dependencies=[Depends(may_read)])
-    def evidence_file(bundle: str, whose: str, name: str) -> FileResponse:
-        """A picture or report of the candidate or the champion."""
+    @app.get("/reviews/{bundle}/{role}/{name}", dependencies=[Depends(may_read)])
+    def evidence_file(bundle: str, role: str, name: str) -> FileResponse:
+        """Returns a picture or report of the candidate or the champion."""
         try:
-            file = review_pages.bundle_file(bundle, whose, name, Store(read_settings().store))
+            file = review_pages.find_bundle_file(bundle, role, name, Store(read_settings().store))
         except StoreError as error:
             raise HTTPException(404, str(error)) from None
-        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_OF_A_RUN)
+        return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_RUN_FILE_HEADERS)
 
 
-def report_file(store: Store, validation: str, path: str) -> Any:
-    """A file of a validation's report, on the local disk.
+def find_report_file(store: Store, validation: str, path: str) -> Any:
+    """Returns a file of a validation's report, on the local disk.
 
     Raises:
         StoreError: ``validation`` is no validation, or ``path`` is no file below its docs/.
     """
     parts = PurePosixPath(path).parts
-    if not _VALIDATION.fullmatch(validation) or not parts or {"..", "/"} & set(parts) or "\0" in path or "\\" in path:
+    is_unsafe = not parts or {"..", "/"} & set(parts) or "\0" in path or "\\" in path
+    if not _VALIDATION_ID.fullmatch(validation) or is_unsafe:
         raise StoreError(f"{validation}/{path}: no page of a report")
     store.meta(validation)
     file = store.file(validation, "docs/" + "/".join(parts))

@@ -59,9 +59,9 @@ def test_files_and_folders_come_in_order_with_a_row_each(predict, tmp_path, logg
     import mlflow
 
     expected = mlflow.pyfunc.load_model(logged["registered"]).predict([str(name) for name in names])
-    for row, one in zip(rows(out), expected.to_dict("records"), strict=True):
-        assert row["p_malignant"] == pytest.approx(one["p_malignant"], abs=1e-6)
-        assert (row["label"], row["threshold"], row["model_version"]) == (one["label"], 0.3, "made-binary/1")
+    for row, expected_row in zip(rows(out), expected.to_dict("records"), strict=True):
+        assert row["p_malignant"] == pytest.approx(expected_row["p_malignant"], abs=1e-6)
+        assert (row["label"], row["threshold"], row["model_version"]) == (expected_row["label"], 0.3, "made-binary/1")
     assert "classifying: 3 in " in err
 
 

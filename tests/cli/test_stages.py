@@ -51,11 +51,11 @@ def test_ingest_prints_one_json_object_and_writes_the_same(breakhis, source, tmp
     result = tmp_path / "out" / "result.json"
     code, out, err = breakhis("ingest", file, "--json", "--result", result)
     assert code == 0, err
-    told = json.loads(out.splitlines()[-1])
-    assert json.loads(result.read_text()) == told
-    assert (told["images"], told["skipped"], told["passed"], told["changed"]) == (2, 1, True, True)
+    outcome = json.loads(out.splitlines()[-1])
+    assert json.loads(result.read_text()) == outcome
+    assert (outcome["images"], outcome["skipped"], outcome["passed"], outcome["changed"]) == (2, 1, True, True)
     again = json.loads(breakhis("ingest", file, "--json")[1].splitlines()[-1])
-    assert (again["changed"], again["version"]) == (False, told["version"])
+    assert (again["changed"], again["version"]) == (False, outcome["version"])
 
 
 def test_for_people_it_prints_lines(breakhis, source):
@@ -68,13 +68,13 @@ def test_a_failed_validation_is_printed_and_exits_4(breakhis, source, tmp_path):
     file = source({name("F", "14-1"): png(1, (700, 460))}, inventory="true")
     code, out, err = breakhis("ingest", file, "--json")
     assert code == 4
-    told = json.loads(out.splitlines()[-1])
-    assert not told["passed"]
-    assert [check["name"] for check in told["failed"]] == ["inventory"]
+    outcome = json.loads(out.splitlines()[-1])
+    assert not outcome["passed"]
+    assert [check["name"] for check in outcome["failed"]] == ["inventory"]
     assert "did not pass validation: inventory" in last_error(err)
     store = Store((tmp_path / "home" / "store").as_uri())
     assert store.read("refs/sources/made.json") == (None, None)
-    code, _, err = breakhis("publish", told["manifest"])
+    code, _, err = breakhis("publish", outcome["manifest"])
     assert code == 4
     assert "has not passed validation" in last_error(err)
 
@@ -100,8 +100,8 @@ def test_a_bad_file_is_quarantined_beside_good_ones(breakhis, source, file, data
     assert code == 0, err
     code, out, err = breakhis("manifest", path, "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert (told["images"], told["quarantined"]) == (2, {reason: 1})
+    outcome = json.loads(out)
+    assert (outcome["images"], outcome["quarantined"]) == (2, {reason: 1})
 
 
 def test_an_unknown_key(breakhis, source, tmp_path):
@@ -134,14 +134,14 @@ def test_unknown_ids(breakhis):
 
 def test_split_and_its_report(breakhis, tmp_path):
     store = Store((tmp_path / "home" / "store").as_uri())
-    cases = {case: told for case, told in every_class().items() if told[0] != "A"} | {"14-8": ("A", 3)}
+    cases = {case: images for case, images in every_class().items() if images[0] != "A"} | {"14-8": ("A", 3)}
     frame = manifest_rows(cases)
     dataset = made_dataset(store, frame)
     code, out, err = breakhis("split", dataset, "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert (told["method"], told["group"], told["ledger"]) == ("allocator", "case", "made")
-    assert told["not_estimable_because"] == {"A": "A has 1 case"}
+    outcome = json.loads(out)
+    assert (outcome["method"], outcome["group"], outcome["ledger"]) == ("allocator", "case", "made")
+    assert outcome["not_estimable_because"] == {"A": "A has 1 case"}
     code, plain, _ = breakhis("split", dataset)
     assert code == 0
     assert 'not_estimable          ["A"]' in plain
@@ -150,10 +150,10 @@ def test_split_and_its_report(breakhis, tmp_path):
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     table = {cells[0]: cells[1:] for cells in lines}
     assert table["A"] == ["3 / 1 / 1", "0 / 0 / 0", "0 / 0 / 0", "3 / 1 / 1"]
-    total = [" / ".join(str(told[side][what]) for what in ("images", "slides", "cases")) for side in SIDES]
+    total = [" / ".join(str(outcome[side][what]) for what in ("images", "slides", "cases")) for side in SIDES]
     assert table["all"] == [*total, "87 / 22 / 22"]
     assert "not estimable: A, no case in test: A has 1 case" in shown
-    assert json.loads(breakhis("split", dataset, "--report", "--json")[1])["split"] == told["split"]
+    assert json.loads(breakhis("split", dataset, "--report", "--json")[1])["split"] == outcome["split"]
 
 
 def test_a_ledger_is_not_split_another_way(breakhis, tmp_path):

@@ -30,7 +30,7 @@ def test_ids_go_from_task_to_task(conf, read):
 
 
 def test_publishing_tells_airflow_of_a_new_version(conf, read):
-    asset = read("ingest")["ingest_demo"].get_task("publish").news
+    asset = read("ingest")["ingest_demo"].get_task("publish").outlet_asset
     assert (asset.name, asset.uri) == ("breakhis_source_demo", "x-breakhis://sources/demo")
 
 

@@ -88,10 +88,10 @@ def test_a_new_version_of_any_of_its_sources_starts_it(conf, read, tmp_path):
     (tmp_path / "more.yaml").write_text("name: more\nkind: demo\n")
     file = conf / "training_sets" / "demo.yaml"
     file.write_text(file.read_text().replace("[demo]", f"[demo, {tmp_path / 'more.yaml'}]"))
-    news = read("retrain")["retrain_demo"].timetable.asset_condition
-    assert [asset.uri for asset in news.objects] == ["x-breakhis://sources/demo", "x-breakhis://sources/more"]
-    assert isinstance(news, AssetAny)
-    assert read("ingest")["ingest_demo"].get_task("publish").news in news.objects
+    assets = read("retrain")["retrain_demo"].timetable.asset_condition
+    assert [asset.uri for asset in assets.objects] == ["x-breakhis://sources/demo", "x-breakhis://sources/more"]
+    assert isinstance(assets, AssetAny)
+    assert read("ingest")["ingest_demo"].get_task("publish").outlet_asset in assets.objects
 
 
 def test_without_a_schedule_news_alone_start_it(conf, read):

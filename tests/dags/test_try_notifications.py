@@ -2,7 +2,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.serialization.serialized_objects import DagSerialization
 
-from breakhis_airflow.notifications import tell_of_failure
+from breakhis_airflow.notifications import notify_of_failure
 
 SMTP = """
 on_failure:
@@ -37,4 +37,4 @@ def test_a_wrong_file_says_so_and_takes_no_other_dag_down(conf, read):
 @pytest.mark.parametrize("name", ["ingest", "retrain", "promote"])
 def test_every_task_of_every_dag_tells_of_its_failure(conf, read, name):
     for dag in read(name).values():
-        assert all(tell_of_failure in task.on_failure_callback for task in dag.tasks)
+        assert all(notify_of_failure in task.on_failure_callback for task in dag.tasks)

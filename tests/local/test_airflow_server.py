@@ -1,4 +1,4 @@
-"""What the local Airflow finds in its environment, and the DAGs that are looked for. Airflow is stood in for."""
+"""What the local Airflow finds in its environment, and the DAGs that are looked for. There is no Airflow here."""
 
 import json
 import os
@@ -13,14 +13,14 @@ import pytest
 from ml.core.settings import Settings
 from ml.local import airflow_server as module
 from ml.local.accounts import read_passwords
-from ml.local.airflow_server import airflow_environment, check_dags, expected_dags
+from ml.local.airflow_server import check_dags, find_expected_dags, make_airflow_environment
 
 # --- environment ------------------------------------------------------------------------------------------------------
 
 
 def environment(settings: Settings) -> dict[str, str]:
     settings.home.mkdir(exist_ok=True)
-    return airflow_environment(settings, "http://127.0.0.1:8080", "http://127.0.0.1:5000", [1, 2])
+    return make_airflow_environment(settings, "http://127.0.0.1:8080", "http://127.0.0.1:5000", [1, 2])
 
 
 def test_the_environment_of_another_airflow_stays_out(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_expected_dags_come_from_the_yaml_files(settings: Settings, tmp_path: Pa
     (tmp_path / "two.yaml").write_text(SOURCE.format(name="two"))
     extra = tmp_path / "extra.yaml"
     extra.write_text(TRAINING_SET.format(name="extra", source="./two.yaml"))
-    ids, problems = expected_dags(settings.model_copy(update={"training_sets": (extra,)}))
+    ids, problems = find_expected_dags(settings.model_copy(update={"training_sets": (extra,)}))
     of_no_file = {"promote", "rollback", "withdraw", "audit", "remind"}
     assert ids == {*of_no_file, "ingest_one", "ingest_two", "retrain_one", "retrain_extra"}
     assert len(problems) == 1
@@ -161,5 +161,5 @@ def test_dags_of_unusable_files_say_why(check: Any) -> None:
 def test_a_notifier_brings_a_dag_to_try_it(settings: Settings, text: str, there: bool) -> None:
     settings.conf.mkdir(parents=True, exist_ok=True)
     (settings.conf / "notifications.yaml").write_text(text)
-    ids, _ = expected_dags(settings)
+    ids, _ = find_expected_dags(settings)
     assert ("try_notifications" in ids) is there

@@ -1,4 +1,4 @@
-"""The check-up: each finding, and what it advises."""
+"""The checks of ``breakhis doctor``: what each finds and advises."""
 
 import json
 import socket
@@ -32,19 +32,19 @@ def command(folder: Path, name: str, script: str) -> None:
     ("version", "state"), [((3, 10), "missing"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "missing")]
 )
 def test_python(version: tuple[int, int], state: str) -> None:
-    assert doctor.python(version).state == state
+    assert doctor.check_python(version).state == state
 
 
 @pytest.mark.parametrize(("free", "state"), [(2, "missing"), (5, "warning"), (50, "ok")])
 def test_disk(tmp_path: Path, free: int, state: str) -> None:
-    check = doctor.disk(tmp_path / "not" / "there" / "yet", free * GIB)
+    check = doctor.check_disk(tmp_path / "not" / "there" / "yet", free * GIB)
     assert (check.state, str(tmp_path) in check.found) == (state, True)
     assert bool(check.advice) == (state != "ok")
 
 
 @pytest.mark.parametrize(("total", "state"), [(2, "missing"), (4, "warning"), (16, "ok")])
 def test_memory(total: int, state: str) -> None:
-    assert doctor.memory(total * GIB).state == state
+    assert doctor.check_memory(total * GIB).state == state
 
 
 def test_ports(tmp_path: Path) -> None:
@@ -56,18 +56,18 @@ def test_ports(tmp_path: Path) -> None:
             s.listen()
         except OSError:
             pass  # somebody else has it, which is as good
-        check = doctor.ports(settings)
+        check = doctor.check_ports(settings)
     assert check.state == "warning"
     assert "8080 (Airflow)" in check.found
 
 
 def test_a_store_that_can_be_written(tmp_path: Path) -> None:
-    assert doctor.store((tmp_path / "store").as_uri()).state == "ok"
+    assert doctor.check_store((tmp_path / "store").as_uri()).state == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_cannot_be_written() -> None:
-    check = doctor.store("file:///proc/nowhere")
+    check = doctor.check_store("file:///proc/nowhere")
     assert check.state == "missing"
     assert "BREAKHIS_STORE" in check.advice
 
@@ -77,43 +77,43 @@ def test_a_bucket_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    check = doctor.store("s3://bucket/store")
+    check = doctor.check_store("s3://bucket/store")
     assert check.state == "missing"
     assert "AWS_ENDPOINT_URL" in check.advice
 
 
 def test_weights_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "b0.h5"
-    assert doctor.weights(str(file)).state == "missing"
+    assert doctor.check_weights(str(file)).state == "missing"
     file.touch()
-    assert doctor.weights(str(file)).state == "ok"
-    assert doctor.weights(file.as_uri()).state == "ok"
-    assert doctor.weights("s3://bucket/b0.h5").state == "ok"
-    assert doctor.weights("random").state == "warning"
+    assert doctor.check_weights(str(file)).state == "ok"
+    assert doctor.check_weights(file.as_uri()).state == "ok"
+    assert doctor.check_weights("s3://bucket/b0.h5").state == "ok"
+    assert doctor.check_weights("random").state == "warning"
 
 
 def test_weights_that_keras_has_or_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     nowhere = "http://127.0.0.1:9/b0_notop.h5"
-    check = doctor.weights("imagenet", nowhere)
+    check = doctor.check_weights("imagenet", nowhere)
     assert check.state == "warning"
     assert "cannot be reached" in check.found
     assert "b0_notop.h5" in check.advice
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "efficientnetb0_notop.h5").touch()
-    assert doctor.weights("imagenet", nowhere).state == "ok"
+    assert doctor.check_weights("imagenet", nowhere).state == "ok"
 
 
 def test_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    check = doctor.kaggle()
+    check = doctor.check_kaggle()
     assert check.state == "warning"
     assert "KAGGLE_API_TOKEN" in check.advice
     monkeypatch.setenv("KAGGLE_API_TOKEN", "secret-token")
-    check = doctor.kaggle()
+    check = doctor.check_kaggle()
     assert check.state == "ok"
     assert "secret-token" not in str(check)
 
@@ -131,11 +131,11 @@ def test_gpus_and_what_tensorflow_sees(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_docker(path: Path) -> None:
-    assert doctor.docker().found == "not installed"
+    assert doctor.check_docker().found == "not installed"
     command(path, "docker", "echo 26.1.5; exit 1")
-    assert "does not answer" in doctor.docker().found
+    assert "does not answer" in doctor.check_docker().found
     command(path, "docker", "echo 26.1.5")
-    assert doctor.docker() == Check("Docker", "ok", "engine 26.1.5")
+    assert doctor.check_docker() == Check("Docker", "ok", "engine 26.1.5")
 
 
 def test_the_command_shows_all_and_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,9 @@ def test_the_command_shows_all_and_fails_only_for_what_is_required(monkeypatch: 
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(doctor, "_imagenet", lambda name, url: Check(name, "ok", "not asked: no network in tests"))
+    monkeypatch.setattr(
+        doctor, "_check_imagenet", lambda name, url: Check(name, "ok", "not asked: no network in tests")
+    )
     checks = doctor.check_machine(Settings(home=tmp_path))
     assert {c.name for c in checks} >= {"Python", "Disk", "Memory", "Ports", "Store", "Kaggle", "GPU", "Docker"}
     assert next(c for c in checks if c.name == "Python").found == sys.version.split()[0]

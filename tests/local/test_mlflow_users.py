@@ -1,4 +1,4 @@
-"""The identities for real: a MLflow with users, and what each is let do there."""
+"""MLflow's users against a real server: what each may do there."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryWorld]:
 
 
 class as_user:  # noqa: N801
-    """What is asked of MLflow within the block is asked by this user."""
+    """Within the block, MLflow's client is this user."""
 
     def __init__(self, name: str) -> None:
         self.own = {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": PASSWORDS.get(name, "none")}

@@ -1,4 +1,4 @@
-"""What the stack records, starts and stops, and the training sets that it remembers. Servers are stood in for."""
+"""What the stack records, starts and stops, and the training sets that it remembers. The servers are stand-ins."""
 
 import signal
 import subprocess
@@ -14,14 +14,14 @@ from ml.core.errors import StackError, TryAgain
 from ml.core.settings import Settings
 from ml.local import processes
 from ml.local import stack as module
-from ml.local.airflow_server import breakhis_environment
+from ml.local.airflow_server import make_breakhis_environment
 from ml.local.processes import Process
 from ml.local.stack import Service, Stack, StackState
 from tests.helpers.sleepers import sleeper
 
 
 def recorded(settings: Settings, *processes: Process, family: list[Process] | None = None) -> None:
-    """Write a stack.json that says these are our servers."""
+    """Writes a stack.json that records these processes as our servers."""
     settings.home.mkdir(exist_ok=True)
     services = {
         name: Service(process=process, url="http://127.0.0.1:9", log=settings.home / f"{name}.log")
@@ -198,10 +198,11 @@ def test_a_training_set_given_by_path_is_remembered(settings: Settings, tmp_path
     extra = tmp_path / "mine.yaml"
     extra.touch()
     settings.home.mkdir()
-    assert Stack(settings)._remember(extra)
+    assert Stack(settings)._remember_training_set(extra)
     assert Stack(settings).settings.training_sets == (extra,)
     assert (
-        str(extra) in breakhis_environment(Stack(settings).settings, "http://127.0.0.1:5000")["BREAKHIS_TRAINING_SETS"]
+        str(extra)
+        in make_breakhis_environment(Stack(settings).settings, "http://127.0.0.1:5000")["BREAKHIS_TRAINING_SETS"]
     )
     extra.unlink()
     assert Stack(settings).settings.training_sets == ()
@@ -209,7 +210,7 @@ def test_a_training_set_given_by_path_is_remembered(settings: Settings, tmp_path
 
 def test_a_training_set_of_the_conf_folder_needs_no_remembering(settings: Settings) -> None:
     settings.home.mkdir()
-    assert not Stack(settings)._remember(settings.conf / "training_sets" / "demo.yaml")
+    assert not Stack(settings)._remember_training_set(settings.conf / "training_sets" / "demo.yaml")
     assert not (settings.home / "training_sets.json").exists()
 
 
@@ -217,8 +218,8 @@ def test_a_running_stack_that_knows_the_set_is_not_restarted(settings: Settings,
     extra = tmp_path / "mine.yaml"
     extra.touch()
     settings.home.mkdir()
-    Stack(settings)._remember(extra)
-    assert Stack(settings)._remember(extra)  # nothing runs with it
+    Stack(settings)._remember_training_set(extra)
+    assert Stack(settings)._remember_training_set(extra)  # nothing runs with it
     state = StackState(started=datetime.now(UTC), services={}, settings={"BREAKHIS_TRAINING_SETS": str(extra)})
     (settings.home / "stack.json").write_text(state.model_dump_json())
-    assert not Stack(settings)._remember(extra)
+    assert not Stack(settings)._remember_training_set(extra)

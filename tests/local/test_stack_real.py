@@ -152,13 +152,13 @@ def test_down_leaves_no_process_and_up_finds_everything_again(stack: Stack) -> N
     stack.api("engineer").trigger("promote", "kept", {"model": "m"})
     passwords = stack.passwords()
 
-    family = find_family(state.recorded())
+    family = find_family(state.list_processes())
     assert len(family) > 8
     secrets = [*passwords.values(), *json.loads((stack.home / "secrets.json").read_text()).values()]
-    told = [" ".join(process.cmdline()) for process in family if process.is_running()]
-    told += [path.read_text(errors="replace") for path in stack.home.rglob("*.log")]
-    told.append((stack.home / "stack.json").read_text())
-    assert not [text for text in told if any(secret in text for secret in secrets)]
+    texts = [" ".join(process.cmdline()) for process in family if process.is_running()]
+    texts += [path.read_text(errors="replace") for path in stack.home.rglob("*.log")]
+    texts.append((stack.home / "stack.json").read_text())
+    assert not [text for text in texts if any(secret in text for secret in secrets)]
     listening = {c.laddr.ip for p in family if p.is_running() for c in p.net_connections("tcp") if c.status == "LISTEN"}
     assert "127.0.0.1" in listening
 

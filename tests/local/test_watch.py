@@ -1,4 +1,4 @@
-"""Watching runs, with an Airflow that is played by a script."""
+"""Waiting for DAG runs, with an Airflow that follows a script."""
 
 import io
 import time
@@ -88,7 +88,7 @@ def test_a_busy_server_is_waited_for() -> None:
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS_OF_PATIENCE", 0.0)
+    monkeypatch.setattr(module, "_SECONDS_WITHOUT_ANSWER", 0.0)
     with pytest.raises(TryAgain, match="busy"):
         follow(DagRun("d", "r"), TryAgain("busy"))
 

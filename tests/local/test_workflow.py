@@ -1,4 +1,4 @@
-"""Run and demo, with an Airflow and an MLflow that are played: what counts as success, and what is said otherwise."""
+"""``run`` and ``demo`` with simulated Airflow and MLflow: what counts as success, and what is reported otherwise."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A store, and a command ``breakhis`` that does what a test tells it to."""
+"""A store, and a stand-in for the command ``breakhis`` that runs a script of the test's."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def breakhis(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
-    """Call it with a Python script: that is then what ``breakhis`` does. It has write(result), say(line), arguments."""
+    """Installs a Python script as ``breakhis``. The script can use write(result), say(line) and arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")

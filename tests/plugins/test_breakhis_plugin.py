@@ -11,7 +11,7 @@ from airflow import plugins_manager
 plugins, errors = plugins_manager._get_plugins()
 names = [p.name for p in plugins if p.source and "breakhis" in str(p.source)]
 light = not {"breakhis_airflow.web", "tensorflow", "mlflow", "great_expectations"} & set(sys.modules)
-bare = {"operators", "links", "web", "review_operator", "declared", "environment", "notifications"}
+bare = {"operators", "links", "web", "review_operator", "yaml_dags", "environment", "notifications"}
 stray = sorted(bare & set(sys.modules))
 links = [link.name for link in plugins_manager.get_operator_extra_links()]
 apps = [app["url_prefix"] for app in plugins_manager.get_fastapi_plugins()[0]]

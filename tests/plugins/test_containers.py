@@ -1,4 +1,4 @@
-"""The place ``docker`` against a played engine; tests/e2e tries it on a real one."""
+"""The place ``docker`` with a simulated engine; tests/e2e tries it on a real one."""
 
 import json
 from types import SimpleNamespace

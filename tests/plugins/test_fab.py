@@ -27,10 +27,10 @@ RUN = "made-binary-v1"
 CONF = {"model": "made-binary", "version": "1", "evidence": "evidence-0123456789ab"}
 
 SET_UP = """
-from breakhis_airflow.fab import User, set_up
+from breakhis_airflow.fab import User, set_up_users
 people = {people!r}
-set_up({{name: User(role, "what it was before") for name, role in people.items()}})
-set_up({{name: User(role, "password of " + name) for name, role in people.items()}})
+set_up_users({{name: User(role, "what it was before") for name, role in people.items()}})
+set_up_users({{name: User(role, "password of " + name) for name, role in people.items()}})
 """
 # What a worker and the scheduler make of the task `review`: it waits for one of these.
 ASK = """

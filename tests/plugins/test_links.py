@@ -1,6 +1,6 @@
 import pytest
 
-from breakhis_airflow.links import LINKS
+from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
 
@@ -75,7 +75,7 @@ def test_the_quarantine_is_shown_unless_it_is_known_to_be_empty(name, more, show
     assert quarantine == (report.replace("index", "quarantine") if shown else "")
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", STAGE_LINKS)
 @pytest.mark.parametrize("result", [None, {}, {"other": 1}])
 def test_without_a_result_there_is_no_link(name, result):
     task = stage(name)

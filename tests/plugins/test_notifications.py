@@ -1,4 +1,4 @@
-"""Who is told of a failure: the YAML, and mails that real task runs send to a server of this process."""
+"""Messages about failures: the YAML file, and mails that real task runs send to a server of this process."""
 
 import socketserver
 import threading
@@ -19,10 +19,10 @@ from airflow.dag_processing.processor import _execute_task_callbacks
 from breakhis_airflow.notifications import (
     Failure,
     Review,
-    notification_files,
+    find_notification_files,
+    notify_of_review,
     read_notifications,
-    tell,
-    tell_of_review,
+    send_notifications,
 )
 from ml.core.errors import ConfigError
 from ml.core.settings import PROJECT
@@ -89,14 +89,14 @@ def write(conf: Path, text: str) -> Path:
 def test_without_a_notifier_nobody_is_told(conf, text):
     if text is not None:
         write(conf, text)
-    assert notification_files(conf) == []
+    assert find_notification_files(conf) == []
 
 
 def test_the_example_that_is_shipped_is_good_once_its_marks_are_gone(conf):
     lines = (PROJECT / "dags" / "notifications.yaml").read_text().splitlines()
     example = lines[lines.index("# on_failure:") : lines.index("on_failure: []")]
     file = write(conf, "\n".join(line.removeprefix("# ") for line in example))
-    assert notification_files(conf) == [file]
+    assert find_notification_files(conf) == [file]
     (one,) = read_notifications(file).on_failure
     assert one.arguments["subject"] == "{{ failure.subject }}"
 
@@ -124,7 +124,7 @@ def test_the_example_that_is_shipped_is_good_once_its_marks_are_gone(conf):
 )
 def test_a_wrong_file_is_said_to_be_wrong(conf, text, words):
     file = write(conf, text)
-    assert notification_files(conf) == [file]
+    assert find_notification_files(conf) == [file]
     with pytest.raises(ConfigError, match=words) as caught:
         read_notifications(file)
     assert str(file) in str(caught.value)
@@ -148,7 +148,7 @@ def test_what_came_with_the_data_is_escaped():
 def test_a_notifier_that_fails_keeps_back_no_other(conf, mails):
     lost = SMTP.replace("smtp_default", "no_such_connection")
     wanted = read_notifications(write(conf, lost + SMTP.removeprefix("\non_failure:\n")))
-    problems = tell(wanted.on_failure, {}, failure=Failure("d", "r", "t", "an error", "http://a/log", ()))
+    problems = send_notifications(wanted.on_failure, {}, failure=Failure("d", "r", "t", "an error", "http://a/log", ()))
     assert len(mails) == 1
     assert ["not found" in str(one) for one in problems] == [True]
 
@@ -160,7 +160,7 @@ def test_a_review_is_told_of(conf, mails):
     wanted = read_notifications(write(conf, REVIEW))
     assert (wanted.on_failure, len(wanted.on_review)) == ((), 1)
     review = Review("Promote <m> version 3?", "http://a/form", "http://a/page", 23.6, reminder=True)
-    tell_of_review({}, review)
+    notify_of_review({}, review)
     (mail,) = mails
     assert mail["subject"] == "Reminder: Promote <m> version 3?"
     assert "Promote &lt;m&gt; version 3?" in mail.get_body().get_content()
@@ -171,7 +171,7 @@ def test_a_review_is_told_of(conf, mails):
 
 def test_a_review_waits_though_nobody_can_be_told(conf, caplog):
     write(conf, "on_review: 7\n")
-    tell_of_review({}, Review("Promote?", "http://a/form", "", 1))
+    notify_of_review({}, Review("Promote?", "http://a/form", "", 1))
 
 
 def test_a_wrong_notifier_of_reviews_says_where(conf):

@@ -15,8 +15,8 @@ from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from breakhis_airflow.connections import _address
-from breakhis_airflow.operators import StageOperator, _Output
+from breakhis_airflow.connections import _format_url
+from breakhis_airflow.operators import StageOperator, _OutputLogger
 from breakhis_airflow.places import stage
 from breakhis_airflow.process import ProcessStageOperator
 
@@ -50,7 +50,7 @@ def when(path: Path) -> str:
 def test_the_result_is_the_xcom_and_goes_with_the_event_of_news(breakhis, context, changed):
     breakhis(f"write({{'arguments': arguments, 'changed': {changed}}}); print('not the result')")
     asset = Asset("a_version", uri="x-breakhis://a_version")
-    task = stage("publish", "manifest-1", news=asset)
+    task = stage("publish", "manifest-1", outlet_asset=asset)
     run = context()
     [alias] = task.outlets
     assert alias == AssetAlias("a_version_news")  # an asset there would have an event each time
@@ -216,7 +216,7 @@ def test_a_stage_that_decides_is_the_promoter_in_mlflow_and_any_other_the_traine
 def test_secrets_are_struck_out_before_airflow_sees_them():
     # Airflow masks what goes to the task's log, but its supervisor repeats that log unmasked on its own output.
     lines = []
-    output = _Output(SimpleNamespace(info=lambda _, line: lines.append(line)), hidden=["planted-4", ""])
+    output = _OutputLogger(SimpleNamespace(info=lambda _, line: lines.append(line)), hidden=["planted-4", ""])
     output("error: user:planted-4@host")
     assert lines == ["error: user:***@host"]
     assert output.error == "user:***@host"
@@ -241,7 +241,7 @@ def test_a_missing_connection_says_what_to_do(breakhis, context):
 )
 def test_a_connection_may_be_written_in_any_of_airflows_ways(connection, url):
     nothing = {"host": None, "port": None, "schema": None, "conn_type": None}
-    assert _address(SimpleNamespace(**{**nothing, **connection})) == url
+    assert _format_url(SimpleNamespace(**{**nothing, **connection})) == url
 
 
 # --- where it runs --------------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ BODY = f"judged as `bundle-0123456789ab` (SHA-256 `{'0' * 64}`). Your answer is 
 
 
 @pytest.fixture
-def told(monkeypatch, store):
-    """What was told, of three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
+def sent_reminders(monkeypatch, store):
+    """The messages sent for three reviews: one is due for a reminder, one is young, one is of somebody else's DAG."""
     monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
     monkeypatch.setenv("AIRFLOW_CONN_BREAKHIS_AIRFLOW", "http://service:x@localhost:1")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
     sent = []
-    monkeypatch.setattr(reminders, "tell_of_review", lambda context, review: sent.append(review))
+    monkeypatch.setattr(reminders, "notify_of_review", lambda context, review: sent.append(review))
 
     def detail(run, hours, dag="promote"):
         return {
@@ -34,22 +34,22 @@ def told(monkeypatch, store):
     return sent
 
 
-def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(told):
-    assert reminders.remind({}, NOW) == ["old"]
-    (review,) = told
+def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(sent_reminders):
+    assert reminders.send_reminders({}, NOW) == ["old"]
+    (review,) = sent_reminders
     assert review.subject == "Reminder: Promote old?"
     assert review.form == "https://airflow.example/dags/promote/runs/old/tasks/review/required_actions"
     assert review.page == "https://airflow.example/breakhis/reviews/bundle-0123456789ab/"
     assert review.hours_left == pytest.approx(18)
-    assert reminders.remind({}, NOW + timedelta(hours=1)) == []
-    assert reminders.remind({}, NOW + timedelta(hours=23)) == ["young"]
+    assert reminders.send_reminders({}, NOW + timedelta(hours=1)) == []
+    assert reminders.send_reminders({}, NOW + timedelta(hours=23)) == ["young"]
 
 
 def test_who_is_asked_is_told_at_once(monkeypatch):
     from breakhis_airflow import review_operator
 
     sent = []
-    monkeypatch.setattr(review_operator, "tell_of_review", lambda context, message: sent.append(message))
+    monkeypatch.setattr(review_operator, "notify_of_review", lambda context, message: sent.append(message))
     monkeypatch.setattr(review_operator.HITLOperator, "execute", lambda self, context: None)
     with DAG("promote"):
         task = ReviewOperator(task_id="review", subject="Promote?", body=BODY)

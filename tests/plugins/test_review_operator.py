@@ -85,11 +85,11 @@ class Instance:
 
 
 @pytest.mark.parametrize(
-    ("approvals", "before", "told"), [("1", APPROVE, "1 have to approve"), ("2", REJECT, "was answered with Reject")]
+    ("approvals", "before", "message"), [("1", APPROVE, "1 have to approve"), ("2", REJECT, "was answered with Reject")]
 )
-def test_a_further_review_is_skipped(approvals, before, told):
+def test_a_further_review_is_skipped(approvals, before, message):
     with DAG("a_dag"):
         first, second = review(), review(task_id="review_2", number=2, approvals=approvals)
         first >> second
-    with pytest.raises(AirflowSkipException, match=told):
+    with pytest.raises(AirflowSkipException, match=message):
         second.execute({"ti": Instance(before)})

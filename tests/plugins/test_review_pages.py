@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from markupsafe import escape
 
 from breakhis_airflow import airflow_database, review_pages
-from breakhis_airflow.airflow_database import AuditCheck, Waiting
+from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
@@ -32,50 +32,50 @@ POLICY = Policy(name="p", binary={"roc_auc": 0.85, "macro_f1": 0.7})
 
 
 def slices(accuracy: float) -> dict:
-    one = {"images": 5, "cases": 2, "recognised": 1, "metrics": {"accuracy": accuracy}, "intervals": {}}
-    return {"magnification": {"100": one, "40": one}}
+    scores = {"images": 5, "cases": 2, "recognised": 1, "metrics": {"accuracy": accuracy}, "intervals": {}}
+    return {"magnification": {"100": scores, "40": scores}}
 
 
 def bundle(store: Store, champion: bool = True, before: dict | None = None, **changes) -> str:
-    told = {"artifacts": FILES, "slices": slices(0.811), "validations": {"made": "validation-0"}, "evidence": "x"}
-    mine = evidence(version=3, **told | changes)
-    old = {**told, "slices": slices(0.722), "metrics": {"roc_auc": 0.95, "macro_f1": 0.7}, **(before or {})}
-    other = evidence(version=2, **old) if champion else None
+    facts = {"artifacts": FILES, "slices": slices(0.811), "validations": {"made": "validation-0"}, "evidence": "x"}
+    candidate_evidence = evidence(version=3, **facts | changes)
+    old = {**facts, "slices": slices(0.722), "metrics": {"roc_auc": 0.95, "macro_f1": 0.7}, **(before or {})}
+    champion_evidence = evidence(version=2, **old) if champion else None
     pair = {"metric": "roc_auc", "where": "out of fold", "images": 9, "cases": 4, "champion": 0.95, "candidate": 0.9}
     pair |= {"difference": -0.05, "low": -0.04, "size": 0.043, "power": 0.6, "estimable": True, "reason": ""}
     unknown = pair | {"where": "on the test side", "difference": None, "estimable": False, "reason": "too few cases"}
     comparison = {"version": 2, "comparable": True, "reason": "", "pairs": [pair, unknown]} if champion else None
     content = {
         "evidence_id": "evidence-0123456789ab",
-        "evidence": mine,
-        "champion": other,
+        "evidence": candidate_evidence,
+        "champion": champion_evidence,
         "comparison": comparison,
-        **judge_evidence(mine, POLICY, comparison),
+        **judge_evidence(candidate_evidence, POLICY, comparison),
     }
 
     def fill(folder):
-        for whose in ("candidate", "champion") if champion else ("candidate",):
-            (folder / whose).mkdir()
-            (folder / whose / "roc.png").write_bytes(PICTURE)
-            (folder / whose / "report.html").write_bytes(REPORT)
+        for role in ("candidate", "champion") if champion else ("candidate",):
+            (folder / role).mkdir()
+            (folder / role / "roc.png").write_bytes(PICTURE)
+            (folder / role / "report.html").write_bytes(REPORT)
 
     return store.create("bundle", content, content, fill)
 
 
 @pytest.fixture
 def waiting(monkeypatch):
-    found: list[Waiting] = []
-    monkeypatch.setattr(airflow_database, "waiting_reviews", lambda: found)
+    found: list[WaitingReview] = []
+    monkeypatch.setattr(airflow_database, "read_waiting_reviews", lambda: found)
     return found
 
 
 @pytest.fixture
 def audited(monkeypatch):
-    def ended(*told: str) -> None:
-        monkeypatch.setattr(airflow_database, "audit_check", lambda: AuditCheck(*told))
+    def set_audit(*values: str) -> None:
+        monkeypatch.setattr(airflow_database, "read_audit_check", lambda: AuditCheck(*values))
 
-    ended()
-    return ended
+    set_audit()
+    return set_audit
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_nothing_without_a_login(anonymous, store):
 def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, tmp_path):
     assert "Nothing waits" in reader.get("/reviews/").text
     form = "/dags/promote/runs/made-binary-v3/tasks/review/required_actions"
-    waiting.append(Waiting("Promote <made>?", "bundle-0123456789ab", "2026-11-23 12:00", form))
+    waiting.append(WaitingReview("Promote <made>?", "bundle-0123456789ab", "2026-11-23 12:00", form))
     key = Settings(home=tmp_path, store=store.root, audit_key="k")
     AuditLog(store, key).append(
         "approved", "made-binary", version=2, by="reviewer", reason="<b>fine</b>", champion=None, of=[]
@@ -116,7 +116,7 @@ def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, t
 def test_a_candidate_beside_the_champion(reader, store, waiting):
     made = bundle(store)
     form = "/dags/promote/runs/r/tasks/review/required_actions"
-    waiting.append(Waiting("Promote?", made, "2026-11-23 12:00", form))
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
     answer = reader.get(f"/reviews/{made}/")
     page = " ".join(answer.text.split())
     assert answer.headers["cache-control"] == "no-store"
@@ -127,8 +127,8 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
     assert "ROC AUC : 0.950 before, 0.900 now (-0.050)" in text_of(answer.text)
     assert "not estimable: too few cases" in page
     assert METRIC_MEANINGS["macro_f1"] in page
-    for whose in ("candidate", "champion"):
-        assert f'src="{whose}/roc.png"' in page
+    for role in ("candidate", "champion"):
+        assert f'src="{role}/roc.png"' in page
     assert "precision_recall.png" not in page  # the evidence has none
     assert made in page
 
@@ -188,7 +188,7 @@ def test_every_metric_is_explained():
 
 
 def text_of(page: str) -> str:
-    """What is seen before the pointer rests on anything."""
+    """The text that a page shows before the pointer rests on anything."""
     shown = re.sub(r'<style>.*?</style>|<span role="note">[^<]*</span>', "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", shown).split())
 
@@ -241,15 +241,15 @@ def test_every_explanation_is_used(reader, store, waiting):
     picture = {"artifacts": {**FILES, "evaluation/grad_cam.png": "0"}}
     datasets = [create_dataset(store, manifest_rows({"14-1": ("A", n)})) for n in (1, 2)]
     parts = {name: slices(0.8)["magnification"] for name in ("magnification", "source", "subtype")}
-    told = {**picture, "slices": parts, "dataset": datasets[1], "before": {"dataset": datasets[0]}}
-    pages = reader.get("/reviews/").text + reader.get(f"/reviews/{bundle(store, **told)}/").text
+    facts = {**picture, "slices": parts, "dataset": datasets[1], "before": {"dataset": datasets[0]}}
+    pages = reader.get("/reviews/").text + reader.get(f"/reviews/{bundle(store, **facts)}/").text
     assert [term for term, text in TERMS.items() if str(escape(text)) not in pages] == []
 
 
 def decide(store: Store, tmp_path, event: str = "approved", **facts) -> dict:
     log = AuditLog(store, Settings(home=tmp_path, store=store.root, audit_key="k"))
-    told = {"version": 2, "by": "reviewer", "reason": "fine", "champion": None, "of": []}
-    return log.append(event, "made-binary", **told | facts)
+    record = {"version": 2, "by": "reviewer", "reason": "fine", "champion": None, "of": []}
+    return log.append(event, "made-binary", **record | facts)
 
 
 def test_a_review_that_was_answered_says_how(reader, store, tmp_path):
@@ -266,7 +266,7 @@ def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store
     decide(store, tmp_path, version=3, bundle=made)
     decide(store, tmp_path, version=4, bundle="bundle-0123456789ab", champion=3)
     form = "/dags/rollback/runs/r/tasks/review/required_actions"
-    waiting.append(Waiting("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
+    waiting.append(WaitingReview("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
     page = reader.get(f"/reviews/{made}/").text
     assert "somebody asks to go back to it" in page
     assert '<a href="../bundle-0123456789ab/">What version 4, in use now, was approved on</a>' in page
@@ -325,8 +325,8 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
     body = f"judged as `{made}`. Your answer is recorded."
-    found = airflow_database._waiting(
+    found = airflow_database._describe_review(
         SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked)
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
-    assert found == Waiting("Promote?", made, "2026-11-23 12:00", form, "promote")
+    assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote")
