@@ -26,7 +26,7 @@ PLANTED = {
         "def late():\n    from breakhis_airflow import web\n",
     ),
 }
-"""What the linter says -> the file and the import that breaks a contract: at the top, for type checking, in a function."""
+"""What the linter says -> the file, and the import in it that breaks a contract."""
 
 
 @pytest.fixture

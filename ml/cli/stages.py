@@ -147,8 +147,8 @@ def weights(store: Store, settings: Settings, preset: str | None) -> Json:
     """Bring the backbone's weights (BREAKHIS_WEIGHTS) into the store, once, for every later stage."""
     from ml.training.backbone_weights import fetch_weights
 
-    or_random = preset is not None and load_preset(preset).random_weights_allowed
-    return fetch_weights(settings.weights, store, or_random=or_random)
+    allow_random = preset is not None and load_preset(preset).random_weights_allowed
+    return fetch_weights(settings.weights, store, allow_random=allow_random)
 
 
 @stage_command

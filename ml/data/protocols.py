@@ -65,7 +65,7 @@ def make_protocol_splits(protocol: ProtocolName, task: Task, dataset: str, store
 
 @cache
 def spanhol_test_folds() -> dict[tuple[str, str], frozenset[int]]:
-    """(subtype, slide) -> in which of the five folds it is a test slide (``ml/spanhol_folds.csv``)."""
+    """(subtype, slide) -> in which of the five folds it is a test slide (``ml/data/spanhol_folds.csv``)."""
     lines = files("ml.data").joinpath("spanhol_folds.csv").read_text(encoding="utf-8").splitlines()
     return {
         (row["subtype"], row["slide"]): frozenset(map(int, row["test_in"].split())) for row in csv.DictReader(lines)

@@ -150,7 +150,8 @@ def _extraction(store: Store, home: Path, files: dict[str, str]) -> Callable[[],
     from ml.core.workers import prefetch
     from ml.images.augmentation import IDENTITY_VIEW
     from ml.images.pixel_cache import PixelCache
-    from ml.training.features import _AHEAD, FeatureCache, _compute, _feed, load_extractor
+    from ml.training.extractors import load_extractor
+    from ml.training.features import _AHEAD, FeatureCache, _compute, _feed
 
     weights = resolve_weights("random", store).id
     backbone = load_extractor(read_settings().backend, weights, store, home / "cache")
@@ -178,7 +179,7 @@ def _cached(store: Store, home: Path, files: dict[str, str]) -> Callable[[], Non
 
 def _model(store: Store, home: Path, files: dict[str, str]) -> Callable[[], None]:
     """The network alone, on the same few pictures over and over."""
-    from ml.training.features import _AT_ONCE, OpenVINOExtractor, load_extractor
+    from ml.training.extractors import _AT_ONCE, OpenVINOExtractor, load_extractor
 
     backbone = load_extractor(read_settings().backend, resolve_weights("random", store).id, store, home / "cache")
     if not isinstance(backbone, OpenVINOExtractor):

@@ -180,8 +180,8 @@ def test_a_part_that_is_none_is_a_usage_error(breakhis, shard):
 def test_weights_takes_random_ones_only_where_the_preset_allows_it(breakhis, monkeypatch):
     asked = []
 
-    def fetch_weights(wanted, store, *, or_random):
-        asked.append((wanted, or_random))
+    def fetch_weights(wanted, store, *, allow_random):
+        asked.append((wanted, allow_random))
         return {"weights": "weights-0123456789ab"}
 
     monkeypatch.setattr("ml.training.backbone_weights.fetch_weights", fetch_weights)
