@@ -97,7 +97,7 @@ def test_columns_and_types(tmp_path, store):
 def test_unchanged_files_give_the_same_manifest_without_decoding(tmp_path, store, monkeypatch):
     spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
     first, _, _ = ingest(spec, store, tmp_path)
-    monkeypatch.setattr("ml.data.manifest.look", None)
+    monkeypatch.setattr("ml.data.manifest.inspect_files", None)
     assert first["decoded"] == 1
     assert ingest(spec, store, tmp_path)[0] == {**first, "decoded": 0}
 
