@@ -8,7 +8,7 @@ from ml.core.errors import SourceError
 from ml.core.store import Store
 from ml.core.taxonomy import label_of, parse_name
 from ml.data.sources import SourceSpec
-from ml.data.sources.tables import Row, read_table
+from ml.data.sources.tables import TableRow, read_table
 
 
 class SourceFile(NamedTuple):
@@ -59,7 +59,7 @@ def read_file_name_facts(path: str) -> ImageFacts:
 
 def read_table_facts(
     spec: SourceSpec, files: list[SourceFile], store: Store
-) -> tuple[list[SourceFile], ReadFacts, list[Row]]:
+) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
     """Reads the facts about a source's images from its table.
 
     Returns:

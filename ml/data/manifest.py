@@ -12,7 +12,7 @@ from ml.core.taxonomy import detect_folder_layout
 from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
-from ml.data.sources.tables import Row
+from ml.data.sources.tables import TableRow
 from ml.images.file_facts import inspect_files
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
     return raw
 
 
-def _list_files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], ReadFacts, list[Row]]:
+def _list_files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
     """Returns a raw version's image files, a reader of the facts about each, and table rows without an image."""
     import pandas as pd
 

@@ -127,7 +127,7 @@ def _select_consistent_images(
         subtypes[image.facts.slide].add(image.facts.subtype)
     for image in images:
         slide = image.facts.slide
-        trusted = spec.trusted(slide)
+        trusted = spec.trusted_subtype(slide)
         if trusted and trusted != image.facts.subtype:
             detail = f"{spec.file.name} trusts {trusted} for slide {slide}, and this says {image.facts.subtype}"
             quarantine.append(make_quarantine_row(image.file, image.facts, spec.name, "not_trusted", detail))
