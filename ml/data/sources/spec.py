@@ -272,7 +272,7 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
 
 
 def source_name(reference: str) -> str:
-    """Returns the name of the source that a training set refers to by name or by file, which is named like its source."""
+    """Returns the name of the source that a training set refers to, by name or by file (named like the source)."""
     return Path(reference).stem if reference.endswith(".yaml") else reference
 
 

@@ -20,7 +20,7 @@ from ml.core.errors import ConfigError, Refused, StoreError
 from ml.core.store import Json, Store
 from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.source_versions import publish_manifest
-from ml.data.validation import images_before, only_in_quarantine, validate_manifest
+from ml.data.validation import count_images_before, count_only_in_quarantine, validate_manifest
 from ml.data.validation.checks import ONLY_IN_QUARANTINE, build_suite
 
 
@@ -238,7 +238,7 @@ def inventory_finding(frame: pd.DataFrame, quarantine: list[dict[str, Any]], tmp
     from ml.data.validation.suite import run_suite
 
     (check,) = (one for one in build_suite(True) if one.name == "inventory")
-    only = {ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine_table(quarantine))}
+    only = {ONLY_IN_QUARANTINE: count_only_in_quarantine(frame, quarantine_table(quarantine))}
     ((outcome,), _) = run_suite((check,), frame, only, "manifest-0", tmp_path)
     return outcome
 
@@ -495,11 +495,11 @@ def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))
 def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, int]], distance: int) -> None:
-    from ml.data.validation.expectations import _within
+    from ml.data.validation.expectations import _find_near_duplicates
 
     hashes = np.array([look for look, _ in looks], dtype=np.uint64)
     patients = np.array([patient for _, patient in looks], dtype=object)
-    found = set(_within(hashes, patients, distance))
+    found = set(_find_near_duplicates(hashes, patients, distance))
     assert found == {
         (i, j, (a ^ b).bit_count())
         for j, (b, q) in enumerate(looks)
@@ -510,5 +510,5 @@ def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, i
 
 def test_images_before_counts_by_pixels(small: pd.DataFrame) -> None:
     renamed = small.assign(path="elsewhere/" + small["path"]).iloc[2:]
-    assert images_before(small, renamed) == {"A": [4, 2], "DC": [4, 0], "PC": [4, 0]}
-    assert images_before(None, small) == {}
+    assert count_images_before(small, renamed) == {"A": [4, 2], "DC": [4, 0], "PC": [4, 0]}
+    assert count_images_before(None, small) == {}
