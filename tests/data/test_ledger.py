@@ -67,7 +67,7 @@ def test_an_edited_ledger_is_refused(store):
 )
 def test_a_ledger_with_anything_on_two_sides_is_refused_though_its_hashes_hold(store, second, message):
     ledger = Ledger("l").append({"a": "train"}, {"a": [make_hash(1)]}, "dataset-1", 0)
-    ledger = ledger._with({**second, "dataset": "dataset-2", "seed": 0})
+    ledger = ledger._append_entry({**second, "dataset": "dataset-2", "seed": 0})
     store.put_json("ledgers/l.json", ledger.to_json())
     with pytest.raises(StoreError, match=message):
         read_ledger("l", store)

@@ -102,7 +102,7 @@ def download_archive(spec: HttpSource, target: Path) -> None:
 
     Raises:
         SourceError: there is nothing at that address, or not the archive with the YAML's SHA-256.
-        CredentialsError: the server wants a login.
+        CredentialsError: the server requires a login.
         TryAgain: the server cannot be reached, is busy or broke off; the partial download is kept for the next try.
         ConfigError: not enough space for it, or the disk is broken.
     """

@@ -72,7 +72,7 @@ def build_suite(
 
 
 def _table_checks() -> tuple[Check, ...]:
-    """Checks of the table as a whole: its columns, rows and cells."""
+    """Returns the checks of the table as a whole: its columns, rows and cells."""
     return (
         Check(
             "schema",
@@ -102,7 +102,7 @@ def _table_checks() -> tuple[Check, ...]:
 
 
 def _name_checks() -> tuple[Check, ...]:
-    """Checks of the file names, and of what they state."""
+    """Returns the checks of the file names, and of what they state."""
     return (
         Check(
             "file_names",
@@ -120,7 +120,7 @@ def _name_checks() -> tuple[Check, ...]:
 
 
 def _label_checks() -> tuple[Check, ...]:
-    """Checks of the labels and patients of slides."""
+    """Returns the checks of the labels and patients of slides."""
     return (
         Check(
             "subtype_per_slide",
@@ -153,7 +153,7 @@ def _label_checks() -> tuple[Check, ...]:
 
 
 def _picture_checks(settings: ValidationSettings) -> tuple[Check, ...]:
-    """Checks of the pictures: magnification, size and copies."""
+    """Returns the checks of the pictures: magnification, size and copies."""
     return (
         Check(
             "magnifications",
@@ -197,7 +197,7 @@ def _picture_checks(settings: ValidationSettings) -> tuple[Check, ...]:
 
 
 def _inventory_check(severity: Severity) -> Check:
-    """The check that counts the images against BreakHis' inventory."""
+    """Returns the check that compares the number of images with BreakHis' inventory."""
     return Check(
         "inventory",
         severity,
@@ -215,7 +215,7 @@ def _inventory_check(severity: Severity) -> Check:
 
 
 def _delivery_checks(settings: ValidationSettings) -> tuple[Check, ...]:
-    """Checks of the delivery as a whole, with the source's own limits."""
+    """Returns the checks of the delivery as a whole, with the source's own limits."""
     sizes = settings.class_sizes
     return (
         Check(
@@ -277,7 +277,7 @@ def _delivery_checks(settings: ValidationSettings) -> tuple[Check, ...]:
 
 
 def _additional_check(expectation: AdditionalExpectation) -> Check:
-    """The check of a further expectation in the source's YAML."""
+    """Returns the check of a further expectation in the source's YAML."""
     return Check(
         expectation.name,
         expectation.severity,

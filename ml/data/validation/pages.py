@@ -145,7 +145,7 @@ def _write_page(page: Path, title: str, header: str, body: str) -> None:
 
 
 def _render_changes(changes: list[str], file: str) -> str:
-    """The list of what the source's YAML changes or adds, so that every reader sees it."""
+    """Returns the list of what the source's YAML changes or adds, so that every reader sees it."""
     if not changes:
         return ""
     listed = "".join(f"<li>{escape(change)}</li>" for change in changes)

@@ -17,8 +17,8 @@ _SHORT_SLIDE = "14-12465"  # the one slide of BreakHis whose pictures are 456 pi
 def draw_picture(name: ImageName, seed: int) -> Pixels:
     """Draws one picture: uint8 RGB, (460, 700, 3), or (456, 700, 3) for slide PC 14-12465.
 
-    The same (seed, slide, magnification, seq) gives the same pixels, whatever the class of its folder: slide
-    14-13412, which BreakHis publishes as DC and as LC, is drawn as LC for both.
+    The same (seed, slide, magnification, seq) gives the same pixels in every class: slide 14-13412, which BreakHis
+    publishes as DC and as LC, is drawn as LC for both.
     """
     subtype = "LC" if name.slide == DUPLICATED_SLIDE else name.subtype
     case = draw_case(seed, name.slide)
