@@ -32,7 +32,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    """A web server of whatever folder it is told."""
+    """A web server for any folder that is added to it."""
     folder: list[Path] = []
     status: list[int | str] = []
 
@@ -75,7 +75,7 @@ def good(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
             source.pack(zipped(IMAGES))
         elif kind == "table":
             write_tree(source.images, {f"scans/{k}.png": png(k) for k in range(len(ROWS))})
-            source.tell()
+            source.write_table()
             declared |= {"layout": "table", "table": {"file": "cases.csv", **COLUMNS}}
             source.yaml.write_text(yaml.safe_dump(declared))
         else:
