@@ -32,7 +32,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    """A web server for any folder that is added to it."""
+    """A web server of all.zip in the first of its folders."""
     folder: list[Path] = []
     status: list[int | str] = []
 
