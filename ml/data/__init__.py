@@ -1,1 +1,1 @@
-"""From a source to a split: raw files, manifest, validation, source versions, training sets, ledgers and splits."""
+"""Data, from a source to a split: raw files, manifest, validation, source versions, training sets, ledgers, splits."""

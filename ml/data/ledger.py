@@ -1,7 +1,7 @@
-"""Split ledgers: which side each group is on, for ever.
+"""Split ledgers: append-only records of the side (train, validation or test) that each group is on.
 
-A group, which is a case or a slide, never changes sides once it is in the ledger, so a champion and a later challenger
-can always be compared on the same untouched test cases.
+A group is a case or a slide. It never changes sides once it is in the ledger, so a champion and a later challenger can
+always be compared on the same untouched test cases.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,26 +13,26 @@ from ml.core.store import Json, Store, digest
 from ml.data.training_sets import SplitLevel, SplitMethod
 
 FRACTIONS = (0.70, 0.15, 0.15)
-"""Wanted share of the images on each side."""
+"""Target share of the images on each side: train, validation and test."""
 
 HASH_DIGITS = 16
-"""Hex digits of a pixel hash that a ledger remembers."""
+"""Number of hex digits of a pixel hash that a ledger keeps."""
 
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Which side each group is on, in which order the groups came, and which pictures they have.
+    """The side of each group, the order in which the groups came, and the pictures of each.
 
     There are three forms of entry:
 
     - ``{added: {group: side}, images: {group: [16 hex of each pixel hash]}, dataset, seed, hash}``
-    - the same without ``images``, as ledgers were once written;
+    - the same without ``images``, in ledgers of early releases;
     - ``{erased: group, why, hash}``: the group keeps its side, and its pictures are forgotten.
 
-    ``hash`` covers everything: each entry is chained to the one before it, so no entry can be altered unseen. Of a
-    group's pictures it covers their digest, which is what stands in their place after the group was erased.
+    ``hash`` covers everything: each entry is chained to the one before it, so a change of any entry is noticed. Of a
+    group's pictures it covers their digest, which replaces them when the group is erased.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Ledger:
 
     @cached_property
     def sides(self) -> dict[str, str]:
-        """Group -> side, of erased groups too."""
+        """The side of each group, erased groups included."""
         return {group: side for entry in self.entries for group, side in entry.get("added", {}).items()}
 
     @cached_property
     def images(self) -> dict[str, frozenset[str]]:
-        """Group -> the first 16 hex of the pixel hashes of its pictures; nothing of erased groups."""
+        """The first 16 hex digits of the pixel hashes of each group's pictures; without erased groups."""
         images: dict[str, frozenset[str]] = {}
         for entry in self.entries:
             for group, hashes in entry.get("images", {}).items():
@@ -57,28 +57,28 @@ class Ledger:
 
     @cached_property
     def erased(self) -> frozenset[str]:
-        """Groups of which nothing may be used again."""
+        """The erased groups, whose pictures may not be used again."""
         return frozenset(entry["erased"] for entry in self.entries if "erased" in entry)
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the whole chain; of an empty ledger, over its name, method, group and fractions."""
+        """The SHA-256 of the whole chain; of an empty ledger, that of its name, method, group and fractions."""
         return str(self.entries[-1]["hash"]) if self.entries else digest(self._header())
 
     def append(
         self, added: Mapping[str, str], images: Mapping[str, Iterable[str]], dataset: str, seed: int
     ) -> "Ledger":
-        """A ledger with one entry more.
+        """Returns a ledger with one more entry.
 
         Args:
             added: new groups and their sides.
             images: pixel hashes (at least their first 16 hex) of new pictures, by group.
-            dataset: in which they came.
-            seed: of the search that chose the sides.
+            dataset: the id of the dataset that has them.
+            seed: the seed of the search that chose the sides.
 
         Raises:
-            DataError: one of the groups has its side already, pictures are of a group without one or of an erased one,
-                or a picture would lie on two sides.
+            DataError: one of the groups has a side already; a group with new pictures has no side or was erased; or a
+                picture would lie on two sides.
         """
         again = sorted(added.keys() & self.sides.keys())
         if again:
@@ -94,16 +94,16 @@ class Ledger:
             "dataset": dataset,
             "seed": seed,
         }
-        made = self._with(entry)
-        twice = _on_two_sides(made)
-        if twice:
-            raise DataError(f"ledger {self.name!r}: the picture {twice} would lie on two sides")
-        return made
+        extended = self._append_entry(entry)
+        leaked = _find_leak(extended)
+        if leaked:
+            raise DataError(f"ledger {self.name!r}: the picture {leaked} would lie on two sides")
+        return extended
 
     def erase(self, group: str, why: str) -> "Ledger":
-        """A ledger that forgot the pictures of a group and says so; the group keeps its side, so that it never changes.
+        """Returns a ledger without the pictures of a group, with an entry that records the erasure.
 
-        Doing it again changes nothing.
+        The group keeps its side, so that it never changes. Erasing a group again changes nothing.
 
         Raises:
             DataError: the ledger does not know the group.
@@ -112,99 +112,104 @@ class Ledger:
             raise DataError(f"ledger {self.name!r} knows no {self.group} {group!r}")
         if group in self.erased:
             return self
-        entries = tuple(_forget(entry, group) for entry in self.entries)
-        return replace(self, entries=entries)._with({"erased": group, "why": why})
+        entries = tuple(_erase_images(entry, group) for entry in self.entries)
+        return replace(self, entries=entries)._append_entry({"erased": group, "why": why})
 
     def verify(self) -> "Ledger":
-        """This ledger, if its chain of hashes holds and no group and no picture is on two sides.
+        """Verifies the chain of hashes, and that no group and no picture is on two sides; returns this ledger.
 
         Raises:
             StoreError: an entry was edited, removed or moved, or something is on two sides.
         """
-        where = f"ledgers/{self.name}.json"
-        known: set[str] = set()
+        file = f"ledgers/{self.name}.json"
+        assigned: set[str] = set()
         checked = replace(self, entries=())
         for number, entry in enumerate(self.entries, start=1):
-            checked = checked._with({key: value for key, value in entry.items() if key != "hash"})
+            checked = checked._append_entry({key: value for key, value in entry.items() if key != "hash"})
             if checked.hash != entry.get("hash"):
                 raise StoreError(
-                    f"{where}: entry {number} does not fit its hash, so it was changed by hand; "
+                    f"{file}: entry {number} does not fit its hash, so it was changed by hand; "
                     "restore the file from a backup: a split cannot be trusted after its ledger was edited"
                 )
-            again = known & entry.get("added", {}).keys()
+            again = assigned & entry.get("added", {}).keys()
             if again:
-                raise StoreError(f"{where}: {self.group} {min(again)} is given a side twice; restore a backup")
-            known |= entry.get("added", {}).keys()
-            unread = {g for g, pictures in entry.get("images", {}).items() if isinstance(pictures, str)} - self.erased
-            if unread:
+                raise StoreError(f"{file}: {self.group} {min(again)} is given a side twice; restore a backup")
+            assigned |= entry.get("added", {}).keys()
+            missing = {g for g, hashes in entry.get("images", {}).items() if isinstance(hashes, str)} - self.erased
+            if missing:
                 raise StoreError(
-                    f"{where}: the pictures of {self.group} {min(unread)} are missing in entry {number}, but it was "
+                    f"{file}: the pictures of {self.group} {min(missing)} are missing in entry {number}, but it was "
                     "never erased; restore a backup"
                 )
-        twice = _on_two_sides(self)
-        if twice:
-            raise StoreError(f"{where}: the picture {twice} lies on two sides; restore a backup")
+        leaked = _find_leak(self)
+        if leaked:
+            raise StoreError(f"{file}: the picture {leaked} lies on two sides; restore a backup")
         return self
 
-    def _with(self, entry: Json) -> "Ledger":
-        sealed = dict(entry)
+    def _append_entry(self, entry: Json) -> "Ledger":
+        """Returns a ledger with one more entry, whose hash covers all entries up to it."""
+        hashed = dict(entry)
         if "images" in entry:
-            sealed["images"] = {
+            hashed["images"] = {
                 group: hashes if isinstance(hashes, str) else digest(hashes)
                 for group, hashes in entry["images"].items()
             }
-        return replace(self, entries=(*self.entries, {**entry, "hash": digest([self.hash, sealed])}))
+        return replace(self, entries=(*self.entries, {**entry, "hash": digest([self.hash, hashed])}))
 
     def _header(self) -> Json:
         return {"name": self.name, "method": self.method, "group": self.group, "fractions": list(FRACTIONS)}
 
     def to_json(self) -> Json:
-        """The file in the store."""
+        """Returns the content of the ledger's file in the store."""
         return {**self._header(), "entries": list(self.entries), "hash": self.hash}
 
 
-def _forget(entry: Json, group: str) -> Json:
+def _erase_images(entry: Json, group: str) -> Json:
+    """Returns an entry in which the digest of a group's pictures stands in their place."""
     images = entry.get("images", {})
     if group not in images:
         return entry
     return {**entry, "images": {**images, group: digest(images[group])}}
 
 
-def _on_two_sides(ledger: Ledger) -> str | None:
-    """A picture that lies on two sides, or None."""
-    found: dict[str, str] = {}
+def _find_leak(ledger: Ledger) -> str | None:
+    """Returns the hash of a picture that lies on two sides, or None."""
+    side_of: dict[str, str] = {}
     for group, hashes in ledger.images.items():
         side = ledger.sides.get(group, "")
-        for h in hashes:
-            if found.setdefault(h, side) != side:
-                return h
+        for pixel_hash in hashes:
+            if side_of.setdefault(pixel_hash, side) != side:
+                return pixel_hash
     return None
 
 
 def read_ledger(
     name: str, store: Store, method: SplitMethod | None = None, group: SplitLevel | None = None
 ) -> tuple[Ledger, str | None]:
-    """A ledger, verified, and its version tag for compare-and-set; an empty one where there is none yet.
+    """Reads and verifies a ledger; an empty one where there is none yet.
 
     Args:
-        name: the ledger's.
-        store: where it lies.
-        method: what is asked of it; None: whatever it has.
-        group: likewise.
+        name: the ledger's name.
+        store: the store that holds it.
+        method: the split method that it must have; None: any.
+        group: the split level that it must have; None: any.
+
+    Returns:
+        the ledger and its version tag for compare-and-set.
 
     Raises:
         StoreError: the ledger was edited.
-        DataError: it was begun with another method or group than those asked for.
+        DataError: its method or group is not the required one.
     """
     value, tag = store.read(f"ledgers/{name}.json")
     if value is None:
         return Ledger(name, method or "allocator", group or "case"), None
     try:
         ledger = Ledger(name, value["method"], value["group"], tuple(value["entries"])).verify()
-        whole = ledger.hash == value["hash"]
+        is_complete = ledger.hash == value["hash"]
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"ledgers/{name}.json is no ledger ({error!r}); restore the file from a backup") from None
-    if not whole:
+    if not is_complete:
         raise StoreError(f"ledgers/{name}.json: entries were removed from its end; restore the file from a backup")
     if (method or ledger.method, group or ledger.group) != (ledger.method, ledger.group):
         raise DataError(
@@ -222,7 +227,25 @@ def change_ledger(
     method: SplitMethod | None = None,
     group: SplitLevel | None = None,
 ) -> Ledger:
-    """Change a ledger in the store: read it, and write what ``change`` makes of it unless another run came between."""
+    """Replaces a ledger in the store by what ``change`` makes of it.
+
+    If another run writes the ledger meanwhile, it is read and changed again.
+
+    Args:
+        name: the ledger's name.
+        store: the store that holds it.
+        change: returns the changed ledger; may be called several times.
+        method: see :func:`read_ledger`.
+        group: see :func:`read_ledger`.
+
+    Returns:
+        the ledger as it is in the store now.
+
+    Raises:
+        StoreError: the ledger was edited.
+        DataError: its method or group is not the required one.
+        Conflict: other runs kept changing the ledger.
+    """
     for attempt in range(_ATTEMPTS):
         ledger, tag = read_ledger(name, store, method, group)
         changed = change(ledger)
@@ -239,10 +262,10 @@ def change_ledger(
 
 
 def erase_from_ledgers(patient: str, slides: Collection[str], store: Store, why: str = "on request") -> list[str]:
-    """Make every ledger forget a patient's pictures, whether it is by case or by slide.
+    """Erases a patient's pictures from every ledger, by case or by slide.
 
     Returns:
-        the names of the ledgers that know the patient, those that had forgotten already among them.
+        the names of the ledgers that know the patient, including those from which the pictures were erased before.
 
     Raises:
         StoreError: a ledger was edited.
@@ -250,12 +273,12 @@ def erase_from_ledgers(patient: str, slides: Collection[str], store: Store, why:
     """
 
     def erase(ledger: Ledger) -> Ledger:
-        for group in _groups_of(ledger):
+        for group in find_groups(ledger):
             ledger = ledger.erase(group, why)
         return ledger
 
-    def _groups_of(ledger: Ledger) -> list[str]:
+    def find_groups(ledger: Ledger) -> list[str]:
         return sorted({*([patient] if ledger.group == "case" else slides)} & ledger.sides.keys())
 
     names = [key.removesuffix(".json") for key in store.keys("ledgers") if key.endswith(".json")]
-    return [name for name in names if _groups_of(change_ledger(name, store, erase))]
+    return [name for name in names if find_groups(change_ledger(name, store, erase))]

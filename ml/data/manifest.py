@@ -1,4 +1,4 @@
-"""The manifest: one row an image that can be used, and a quarantine row with a reason for each that cannot."""
+"""The manifest of a source: a row for each usable image, and a quarantine row with the reason for each other file."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -9,17 +9,17 @@ from ml.core.errors import SourceError, StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import detect_folder_layout
-from ml.data.image_facts import Describe, SourceFile, Unusable, by_file_name, by_table
-from ml.data.quarantine import classify, quarantine_row
+from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts
+from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
-from ml.data.sources.tables import Row
+from ml.data.sources.tables import TableRow
 from ml.images.file_facts import inspect_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 4
-"""Raised when the same raw files would give another manifest, so that remembered ones are not taken."""
+"""Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {
     "path": "str",
@@ -54,16 +54,15 @@ QUARANTINE_TYPES = {
     "magnification": "Int64",
     "seq": "Int64",
 }
-"""Columns of quarantine.parquet; what the file name does not tell is null."""
-
+"""Columns of quarantine.parquet; facts that are not known are null."""
 
 TIE_COLUMNS = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patient", "kept_slide")
-"""Columns of ties.parquet, of a manifest and of a dataset: copies of images that were left out, and whose image was
-kept in their place."""
+"""Columns of the ties.parquet of a manifest or a dataset: whose a copy of an image is that was left out, and whose
+image was kept in its place."""
 
 
 def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None = None) -> Json:
-    """Read every file of a raw version and tell images from what cannot be used (the ``manifest`` stage).
+    """Reads every file of a raw version and separates usable images from the rest (the ``manifest`` stage).
 
     Args:
         spec: the source.
@@ -72,13 +71,15 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         raw: the raw version's id; default: the source's latest.
 
     Returns:
-        ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is the one
-        of BreakHis' trees that was recognised; ``decoded`` counts the files that had not been looked at before.
+        ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is
+        the published folder layout of BreakHis that was recognised; ``decoded`` counts the files that were decoded now,
+        not in an earlier call.
 
     Raises:
         SourceError: the source was never fetched, or holds no usable image at all.
+        StoreError: the raw version is another source's.
     """
-    raw = _raw_version(spec, raw, store)
+    raw = _find_raw_version(spec, raw, store)
     declared = {
         "layout": spec.table.model_dump() if spec.table else spec.layout,
         "cohort": spec.cohort,
@@ -92,26 +93,28 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     known = store.memo("manifest", inputs)
     if known and store.exists(known["manifest"]) and not erased:
         return {**known, "decoded": 0}
-    files, describe, lost = _files(spec, raw, store)
-    files = _without_erased(files, describe, erased, store)
+    files, read_facts, unmatched = _list_files(spec, raw, store)
+    files = _remove_erased_files(files, read_facts, erased, store)
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
     pictures, decoded = inspect_files({f.sha256 for f in files if f.sha256}, store, workers)
-    rows, quarantine, ties, duplicates = classify(files, pictures, spec, describe)
+    rows, quarantine, ties, duplicates = screen_files(files, pictures, spec, read_facts)
     quarantine += [
-        quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in lost
+        make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched
     ]
     if not rows:
-        first = (
-            f": {_reasons(quarantine)}; first: {quarantine[0]['path']}: {quarantine[0]['detail']}" if quarantine else ""
+        example = (
+            f": {_count_reasons(quarantine)}; first: {quarantine[0]['path']}: {quarantine[0]['detail']}"
+            if quarantine
+            else ""
         )
-        raise SourceError(f"source {spec.name!r}: none of its {len(files)} image file(s) can be used{first}")
+        raise SourceError(f"source {spec.name!r}: none of its {len(files)} image file(s) can be used{example}")
     result: Json = {
         "source": spec.name,
         "raw": raw,
         "images": len(rows),
         "duplicates": duplicates,
-        "quarantined": _reasons(quarantine),
+        "quarantined": _count_reasons(quarantine),
         "tree": "as its table says" if spec.table else detect_folder_layout([file.path for file in files]),
     }
     say(f"{spec.name}: {len(rows):,} images in {result['tree']}, {len(quarantine):,} files in quarantine")
@@ -120,8 +123,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     return {**result, "decoded": decoded}
 
 
-def _raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
-    """The id of the raw version to read: the one that is asked for, or the source's latest."""
+def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
+    """Returns the id of the raw version to read: the given one, or the source's latest."""
     if raw is None:
         ref, _ = store.read(f"refs/raw/{spec.name}.json")
         if ref is None:
@@ -133,13 +136,13 @@ def _raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
     return raw
 
 
-def _files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], Describe, list[Row]]:
-    """The image files of a raw version, what tells of each, and the rows of the source's table without an image."""
+def _list_files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
+    """Returns a raw version's image files, a reader of the facts about each, and table rows without an image."""
     import pandas as pd
 
     listing = pd.read_parquet(store.file(raw, "files.parquet"))
     files = [SourceFile(path, sha256) for path, sha256 in zip(listing["path"], listing["sha256"], strict=True)]
-    return by_table(spec, files, store) if spec.table else (files, by_file_name, [])
+    return read_table_facts(spec, files, store) if spec.table else (files, read_file_name_facts, [])
 
 
 def _store_manifest(
@@ -151,7 +154,7 @@ def _store_manifest(
     ties: list[dict[str, str]],
     store: Store,
 ) -> str:
-    """Write the manifest's tables to the store; returns its id."""
+    """Writes the manifest's tables to the store; returns its id."""
     import pandas as pd
 
     manifest_frame = pd.DataFrame(rows, columns=list(MANIFEST_TYPES)).astype(MANIFEST_TYPES)
@@ -174,37 +177,41 @@ def _store_manifest(
 
 
 def erased_patients_key(cohort: str) -> str:
-    """The key of the list of a cohort's patients of whom nothing may be used again."""
+    """Returns the store's key of the list of a cohort's erased patients."""
     return f"refs/erased/{cohort}.json"
 
 
 def read_erased_patients(cohort: str, store: Store) -> frozenset[str]:
-    """The patients of a cohort of whom nothing may be used again."""
+    """Returns the patients of a cohort who were erased: none of their images may be used again."""
     known, _ = store.read(erased_patients_key(cohort))
     return frozenset(known or ())
 
 
-def _without_erased(
-    files: list[SourceFile], describe: Describe, erased: Collection[str], store: Store
+def _remove_erased_files(
+    files: list[SourceFile], read_facts: ReadFacts, erased: Collection[str], store: Store
 ) -> list[SourceFile]:
-    """The files, those of erased patients without a hash: the source still has them, and the store must not."""
+    """Removes the files of erased patients from the store; returns all files, theirs with an empty hash.
+
+    The source may still have these files, and the store must not.
+    """
     if not erased:
         return files
-    theirs = {file for file in files if _patient(file.path, describe) in erased}
-    for sha256 in {file.sha256 for file in theirs} - {file.sha256 for file in files if file not in theirs}:
+    erased_files = {file for file in files if _find_patient(file.path, read_facts) in erased}
+    for sha256 in {file.sha256 for file in erased_files} - {file.sha256 for file in files if file not in erased_files}:
         store.remove(store.blob_key(sha256))
-    return [file._replace(sha256="") if file in theirs else file for file in files]
+    return [file._replace(sha256="") if file in erased_files else file for file in files]
 
 
-def _patient(path: str, describe: Describe) -> str | None:
+def _find_patient(path: str, read_facts: ReadFacts) -> str | None:
+    """Returns the patient of a file; None where it is not known."""
     try:
-        return describe(path).patient
-    except Unusable:
+        return read_facts(path).patient
+    except UnusableFile:
         return None
 
 
 def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
-    """The rows of a manifest (columns as :data:`MANIFEST_TYPES`).
+    """Returns the rows of a manifest, with the columns :data:`MANIFEST_TYPES`.
 
     Raises:
         StoreError: no such manifest.
@@ -216,13 +223,13 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
 
 
 def read_ties(oid: str, store: Store) -> "pd.DataFrame":
-    """The copies of a manifest's or a dataset's images that were left out, if they tell more than what was kept.
+    """Returns the ties of a manifest or a dataset: the left-out copies whose patient or slide is not the kept image's.
 
-    A row a copy: the hash of its pixels, whose it is said to be, where it was published, and whose image was kept. So
-    its patient and the kept one have the same picture, and may be one person.
+    Each row is a copy: the hash of its pixels, its patient and slide, where it was published, and the patient and slide
+    of the image that was kept. Both patients have the same picture, so they may be one person.
 
     Returns:
-        columns :data:`TIE_COLUMNS`; no rows for what was made before ties were told.
+        a table with the columns :data:`TIE_COLUMNS`; without rows for an object from before ties were recorded.
 
     Raises:
         StoreError: no such object.
@@ -234,5 +241,6 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
     return pd.read_parquet(store.file(oid, "ties.parquet"))
 
 
-def _reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:
+def _count_reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:
+    """Counts the quarantined files by reason."""
     return dict(sorted(Counter(str(row["reason"]) for row in quarantine).items()))

@@ -1,7 +1,7 @@
-"""Protocols: the ways of putting a data set on sides under which recipes are compared.
+"""Split protocols under which recipes are compared.
 
-``ledger`` is our own. The others exist to stand beside published figures: they split by slide, as published work does,
-so slides of one patient may lie on two sides.
+``ledger`` is our own. The others reproduce published protocols, so that results can be compared with published figures:
+they split by slide, so slides of one patient may lie on two sides.
 """
 
 import csv
@@ -28,24 +28,26 @@ SPANHOL_FOLDS = 5
 
 
 class ProtocolSplit(NamedTuple):
-    """One split to train and score on."""
+    """A split of a protocol, to train and score on."""
 
     name: str
-    """The protocol, and the fold where it has several."""
+    """The protocol's name, with the fold where it has several."""
     split: Split
 
 
 def make_protocol_splits(protocol: ProtocolName, task: Task, dataset: str, store: Store) -> list[ProtocolSplit]:
-    """The splits of a protocol.
+    """Makes the splits of a protocol.
 
-    - ``notebooks``: binary: slides by chance within benign and malignant; subtype: two stages of StratifiedGroupKFold.
-      What their notebooks leave open, the shares (70/15/15) and the seed, is the data set's own.
+    - ``notebooks``: the binary task splits slides at random within benign and malignant; the subtype task splits them
+      by two stages of StratifiedGroupKFold. The baseline's notebooks do not state shares and seed, so those of the data
+      set are used (70/15/15).
     - ``ledger``: the training set's own ledger, by case.
-    - ``spanhol``: the five folds of F. A. Spanhol et al., IEEE TBME 63(7), 2016, each slide in train (54) or test (28).
-      Of their train, one slide in six is validation. They trained a model for each magnification, we one for all.
+    - ``spanhol``: the five folds of F. A. Spanhol et al., IEEE TBME 63(7), 2016, with each slide in train (54) or test
+      (28). One slide in six of their train is validation. They trained one model per magnification, we train one model
+      for all.
 
     Raises:
-        DataError: the data set is not BreakHis, where the protocol is for that alone; or it is too small.
+        DataError: the protocol is for BreakHis alone, and the data set is another; or it is too small.
         StoreError: the ledger was edited.
     """
     if protocol == "ledger":
@@ -53,39 +55,41 @@ def make_protocol_splits(protocol: ProtocolName, task: Task, dataset: str, store
     rows = read_dataset(dataset, store)
     if protocol == "spanhol":
         return [
-            ProtocolSplit(f"spanhol fold {number}", _spanhol(rows, number)) for number in range(1, SPANHOL_FOLDS + 1)
+            ProtocolSplit(f"spanhol fold {number}", _make_spanhol_split(rows, number))
+            for number in range(1, SPANHOL_FOLDS + 1)
         ]
     method: SplitMethod = "stratified" if task == "binary" else "sgkf"
     seed = int(store.meta(dataset)["seed"])
-    dealt, quarantine = extend_ledger(
+    ledger, quarantine = extend_ledger(
         Ledger("notebooks", method, "slide"), rows, read_ties(dataset, store), dataset=dataset, seed=seed
     )
-    return [ProtocolSplit(protocol, Split("slide", dealt.sides, frozenset(quarantine["pixel_sha256"])))]
+    return [ProtocolSplit(protocol, Split("slide", ledger.sides, frozenset(quarantine["pixel_sha256"])))]
 
 
 @cache
 def spanhol_test_folds() -> dict[tuple[str, str], frozenset[int]]:
-    """(subtype, slide) -> in which of the five folds it is a test slide (``ml/data/spanhol_folds.csv``)."""
+    """Returns the folds (1 to 5) in which each (subtype, slide) is a test slide, from ``ml/data/spanhol_folds.csv``."""
     lines = files("ml.data").joinpath("spanhol_folds.csv").read_text(encoding="utf-8").splitlines()
     return {
         (row["subtype"], row["slide"]): frozenset(map(int, row["test_in"].split())) for row in csv.DictReader(lines)
     }
 
 
-def _spanhol(rows: "pd.DataFrame", number: int) -> Split:
+def _make_spanhol_split(rows: "pd.DataFrame", number: int) -> Split:
+    """Makes the split of fold ``number`` (1 to 5); a slide in six of its train is validation."""
     published, sides = spanhol_test_folds(), dict[str, str]()
-    of_slide = rows.groupby("slide")["subtype"].unique()
-    for slide, subtypes in of_slide.items():
-        known = [published.get((subtype, str(slide))) for subtype in subtypes]
-        if None in known:
+    subtypes_of_slide = rows.groupby("slide")["subtype"].unique()
+    for slide, subtypes in subtypes_of_slide.items():
+        test_folds = [published.get((subtype, str(slide))) for subtype in subtypes]
+        if None in test_folds:
             raise DataError(
                 f"the protocol spanhol is for BreakHis alone, whose folds have no slide {slide} of {subtypes[0]}; "
                 "leave the protocol out, or compare on a training set of BreakHis alone"
             )
-        sides[str(slide)] = "test" if number in known[0] else "train"  # type: ignore[operator]
-    learnt = rows[rows["slide"].map(sides) == "train"]
+        sides[str(slide)] = "test" if number in test_folds[0] else "train"  # type: ignore[operator]
+    train = rows[rows["slide"].map(sides) == "train"]
     seed = number
-    held_out = choose_validation_groups(learnt["slide"].tolist(), learnt["subtype"].tolist(), seed=seed)
+    held_out = choose_validation_groups(train["slide"].tolist(), train["subtype"].tolist(), seed=seed)
     split = Split("slide", {**sides, **dict.fromkeys(held_out, "validation")})
-    look_up_sides(rows, split)  # says so where pictures would lie on two sides
+    look_up_sides(rows, split)  # raises if a picture would lie on two sides
     return split

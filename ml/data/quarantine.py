@@ -1,154 +1,178 @@
-"""Which files of a source are images of its manifest, and which are quarantined, with the reason for each."""
+"""Screening of a source's files: which become images of its manifest, and which are quarantined, and why."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml.core.taxonomy import find_folder_contradiction, label_of
-from ml.data.image_facts import Describe, Facts, SourceFile, Unusable, by_file_name
+from ml.data.image_facts import ImageFacts, ReadFacts, SourceFile, UnusableFile, read_file_name_facts
 from ml.data.sources import SourceSpec
 from ml.images.file_facts import PictureFacts
 
 
-class _Named(NamedTuple):
+class _Image(NamedTuple):
     file: SourceFile
-    name: Facts
+    facts: ImageFacts
     picture: PictureFacts
 
 
-def classify(
-    files: list[SourceFile], pictures: dict[str, PictureFacts], spec: SourceSpec, describe: Describe = by_file_name
+def screen_files(
+    files: list[SourceFile],
+    pictures: dict[str, PictureFacts],
+    spec: SourceSpec,
+    read_facts: ReadFacts = read_file_name_facts,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], int]:
-    """Turn decoded files into manifest rows and quarantine rows.
+    """Turns decoded files into manifest rows and quarantine rows.
 
-    In this order: a file that nothing usable is known of; one of an erased patient; a folder that contradicts the name;
-    a name whose letter contradicts its subtype; a picture that does not decode; the same name again (the larger picture
-    stays, then the first path); an image whose slide the source trusts under another subtype; a slide under two
-    subtypes (all its images, since nobody can say which label is right); the same pixels under names of another subtype
-    (all of them); the same pixels again (the first stays).
+    These are left out, checked in this order:
+
+    - a file about which no usable facts are known;
+    - a file of an erased patient;
+    - a file in a folder that contradicts its name;
+    - a file whose name has a letter (benign or malignant) that contradicts its subtype;
+    - a picture that does not decode;
+    - a copy under the same name: the larger picture stays; of equals, the first path;
+    - an image whose slide the source trusts under another subtype;
+    - all images of a slide under two subtypes, since nobody can say which label is right;
+    - all images with the same pixels under different subtypes;
+    - a copy with the same pixels: the first stays.
+
+    Copies are counted as duplicates; all others are quarantined.
 
     Returns:
-        manifest rows, quarantine rows, what the copies that were left out tie together (see
-        :data:`ml.data.manifest.TIE_COLUMNS`), and how many files were one more copy of an image in the manifest.
+        manifest rows; quarantine rows; the ties that the copies make between patients and slides, with the keys
+        :data:`ml.data.manifest.TIE_COLUMNS`; and the number of duplicates.
     """
     quarantine: list[dict[str, Any]] = []
-    by_name: dict[str, list[_Named]] = defaultdict(list)
-    for one in _usable(files, pictures, spec, describe, quarantine):
-        by_name[one.name.key].append(one)
+    by_name: dict[str, list[_Image]] = defaultdict(list)
+    for image in _select_usable_files(files, pictures, spec, read_facts, quarantine):
+        by_name[image.facts.key].append(image)
     # max keeps the first of equals, and the files came sorted by path.
-    named = [max(copies, key=lambda c: c.picture.width * c.picture.height) for copies in by_name.values()]
+    images = [max(copies, key=lambda copy: copy.picture.width * copy.picture.height) for copies in by_name.values()]
     duplicates = sum(len(copies) - 1 for copies in by_name.values())
 
-    by_pixels: dict[str, list[_Named]] = defaultdict(list)
-    for one in _of_one_subtype(named, spec, quarantine):
-        by_pixels[one.picture.pixel_sha256].append(one)
+    by_pixels: dict[str, list[_Image]] = defaultdict(list)
+    for image in _select_consistent_images(images, spec, quarantine):
+        by_pixels[image.picture.pixel_sha256].append(image)
     rows, ties = [], []
-    for same in by_pixels.values():
-        if len({one.name.subtype for one in same}) > 1:
-            paths = ", ".join(one.file.path for one in same)
+    for copies in by_pixels.values():
+        if len({copy.facts.subtype for copy in copies}) > 1:
+            paths = ", ".join(copy.file.path for copy in copies)
             detail = f"the same pixels under names of different subtypes: {paths}"
-            quarantine += [quarantine_row(one.file, one.name, spec.name, "conflicting_labels", detail) for one in same]
+            quarantine += [
+                make_quarantine_row(copy.file, copy.facts, spec.name, "conflicting_labels", detail) for copy in copies
+            ]
         else:
-            rows.append(_row(same[0], spec))
-            duplicates += len(same) - 1
-            ties += [tie for other in same[1:] if (tie := _tie(other, same[0], spec))]
+            kept, *others = copies
+            rows.append(_make_manifest_row(kept, spec))
+            duplicates += len(others)
+            ties += [tie for copy in others if (tie := _make_tie(copy, kept, spec))]
     rows.sort(key=lambda row: str(row["path"]))
     quarantine.sort(key=lambda row: str(row["path"]))
     return rows, quarantine, ties, duplicates
 
 
-def _tie(copy: _Named, kept: _Named, spec: SourceSpec) -> dict[str, str] | None:
-    if (copy.name.patient, copy.name.slide) == (kept.name.patient, kept.name.slide):
+def _make_tie(copy: _Image, kept: _Image, spec: SourceSpec) -> dict[str, str] | None:
+    """Returns the tie between a copy and the image that was kept; None if patient and slide are the same."""
+    if (copy.facts.patient, copy.facts.slide) == (kept.facts.patient, kept.facts.slide):
         return None
     return {
         "pixel_sha256": copy.picture.pixel_sha256,
-        "patient": copy.name.patient,
-        "slide": copy.name.slide,
+        "patient": copy.facts.patient,
+        "slide": copy.facts.slide,
         "source": spec.name,
         "path": copy.file.path,
-        "kept_patient": kept.name.patient,
-        "kept_slide": kept.name.slide,
+        "kept_patient": kept.facts.patient,
+        "kept_slide": kept.facts.slide,
     }
 
 
-def _usable(
+def _select_usable_files(
     files: list[SourceFile],
     pictures: dict[str, PictureFacts],
     spec: SourceSpec,
-    describe: Describe,
+    read_facts: ReadFacts,
     quarantine: list[dict[str, Any]],
-) -> Iterator[_Named]:
-    """The files of which each by itself can be used, by path; the others go to quarantine."""
+) -> Iterator[_Image]:
+    """Yields the files that are usable by themselves, sorted by path; adds the others to the quarantine."""
     for file in sorted(files):
         try:
-            name = describe(file.path)
-        except Unusable as why:
-            quarantine.append(quarantine_row(file, None, spec.name, why.reason, why.detail))
+            facts = read_facts(file.path)
+        except UnusableFile as error:
+            quarantine.append(make_quarantine_row(file, None, spec.name, error.reason, error.detail))
             continue
         if not file.sha256:
-            quarantine.append(quarantine_row(file, name, spec.name, "erased", "the patient was erased on request"))
+            quarantine.append(
+                make_quarantine_row(file, facts, spec.name, "erased", "the patient was erased on request")
+            )
             continue
         picture = pictures[file.sha256]
-        if not spec.table and (against := find_folder_contradiction(file.path)):
-            quarantine.append(quarantine_row(file, name, spec.name, "folder", against))
-        elif name.label != label_of(name.subtype):
-            detail = f"the name says {name.label}, but {name.subtype} is {label_of(name.subtype)}"
-            quarantine.append(quarantine_row(file, name, spec.name, "label", detail))
+        if not spec.table and (contradiction := find_folder_contradiction(file.path)):
+            quarantine.append(make_quarantine_row(file, facts, spec.name, "folder", contradiction))
+        elif facts.label != label_of(facts.subtype):
+            detail = f"the name says {facts.label}, but {facts.subtype} is {label_of(facts.subtype)}"
+            quarantine.append(make_quarantine_row(file, facts, spec.name, "label", detail))
         elif picture.reason:
-            quarantine.append(quarantine_row(file, name, spec.name, picture.reason, picture.detail))
+            quarantine.append(make_quarantine_row(file, facts, spec.name, picture.reason, picture.detail))
         else:
-            yield _Named(file, name, picture)
+            yield _Image(file, facts, picture)
 
 
-def _of_one_subtype(named: list[_Named], spec: SourceSpec, quarantine: list[dict[str, Any]]) -> Iterator[_Named]:
-    """The images whose slide stands under one subtype, or that the source trusts; the others go to quarantine."""
+def _select_consistent_images(
+    images: list[_Image], spec: SourceSpec, quarantine: list[dict[str, Any]]
+) -> Iterator[_Image]:
+    """Yields the images whose slide has one subtype or a trusted one; adds the others to the quarantine."""
     subtypes = defaultdict(set)
-    for one in named:
-        subtypes[one.name.slide].add(one.name.subtype)
-    for one in named:
-        slide = one.name.slide
-        trusted = spec.trusted(slide)
-        if trusted and trusted != one.name.subtype:
-            detail = f"{spec.file.name} trusts {trusted} for slide {slide}, and this says {one.name.subtype}"
-            quarantine.append(quarantine_row(one.file, one.name, spec.name, "not_trusted", detail))
+    for image in images:
+        subtypes[image.facts.slide].add(image.facts.subtype)
+    for image in images:
+        slide = image.facts.slide
+        trusted = spec.trusted_subtype(slide)
+        if trusted and trusted != image.facts.subtype:
+            detail = f"{spec.file.name} trusts {trusted} for slide {slide}, and this says {image.facts.subtype}"
+            quarantine.append(make_quarantine_row(image.file, image.facts, spec.name, "not_trusted", detail))
         elif not trusted and len(subtypes[slide]) > 1:
             detail = f"slide {slide} stands under {' and '.join(sorted(subtypes[slide]))}"
-            quarantine.append(quarantine_row(one.file, one.name, spec.name, "slide_with_two_subtypes", detail))
+            quarantine.append(
+                make_quarantine_row(image.file, image.facts, spec.name, "slide_with_two_subtypes", detail)
+            )
         else:
-            yield one
+            yield image
 
 
-def _row(one: _Named, spec: SourceSpec) -> dict[str, Any]:
+def _make_manifest_row(image: _Image, spec: SourceSpec) -> dict[str, Any]:
     return {
-        "path": one.file.path,
-        "sha256": one.file.sha256,
-        "pixel_sha256": one.picture.pixel_sha256,
-        "perceptual_hash": one.picture.perceptual_hash,
+        "path": image.file.path,
+        "sha256": image.file.sha256,
+        "pixel_sha256": image.picture.pixel_sha256,
+        "perceptual_hash": image.picture.perceptual_hash,
         "source": spec.name,
         "cohort": spec.cohort,
-        "patient": one.name.patient,
-        "slide": one.name.slide,
-        "subtype": one.name.subtype,
-        "label": one.name.label,
-        "magnification": one.name.magnification,
-        "seq": one.name.seq,
-        "width": one.picture.width,
-        "height": one.picture.height,
+        "patient": image.facts.patient,
+        "slide": image.facts.slide,
+        "subtype": image.facts.subtype,
+        "label": image.facts.label,
+        "magnification": image.facts.magnification,
+        "seq": image.facts.seq,
+        "width": image.picture.width,
+        "height": image.picture.height,
     }
 
 
-def quarantine_row(file: SourceFile, name: Facts | None, source: str, reason: str, detail: str) -> dict[str, Any]:
-    """A row of quarantine.parquet."""
+def make_quarantine_row(
+    file: SourceFile, facts: ImageFacts | None, source: str, reason: str, detail: str
+) -> dict[str, Any]:
+    """Returns a row of quarantine.parquet; what is not known about the file is None."""
     return {
         "path": file.path,
         "sha256": file.sha256,
         "source": source,
         "reason": reason,
         "detail": detail,
-        "patient": name.patient if name else None,
-        "slide": name.slide if name else None,
-        "subtype": name.subtype if name else None,
-        "label": name.label if name else None,
-        "magnification": name.magnification if name else None,
-        "seq": name.seq if name else None,
+        "patient": facts.patient if facts else None,
+        "slide": facts.slide if facts else None,
+        "subtype": facts.subtype if facts else None,
+        "label": facts.label if facts else None,
+        "magnification": facts.magnification if facts else None,
+        "seq": facts.seq if facts else None,
     }

@@ -1,4 +1,4 @@
-"""Methods that give every group a side: the allocator, and the protocols of the baseline."""
+"""Methods that assign every group to a side: the allocator's search, and the two protocols of the baseline."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -11,32 +11,35 @@ from ml.core.taxonomy import SIDES, label_of
 from ml.data.ledger import FRACTIONS
 
 _TEST_FOLDS, _VALIDATION_FOLDS = 7, 6
-"""One of 7 folds is 14% of all, and one of 6 of the rest again."""
+"""One of 7 folds is 14% of all groups, and so is one of 6 folds of the rest."""
 
 _RESTARTS = 16
 
 _PAIRS = 20_000
-"""Swaps that are tried at once: all of them up to 200 groups, beyond that a new sample each time."""
+"""Number of swaps that are tried at once: all of them up to 200 groups, a new sample in each step beyond."""
 
 _NO_TRAIN, _NO_TEST, _NO_VALIDATION = 1e6, 1e5, 1e1
-"""What it costs to leave a class without a case on a side. Without train it cannot be learnt, without test it cannot be
-measured; without validation it only takes no part in choosing the threshold."""
+"""Costs of a class without a case on a side. Without train it cannot be learnt, without test it cannot be measured;
+without validation it only takes no part in the choice of the decision threshold."""
 
 
 def split_by_group_folds(
     groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()
 ) -> dict[str, str]:
-    """Give every group a side by two stages of scikit-learn's StratifiedGroupKFold: the baseline's protocol.
+    """Assigns every group to a side by two stages of scikit-learn's StratifiedGroupKFold: the baseline's protocol.
 
-    The first fold of 7 is the test side, the first of 6 of the rest validation; with few groups or images there are
-    fewer folds. It keeps shares of classes alike where it can, but promises no class a case in test. It knows no frozen
-    sides: what is added to a ledger later is put around them by :func:`split_by_search`.
+    The first of 7 folds is the test side, and the first of 6 folds of the rest is validation; with few groups or images
+    there are fewer folds. The shares of the classes are kept where possible, but a class may be missing in test. This
+    method ignores frozen sides: :func:`split_by_search` assigns the groups that are added to a ledger later.
 
     Args:
         groups: the group of each image.
         subtypes: the class of each image.
-        seed: of the shuffling.
-        together: groups that must lie on one side.
+        seed: the seed of the shuffling.
+        together: sets of groups that must lie on one side.
+
+    Returns:
+        the side of each group.
 
     Raises:
         DataError: too few groups or images for three sides.
@@ -53,15 +56,19 @@ def split_by_group_folds(
 def split_by_label(
     groups: list[str], subtypes: list[str], *, seed: int, together: Collection[set[str]] = ()
 ) -> dict[str, str]:
-    """Give every group a side by chance within benign and malignant: the baseline's protocol of the binary model.
+    """Assigns every group to a side at random within benign and malignant: the baseline's protocol of the binary model.
 
-    It promises no subtype anything. What is added to a ledger later is put around its sides by :func:`split_by_search`.
+    The shares of the subtypes are not controlled. :func:`split_by_search` assigns the groups that are added to a ledger
+    later.
 
     Args:
         groups: the group of each image.
         subtypes: the class of each image.
-        seed: of the shuffling.
-        together: groups that must lie on one side.
+        seed: the seed of the shuffling.
+        together: sets of groups that must lie on one side.
+
+    Returns:
+        the side of each group.
 
     Raises:
         DataError: too few groups of benign or malignant for three sides.
@@ -95,7 +102,15 @@ def split_by_label(
 
 
 def choose_validation_groups(groups: list[str], subtypes: list[str], *, seed: int) -> set[str]:
-    """One group in six for validation, by StratifiedGroupKFold, where train and test are given.
+    """Chooses one group in six for validation by StratifiedGroupKFold, where train and test are given.
+
+    Args:
+        groups: the group of each image of the training side.
+        subtypes: the class of each of these images.
+        seed: the seed of the shuffling.
+
+    Returns:
+        the groups for validation.
 
     Raises:
         DataError: too few groups or images.
@@ -104,21 +119,21 @@ def choose_validation_groups(groups: list[str], subtypes: list[str], *, seed: in
 
 
 def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, seed: int, leave: int) -> set[str]:
-    """The groups in the first fold that has any and leaves at least so many others."""
+    """Returns the groups of the first fold that is not empty and leaves at least ``leave`` other groups."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    everyone = {str(unit) for unit in units}
+    all_units = {str(unit) for unit in units}
     most = max(np.unique(labels, return_counts=True)[1])
-    for number in range(min(folds, len(everyone), int(most)), 1, -1):
+    for number in range(min(folds, len(all_units), int(most)), 1, -1):
         splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
             for _, part in splitter.split(labels, labels, units):
                 chosen = {str(unit) for unit in units[part]}
-                if chosen and len(everyone - chosen) >= leave:
+                if chosen and len(all_units - chosen) >= leave:
                     return chosen
     raise DataError(
-        f"of {len(everyone)} group(s) no class has two images, too few to be folded; add data, or take the method "
+        f"of {len(all_units)} group(s) no class has two images, too few to be folded; add data, or take the method "
         "allocator and another ledger"
     )
 
@@ -130,18 +145,22 @@ def split_by_search(
     seed: int,
     together: Collection[set[str]] = (),
 ) -> dict[str, str]:
-    """Give every group a side: 70/15/15 of the images, of all and of each class, and no class missing where avoidable.
+    """Assigns every group to a side: 70/15/15 of all images and of each class, with as few classes missing as possible.
 
-    Steepest descent from several random starts: the best single move, or else the best swap of two groups, as long as
-    one lowers the cost; the best end wins. If that leaves a class out of train or test, one more descent starts where
-    a solver found as few classes missing as there can be, so none is missing that another assignment around the frozen
-    sides would keep. The same arguments give the same sides.
+    The search is a steepest descent from several random starts. Each step takes the best move of one group, or else the
+    best swap of two groups, as long as it lowers the cost; the result with the lowest cost is kept. If that result
+    leaves a class out of train or test, one more descent starts from the assignment for which an integer program finds
+    the fewest missing classes. So no class is missing that another assignment around the frozen sides would keep. The
+    same arguments give the same sides.
 
     Args:
-        counts: images of each class, by group.
+        counts: the number of images of each class, by group.
         frozen: sides that must not change; groups that are not in ``counts`` are ignored.
-        seed: of the starts.
-        together: new groups that must lie on one side.
+        seed: the seed of the random starts.
+        together: sets of new groups that must lie on one side.
+
+    Returns:
+        the side of each group in ``counts``.
     """
     leaders = _leaders(together)
     members: dict[str, list[str]] = {}
@@ -149,65 +168,70 @@ def split_by_search(
         members.setdefault(leaders.get(group, group), []).append(group)
     units = sorted(members)
     images = np.array([np.sum([counts[group] for group in members[unit]], axis=0) for unit in units], dtype=float)
-    # A row a unit: its images by class, and a last column that counts its groups.
+    # One row for each unit: its images by class, and its number of groups in the last column.
     weights = np.hstack([images, [[len(members[unit])] for unit in units]])
     fixed = np.array([SIDES.index(frozen[unit]) if unit in frozen else -1 for unit in units])
     free = np.flatnonzero(fixed < 0)
     rng = np.random.default_rng(seed)
 
-    def start() -> NDArray[np.int64]:
+    def draw_start() -> NDArray[np.int64]:
         return np.where(fixed < 0, rng.choice(len(SIDES), size=len(units), p=FRACTIONS), fixed)
 
-    # Many groups are near the wanted shares from any start, and each step takes longer.
-    ends = [_descend(start(), free, weights, rng) for _ in range(_RESTARTS if len(units) <= 200 else 2)]
-    best, cost = min(ends, key=lambda end: end[1])
+    # With many groups, any start is near the target shares, and each step takes longer.
+    results = [_descend(draw_start(), free, weights, rng) for _ in range(_RESTARTS if len(units) <= 200 else 2)]
+    best, cost = min(results, key=lambda result: result[1])
     if cost >= _NO_TEST and len(free):
-        best, _ = min((best, cost), _descend(_cover(images > 0, start(), free), free, weights, rng), key=lambda e: e[1])
+        covering = _descend(_cover(images > 0, draw_start(), free), free, weights, rng)
+        best, _ = min((best, cost), covering, key=lambda result: result[1])
     return {group: SIDES[side] for unit, side in zip(units, best, strict=True) for group in members[unit]}
 
 
 def _leaders(together: Collection[set[str]]) -> dict[str, str]:
-    """Group -> the group that stands for all that must lie on one side with it."""
+    """Maps each group to the one that represents all groups that must lie on one side with it."""
     return {group: min(tied) for tied in together for group in tied}
 
 
 def _cover(has: NDArray[np.bool_], sides: NDArray[np.int64], free: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sides with as few classes missing from train as there can be; of these, as few from test; then from validation.
+    """Returns sides with the fewest classes missing from train; among these from test, then from validation.
 
-    An integer program: groups with the same classes are of one kind, and it says how many of which kind are needed on
-    which side (one at most: a second would cover nothing more). The other groups stay where they are.
+    This is an integer program. Groups with the same classes are of one kind, and the program says how many groups of
+    each kind are needed on each side: at most one, since a second would cover no further class. The other groups stay
+    where they are.
 
     Args:
         has: (groups, classes), whether a group has images of a class.
-        sides: (groups,) to begin with.
-        free: the groups that may be moved.
+        sides: (groups,), the indices of the sides to begin with.
+        free: the indices of the groups that may be moved.
+
+    Returns:
+        (groups,), the indices of the sides.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     has = has[:, has.any(axis=0)]
     fixed = np.setdiff1d(np.arange(len(has)), free)
-    there = np.stack([has[fixed[sides[fixed] == side]].any(axis=0) for side in range(len(SIDES))], axis=1)
+    covered = np.stack([has[fixed[sides[fixed] == side]].any(axis=0) for side in range(len(SIDES))], axis=1)
     kinds, kind_of, available = np.unique(has[free], axis=0, return_inverse=True, return_counts=True)
     n_kinds, n_classes, n = len(kinds), has.shape[1], len(SIDES)
-    # Variables: needed[kind, side], then covered[class, side]; the latter are whole where the former are.
+    # Variables: needed[kind, side], then covered[class, side]; the latter are integers if the former are.
     per_kind = np.hstack([np.kron(np.eye(n_kinds), np.ones(n)), np.zeros((n_kinds, n_classes * n))])
     per_class = np.hstack([np.kron(-kinds.T.astype(float), np.eye(n)), np.eye(n_classes * n)])
-    # In the order of _NO_TRAIN, _NO_TEST and _NO_VALIDATION, but with numbers that a solver's tolerances cannot blur.
+    # The same ranking as _NO_TRAIN, _NO_TEST and _NO_VALIDATION, in numbers that are safe from a solver's tolerances.
     worth = np.array([(n_classes + 1) ** 2, 1, n_classes + 1])
-    found = milp(
+    solution = milp(
         c=np.concatenate([np.zeros(n_kinds * n), np.tile(-worth, n_classes)]),
         integrality=np.concatenate([np.ones(n_kinds * n), np.zeros(n_classes * n)]),
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(per_kind, ub=available),
-            LinearConstraint(per_class, ub=there.ravel().astype(float)),
+            LinearConstraint(per_class, ub=covered.ravel().astype(float)),
         ],
         options={"mip_rel_gap": 0},
     )
-    if not found.success:
-        raise RuntimeError(f"the covering problem was not solved: {found.message}")
+    if not solution.success:
+        raise RuntimeError(f"the covering problem was not solved: {solution.message}")
     sides = sides.copy()
-    needed = found.x[: n_kinds * n].reshape(n_kinds, n) > 0.5
+    needed = solution.x[: n_kinds * n].reshape(n_kinds, n) > 0.5
     for kind in range(n_kinds):
         wanted = np.flatnonzero(needed[kind])
         sides[free[kind_of.ravel() == kind][: len(wanted)]] = wanted
@@ -217,6 +241,14 @@ def _cover(has: NDArray[np.bool_], sides: NDArray[np.int64], free: NDArray[np.in
 def _descend(
     sides: NDArray[np.int64], free: NDArray[np.int64], weights: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], float]:
+    """Moves or swaps free groups as long as that lowers the cost; returns the sides' indices (groups,) and the cost.
+
+    Args:
+        sides: (groups,), the indices of the sides to begin with.
+        free: the indices of the groups that may be moved.
+        weights: (groups, classes + 1), images by class, and a last column that counts cases.
+        rng: draws the swaps to try where there are too many.
+    """
     one_hot = np.eye(len(SIDES))
     totals = one_hot[sides].T @ weights  # (sides, classes + 1)
     cost = float(_costs(totals[None], totals)[0])
@@ -235,7 +267,7 @@ def _descend(
             x, y = x[differ], y[differ]
             change = (one_hot[sides[y]] - one_hot[sides[x]])[:, :, None] * (weights[x] - weights[y])[:, None, :]
             costs = _costs(totals[None] + change, totals)
-            # By a sample there is nearly always something to be gained; what cannot be seen in a share is not sought.
+            # A sample nearly always has a swap that gains something; gains too small to show in a share are ignored.
             if not len(costs) or costs.min() >= cost - (1e-12 if every_pair is not None else 1e-6):
                 return sides, cost
             best = int(costs.argmin())
@@ -246,7 +278,12 @@ def _descend(
 
 
 def _costs(trials: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cost of each of n trial allotments, given as per-side totals (n, sides, classes + 1); lower is better."""
+    """Returns the cost (n,) of each of n assignments; lower is better.
+
+    Args:
+        trials: (n, sides, classes + 1), images by class on each side, and a last column that counts cases.
+        totals: (sides, classes + 1), those of the current assignment.
+    """
     everything = totals.sum(axis=0)
     present = everything > 0
     present[-1] = False  # the column that counts cases
@@ -255,6 +292,6 @@ def _costs(trials: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[
     missing = (of_class < 0.5).sum(axis=2) @ np.array([_NO_TRAIN, _NO_VALIDATION, _NO_TEST])
     of_all = trials[:, :, :-1].sum(axis=2, keepdims=True) / everything[:-1].sum()
     of_cases = trials[:, :, -1:] / everything[-1]
-    fit: NDArray[np.float64] = missing + ((of_class / everything[present] - wanted) ** 2).sum(axis=(1, 2))
-    fit += 4 * (((of_all - wanted) ** 2).sum(axis=(1, 2)) + ((of_cases - wanted) ** 2).sum(axis=(1, 2)))
-    return fit
+    costs: NDArray[np.float64] = missing + ((of_class / everything[present] - wanted) ** 2).sum(axis=(1, 2))
+    costs += 4 * (((of_all - wanted) ** 2).sum(axis=(1, 2)) + ((of_cases - wanted) ** 2).sum(axis=(1, 2)))
+    return costs

@@ -1,8 +1,8 @@
 """Splits by case (or slide) into train, validation and test, kept in an append-only ledger.
 
-A group, which is a case or a slide, never changes sides once it is in the ledger, so a champion and a later challenger
-can always be compared on the same untouched test cases. New groups are allotted around the frozen ones. What ties
-groups on opposite sides together, such as a picture that is found in both, is quarantined: it is on no side.
+A group is a case or a slide. It never changes sides once it is in the ledger, so a champion and a later challenger can
+always be compared on the same untouched test cases. New groups are assigned around the frozen ones. What ties groups on
+opposite sides together, such as a picture that is found in both, is quarantined: it is on no side.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 
 GROUP_COLUMNS: dict[SplitLevel, str] = {"case": "patient", "slide": "slide"}
-"""Which column of a dataset tells an image's group."""
+"""The column of a dataset that holds an image's group."""
 
 QUARANTINED = "quarantined"
-"""What :func:`look_up_sides` says of a row that is on no side."""
+"""What :func:`look_up_sides` returns for a row that is on no side."""
 
 QUARANTINE_COLUMNS = ["pixel_sha256", "path", "source", "patient", "slide", "subtype", "reason", "detail"]
-"""Columns of a split's quarantine.parquet, a row an image. ``reason`` is one of: ``opposite_sides``, the image's group
-is new and tied to groups on opposite sides; ``same_picture``, groups on opposite sides have it both; ``erased``."""
+"""Columns of a split's quarantine.parquet, which has one row per image. ``reason`` is one of: ``opposite_sides``, the
+image's group is new and tied to groups on opposite sides; ``same_picture``, groups on opposite sides both have it;
+``erased``."""
 
 
 def split_dataset(dataset: str, store: Store) -> Json:
-    """Put every group of a dataset on a side (the ``split`` stage); groups in the ledger keep theirs.
+    """Assigns every group of a dataset to a side (the ``split`` stage); groups in the ledger keep theirs.
 
     Returns:
         ``{split, dataset, ledger, ledger_hash, method, group, quarantined, not_estimable, not_estimable_because, train,
@@ -50,22 +51,22 @@ def split_dataset(dataset: str, store: Store) -> Json:
         Conflict: other runs kept changing the ledger.
     """
     meta = store.meta(dataset)
-    asked = meta.get("split", {"method": "allocator", "group": "case"})
+    required = meta.get("split", {"method": "allocator", "group": "case"})
     rows, ties = read_dataset(dataset, store), read_ties(dataset, store)
     ledger = change_ledger(
         meta["ledger"],
         store,
         lambda ledger: extend_ledger(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))[0],
-        asked["method"],
-        asked["group"],
+        required["method"],
+        required["group"],
     )
-    # Told again from the ledger as it is now: it comes out alike, whoever wrote the groups into it.
+    # Computed again from the stored ledger: the quarantine is the same, whichever run wrote the groups into it.
     _, quarantine = extend_ledger(ledger, rows, ties, dataset=dataset, seed=int(meta["seed"]))
-    return _record(dataset, rows, ties, ledger, quarantine, store)
+    return _store_split(dataset, rows, ties, ledger, quarantine, store)
 
 
 class Split(NamedTuple):
-    """A split as it was made."""
+    """The sides of a split's groups, and its quarantined images."""
 
     group: SplitLevel
     sides: dict[str, str]
@@ -75,7 +76,7 @@ class Split(NamedTuple):
 
 
 def read_split(split: str, store: Store) -> Split:
-    """A split, as it was made.
+    """Reads a split.
 
     Raises:
         StoreError: no such split.
@@ -90,17 +91,20 @@ def read_split(split: str, store: Store) -> Split:
 
 
 def look_up_sides(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
-    """The side of each row of a dataset, or :data:`QUARANTINED`.
+    """Looks up the side of each row of a dataset.
+
+    Returns:
+        (rows,): ``train``, ``validation``, ``test`` or :data:`QUARANTINED`.
 
     Raises:
         DataError: a group is missing in the split, or the same pixels lie on two sides.
     """
-    out = rows["pixel_sha256"].isin(split.quarantined)
+    is_quarantined = rows["pixel_sha256"].isin(split.quarantined)
     groups = rows[GROUP_COLUMNS[split.group]]
-    missing = sorted(set(groups[~out]) - split.sides.keys())
+    missing = sorted(set(groups[~is_quarantined]) - split.sides.keys())
     if missing:
         raise DataError(f"the split was made for another dataset: it does not know {split.group} {missing[0]}")
-    sides = groups.map(split.sides).mask(out, QUARANTINED)
+    sides = groups.map(split.sides).mask(is_quarantined, QUARANTINED)
     leaks = sides.groupby(rows["pixel_sha256"]).nunique()
     if (leaks > 1).any():
         raise DataError(f"the same picture lies on two sides of the split: pixels {leaks.idxmax()}")
@@ -110,24 +114,32 @@ def look_up_sides(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
 def extend_ledger(
     ledger: Ledger, rows: "pd.DataFrame", ties: "pd.DataFrame", *, dataset: str, seed: int
 ) -> tuple[Ledger, "pd.DataFrame"]:
-    """A ledger with a dataset's new groups and pictures, the same ledger if there are none; and what is quarantined.
+    """Assigns a dataset's new groups to sides and adds them, with their pictures, to a ledger.
 
-    Groups are tied if the same picture is found in both: among the rows, among the copies that ``assemble`` left out,
-    or in the ledger's memory. Tied groups lie on one side. Where frozen ones lie on opposite sides, the new groups tied
-    to them are quarantined whole, and of the frozen groups those new pictures that both sides have.
+    Groups are tied if the same picture is found in both: among the rows, among the copies that were left out of the
+    dataset, or in the ledger. Tied groups lie on one side. Where frozen groups lie on opposite sides, all images of the
+    new groups tied to them are quarantined, and those new pictures of the frozen groups that both sides have.
+
+    Args:
+        ledger: the ledger to extend.
+        rows: the rows of the dataset.
+        ties: the ties of the dataset, see :func:`ml.data.manifest.read_ties`.
+        dataset: the dataset's id.
+        seed: the seed of the search for sides.
 
     Returns:
-        the ledger, and the quarantine with :data:`QUARANTINE_COLUMNS`.
+        the extended ledger, or the same ledger if nothing is new; and the quarantine, with the columns
+        :data:`QUARANTINE_COLUMNS`.
 
     Raises:
         DataError: too few groups for three sides.
     """
-    found = _groups_by_picture(rows, ties, ledger)
-    component = _components(found.values())
+    owners = _find_owners(rows, ties, ledger)
+    component = _number_components(owners.values())
     frozen_in: dict[int, set[str]] = {}
     for group in component.keys() & ledger.sides.keys():
         frozen_in.setdefault(component[group], set()).add(group)
-    quarantine, used = _quarantine(rows, ledger, found, component, frozen_in)
+    quarantine, used = _separate_quarantine(rows, ledger, owners, component, frozen_in)
     groups, subtypes = used[GROUP_COLUMNS[ledger.group]].tolist(), used["subtype"].tolist()
     if len(set(groups)) < len(SIDES):
         left_out = f" ({len(quarantine)} images are quarantined)" if len(quarantine) else ""
@@ -145,8 +157,8 @@ def extend_ledger(
     if not free:
         sides = fixed
     elif ledger.method != "allocator" and not ledger.sides:
-        deal = split_by_group_folds if ledger.method == "sgkf" else split_by_label
-        sides = deal(groups, subtypes, seed=seed, together=free.values())
+        split_groups = split_by_group_folds if ledger.method == "sgkf" else split_by_label
+        sides = split_groups(groups, subtypes, seed=seed, together=free.values())
     else:
         counts = {group: [0] * len(SUBTYPES) for group in groups}
         for group, subtype in zip(groups, subtypes, strict=True):
@@ -154,36 +166,38 @@ def extend_ledger(
         sides = split_by_search(counts, fixed, seed=seed, together=free.values())
     added = {group: sides[group] for group in new}
 
-    pictures = _to_remember(found, {**ledger.sides, **added}, ledger)
+    pictures = _select_new_pictures(owners, {**ledger.sides, **added}, ledger)
     return (ledger.append(added, pictures, dataset, seed) if added or pictures else ledger), quarantine
 
 
-def _to_remember(found: Mapping[str, set[str]], sides: Mapping[str, str], ledger: Ledger) -> dict[str, set[str]]:
-    """Group -> pictures that the ledger does not know of it; of every group that has them, unless sides differ."""
+def _select_new_pictures(
+    owners: Mapping[str, set[str]], sides: Mapping[str, str], ledger: Ledger
+) -> dict[str, set[str]]:
+    """Returns the pictures of each group that the ledger does not have yet, unless their owners' sides differ."""
     pictures: dict[str, set[str]] = {}
-    for picture, owners in found.items():
-        if len({sides[group] for group in owners if group in sides}) == 1:
-            for group in owners & sides.keys() - ledger.erased:
+    for picture, groups in owners.items():
+        if len({sides[group] for group in groups if group in sides}) == 1:
+            for group in groups & sides.keys() - ledger.erased:
                 if picture not in ledger.images.get(group, ()):
                     pictures.setdefault(group, set()).add(picture)
     return pictures
 
 
-def _groups_by_picture(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> dict[str, set[str]]:
-    """The first 16 hex of each picture's hash -> the groups in which it is found, now or before."""
+def _find_owners(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> dict[str, set[str]]:
+    """Returns the groups that own each picture (first 16 hex digits of its hash), in the dataset or the ledger."""
     column = GROUP_COLUMNS[ledger.group]
-    found: dict[str, set[str]] = {}
+    owners: dict[str, set[str]] = {}
     for frame, name in ((rows, column), (ties, column), (ties, f"kept_{column}")):
         for picture, group in zip(frame["pixel_sha256"].tolist(), frame[name].tolist(), strict=True):
-            found.setdefault(picture[:HASH_DIGITS], set()).add(group)
+            owners.setdefault(picture[:HASH_DIGITS], set()).add(group)
     for group, pictures in ledger.images.items():
         for picture in pictures:
-            found.setdefault(picture, set()).add(group)
-    return found
+            owners.setdefault(picture, set()).add(group)
+    return owners
 
 
-def _components(tied: Collection[set[str]]) -> dict[str, int]:
-    """Group -> number of the component it is in; the groups of one set are tied, and so are those tied to them."""
+def _number_components(tied: Collection[set[str]]) -> dict[str, int]:
+    """Numbers the connected components of groups: the groups of one set are tied, directly or by others."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -197,42 +211,44 @@ def _components(tied: Collection[set[str]]) -> dict[str, int]:
     return {group: int(component[number]) for group, number in numbers.items()}
 
 
-def _quarantine(
+def _separate_quarantine(
     rows: "pd.DataFrame",
     ledger: Ledger,
-    found: Mapping[str, set[str]],
+    owners: Mapping[str, set[str]],
     component: Mapping[str, int],
     frozen_in: Mapping[int, set[str]],
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """The quarantine, and the rows that may be used."""
+    """Separates the rows of a dataset into the quarantine and those that may be used."""
 
-    def torn(groups: Iterable[str]) -> str:
-        """One group of each side, so that the reader can look it up; nothing if there is one side or none."""
+    def name_opposite_groups(groups: Iterable[str]) -> str:
+        """Names one group of each side, for the reader to look up; empty if the groups are on one side or none."""
         first: dict[str, str] = {}
         for group in sorted(groups):
             first.setdefault(ledger.sides[group], group)
         return " and ".join(f"{group} ({side})" for side, group in sorted(first.items())) if len(first) > 1 else ""
 
-    opposite = {number: torn(groups) for number, groups in frozen_in.items()}
-    why: dict[int, tuple[str, str]] = {}
+    opposite = {number: name_opposite_groups(groups) for number, groups in frozen_in.items()}
+    findings: dict[int, tuple[str, str]] = {}
     pairs = zip(rows["pixel_sha256"].tolist(), rows[GROUP_COLUMNS[ledger.group]].tolist(), strict=True)
     for position, (pixels, group) in enumerate(pairs):
         picture = pixels[:HASH_DIGITS]
         if group in ledger.erased:
-            why[position] = ("erased", f"{ledger.group} {group} was erased")
+            findings[position] = ("erased", f"{ledger.group} {group} was erased")
         elif group not in ledger.sides:
             if between := opposite.get(component[group]):
-                why[position] = ("opposite_sides", f"{ledger.group} {group} shares pictures with {between}")
-        elif picture not in ledger.images.get(group, ()) and (between := torn(found[picture] & ledger.sides.keys())):
-            why[position] = ("same_picture", f"found in {between}")
-    reasons, details = zip(*why.values(), strict=True) if why else ((), ())
-    quarantine = rows.iloc[list(why)].assign(reason=list(reasons), detail=list(details))[QUARANTINE_COLUMNS]
-    out = np.zeros(len(rows), dtype=bool)
-    out[list(why)] = True
-    return quarantine.astype("str"), rows[~out]
+                findings[position] = ("opposite_sides", f"{ledger.group} {group} shares pictures with {between}")
+        elif picture not in ledger.images.get(group, ()) and (
+            between := name_opposite_groups(owners[picture] & ledger.sides.keys())
+        ):
+            findings[position] = ("same_picture", f"found in {between}")
+    reasons, details = zip(*findings.values(), strict=True) if findings else ((), ())
+    quarantine = rows.iloc[list(findings)].assign(reason=list(reasons), detail=list(details))[QUARANTINE_COLUMNS]
+    is_quarantined = np.zeros(len(rows), dtype=bool)
+    is_quarantined[list(findings)] = True
+    return quarantine.astype("str"), rows[~is_quarantined]
 
 
-def _record(
+def _store_split(
     dataset: str,
     rows: "pd.DataFrame",
     ties: "pd.DataFrame",
@@ -240,11 +256,12 @@ def _record(
     quarantine: "pd.DataFrame",
     store: Store,
 ) -> Json:
+    """Writes the split to the store; returns the result of the ``split`` stage."""
     usable = set(rows.loc[~rows["pixel_sha256"].isin(quarantine["pixel_sha256"]), GROUP_COLUMNS[ledger.group]])
-    mine = {group: side for group, side in ledger.sides.items() if group in usable}
-    split = Split(ledger.group, mine, frozenset(quarantine["pixel_sha256"]))
-    per_row = look_up_sides(rows, split)
-    report: Json = {side: _tell(rows[per_row == side]) for side in SIDES}
+    sides = {group: side for group, side in ledger.sides.items() if group in usable}
+    split = Split(ledger.group, sides, frozenset(quarantine["pixel_sha256"]))
+    side_of_row = look_up_sides(rows, split)
+    report: Json = {side: _count_side(rows[side_of_row == side]) for side in SIDES}
     absent = [s for s in SUBTYPES if (rows["subtype"] == s).any() and not report["test"]["images_by_subtype"][s]]
     result: Json = {
         "dataset": dataset,
@@ -254,7 +271,9 @@ def _record(
         "group": ledger.group,
         "quarantined": {str(k): int(n) for k, n in sorted(quarantine["reason"].value_counts().items())},
         "not_estimable": absent,
-        "not_estimable_because": {s: _why(s, rows, ties, per_row, ledger, dataset) for s in absent},
+        "not_estimable_because": {
+            s: _explain_missing_class(s, rows, ties, side_of_row, ledger, dataset) for s in absent
+        },
         **report,
     }
     payload = {
@@ -262,20 +281,20 @@ def _record(
         "ledger": ledger.name,
         "method": ledger.method,
         "group": ledger.group,
-        "sides": mine,
+        "sides": sides,
         "quarantine": quarantine[["pixel_sha256", "reason"]].to_numpy().tolist(),
     }
-    made = store.create(
+    split_id = store.create(
         "split",
         payload,
-        {**result, "sides": mine},
+        {**result, "sides": sides},
         lambda folder: quarantine.to_parquet(folder / "quarantine.parquet", index=False),
     )
-    return {"split": made, **result}
+    return {"split": split_id, **result}
 
 
-def _tell(part: "pd.DataFrame") -> Json:
-    """Images, slides and cases of one side, of all classes and of each."""
+def _count_side(part: "pd.DataFrame") -> Json:
+    """Counts the images, slides and cases of one side, over all classes and by class."""
     by = {s: part[part["subtype"] == s] for s in SUBTYPES}
     return {
         "images": len(part),
@@ -287,32 +306,32 @@ def _tell(part: "pd.DataFrame") -> Json:
     }
 
 
-def _why(
+def _explain_missing_class(
     subtype: str,
     rows: "pd.DataFrame",
     ties: "pd.DataFrame",
-    on: NDArray[np.str_],
+    sides: NDArray[np.str_],
     ledger: Ledger,
     dataset: str,
 ) -> str:
-    """Why a class that the dataset has is not in test. The same each time that the dataset is split."""
+    """Says why a class that the dataset has is not in test; the same each time that the dataset is split."""
     groups = rows[GROUP_COLUMNS[ledger.group]]
-    mine = (rows["subtype"] == subtype).to_numpy()
-    every, used = set(groups[mine]), set(groups[mine & (on != QUARANTINED)])
-    word = ledger.group
-    if not used:
-        return f"every {word} of {subtype} is quarantined"
-    besides = f" besides {len(every - used)} in quarantine" if every - used else ""
-    if len(used) == 1:
-        return f"{subtype} has 1 {word}{besides}"
-    them = f"{'both' if len(used) == 2 else f'all {len(used)}'} {word}s of {subtype}{besides}"
-    where = " and ".join(side for side in SIDES if side in set(on[mine]))
+    has_class = (rows["subtype"] == subtype).to_numpy()
+    all_groups, usable = set(groups[has_class]), set(groups[has_class & (sides != QUARANTINED)])
+    level = ledger.group
+    if not usable:
+        return f"every {level} of {subtype} is quarantined"
+    besides = f" besides {len(all_groups - usable)} in quarantine" if all_groups - usable else ""
+    if len(usable) == 1:
+        return f"{subtype} has 1 {level}{besides}"
+    subject = f"{'both' if len(usable) == 2 else f'all {len(usable)}'} {level}s of {subtype}{besides}"
+    where = " and ".join(side for side in SIDES if side in set(sides[has_class]))
     before = {group for entry in ledger.entries if entry.get("dataset") != dataset for group in entry.get("added", {})}
-    if used <= before:
-        return f"{them} are frozen in {where}"
-    component = _components(_groups_by_picture(rows, ties, ledger).values())
-    if len({component[group] for group in used}) == 1:
-        return f"{them} are tied by pictures that they share, so they are all in {where}"
+    if usable <= before:
+        return f"{subject} are frozen in {where}"
+    component = _number_components(_find_owners(rows, ties, ledger).values())
+    if len({component[group] for group in usable}) == 1:
+        return f"{subject} are tied by pictures that they share, so they are all in {where}"
     if ledger.method != "allocator" and not before:
-        return f"the method {ledger.method} put {them} in {where}"
-    return f"{them} are in {where}: with one in test another class would be missing in train or test"
+        return f"the method {ledger.method} put {subject} in {where}"
+    return f"{subject} are in {where}: with one in test another class would be missing in train or test"

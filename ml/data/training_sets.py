@@ -1,4 +1,4 @@
-"""Training sets: which sources are trained on together, under which split ledger, preset and promotion policy.
+"""Training sets: the sources to train on together, with their split ledger, preset and promotion policy.
 
 ``dags/training_sets/NAME.yaml`` declares one; :func:`assemble_dataset` makes a dataset of its sources' published
 versions.
@@ -25,7 +25,7 @@ SplitLevel = Literal["case", "slide"]
 
 
 class SplitSpec(YamlModel):
-    """How a new ledger is split. A ledger keeps the method and the group it was begun with."""
+    """How a new ledger is split. A ledger keeps the method and the group of its first entry."""
 
     method: SplitMethod = Field(
         "allocator",
@@ -41,7 +41,7 @@ class SplitSpec(YamlModel):
 
 
 class TrainingSet(YamlModel):
-    """One training-set YAML."""
+    """A training set, as its YAML file declares it."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Becomes retrain_<name>, <name>-binary and <name>-subtype.")
     description: str = Field("", description="For the people who watch the DAG.")
@@ -57,7 +57,7 @@ class TrainingSet(YamlModel):
 
     @property
     def file(self) -> Path:
-        """The YAML this was read from."""
+        """The YAML file that this was read from."""
         return self._file
 
     @property
@@ -67,7 +67,7 @@ class TrainingSet(YamlModel):
 
 
 def load_training_set(reference: str, conf: Path) -> TrainingSet:
-    """Read a training set by name (looked up in ``conf``/training_sets) or by the path of its YAML.
+    """Reads a training set by name (looked up in ``conf``/training_sets) or by the path of its YAML.
 
     Raises:
         ConfigError: missing or invalid; names the file and the key.
@@ -81,12 +81,12 @@ def load_training_set(reference: str, conf: Path) -> TrainingSet:
 
 
 def training_set_files(settings: Settings) -> list[Path]:
-    """Every training-set YAML: those in the conf folder and the further ones that settings name."""
+    """Returns all training-set YAML files: those in the conf folder, and those that the settings name."""
     return [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]
 
 
 def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task]:
-    """The training set and the task that a registered model's name stands for.
+    """Finds the training set and the task of a registered model by its name.
 
     Raises:
         DataError: no training set declares such a model.
@@ -95,7 +95,7 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
     for file in training_set_files(settings):
         try:
             training_set = load_training_set(str(file), settings.conf)
-        except ConfigError as error:  # somebody else's broken set is no reason not to find this one
+        except ConfigError as error:  # another set that is broken does not hide this one
             known.append(f"({error})")
             continue
         for task, name in training_set.models.items():
@@ -106,12 +106,12 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
 
 
 def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
-    """Make a dataset of the published versions of the set's sources (the ``assemble`` stage).
+    """Makes a dataset from the published versions of the set's sources (the ``assemble`` stage).
 
-    The same pixels published by two sources are one image (the first source's). Within a cohort so is the same BreakHis
-    file name, whose larger picture stays (the first source's of equals). What was left out ties the patients and slides
-    under which a picture was published, as what each manifest left out does. Sources that contradict each other about
-    an image or a slide are an error, since nobody here can say which of them is right.
+    The same pixels in two sources are one image: the first source's. Within a cohort, the same BreakHis file name is
+    also one image: the larger picture, or of equals the first source's. The copies that are left out tie the patients
+    and slides under which a picture was published, as do those that each manifest left out. Sources that contradict
+    each other about an image or a slide are an error, since nobody here can say which of them is right.
 
     Returns:
         ``{dataset, set, images, cases, duplicates, ties, sources, ledger, seed, split, preset}``.
@@ -121,32 +121,13 @@ def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings
     """
     import pandas as pd
 
-    from ml.data.manifest import TIE_COLUMNS, read_ties  # with Pillow, which DAG files need not wait for
+    from ml.data.manifest import TIE_COLUMNS  # imports Pillow, which DAG files need not wait for
 
-    versions: dict[str, str] = {}
-    frames: list[pd.DataFrame] = []
-    known: list[pd.DataFrame] = []
-    for reference in training_set.sources:
-        source = load_source(reference, settings.conf, relative_to=training_set.file.parent)
-        ref, _ = store.read(f"refs/sources/{source.name}.json")
-        if ref is None:
-            raise DataError(
-                f"{training_set.file}: source {source.name!r} has no published version yet; "
-                f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
-            )
-        versions[source.name] = ref["version"]
-        frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
-        if "cohort" not in frame:
-            raise DataError(
-                f"{training_set.file}: the version of source {source.name!r} was published before cohorts were told; "
-                f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
-            )
-        frames.append(frame)
-        known.append(read_ties(ref["manifest"], store))
+    versions, frames, ties_before = _read_sources(training_set, store, settings)
     published = pd.concat(frames, ignore_index=True)
     _refuse_contradictions(published, training_set.file)
-    rows, ties = _one_image_each(published)
-    ties = pd.concat([ties, *known]).sort_values(list(TIE_COLUMNS), ignore_index=True)
+    rows, ties = _remove_copies(published)
+    ties = pd.concat([ties, *ties_before]).sort_values(list(TIE_COLUMNS), ignore_index=True)
     payload = {
         "set": training_set.name,
         "sources": versions,
@@ -176,61 +157,96 @@ def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings
     return {"dataset": dataset, **result, "preset": training_set.preset}
 
 
+def _read_sources(
+    training_set: TrainingSet, store: Store, settings: Settings
+) -> tuple[dict[str, str], list["pd.DataFrame"], list["pd.DataFrame"]]:
+    """Reads the published version of each source: their ids by source, their manifests and their ties."""
+    import pandas as pd
+
+    from ml.data.manifest import read_ties
+
+    versions: dict[str, str] = {}
+    frames: list[pd.DataFrame] = []
+    ties: list[pd.DataFrame] = []
+    for reference in training_set.sources:
+        source = load_source(reference, settings.conf, relative_to=training_set.file.parent)
+        ref, _ = store.read(f"refs/sources/{source.name}.json")
+        if ref is None:
+            raise DataError(
+                f"{training_set.file}: source {source.name!r} has no published version yet; "
+                f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
+            )
+        versions[source.name] = ref["version"]
+        frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
+        if "cohort" not in frame:
+            raise DataError(
+                f"{training_set.file}: the version of source {source.name!r} has no cohorts, as in early releases; "
+                f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
+            )
+        frames.append(frame)
+        ties.append(read_ties(ref["manifest"], store))
+    return versions, frames, ties
+
+
 def _refuse_contradictions(rows: "pd.DataFrame", file: Path) -> None:
-    """Raise if two sources do not tell the same of an image, or of a slide of their cohort."""
-    rows = rows.assign(name=_names(rows))
-    for keys, told, what in (
+    """Raises DataError if two sources contradict each other about an image, or about a slide of their cohort."""
+    rows = rows.assign(name=_read_image_names(rows))
+    for keys, column, what in (
         (["pixel_sha256"], "subtype", "image(s)"),
         (["cohort", "name"], "subtype", "image(s)"),
         (["cohort", "slide"], "subtype", "slide(s)"),
         (["cohort", "slide"], "patient", "slide(s)"),
     ):
         groups = rows.groupby(keys)
-        # Within a source it is for the manifest to judge.
-        bad = rows[(groups[told].transform("nunique") > 1) & (groups["source"].transform("nunique") > 1)]
-        if not bad.empty:
-            _, about = next(iter(bad.groupby(keys)))
+        # Contradictions within a source are the manifest's to find.
+        conflicts = rows[(groups[column].transform("nunique") > 1) & (groups["source"].transform("nunique") > 1)]
+        if not conflicts.empty:
+            _, example = next(iter(conflicts.groupby(keys)))
             raise DataError(
-                f"{file}: sources contradict each other about {bad.groupby(keys).ngroups} {what}, e.g. "
+                f"{file}: sources contradict each other about {conflicts.groupby(keys).ngroups} {what}, e.g. "
                 + "; ".join(
-                    f"{row['source']}: {row['path']} is {'' if told == 'subtype' else 'of patient '}{row[told]}"
-                    for row in about.drop_duplicates(told).to_dict("records")[:2]
+                    f"{row['source']}: {row['path']} is {'' if column == 'subtype' else 'of patient '}{row[column]}"
+                    for row in example.drop_duplicates(column).to_dict("records")[:2]
                 )
                 + "; mend one of them, or leave it out of the training set"
             )
 
 
-def _one_image_each(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """The rows to be used, sorted by pixel hash, and what the others tie together (columns as :data:`TIE_COLUMNS`)."""
+def _remove_copies(published: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """Keeps one row per image, sorted by pixel hash; returns also the ties of the others (:data:`TIE_COLUMNS`)."""
     import pandas as pd
 
     from ml.data.manifest import TIE_COLUMNS
 
     rows = published.assign(order=range(len(published)), area=published["width"] * published["height"])
     larger_first = rows.sort_values(["area", "order"], ascending=[False, True])
-    # Within a source a name may stand twice, if a table tells of it.
-    renamed = _copies(larger_first.assign(name=_names(rows)).dropna(subset="name"), ["cohort", "name"])
-    renamed = renamed[renamed["source"] != renamed["kept_source"]]
-    gone = pd.concat([renamed, _copies(rows.drop(renamed.index), ["pixel_sha256"])])
-    tells = pd.concat([gone[key] != gone[f"kept_{key}"] for key in ("pixel_sha256", "patient", "slide")], axis=1)
-    ties = gone.loc[tells.any(axis=1), list(TIE_COLUMNS)].sort_values(list(TIE_COLUMNS), ignore_index=True)
-    return published.drop(gone.index).sort_values("pixel_sha256", ignore_index=True), ties
+    # Within a source, a file name may occur twice if a table describes the images.
+    copies_by_name = _find_copies(
+        larger_first.assign(name=_read_image_names(rows)).dropna(subset="name"), ["cohort", "name"]
+    )
+    copies_by_name = copies_by_name[copies_by_name["source"] != copies_by_name["kept_source"]]
+    left_out = pd.concat([copies_by_name, _find_copies(rows.drop(copies_by_name.index), ["pixel_sha256"])])
+    differs = pd.concat(
+        [left_out[key] != left_out[f"kept_{key}"] for key in ("pixel_sha256", "patient", "slide")], axis=1
+    )
+    ties = left_out.loc[differs.any(axis=1), list(TIE_COLUMNS)].sort_values(list(TIE_COLUMNS), ignore_index=True)
+    return published.drop(left_out.index).sort_values("pixel_sha256", ignore_index=True), ties
 
 
-def _copies(rows: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
-    """All rows but the first of each group, with the first's ``kept_order``, ``kept_source`` and so on beside them."""
+def _find_copies(rows: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
+    """Returns all rows but the first of each group, with the first's columns as ``kept_order``, ``kept_source``, …"""
     columns = ["order", "source", "pixel_sha256", "patient", "slide"]
     first = rows.groupby(keys, sort=False)[columns].transform("first").add_prefix("kept_")
     return rows.join(first)[rows["order"] != first["kept_order"]]
 
 
-def _names(rows: "pd.DataFrame") -> "pd.Series[str]":
-    """The BreakHis file name of each row, which tells subtype, slide, magnification and number; null of other files."""
-    return rows["path"].map(_name)
+def _read_image_names(rows: "pd.DataFrame") -> "pd.Series[str]":
+    """Returns the BreakHis file name of each row; null for other files."""
+    return rows["path"].map(_read_image_name)
 
 
-def _name(path: str) -> str | None:
-    """The BreakHis file name at the end of a path, which tells subtype, slide, magnification and number."""
+def _read_image_name(path: str) -> str | None:
+    """Returns the BreakHis file name at the end of a path, which states subtype, slide, magnification and number."""
     name = path.rpartition("/")[2]
     try:
         parse_name(name)
@@ -240,7 +256,7 @@ def _name(path: str) -> str | None:
 
 
 def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
-    """The rows of a dataset, one an image (the manifest's columns), sorted by pixel hash.
+    """Reads the rows of a dataset, one per image, with the manifest's columns, sorted by pixel hash.
 
     Raises:
         StoreError: no such dataset.
@@ -252,30 +268,31 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
 
 
 def compare_datasets(before: str, after: str, store: Store) -> dict[str, Json]:
-    """What changed from one dataset to another, by source; a source in which nothing did has zeros.
+    """Counts what changed from one dataset to another, by source.
 
-    An image is the same where its pixels are. ``relabelled`` is what is in both, under another subtype or case.
+    Images with the same pixels are the same. ``relabelled`` counts those in both whose subtype or case changed.
 
     Returns:
-        source -> ``{added, removed, relabelled}``, each ``{images, cases}``: so many images, of so many cases.
+        by source, ``{added, removed, relabelled}``, each with the number of ``{images, cases}``; zeros where nothing
+        changed.
 
     Raises:
         StoreError: no such dataset.
     """
-    old, new = (read_dataset(one, store).set_index("pixel_sha256", drop=False) for one in (before, after))
+    old, new = (read_dataset(dataset, store).set_index("pixel_sha256", drop=False) for dataset in (before, after))
     kept = new.index.intersection(old.index)
-    told = ["subtype", "patient"]
-    moved = (new.loc[kept, told] != old.loc[kept, told]).any(axis=1)
+    labels = ["subtype", "patient"]
+    relabelled = (new.loc[kept, labels] != old.loc[kept, labels]).any(axis=1)
     changes = {
         "added": new.drop(kept),
         "removed": old.drop(kept),
-        "relabelled": new.loc[kept[moved]],
+        "relabelled": new.loc[kept[relabelled]],
     }
     return {
-        source: {what: _counts(rows[rows["source"] == source]) for what, rows in changes.items()}
+        source: {what: _count_images_and_cases(rows[rows["source"] == source]) for what, rows in changes.items()}
         for source in sorted({*old["source"], *new["source"]})
     }
 
 
-def _counts(rows: "pd.DataFrame") -> Json:
+def _count_images_and_cases(rows: "pd.DataFrame") -> Json:
     return {"images": len(rows), "cases": int(rows["patient"].nunique())}

@@ -12,7 +12,7 @@ from ml.core.store import Store, digest
 from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.image_facts import SourceFile
 from ml.data.manifest import MANIFEST_TYPES, make_manifest, read_manifest, read_ties
-from ml.data.quarantine import classify
+from ml.data.quarantine import screen_files
 from ml.data.sources import fetch_source, load_source
 from ml.data.sources.spec import DirectorySource
 from ml.images.decoding import decode, pixel_hash
@@ -97,7 +97,7 @@ def test_columns_and_types(tmp_path, store):
 def test_unchanged_files_give_the_same_manifest_without_decoding(tmp_path, store, monkeypatch):
     spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
     first, _, _ = ingest(spec, store, tmp_path)
-    monkeypatch.setattr("ml.data.manifest.look", None)
+    monkeypatch.setattr("ml.data.manifest.inspect_files", None)
     assert first["decoded"] == 1
     assert ingest(spec, store, tmp_path)[0] == {**first, "decoded": 0}
 
@@ -183,7 +183,8 @@ def test_no_file_disappears(found):
     pictures = {
         digest(n): PictureFacts(digest([n]), "", 7, 4) if n else PictureFacts(reason="undecodable") for n in range(10)
     }
-    rows, quarantine, _, duplicates = classify(files, pictures, DirectorySource(name="s", kind="directory", path="/"))
+    spec = DirectorySource(name="s", kind="directory", path="/")
+    rows, quarantine, _, duplicates = screen_files(files, pictures, spec)
     assert len(rows) + len(quarantine) + duplicates == len(files)
     assert len({row["pixel_sha256"] for row in rows}) == len(rows)
     assert all(len({r["subtype"] for r in rows if r["slide"] == row["slide"]}) == 1 for row in rows)

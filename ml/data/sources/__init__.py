@@ -1,7 +1,7 @@
-"""Where images come from: sources declared in YAML, and the stage that fetches them.
+"""Sources of images, declared in YAML, and the stage that fetches them.
 
-DAG files import this package at parse time, so its top needs YAML and pydantic alone; what reads folders, archives and
-Kaggle is imported when something is fetched.
+DAG files import this package at parse time, so its top imports only YAML and pydantic; the modules that read folders,
+archives and Kaggle are imported when something is fetched.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def fetch_source(spec: SourceSpec, store: "Store", settings: "Settings") -> dict[str, Any]:
-    """Bring a source's files into the store as a raw version; see :func:`ml.data.sources.fetching.fetch`."""
+    """Fetches a source's files into the store as a raw version; see :func:`ml.data.sources.fetching.fetch`."""
     from ml.data.sources.fetching import fetch as fetch_files
 
     return fetch_files(spec, store, settings)

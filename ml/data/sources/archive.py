@@ -1,6 +1,6 @@
 """Image files inside a zip or tar archive, read without unpacking it to disk.
 
-Both kinds are read through, and refused if they are not what an honest publisher would make, before any image is taken.
+Both kinds are checked whole before any image is read, and refused if no honest publisher would make such an archive.
 """
 
 import bz2
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ml.core.errors import SourceError
-from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
 
 MAX_FILES = 200_000
 MAX_RATIO = 100
-"""Images are compressed already: an archive that grows more than this is made to fill a disk."""
+"""Largest allowed ratio of unpacked to packed bytes. Images are compressed already, so an archive that grows more is
+made to fill a disk."""
 
-# What zipfile and the decompressors below it raise on damaged, encrypted or foreign archives.
+# zipfile and the decompressors raise these on damaged, encrypted or foreign archives.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -39,23 +40,23 @@ _DAMAGE = (
     ValueError,
 )
 _LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.($|[/\\])")
-_PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-_SMALL = 2**20  # up to here no ratio can do harm, and tiny archives reach high ones honestly
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_SMALL = 2**20  # below this size no ratio does harm, and honest tiny archives may have a high one
 
 
-def open_archive(path: Path, taken: Taken = is_image) -> "Archive | TarArchive":
-    """The archive at ``path``, of whichever kind its first bytes say.
+def open_archive(path: Path, is_wanted: PathFilter = is_image) -> "ZipArchive | TarArchive":
+    """Opens the archive at ``path``, as zip or tar by its first bytes.
 
     Raises:
-        SourceError: it is neither, not whole, or not to be trusted.
+        SourceError: it is neither, is not whole, or cannot be trusted.
     """
     with path.open("rb") as file:
-        begins = file.read(4)
-    return Archive(path, taken) if begins.startswith(b"PK") else TarArchive(path, taken)
+        magic = file.read(4)
+    return ZipArchive(path, is_wanted) if magic.startswith(b"PK") else TarArchive(path, is_wanted)
 
 
-class Archive:
-    """The files in the zip archive at ``path``. Close it, or use ``with``.
+class ZipArchive:
+    """The files in the zip archive at ``path``, to be used in a ``with`` block.
 
     Implements :class:`ml.data.sources.files.Files`.
 
@@ -64,68 +65,71 @@ class Archive:
             of it, links, names met twice, too many or too large files).
     """
 
-    def __init__(self, path: Path, taken: Taken = is_image) -> None:
+    def __init__(self, path: Path, is_wanted: PathFilter = is_image) -> None:
         self._path = path
-        self._taken = taken
+        self._is_wanted = is_wanted
         try:
             self._zip = zipfile.ZipFile(path)
         except _DAMAGE as error:
             raise SourceError(f"{path}: not a whole zip archive ({error})") from None
         try:
-            self._members = self._checked(self._zip.infolist())
+            self._members = self._list_images(self._zip.infolist())
         except BaseException:
             self._zip.close()
             raise
 
-    def __enter__(self) -> "Archive":
+    def __enter__(self) -> "ZipArchive":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self.read, name)) for name in self.images)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one image. May be called from several threads."""
+        """Reads the bytes of one image. May be called from several threads."""
         member = self._members[name]
         try:
-            # zipfile gives no more than the size declared, which was checked, and compares the checksum at the end.
+            # zipfile reads no more than the declared size, which was checked, and verifies the checksum at the end.
             return self._zip.read(member)
         except _DAMAGE as error:
             raise SourceError(f"{self._path}: {name} in it is damaged or cannot be unpacked ({error})") from None
 
-    def _checked(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-        listing = _Listing(self._path, self._taken)
+    def _list_images(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+        """Checks all members; returns those that are images, by name."""
+        listing = _Listing(self._path, self._is_wanted)
         images: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             link = stat.S_ISLNK(member.external_attr >> 16)
-            if listing.takes(member.filename, member.file_size, link=link, folder=member.filename.endswith("/")):
+            if listing.add_member(
+                member.filename, member.file_size, is_link=link, is_folder=member.filename.endswith("/")
+            ):
                 images[member.filename] = member
-        self.images, self.skipped, self.unpacked_bytes = listing.done()
+        self.images, self.skipped, self.unpacked_bytes = listing.finish()
         return images
 
 
 class TarArchive:
-    """The files in the tar archive at ``path``, packed by gzip, bzip2, xz or not at all; see :class:`Archive`.
+    """The files in the tar archive at ``path``, packed by gzip, bzip2, xz or not at all; see :class:`ZipArchive`.
 
     A packed tar can only be read from front to back: once to check it, once for its images.
 
     Raises:
-        SourceError: as for :class:`Archive`.
+        SourceError: as for :class:`ZipArchive`.
     """
 
-    def __init__(self, path: Path, taken: Taken = is_image) -> None:
+    def __init__(self, path: Path, is_wanted: PathFilter = is_image) -> None:
         self._path = path
-        listing = _Listing(path, taken)
-        with self._opened() as tar:
+        listing = _Listing(path, is_wanted)
+        with self._open() as tar:
             for member in tar:
                 if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
                     raise SourceError(f"{path}: {member.name!r} is a device; an archive of images has no need of any")
                 link = member.issym() or member.islnk()
-                listing.takes(member.name, member.size, link=link, folder=member.isdir())
-        self.images, self.skipped, self.unpacked_bytes = listing.done()
+                listing.add_member(member.name, member.size, is_link=link, is_folder=member.isdir())
+        self.images, self.skipped, self.unpacked_bytes = listing.finish()
 
     def __enter__(self) -> "TarArchive":
         return self
@@ -133,10 +137,10 @@ class TarArchive:
     def __exit__(self, *_: object) -> None:
         """Nothing is held open."""
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`; in the archive's order."""
         wanted = set(self.images)
-        with self._opened() as tar:
+        with self._open() as tar:
             for member in tar:
                 if member.isreg() and member.name in wanted:
                     file = tar.extractfile(member)
@@ -144,14 +148,15 @@ class TarArchive:
                     yield member.name, partial(bytes, file.read())
 
     @contextmanager
-    def _opened(self) -> Iterator[tarfile.TarFile]:
+    def _open(self) -> Iterator[tarfile.TarFile]:
+        """Opens the archive for one pass from front to back; translates all errors of a damaged one."""
         with self._path.open("rb") as file:
-            begins = file.read(6)
-        unpacked = next((opened for magic, opened in _PACKED.items() if begins.startswith(magic)), open)
+            first_bytes = file.read(6)
+        open_unpacked = next((opener for magic, opener in _OPENERS.items() if first_bytes.startswith(magic)), open)
         try:
-            with unpacked(self._path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            with open_unpacked(self._path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
                 yield tar
-                while file.read(1 << 20):  # to the checksum at the end, which what is cut off or damaged does not reach
+                while file.read(1 << 20):  # read to the checksum at the end, which a cut or damaged file does not reach
                     pass
         except (tarfile.TarError, *_DAMAGE) as error:
             raise SourceError(
@@ -160,31 +165,31 @@ class TarArchive:
 
 
 class _Listing:
-    """Goes through the members of an archive and says which to take.
+    """The members of an archive, checked one by one and separated into images and other files.
 
     Raises:
-        SourceError: the archive is not to be trusted; names it and the member.
+        SourceError: the archive cannot be trusted; names it and the member.
     """
 
-    def __init__(self, path: Path, taken: Taken) -> None:
+    def __init__(self, path: Path, is_wanted: PathFilter) -> None:
         self._path = path
-        self._taken = taken
+        self._is_wanted = is_wanted
         self._images: dict[str, int] = {}
         self._skipped: list[str] = []
         self._count = 0
 
-    def takes(self, name: str, size: int, *, link: bool, folder: bool) -> bool:
-        """Whether this member is one of the images."""
+    def add_member(self, name: str, size: int, *, is_link: bool, is_folder: bool) -> bool:
+        """Checks a member; returns whether it is one of the images."""
         self._count += 1
         if self._count > MAX_FILES:
             raise SourceError(f"{self._path}: more files than the {MAX_FILES:,} allowed")
         if _LEADS_OUT.search(name):
             raise SourceError(f"{self._path}: the name {name!r} leads out of the archive; it is not to be trusted")
-        if link:
+        if is_link:
             raise SourceError(f"{self._path}: {name!r} is a link; an archive of images has no need of links")
-        if folder:
+        if is_folder:
             return False
-        if not self._taken(name):
+        if not self._is_wanted(name):
             self._skipped.append(name)
             return False
         if name in self._images:
@@ -194,8 +199,8 @@ class _Listing:
         self._images[name] = size
         return True
 
-    def done(self) -> tuple[list[str], list[str], int]:
-        """The images, the other files, and the images' size in bytes."""
+    def finish(self) -> tuple[list[str], list[str], int]:
+        """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""
         unpacked, packed = sum(self._images.values()), self._path.stat().st_size
         if unpacked > max(_SMALL, MAX_RATIO * packed):
             raise SourceError(

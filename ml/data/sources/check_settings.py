@@ -1,6 +1,7 @@
-"""What is demanded of a source's images beyond what every later stage relies on, and how its YAML can change that.
+"""Settings of the checks of a source's images, which its YAML can change.
 
-The defaults here are what is demanded of every source; :mod:`ml.data.validation.checks` says in which words and rules.
+The defaults here hold for every source. Checks of what every later stage relies on have no settings;
+:mod:`ml.data.validation.checks` declares the checks with their sentences and rules.
 """
 
 from typing import Any, Literal
@@ -12,53 +13,53 @@ from ml.core.yaml_files import NAME_PATTERN, YamlModel
 
 Severity = Literal["critical", "warning"]
 
-_BLOCKS = "critical: stops publication; warning: is reported."
+_SEVERITY_HELP = "critical: stops publication; warning: is reported."
 
 
 class CheckSettings(YamlModel):
-    """One check, as a source may have it."""
+    """The settings of one check."""
 
-    severity: Severity = Field("critical", description=_BLOCKS)
+    severity: Severity = Field("critical", description=_SEVERITY_HELP)
 
 
 class ImageSizes(CheckSettings):
-    """The published sizes; another is a sign that somebody resized the pictures."""
+    """The published image sizes; another size is a sign that somebody resized the pictures."""
 
-    severity: Severity = Field("warning", description=_BLOCKS)
+    severity: Severity = Field("warning", description=_SEVERITY_HELP)
 
 
 class ClassSizes(CheckSettings):
-    """What a subtype must have at the least to be trained on and measured."""
+    """The least that a subtype needs to be trained on and measured."""
 
-    severity: Severity = Field("warning", description=_BLOCKS)
+    severity: Severity = Field("warning", description=_SEVERITY_HELP)
     min_images: int = Field(20, ge=0, description="Images of a subtype.")
     min_cases: int = Field(2, ge=0, description="Cases of a subtype: one to train on, one to test on.")
     subtypes: tuple[Subtype, ...] = Field((), description="Which must be there; default: those that are there.")
 
 
 class QuarantineRate(CheckSettings):
-    """How much may be unusable before something is wrong with the delivery rather than with a few files."""
+    """The share of unusable files above which the whole delivery is suspect, rather than a few files."""
 
     limit: float = Field(0.1, ge=0, le=1, description="Largest share of the images that may be in quarantine.")
 
 
 class ImagesLost(CheckSettings):
-    """A delivery that lacks much of the one before is more often an accident than meant."""
+    """A delivery that lacks much of the one before is more often an accident than intended."""
 
     limit: float = Field(0.1, ge=0, le=1, description="Largest share of a subtype's images that may be gone.")
 
 
 class ImagesGained(CheckSettings):
-    """A delivery with much more than the one before deserves a look."""
+    """A delivery with many more images than the one before should be looked at."""
 
-    severity: Severity = Field("warning", description=_BLOCKS)
+    severity: Severity = Field("warning", description=_SEVERITY_HELP)
     limit: float = Field(1.0, ge=0, description="Largest share that a subtype may grow by; 1.0: twice as many.")
 
 
 class NearDuplicates(CheckSettings):
-    """Pictures that are nearly the same under two patients: one of them has the wrong name, or both are one person."""
+    """Pictures of two patients that are nearly the same: one has a wrong name, or both patients are one person."""
 
-    severity: Severity = Field("warning", description=_BLOCKS)
+    severity: Severity = Field("warning", description=_SEVERITY_HELP)
     distance: int = Field(6, ge=0, le=16, description="Bits of 64 in which two perceptual hashes may differ.")
 
 
@@ -76,7 +77,7 @@ class AdditionalExpectation(CheckSettings):
 
 
 class ValidationSettings(YamlModel):
-    """The block ``validation`` of a source's YAML: only what differs from the default stands there."""
+    """The block ``validation`` of a source's YAML, which holds only what differs from the default."""
 
     inventory: CheckSettings = Field(
         CheckSettings(), description="The published counts, of a source with inventory: true."
@@ -92,24 +93,25 @@ class ValidationSettings(YamlModel):
     @field_validator("more", mode="after")
     @classmethod
     def _distinct(cls, value: tuple[AdditionalExpectation, ...]) -> tuple[AdditionalExpectation, ...]:
-        names = [one.name for one in value]
+        names = [check.name for check in value]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two checks are called {', '.join(sorted(twice))}")
         return value
 
     def changes(self) -> list[str]:
-        """What differs from the default, a sentence each: ``quarantine_rate: limit 0.3 instead of 0.1``."""
-        told = []
-        for name, about in type(self).model_fields.items():
-            mine, usual = getattr(self, name), about.get_default()
+        """Returns a line for each setting that is not the default: ``quarantine_rate: limit 0.3 instead of 0.1``."""
+        changes = []
+        for name, field in type(self).model_fields.items():
+            current, default = getattr(self, name), field.get_default()
             if name == "more":
-                told += [f"{one.name}: added" for one in mine]
+                changes += [f"{check.name}: added" for check in current]
                 continue
-            for key in type(mine).model_fields:
-                if getattr(mine, key) != getattr(usual, key):
-                    told.append(f"{name}: {key} {_shown(getattr(mine, key))} instead of {_shown(getattr(usual, key))}")
-        return told
+            for key in type(current).model_fields:
+                value, usual = getattr(current, key), getattr(default, key)
+                if value != usual:
+                    changes.append(f"{name}: {key} {_format_value(value)} instead of {_format_value(usual)}")
+        return changes
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return (", ".join(map(str, value)) or "those that are there") if isinstance(value, tuple) else str(value)

@@ -7,20 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from ml.core.errors import SourceError
-from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
 
 
 class Directory:
     """The files below ``root``, at any depth; implements :class:`ml.data.sources.files.Files`.
 
     A link to a file counts as that file if it lies below the root too. Links that lead out of it, dangle or point to
-    folders are skipped: what a source holds should not depend on what lies elsewhere, and loops cannot arise.
+    folders are skipped, so that a source does not depend on other folders and no loop can arise.
 
     Raises:
         SourceError: the folder is missing, or a folder below it cannot be listed.
     """
 
-    def __init__(self, root: Path, taken: Taken = is_image) -> None:
+    def __init__(self, root: Path, is_wanted: PathFilter = is_image) -> None:
         self.images: list[str] = []
         self.skipped: list[str] = []
         try:
@@ -34,22 +34,26 @@ class Directory:
         if not is_folder:
             raise SourceError(f"{root}: not a folder; 'path' must be the folder that the images lie in (unpacked)")
         self._root = root.resolve()
-        for folder, folders, names in os.walk(self._root, onerror=_cannot_list):
-            here = Path(folder)
-            self.skipped += [f"{self._relative(here / name)}/" for name in folders if (here / name).is_symlink()]
+        for folder, folders, names in os.walk(self._root, onerror=_raise_cannot_list):
+            parent = Path(folder)
+            self.skipped += [
+                f"{self._relative_path(parent / name)}/" for name in folders if (parent / name).is_symlink()
+            ]
             for name in names:
-                path = here / name
-                relative = self._relative(path)
-                (self.images if taken(relative) and self._is_ours(path) else self.skipped).append(relative)
+                path = parent / name
+                relative = self._relative_path(path)
+                (self.images if is_wanted(relative) and self._is_file_below_root(path) else self.skipped).append(
+                    relative
+                )
         self.images.sort()
         self.skipped.sort()
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self.read, name)) for name in self.images)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one image."""
+        """Reads the bytes of one image."""
         path = self._root / name
         try:
             size = path.stat().st_size
@@ -61,7 +65,8 @@ class Directory:
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
 
-    def _is_ours(self, path: Path) -> bool:
+    def _is_file_below_root(self, path: Path) -> bool:
+        """Says whether a path is a regular file below the root, or a link to one."""
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         try:
             # A pipe with an image's name would block its reader forever.
@@ -71,7 +76,8 @@ class Directory:
                 return False
             raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
 
-    def _relative(self, path: Path) -> str:
+    def _relative_path(self, path: Path) -> str:
+        """Returns the POSIX path relative to the root; raises SourceError if its name is not UTF-8."""
         name = path.relative_to(self._root).as_posix()
         try:
             name.encode()
@@ -81,5 +87,5 @@ class Directory:
         return name
 
 
-def _cannot_list(error: OSError) -> None:
+def _raise_cannot_list(error: OSError) -> None:
     raise SourceError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away")

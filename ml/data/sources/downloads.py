@@ -1,4 +1,4 @@
-"""What all downloads share; and the source kind http, an archive at a web address known by its SHA-256."""
+"""Functions that all downloads share, and the source kind http: an archive at a web address, known by its SHA-256."""
 
 import hashlib
 import shutil
@@ -17,15 +17,19 @@ from ml.data.sources.spec import HttpSource
 
 _CHUNK = 1 << 16
 _SILENCE_SECONDS = 60.0
-_SPARE_BYTES = 256 * 2**20  # a disk filled to the last byte breaks more than this fetch
+_SPARE_BYTES = 256 * 2**20  # a full disk would break more than this fetch
 
 
 @contextmanager
-def reserved(folder: Path, what: str) -> Iterator[None]:
-    """Make a folder and hold it for this process alone, to download into.
+def reserve_folder(folder: Path, what: str) -> Iterator[None]:
+    """Makes a folder to download into and locks it for this process.
+
+    Args:
+        folder: the folder.
+        what: what is downloaded there, for the message.
 
     Raises:
-        TryAgain: another process holds it; names ``what`` is downloaded there.
+        TryAgain: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -36,10 +40,13 @@ def reserved(folder: Path, what: str) -> Iterator[None]:
 
 
 def require_space(needs: list[tuple[Any, int]]) -> None:
-    """Check that there is room for so many bytes at each place; places on one disk add up. S3 has room.
+    """Checks that each disk has enough free space.
+
+    Args:
+        needs: places and the bytes needed at each; those on one disk are added up. Places in S3 are not checked.
 
     Raises:
-        ConfigError: names the place, what is free and what is needed.
+        ConfigError: names the place, the free space and the space needed.
     """
     wanted: dict[int, tuple[Path, int]] = {}
     for place, size in needs:
@@ -56,29 +63,29 @@ def require_space(needs: list[tuple[Any, int]]) -> None:
             )
 
 
-def started(part: Path) -> int:
-    """How many bytes of a download an earlier try, which broke off, has left."""
+def count_downloaded_bytes(part: Path) -> int:
+    """Returns how many bytes an earlier, interrupted download has left."""
     return part.stat().st_size if part.exists() else 0
 
 
 @contextmanager
-def writing(part: Path, *, on: bool) -> Iterator[IO[bytes]]:
-    """The file of a download, to be gone ``on`` with or begun.
+def open_partial(part: Path, *, resume: bool) -> Iterator[IO[bytes]]:
+    """Opens the file of a partial download, to resume it or to begin anew.
 
     Raises:
         ConfigError: the disk is full or broken.
     """
     try:
-        with part.open("ab" if on else "wb") as file:
+        with part.open("ab" if resume else "wb") as file:
             yield file
     except OSError as error:
-        if error.errno is None:  # a network's, which requests makes a kind of OSError
+        if error.errno is None:  # a network error, which requests makes a kind of OSError
             raise
         raise ConfigError(f"{part}: cannot be written ({error.strerror}); see to the disk, fetch again") from None
 
 
-def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
-    """Write a download of ``size`` bytes as it comes, and show its progress in megabytes."""
+def write_with_progress(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
+    """Writes a download of ``size`` bytes as it arrives, and shows its progress in megabytes."""
 
     def megabytes() -> Iterator[None]:
         done = 0
@@ -90,46 +97,46 @@ def save(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
     deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0)
 
 
-def download(spec: HttpSource, target: Path) -> None:
-    """Download the archive to ``target``, going on where an earlier try broke off.
+def download_archive(spec: HttpSource, target: Path) -> None:
+    """Downloads the archive to ``target``, resuming an interrupted download.
 
     Raises:
-        SourceError: there is nothing at that address, or another archive than the YAML says.
-        CredentialsError: the server wants a login.
-        TryAgain: the server cannot be reached, is busy or broke off; what came is kept for the next try.
+        SourceError: there is nothing at that address, or not the archive with the YAML's SHA-256.
+        CredentialsError: the server requires a login.
+        TryAgain: the server cannot be reached, is busy or broke off; the partial download is kept for the next try.
         ConfigError: not enough space for it, or the disk is broken.
     """
     part = target.with_suffix(".part")
-    have = started(part)
-    found = _to_the_end(spec, part, have)
-    if found != spec.sha256 and have:  # an archive was replaced in between, and this is some of each
+    have = count_downloaded_bytes(part)
+    sha256 = _download_rest(spec, part, have)
+    if sha256 != spec.sha256 and have:  # the archive was replaced in between, so this is a mixture
         part.unlink()
-        found = _to_the_end(spec, part, 0)
-    if found != spec.sha256:
+        sha256 = _download_rest(spec, part, 0)
+    if sha256 != spec.sha256:
         size = part.stat().st_size
         part.unlink()
         raise SourceError(
-            f"{spec.file}: what lies at {spec.url} has the SHA-256 {found} ({size:,} bytes), not the {spec.sha256} of "
+            f"{spec.file}: what lies at {spec.url} has the SHA-256 {sha256} ({size:,} bytes), not the {spec.sha256} of "
             "'sha256'. It was removed. Take the new one over only if its publisher names it"
         )
     part.replace(target)
 
 
-def _to_the_end(spec: HttpSource, part: Path, have: int) -> str:
-    """Download what comes after the first ``have`` bytes; returns the SHA-256 of all."""
+def _download_rest(spec: HttpSource, part: Path, have: int) -> str:
+    """Downloads what follows the first ``have`` bytes; returns the SHA-256 of the whole file."""
     try:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
-            # 416: all of it is there, or more than there is; its hash will tell.
+            # 416: the file is complete already, or longer than the archive; its hash will show which.
             if response.status_code != requests.codes.requested_range_not_satisfiable:
                 if not response.ok:
-                    raise _refusal(response, spec)
+                    raise _translate_status(response, spec)
                 resumed = response.status_code == requests.codes.partial_content
                 size = int(response.headers.get("Content-Length") or 0)
                 say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
                 require_space([(part, size)])
-                with writing(part, on=resumed) as file:
-                    save(response.iter_content(_CHUNK), file, size)
+                with open_partial(part, resume=resumed) as file:
+                    write_with_progress(response.iter_content(_CHUNK), file, size)
     except requests.exceptions.InvalidURL as error:
         raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None
     except requests.RequestException as error:
@@ -138,7 +145,8 @@ def _to_the_end(spec: HttpSource, part: Path, have: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refusal(response: requests.Response, spec: HttpSource) -> BreakhisError:
+def _translate_status(response: requests.Response, spec: HttpSource) -> BreakhisError:
+    """Returns our exception for a server's refusal."""
     status = response.status_code
     if status in (401, 403):
         return CredentialsError(f"{spec.file}: {spec.url} answers {status}: it is not for everybody to read")

@@ -1,7 +1,7 @@
 """The fetch stage: every image file of a source becomes a blob in the store, and their list becomes a raw version.
 
-Blobs are named by their content and harmless by themselves; the raw version appears at the end, whole. A fetch that
-stops half way leaves nothing behind that a second one would trip over.
+Blobs are named by their content and do no harm by themselves; the complete raw version appears at the end. So a fetch
+that is interrupted leaves nothing that disturbs the next one.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from ml.core.store import Json, Store, digest
 from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
-from ml.data.sources.downloads import download, require_space, reserved
-from ml.data.sources.files import IMAGE_SUFFIXES, Files, Item, Taken, is_image
+from ml.data.sources.downloads import download_archive, require_space, reserve_folder
+from ml.data.sources.files import IMAGE_SUFFIXES, FileReader, Files, PathFilter, is_image
 from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 
 if TYPE_CHECKING:
     from ml.data.sources.s3 import Bucket
 
-_THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a core
+_THREADS = 8  # reading, hashing and writing wait for disks and networks rather than for a CPU core
 _NAMES_SHOWN = 20
 
-A = TypeVar("A")
-B = TypeVar("B")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 class _Row(NamedTuple):
-    """One row of files.parquet."""
+    """A row of files.parquet."""
 
     path: str
     sha256: str
@@ -47,119 +47,125 @@ class _Row(NamedTuple):
 
 
 def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
-    """Bring a source's files into the store (the ``fetch`` stage).
+    """Fetches a source's files into the store (the ``fetch`` stage).
 
     The raw version's id follows from the source's name and the (path, hash) of each image, so that fetching an
     unchanged source again gives the same id. It is also recorded as the source's latest in refs/raw/<source>.json.
 
     Returns:
         ``{source, kind, version, files, bytes, skipped}``: the images and their total size, and how many other files
-        were left aside (up to 20 of their names are in the raw version's object.json).
+        were skipped (up to 20 of their names are in the raw version's object.json).
 
     Raises:
-        SourceError: nothing to be had there, or a file that cannot be read; names it.
-        CredentialsError: a server wants credentials, or refuses the ones it got.
-        TryAgain: a network or a server got in the way.
+        SourceError: the source has no images, or a file that cannot be read; names it.
+        CredentialsError: a server requires credentials, or refuses those it was given.
+        TryAgain: a network or a server failed for the moment.
     """
     if isinstance(spec, DirectorySource):
-        raw = _keep(spec, Directory(spec.path, _taken(spec)), store, {"path": str(spec.path)})
+        raw = _store_files(spec, Directory(spec.path, _path_filter(spec)), store, {"path": str(spec.path)})
     elif isinstance(spec, KaggleSource):
         raw = _fetch_kaggle(spec, store, settings)
     elif isinstance(spec, S3Source):
         raw = _fetch_s3(spec, store, settings)
     elif isinstance(spec, HttpSource):
-        raw = _fetch_web(spec, store, settings)
+        raw = _fetch_http(spec, store, settings)
     elif isinstance(spec, DemoSource):
-        raw = _draw(spec, store, settings)
+        raw = _draw_demo(spec, store, settings)
     else:
         raise TypeError(f"no way to fetch a {type(spec).__name__}")
     meta = store.meta(raw)
     if meta["skipped"]:
         say(f"{spec.name}: {meta['skipped']} other files left aside, such as {', '.join(meta['skipped_names'][:3])}")
-    _point_to(raw, spec, store)
+    _set_latest(raw, spec, store)
     return {"version": raw} | {key: meta[key] for key in ("source", "kind", "files", "bytes", "skipped")}
 
 
 def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
-    with kaggle.ask(spec) as remote:
+    """Downloads a Kaggle data set's archive, if it changed; returns the raw version's id."""
+    with kaggle.request_archive(spec) as remote:
 
         def make() -> str:
-            with remote.reserved(settings.cache / "kaggle") as folder:
+            with remote.reserve_folder(settings.cache / "kaggle") as folder:
                 path = remote.download(folder, store)
-                return _unpack(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
+                return _store_archive(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
 
         if not remote.identity:
             return make()
-        return _unless_known(spec, remote.identity, store, make, f"{spec.dataset} has not changed on Kaggle")
+        return _reuse_or_make(spec, remote.identity, store, make, f"{spec.dataset} has not changed on Kaggle")
 
 
 def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
+    """Reads the objects or the archive of an S3 source, if they changed; returns the raw version's id."""
     from ml.data.sources.s3 import Bucket
 
-    bucket = Bucket(spec, _taken(spec))
-    identity = bucket.look() if spec.archive else bucket.list()
+    bucket = Bucket(spec, _path_filter(spec))
+    identity = bucket.identify_archive() if spec.archive else bucket.list_objects()
     origin = {name: value for name, value in identity.items() if name != "objects"}
     place = {"bucket": spec.bucket, "endpoint": spec.endpoint}
 
     def make() -> str:
         if not spec.archive:
-            with _remembered(bucket, place | {"prefix": spec.prefix}, store) as rows:
-                return _keep(spec, bucket, store, origin, rows)
+            with _known_objects(bucket, place | {"prefix": spec.prefix}, store) as rows:
+                return _store_files(spec, bucket, store, origin, rows)
         folder = settings.cache / "s3" / digest(place | {"archive": spec.archive})
-        with reserved(folder, f"s3://{spec.bucket}/{spec.archive}"):
+        with reserve_folder(folder, f"s3://{spec.bucket}/{spec.archive}"):
             path = folder / digest(identity)
-            for other in folder.iterdir():  # of a state that this archive is no longer in
+            for other in folder.iterdir():  # an earlier state of this archive
                 if other.name not in ("lock", path.name, f"{path.name}.part"):
                     other.unlink()
             if not path.exists():
-                bucket.download(path, identity)
-            return _unpack(path, spec, origin, store)
+                bucket.download_archive(path, identity)
+            return _store_archive(path, spec, origin, store)
 
-    return _unless_known(spec, identity, store, make)
+    return _reuse_or_make(spec, identity, store, make)
 
 
 @contextmanager
-def _remembered(bucket: "Bucket", place: Json, store: Store) -> Iterator[dict[str, _Row]]:
-    """The objects of a bucket that were fetched before and have kept their ETag and size, by name.
+def _known_objects(bucket: "Bucket", place: Json, store: Store) -> Iterator[dict[str, _Row]]:
+    """Yields the rows, by name, of a bucket's objects that were fetched before and have the same ETag and size.
 
-    What is added to them within the block is remembered for the next fetch, also when this one breaks off.
+    Rows that the block adds are stored for the next fetch, even if this one breaks off.
     """
-    before = store.memo("s3_objects", place) or {}
+    stored = store.memo("s3_objects", place) or {}
     rows = {
-        name: _Row(name, before[one.key][2], one.size)
-        for name, one in bucket.objects.items()
-        if before.get(one.key, [])[:2] == [one.etag, one.size]
+        name: _Row(name, stored[entry.key][2], entry.size)
+        for name, entry in bucket.objects.items()
+        if stored.get(entry.key, [])[:2] == [entry.etag, entry.size]
     }
     try:
         yield rows
     finally:
         known = {
-            one.key: [one.etag, one.size, rows[name].sha256] for name, one in bucket.objects.items() if name in rows
+            entry.key: [entry.etag, entry.size, rows[name].sha256]
+            for name, entry in bucket.objects.items()
+            if name in rows
         }
         store.set_memo("s3_objects", place, known)
 
 
-def _fetch_web(spec: HttpSource, store: Store, settings: Settings) -> str:
+def _fetch_http(spec: HttpSource, store: Store, settings: Settings) -> str:
+    """Downloads the archive at a web address, unless it was fetched before; returns the raw version's id."""
+
     def make() -> str:
         folder = settings.cache / "http" / spec.sha256
-        with reserved(folder, spec.url):
+        with reserve_folder(folder, spec.url):
             path = folder / "archive"
             if not path.exists():
-                download(spec, path)
-            return _unpack(path, spec, {"url": spec.url}, store)
+                download_archive(spec, path)
+            return _store_archive(path, spec, {"url": spec.url}, store)
 
-    return _unless_known(spec, {"sha256": spec.sha256}, store, make)
+    return _reuse_or_make(spec, {"sha256": spec.sha256}, store, make)
 
 
-def _unless_known(
+def _reuse_or_make(
     spec: SourceSpec,
     identity: Json,
     store: Store,
     make: Callable[[], str],
     unchanged: str = "nothing has changed there",
 ) -> str:
-    """What was made of the same thing before, or else what ``make`` makes of it now."""
-    inputs = {"source": spec.name, "identity": identity, "taken": _what_is_taken(spec)}
+    """Returns the raw version that was made of the same state of the source before, or else what ``make`` returns."""
+    inputs = {"source": spec.name, "identity": identity, "taken": _list_wanted(spec)}
     known = store.memo(spec.kind, inputs)
     if known and store.exists(known["raw"]):
         say(f"{spec.name}: {unchanged}; nothing to download")
@@ -169,23 +175,24 @@ def _unless_known(
     return raw
 
 
-def _taken(spec: SourceSpec) -> Taken:
-    """What of a source is brought into the store: its images, and its table if it has one."""
+def _path_filter(spec: SourceSpec) -> PathFilter:
+    """Returns the filter of a source's files to fetch: its images, and its table if it has one."""
     return lambda name: is_image(name) or (spec.table is not None and name == spec.table.file)
 
 
-def _what_is_taken(spec: SourceSpec) -> list[str]:
+def _list_wanted(spec: SourceSpec) -> list[str]:
+    """Returns what the filter depends on: suffixes, and the table's path."""
     return [*IMAGE_SUFFIXES, *([spec.table.file] if spec.table else [])]
 
 
-def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
-    """Read the images out of a downloaded archive, which is removed: they are in the store now, or it is no good."""
+def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
+    """Stores the images of a downloaded archive and removes it: it is not needed any more, or it is unusable."""
     try:
-        with open_archive(path, _taken(spec)) as archive:
+        with open_archive(path, _path_filter(spec)) as archive:
             require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            raw = _keep(spec, archive, store, {**origin, "archive_sha256": sha256})
+            raw = _store_files(spec, archive, store, {**origin, "archive_sha256": sha256})
     except SourceError as error:
         path.unlink(missing_ok=True)
         raise SourceError(f"{error}; the download was removed, so fetching again downloads it anew") from None
@@ -193,7 +200,8 @@ def _unpack(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
     return raw
 
 
-def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
+def _draw_demo(spec: DemoSource, store: Store, settings: Settings) -> str:
+    """Draws the demo source's pictures, unless the same ones were drawn before; returns the raw version's id."""
     from ml.data.sources.demo import DRAWING_VERSION, draw_files
 
     inputs = {"source": spec.name, "images": spec.images, "seed": spec.seed, "drawing": DRAWING_VERSION}
@@ -202,22 +210,27 @@ def _draw(spec: DemoSource, store: Store, settings: Settings) -> str:
         return str(known["raw"])
     drawn = draw_files(spec.images, spec.seed, settings.worker_count)
     items = ((path, partial(bytes, data)) for path, data in drawn)
-    raw = _keep_rows(spec, _blobs(items, store, None, total=spec.images, what="drawing"), [], store, inputs)
+    raw = _create_raw_version(
+        spec, _store_blobs(items, store, None, total=spec.images, what="drawing"), [], store, inputs
+    )
     store.set_memo("draw", inputs, {"raw": raw})
     return raw
 
 
-def _keep(spec: SourceSpec, files: Files, store: Store, origin: Json, known: dict[str, _Row] | None = None) -> str:
+def _store_files(
+    spec: SourceSpec, files: Files, store: Store, origin: Json, known: dict[str, _Row] | None = None
+) -> str:
+    """Stores a source's files as a raw version; returns its id. Files in ``known`` are not read again."""
     if not files.images:
         where = next(value for name in ("path", "dataset", "url", "archive", "bucket") if (value := origin.get(name)))
         other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
         raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
-    rows = _blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
-    return _keep_rows(spec, rows, files.skipped, store, origin)
+    rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
+    return _create_raw_version(spec, rows, files.skipped, store, origin)
 
 
-def _keep_rows(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:
-    """Make the raw version; ``origin`` says where it came from, for people."""
+def _create_raw_version(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:
+    """Creates the raw version; returns its id. ``origin`` records where the files came from, for people to read."""
     meta = {
         "source": spec.name,
         "kind": spec.kind,
@@ -229,43 +242,45 @@ def _keep_rows(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: St
         "origin": origin,
     }
     payload = [spec.name, [[row.path, row.sha256] for row in rows]]
-    return store.create("raw", payload, meta, lambda folder: _write(rows, folder / "files.parquet"))
+    return store.create("raw", payload, meta, lambda folder: _write_listing(rows, folder / "files.parquet"))
 
 
-def _write(rows: list[_Row], path: Path) -> None:
+def _write_listing(rows: list[_Row], path: Path) -> None:
     schema = pa.schema([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
     parquet.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=schema), path)
 
 
-def _point_to(raw: str, spec: SourceSpec, store: Store) -> None:
-    """Record the source's latest raw version, for whoever makes a manifest by hand."""
+def _set_latest(raw: str, spec: SourceSpec, store: Store) -> None:
+    """Records the source's latest raw version, which the manifest stage reads by default."""
     ref = f"refs/raw/{spec.name}.json"
     current, tag = store.read(ref)
     if not current or current["raw"] != raw:
         store.compare_and_set(ref, {"raw": raw, "fetched": datetime.now(UTC).isoformat(timespec="seconds")}, tag)
 
 
-def _blobs(items: Iterable[Item], store: Store, known: dict[str, _Row] | None, *, total: int, what: str) -> list[_Row]:
-    """Put every file into the store, several at a time; the rows sorted by path.
+def _store_blobs(
+    items: Iterable[FileReader], store: Store, known: dict[str, _Row] | None, *, total: int, what: str
+) -> list[_Row]:
+    """Stores every file as a blob, several at a time; returns their rows, sorted by path.
 
-    Those in ``known`` are not read again; the others are added to it, one by one.
+    Files in ``known`` are not read again; the others are added to it, one by one.
     """
     known = {} if known is None else known
 
-    def put(item: Item) -> _Row:
+    def put(item: FileReader) -> _Row:
         path, read = item
         if path not in known or not store.path(store.blob_key(known[path].sha256)).exists():
             data = read()
             known[path] = _Row(path, store.put_blob(data), len(data))
         return known[path]
 
-    return sorted(track(_in_threads(put, items), total=total, what=what))
+    return sorted(track(_map_in_threads(put, items), total=total, what=what))
 
 
-def _in_threads(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """``map`` over threads that takes items only as fast as results go out, so that few are in memory at a time."""
+def _map_in_threads(function: Callable[[Input], Output], items: Iterable[Input]) -> Iterator[Output]:
+    """Maps a function over items in threads; takes items as fast as results are read, so that few are in memory."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[Future[B]] = deque()
+        waiting: deque[Future[Output]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

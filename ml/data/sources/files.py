@@ -1,37 +1,37 @@
-"""What every kind of source offers the fetch stage: the image files it has, and what else was lying there."""
+"""The interface of every kind of source to the fetch stage: its image files, and the names of its other files."""
 
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
 
-Item = tuple[str, Callable[[], bytes]]
-"""A file's path, and what reads it; readers of several items may be called at once."""
+FileReader = tuple[str, Callable[[], bytes]]
+"""A file's path and the function that reads its bytes; several of these functions may be called at once."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-"""What is taken for an image. Whether it is one, and one of ours, is for the manifest to find out."""
+"""Suffixes of the files that count as images. The manifest finds out whether they are images of BreakHis."""
 
 MAX_FILE_BYTES = 256 * 2**20
-"""No microscopy image of this kind comes near; one file is held in memory at a time per thread."""
+"""The largest file that is read. Microscopy images of this kind are far smaller; each thread holds one in memory."""
 
 
 class Files(Protocol):
     """The files below a source's root.
 
-    ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` is everything that is no
-    image by its suffix, or a link that leads elsewhere.
+    ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` are the files without
+    an image's suffix, and links that lead elsewhere.
     """
 
     images: list[str]
     skipped: list[str]
 
-    def items(self) -> Iterator[Item]:
-        """Each image with what reads it. A reader raises SourceError, naming the file, where that cannot be done."""
+    def items(self) -> Iterator[FileReader]:
+        """Yields each image with its reader, which raises SourceError with the file's name if it cannot be read."""
 
 
-Taken = Callable[[str], bool]
-"""Whether a file with this path belongs to the source."""
+PathFilter = Callable[[str], bool]
+"""Says whether the file at a path belongs to the source."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is taken for an image, by its suffix in any case."""
+    """Says whether a file counts as an image, by its suffix in upper or lower case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

@@ -1,8 +1,8 @@
-"""Data sets from Kaggle, by the official package and with the user's own credentials.
+"""Data sets from Kaggle, downloaded by the official package with the user's own credentials.
 
 The package authenticates when it is imported, prints to stdout, and ends the process where credentials are missing;
-all of that is kept in here. Credentials are never printed, and neither are the signed addresses that Kaggle redirects
-to, which are as good as credentials for a while.
+this module contains all of that. Credentials are never printed, nor are the signed addresses that Kaggle redirects to,
+which grant access for a while.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from requests.adapters import HTTPAdapter
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
-from ml.data.sources.downloads import require_space, reserved
+from ml.data.sources.downloads import require_space, reserve_folder
 from ml.data.sources.spec import KaggleSource
 
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
@@ -35,7 +35,7 @@ _SILENCE_SECONDS = 60.0
 
 
 def find_credentials() -> str | None:
-    """Where the package will find credentials, in words; None where there are none. Reads no secret, asks no server."""
+    """Names the place of the credentials that the package will find, or None. Reads no secret and asks no server."""
     environment = os.environ
     if environment.get("KAGGLE_API_TOKEN"):
         return "KAGGLE_API_TOKEN"
@@ -50,36 +50,36 @@ def find_credentials() -> str | None:
 
 
 @contextmanager
-def ask(spec: KaggleSource) -> Iterator["Remote"]:
-    """Ask Kaggle for a data set's archive; what it answers can be looked at before anything is downloaded.
+def request_archive(spec: KaggleSource) -> Iterator["RemoteArchive"]:
+    """Requests a data set's archive from Kaggle; the answer's headers are known before anything is downloaded.
 
     Raises:
         CredentialsError: no credentials, refused ones, or terms that the account has not accepted.
         SourceError: there is no such data set or version.
-        TryAgain: too many requests, a fault at Kaggle's, or no network.
+        TryAgain: there were too many requests, Kaggle has an internal error, or the network is down.
     """
-    found = find_credentials()
-    if not found:
+    place = find_credentials()
+    if not place:
         half = next((name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)), None)
         raise CredentialsError(
             f"{spec.file}: no Kaggle credentials{f' ({half} alone is only half)' if half else ''}; make a token at "
             f"{TOKEN_PAGE} and set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or save ~/.kaggle/kaggle.json"
         )
     with contextlib.ExitStack() as stack:
-        with _explained(spec, found), contextlib.redirect_stdout(sys.stderr):
-            api = _authenticated(found)
+        with _translated_errors(spec, place), contextlib.redirect_stdout(sys.stderr):
+            api = _authenticate(place)
             client = stack.enter_context(api.build_kaggle_client())
             session = client.http_client()._session  # the package sets no time limit on it
-            session.mount("https://", _Impatient())
-            session.mount("http://", _Impatient())
-            response = client.datasets.dataset_api_client.download_dataset(_request(spec))
+            session.mount("https://", _TimeoutAdapter())
+            session.mount("http://", _TimeoutAdapter())
+            response = client.datasets.dataset_api_client.download_dataset(_build_request(spec))
             stack.callback(response.close)
-        yield Remote(spec, found, api, client, response)
+        yield RemoteArchive(spec, place, api, client, response)
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A data set's archive as Kaggle offers it now. Made by :func:`ask`."""
+class RemoteArchive:
+    """A data set's archive as Kaggle offers it now. Made by :func:`request_archive`."""
 
     spec: KaggleSource
     credentials: str
@@ -89,13 +89,13 @@ class Remote:
 
     @property
     def size(self) -> int | None:
-        """The archive's size in bytes, if Kaggle says."""
+        """The archive's size in bytes; None if Kaggle does not say."""
         length = self.response.headers.get("Content-Length")
         return int(length) if length else None
 
     @property
     def identity(self) -> Json | None:
-        """What tells this archive from another version of it without reading it; None if nothing does."""
+        """What differs from another version of the archive and is known without reading it; None if nothing is."""
         mark = self.response.headers.get("ETag") or self.response.headers.get("Last-Modified")
         if not mark and self.spec.version is None:
             return None
@@ -103,85 +103,92 @@ class Remote:
         return {"dataset": name, "version": self.spec.version, "mark": mark, "bytes": self.size}
 
     @contextmanager
-    def reserved(self, cache: Path) -> Iterator[Path]:
-        """This data set's folder below ``cache``, one a version, held by this process alone.
+    def reserve_folder(self, cache: Path) -> Iterator[Path]:
+        """Locks this data set's folder below ``cache`` for this process; each version has its own folder.
 
         Raises:
             TryAgain: another process is fetching the same version.
         """
         folder = cache / f"{self.spec.owner}__{self.spec.slug}" / str(self.spec.version or "latest")
-        with reserved(folder, self.spec.dataset):
+        with reserve_folder(folder, self.spec.dataset):
             yield folder
 
     def download(self, folder: Path, store: Store) -> Path:
-        """Download the archive into ``folder``, going on where an earlier try broke off; returns its path.
+        """Downloads the archive into ``folder``, resuming an interrupted download; returns its path.
 
         Raises:
-            ConfigError: not enough space for the archive and for what is in it, or the folder cannot be written.
-            TryAgain: the download broke off; what came of it is kept.
+            ConfigError: there is not enough space for the archive and its content, or the folder cannot be written.
+            TryAgain: the download broke off; the partial download is kept.
         """
         path = folder / f"{self.spec.slug}.zip"
-        # The package's own `download_needed` takes half of a larger, older archive for the whole of a smaller one.
-        whole, identity = folder / "whole.json", json.dumps(self.identity)
-        if self.identity and path.exists() and whole.exists() and whole.read_text() == identity:
+        # The package's own `download_needed` mistakes part of a larger, older archive for the whole of a smaller one.
+        complete, identity = folder / "whole.json", json.dumps(self.identity)
+        if self.identity and path.exists() and complete.exists() and complete.read_text() == identity:
             return path
-        whole.unlink(missing_ok=True)
+        complete.unlink(missing_ok=True)
         size = self.size or 0
         have = path.stat().st_size if path.exists() else 0
-        # Images do not shrink in a zip: the store will take about as much again.
+        # Zipping does not make images smaller, so the store needs about as much space again.
         require_space([(folder, max(0, size - have)), (store.path(""), size)])
         say(f"{self.spec.name}: downloading {self.spec.dataset} from Kaggle, {size / 1e6:,.0f} MB")
-        with _explained(self.spec, self.credentials), _watched(path, size), contextlib.redirect_stdout(sys.stderr):
+        with (
+            _translated_errors(self.spec, self.credentials),
+            _shown_progress(path, size),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             try:
                 self.api.download_file(self.response, str(path), self.client.http_client(), quiet=True, resume=True)
             except requests.RequestException:
-                raise  # is a kind of OSError, and explained by the block around
+                raise  # a kind of OSError, which the outer block translates
             except OSError as error:
                 raise ConfigError(
                     f"{path}: cannot be written ({error.strerror}); see to the disk, fetch again"
                 ) from None
-            except ValueError:  # the package found another length than was announced
+            except ValueError:  # the package found another length than Kaggle announced
                 path.unlink(missing_ok=True)
                 raise TryAgain(f"{self.spec.dataset}: the download has not the announced length; try again") from None
-        whole.write_text(identity)
+        complete.write_text(identity)
         return path
 
 
-def _authenticated(found: str) -> Any:
-    talk = io.StringIO()  # the package prints its help to stdout, which is for results
+def _authenticate(place: str) -> Any:
+    """Returns the package's API, logged in with the credentials at ``place``."""
+    output = io.StringIO()  # the package prints its help to stdout, which is for results
     try:
-        with contextlib.redirect_stdout(talk):
-            package = _imported()
-            talk.seek(0)
-            talk.truncate()  # importing tries to log in too; what that said will be said again
+        with contextlib.redirect_stdout(output):
+            package = _import_package()
+            output.seek(0)
+            output.truncate()  # the import tries to log in too, and its messages come again
             api = package.KaggleApi()
             api.authenticate()
     except SystemExit:
         raise CredentialsError(
-            f"Kaggle does not accept the credentials in {found}; make new ones at {TOKEN_PAGE}"
+            f"Kaggle does not accept the credentials in {place}; make new ones at {TOKEN_PAGE}"
         ) from None
     except PermissionError as error:
         raise ConfigError(
             f"{error.filename}: Kaggle's package wants to make this folder and may not; set KAGGLE_CONFIG_DIR to a "
             "folder that can be written"
         ) from None
-    for line in talk.getvalue().splitlines():
-        say(line)  # such as a warning that others may read kaggle.json
+    for line in output.getvalue().splitlines():
+        say(line)  # such as a warning that other users may read kaggle.json
     return api
 
 
-def _imported() -> Any:
-    # With VERBOSE in the environment the package prints every header, the credentials among them, and makes every
-    # library log its addresses, the signed ones among them. It looks once, when it is imported.
-    talkative = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
+def _import_package() -> Any:
+    """Imports the package's API without its verbose mode."""
+    # With VERBOSE in the environment the package prints every header, with the credentials, and makes every library
+    # log its addresses, signed ones included. It reads the variable once, when it is imported.
+    verbosity = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
     try:
         from kaggle.api import kaggle_api_extended
     finally:
-        os.environ.update(talkative)
+        os.environ.update(verbosity)
     return kaggle_api_extended
 
 
-def _request(spec: KaggleSource) -> Any:
+def _build_request(spec: KaggleSource) -> Any:
+    """Builds the package's request for a data set's archive."""
     from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
 
     request = ApiDownloadDatasetRequest()
@@ -191,8 +198,8 @@ def _request(spec: KaggleSource) -> Any:
     return request
 
 
-class _Impatient(HTTPAdapter):
-    """Gives up on a server that says nothing for a minute; without it a lost connection is waited for forever."""
+class _TimeoutAdapter(HTTPAdapter):
+    """Sets a time limit of a minute on a silent server; without it, a lost connection would block forever."""
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["timeout"] = kwargs.get("timeout") or _SILENCE_SECONDS
@@ -200,32 +207,33 @@ class _Impatient(HTTPAdapter):
 
 
 @contextmanager
-def _explained(spec: KaggleSource, found: str) -> Iterator[None]:
-    """Turn the package's exceptions into ours."""
+def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
+    """Turns the package's exceptions into ours."""
     try:
         yield
     except requests.HTTPError as error:
-        raise _refusal(error, spec, found) from None
+        raise _translate_status(error, spec, place) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = re.sub(r"\?[^\s'\")]*", "?…", str(error))  # the query of a redirect is a key to the archive
+        reason = re.sub(r"\?[^\s'\")]*", "?…", str(error))  # the query of a redirect grants access to the archive
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
 
 
-def _refusal(error: requests.HTTPError, spec: KaggleSource, found: str) -> BreakhisError:
+def _translate_status(error: requests.HTTPError, spec: KaggleSource, place: str) -> BreakhisError:
+    """Returns our exception for a refusal of Kaggle's; ``place`` is the place of the credentials."""
     response = error.response
     status = response.status_code
     page = f"https://www.kaggle.com/datasets/{spec.owner}/{spec.slug}"
     wait = response.headers.get("Retry-After")
     answers = {
-        401: CredentialsError(f"Kaggle does not accept the credentials in {found}; make new ones at {TOKEN_PAGE}"),
+        401: CredentialsError(f"Kaggle does not accept the credentials in {place}; make new ones at {TOKEN_PAGE}"),
         403: CredentialsError(
-            f"{spec.dataset}: Kaggle does not let the account of {found} download this; open {page}, accept its terms, "
+            f"{spec.dataset}: Kaggle does not let the account of {place} download this; open {page}, accept its terms, "
             f"or use another account ({spec.file})"
         ),
         404: SourceError(f"{spec.file}: Kaggle has no data set or version {spec.dataset!r}; look at {page}"),
         429: TryAgain(f"Kaggle has had too many requests; try again {f'in {wait} s' if wait else 'later'}"),
     }
-    if response.history:  # Kaggle sent us on; what refused is the storage behind it
+    if response.history:  # Kaggle redirected us, so its storage refused
         return TryAgain(f"{spec.dataset}: Kaggle's storage answered with status {status}; try again")
     if status >= 500:
         return TryAgain(f"Kaggle has a fault of its own (status {status}); try again later")
@@ -233,21 +241,21 @@ def _refusal(error: requests.HTTPError, spec: KaggleSource, found: str) -> Break
 
 
 @contextmanager
-def _watched(path: Path, size: int) -> Iterator[None]:
-    """Show the progress of a download in megabytes, from the growth of its file.
+def _shown_progress(path: Path, size: int) -> Iterator[None]:
+    """Shows the progress of a download in megabytes, by the growth of its file.
 
-    The package's own bar writes no line that would show in a log.
+    The package's own progress bar writes no lines that would show in a log.
     """
     done = threading.Event()
 
     def megabytes() -> Iterator[None]:
-        seen = 0
+        reported = 0
         finished = False
         while not finished:
             finished = done.wait(0.5)
             now = path.stat().st_size // 2**20 if path.exists() else 0
-            yield from [None] * (now - seen)
-            seen = max(seen, now)
+            yield from [None] * (now - reported)
+            reported = max(reported, now)
 
     bar = threading.Thread(
         target=lambda: deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0), daemon=True

@@ -1,4 +1,4 @@
-"""Images in an S3 store of somebody's: objects below a prefix, or one archive. Read with boto3."""
+"""Images in an S3 bucket: objects below a prefix, or one archive. Read with boto3."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
 from ml.core.progress import say
 from ml.core.store import Json
-from ml.data.sources.downloads import require_space, save, started, writing
-from ml.data.sources.files import MAX_FILE_BYTES, Item, Taken, is_image
+from ml.data.sources.downloads import count_downloaded_bytes, open_partial, require_space, write_with_progress
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
 from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
 
 _CHUNK = 1 << 16
@@ -22,7 +22,7 @@ _BUSY = frozenset({"SlowDown", "RequestTimeout"})
 
 
 class Object(NamedTuple):
-    """One object as the listing has it."""
+    """An object, as the bucket's listing describes it."""
 
     key: str
     etag: str
@@ -30,23 +30,23 @@ class Object(NamedTuple):
 
 
 class Bucket:
-    """What a source may read of its bucket: the keys below its prefix.
+    """The part of a bucket that a source reads: the keys below its prefix, or one archive.
 
     Implements :class:`ml.data.sources.files.Files`.
 
     Raises:
-        CredentialsError: no key, or one that may not read this.
+        CredentialsError: there is no key, or it may not read this.
         SourceError: there is no such bucket or object, or no S3 server at that address.
-        TryAgain: the server cannot be reached or has a fault of its own, or an object was replaced meanwhile.
+        TryAgain: the server cannot be reached or has an internal error, or an object was replaced meanwhile.
     """
 
-    def __init__(self, spec: S3Source, taken: Taken = is_image) -> None:
+    def __init__(self, spec: S3Source, is_wanted: PathFilter = is_image) -> None:
         self._spec = spec
-        self._taken = taken
+        self._is_wanted = is_wanted
         self.images: list[str] = []
         self.skipped: list[str] = []
         self.objects: dict[str, Object] = {}
-        """By name, which is the key below the prefix. Filled by :meth:`list`, as are the other two."""
+        """The objects by name, the key below the prefix. :meth:`list_objects` fills this and the two lists."""
 
     @cached_property
     def _client(self) -> Any:
@@ -56,9 +56,9 @@ class Bucket:
         key, secret = (os.environ.get(name) for name in S3_KEY_VARIABLES)
         if any(character.isspace() for character in (key or "") + (secret or "")):
             raise CredentialsError(
-                f"{self._spec.file}: the key for {self._name('')} has a blank or a line break in it; copy it again"
+                f"{self._spec.file}: the key for {self._uri('')} has a blank or a line break in it; copy it again"
             )
-        # Addresses with the bucket in their path: few servers other than AWS have a name for each bucket.
+        # Addresses with the bucket in their path: few servers other than AWS have a host name for each bucket.
         path_style = {"addressing_style": "path"} if self._spec.endpoint else {}
         return boto3.client(
             "s3",
@@ -69,27 +69,27 @@ class Bucket:
             config=Config(s3=path_style, retries={"mode": "standard", "max_attempts": 5}),
         )
 
-    def list(self) -> Json:
-        """Find the images; returns what tells this state of the bucket from another one."""
+    def list_objects(self) -> Json:
+        """Lists the images; returns the identity of the bucket's state, which differs from any other state's."""
         spec = self._spec
-        with self._explained(spec.prefix):
+        with self._translated_errors(spec.prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=spec.bucket, Prefix=spec.prefix):
                 if "Name" not in page:
-                    raise self._no_s3()
+                    raise self._not_s3_error()
                 for entry in page.get("Contents", []):
                     name = entry["Key"].removeprefix(spec.prefix).lstrip("/")
-                    if entry["Key"].endswith("/"):  # what some clients make for a folder
+                    if entry["Key"].endswith("/"):  # some clients make this for a folder
                         continue
-                    if not self._taken(name):
+                    if not self._is_wanted(name):
                         self.skipped.append(name)
                         continue
                     if entry["Size"] > MAX_FILE_BYTES:
                         raise SourceError(
-                            f"{self._name(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
+                            f"{self._uri(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
                         )
                     if name in self.objects:
                         twins = f"{self.objects[name].key!r} and {entry['Key']!r}"
-                        raise SourceError(f"{self._name('')}: {twins} differ in slashes alone; rename one of them")
+                        raise SourceError(f"{self._uri('')}: {twins} differ in slashes alone; rename one of them")
                     self.objects[name] = Object(entry["Key"], entry["ETag"], entry["Size"])
         self.images = sorted(self.objects)
         self.skipped.sort()
@@ -100,62 +100,62 @@ class Bucket:
             "objects": sorted(self.objects.values()),
         }
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self._read, self.objects[name])) for name in self.images)
 
-    def look(self) -> Json:
-        """What tells the archive from another one under the same key."""
-        with self._explained(self._spec.archive):
+    def identify_archive(self) -> Json:
+        """Returns the archive's identity, which differs from that of another archive under the same key."""
+        with self._translated_errors(self._spec.archive):
             head = self._client.head_object(Bucket=self._spec.bucket, Key=self._spec.archive)
         if "ETag" not in head:
-            raise self._no_s3()
+            raise self._not_s3_error()
         return {
             **{"bucket": self._spec.bucket, "archive": self._spec.archive, "endpoint": self._spec.endpoint},
             **{"mark": head["ETag"], "bytes": head["ContentLength"]},
         }
 
-    def download(self, target: Path, identity: Json) -> None:
-        """Fetch the archive whole, going on where an earlier try broke off.
+    def download_archive(self, target: Path, identity: Json) -> None:
+        """Downloads the archive whole, resuming an interrupted download.
 
         Args:
-            target: where to; what comes before the end lies beside it, as ``.part``.
-            identity: what :meth:`look` found. Each request asks for this state of the archive or none, so that parts
-                of two states cannot meet in one file; another state needs another ``target``.
+            target: the file to write; a partial download lies beside it, as ``.part``.
+            identity: the result of :meth:`identify_archive`. Each request asks for this state of the archive alone, so
+                that parts of two states cannot end up in one file; another state needs another ``target``.
         """
         spec, part, size = self._spec, target.with_suffix(".part"), identity["bytes"]
-        have = started(part)
-        with self._explained(spec.archive):
+        have = count_downloaded_bytes(part)
+        with self._translated_errors(spec.archive):
             if have < size:
-                say(f"{spec.name}: downloading {self._name(spec.archive)}, {(size - have) / 1e6:,.0f} MB to go")
+                say(f"{spec.name}: downloading {self._uri(spec.archive)}, {(size - have) / 1e6:,.0f} MB to go")
                 require_space([(part, size - have)])
-                asked = {"Range": f"bytes={have}-"} if have else {}
-                answer = self._client.get_object(
-                    Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **asked
+                byte_range = {"Range": f"bytes={have}-"} if have else {}
+                response = self._client.get_object(
+                    Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **byte_range
                 )
-                with writing(part, on=True) as file:
-                    save(answer["Body"].iter_chunks(_CHUNK), file, size - have)
+                with open_partial(part, resume=True) as file:
+                    write_with_progress(response["Body"].iter_chunks(_CHUNK), file, size - have)
         part.replace(target)
 
-    def _read(self, one: Object) -> bytes:
-        with self._explained(one.key):
-            answer = self._client.get_object(Bucket=self._spec.bucket, Key=one.key, IfMatch=one.etag)
-            data: bytes = answer["Body"].read()
+    def _read(self, entry: Object) -> bytes:
+        with self._translated_errors(entry.key):
+            response = self._client.get_object(Bucket=self._spec.bucket, Key=entry.key, IfMatch=entry.etag)
+            data: bytes = response["Body"].read()
         return data
 
-    def _name(self, key: str) -> str:
+    def _uri(self, key: str) -> str:
         return f"s3://{self._spec.bucket}/{key}"
 
     @property
-    def _where(self) -> str:
+    def _server(self) -> str:
         return f"{self._spec.file}: {self._spec.endpoint or 'AWS'}"
 
-    def _no_s3(self) -> SourceError:
-        return SourceError(f"{self._where} does not answer as an S3 server; correct 'endpoint'")
+    def _not_s3_error(self) -> SourceError:
+        return SourceError(f"{self._server} does not answer as an S3 server; correct 'endpoint'")
 
     @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Turn boto3's exceptions into ours."""
+    def _translated_errors(self, key: str) -> Iterator[None]:
+        """Turns boto3's exceptions into ours."""
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
@@ -170,32 +170,33 @@ class Bucket:
         try:
             yield
         except ClientError as error:
-            raise self._refusal(error, key) from None
+            raise self._translate_error(error, key) from None
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
             how = f"the Airflow connection {spec.connection!r}" if spec.connection else "AWS_ACCESS_KEY_ID and so on"
             raise CredentialsError(
-                f"{spec.file}: no key for {self._name(key)} ({error}); set {' and '.join(S3_KEY_VARIABLES)}, or {how}"
+                f"{spec.file}: no key for {self._uri(key)} ({error}); set {' and '.join(S3_KEY_VARIABLES)}, or {how}"
             ) from None
         except (ResponseParserError, RecursionError):  # botocore follows a redirect without a region in circles
-            raise self._no_s3() from None
+            raise self._not_s3_error() from None
         except BotoCoreError as error:
-            if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught deep down in a circle
-                raise self._no_s3() from None
-            raise TryAgain(f"{self._where} cannot be reached or broke off ({error}); try again") from None
+            if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught inside such a circle
+                raise self._not_s3_error() from None
+            raise TryAgain(f"{self._server} cannot be reached or broke off ({error}); try again") from None
 
-    def _refusal(self, error: Any, key: str) -> BreakhisError:
+    def _translate_error(self, error: Any, key: str) -> BreakhisError:
+        """Returns our exception for an S3 server's refusal."""
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        name, where = self._name(key), self._where
+        uri, server = self._uri(key), self._server
         if code in _REFUSED or status in (401, 403):
-            return CredentialsError(f"{where} does not let this key read {name} ({code})")
+            return CredentialsError(f"{server} does not let this key read {uri} ({code})")
         if code in _MISSING:
-            return SourceError(f"{where} has no {name} ({code})")
+            return SourceError(f"{server} has no {uri} ({code})")
         if status == 412:
-            return TryAgain(f"{where}: {name} was replaced while it was being fetched; try again")
+            return TryAgain(f"{server}: {uri} was replaced while it was being fetched; try again")
         if status == 429 or status >= 500 or code in _BUSY:
-            # What is no S3 at all and answers with a page is to botocore a fault of the server; the code is a number.
-            doubt = "; if that goes on, see whether 'endpoint' is an S3 server" if code.isdigit() else ""
-            return TryAgain(f"{where} answers {code} for {name}; try again later{doubt}")
+            # To botocore, a server that is not S3 and answers with a page has an internal error; its code is a number.
+            hint = "; if that goes on, see whether 'endpoint' is an S3 server" if code.isdigit() else ""
+            return TryAgain(f"{server} answers {code} for {uri}; try again later{hint}")
         if code in _ELSEWHERE:
-            return SourceError(f"{where}: {name} is not in region {self._spec.region!r} ({code}); correct 'region'")
-        return SourceError(f"{where} answers {code} for {name}: {error.response['Error'].get('Message', '')}")
+            return SourceError(f"{server}: {uri} is not in region {self._spec.region!r} ({code}); correct 'region'")
+        return SourceError(f"{server} answers {code} for {uri}: {error.response['Error'].get('Message', '')}")

@@ -1,4 +1,4 @@
-"""What may stand in a source's YAML file: one typed model per kind."""
+"""The YAML files of sources, as one typed model per kind."""
 
 import os
 import re
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from ml.core.settings import Settings
 
 S3_KEY_VARIABLES = ("BREAKHIS_SOURCE_KEY", "BREAKHIS_SOURCE_SECRET")
-"""Where an S3 source's own key is found: AWS_ACCESS_KEY_ID and so on may be those of the store."""
+"""Environment variables with an S3 source's own key; AWS_ACCESS_KEY_ID and so on may be those of the store."""
 
 DEMO_IMAGES = (82, 7909)
-"""The fewest and most pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
+"""Least and greatest number of pictures of the demo source: one for each slide folder, and as many as BreakHis has."""
 
 PLACEHOLDER = "TO FILL IN"
-"""What ``breakhis sources new`` writes where only the user knows what belongs there."""
+"""``breakhis sources new`` writes this where only the user knows the value."""
 
 _KAGGLE_DATASET = re.compile(
     r"(?P<owner>[A-Za-z0-9-]+)/(?P<slug>[A-Za-z0-9-]+)(/(versions/)?(?P<version>[1-9][0-9]*))?"
 )
 
 
-def known_subtypes(value: dict[str, str]) -> dict[str, str]:
-    """A mapping to subtypes, if they are ones.
+def require_known_subtypes(value: dict[str, str]) -> dict[str, str]:
+    """Returns a mapping to subtypes, if all of them are known.
 
     Raises:
-        ValueError: names those that are not.
+        ValueError: names those that are unknown.
     """
     if unknown := sorted(set(value.values()) - set(SUBTYPES)):
         raise ValueError(f"unknown subtypes {', '.join(unknown)}; there are: {', '.join(SUBTYPES)}")
@@ -42,7 +42,7 @@ def known_subtypes(value: dict[str, str]) -> dict[str, str]:
 
 
 class TableSpec(YamlModel):
-    """A CSV or Parquet file of the source with a row an image, and where in it things stand."""
+    """A CSV or Parquet file of the source with a row for each image, and the meaning of its columns."""
 
     file: str = Field(description="Its path within the source; .csv (UTF-8, with a header) or .parquet.")
     path: str = Field(description="Column: the image's path within the source, or its file name if that is unique.")
@@ -66,11 +66,11 @@ class TableSpec(YamlModel):
     @field_validator("subtypes", mode="after")
     @classmethod
     def _known(cls, value: dict[str, str]) -> dict[str, str]:
-        return known_subtypes(value)
+        return require_known_subtypes(value)
 
 
 class SourceSpec(YamlModel):
-    """What every source declares, whatever its kind. Made by :func:`load_source`."""
+    """The settings that sources of every kind have. Made by :func:`load_source`."""
 
     name: str = Field(pattern=NAME_PATTERN, description="The file's name without .yaml; becomes the DAG ingest_<name>.")
     kind: str = Field(description="directory, kaggle, s3, http or demo.")
@@ -107,7 +107,7 @@ class SourceSpec(YamlModel):
             raise ValueError("'layout: table' and the mapping 'table' belong together: give both or neither")
         if self.table and self.inventory:
             raise ValueError("'inventory' is about BreakHis' file names; a source with a table has none")
-        if not self.cohort:  # the model is frozen for its users; this default depends on other fields
+        if not self.cohort:  # the model is frozen for its users, and this default depends on other fields
             named = self.kind if self.kind == "demo" else self.layout
             object.__setattr__(self, "cohort", self.name if self.table else named)
         return self
@@ -115,20 +115,20 @@ class SourceSpec(YamlModel):
     @field_validator("trust", mode="after")
     @classmethod
     def _subtypes(cls, value: dict[str, str]) -> dict[str, str]:
-        return known_subtypes(value)
+        return require_known_subtypes(value)
 
     def model_post_init(self, context: Any) -> None:
-        """Remember which file this was read from (``build`` hands it over as the validation context)."""
+        """Keeps the path of the YAML file, which ``validate_mapping`` passes as the validation context."""
         if context:
             self._file = context["path"]
 
     @property
     def file(self) -> Path:
-        """The YAML file this was read from."""
+        """The YAML file that this was read from."""
         return self._file
 
-    def trusted(self, slide: str) -> str | None:
-        """The subtype that the source trusts for a slide of a manifest, if it says so."""
+    def trusted_subtype(self, slide: str) -> str | None:
+        """Returns the subtype that the source trusts for a slide of a manifest; None if it names none."""
         return self.trust.get(slide.removeprefix(f"{self.cohort}:"))
 
 
@@ -143,7 +143,7 @@ class DirectorySource(SourceSpec):
     def _anchored(cls, value: Path, info: ValidationInfo) -> Path:
         try:
             value = value.expanduser()
-        except RuntimeError as error:  # ~someone, who is unknown here
+        except RuntimeError as error:  # ~user of an unknown user
             raise ValueError(f"{value}: {error}") from None
         base = info.context["path"].parent if info.context else Path.cwd()
         return Path(os.path.realpath(base / value))  # resolve() would raise on a link that points to itself
@@ -170,7 +170,7 @@ class KaggleSource(SourceSpec):
 
     @property
     def owner(self) -> str:
-        """Who publishes the data set."""
+        """The publisher of the data set."""
         return self._part("owner")
 
     @property
@@ -180,7 +180,7 @@ class KaggleSource(SourceSpec):
 
     @property
     def version(self) -> int | None:
-        """The version that is asked for; None is whatever is the latest."""
+        """The requested version; None stands for the latest."""
         return int(self._part("version")) if self._part("version") else None
 
     def _part(self, name: str) -> str:
@@ -242,7 +242,7 @@ SOURCE_KINDS: dict[str, type[SourceSpec]] = {
 
 
 def load_source(reference: str | Path, conf: Path, relative_to: Path | None = None) -> SourceSpec:
-    """Read a source.
+    """Reads a source's YAML file.
 
     Args:
         reference: a bare name, looked up in ``conf``/sources, or a path ending in .yaml.
@@ -250,7 +250,7 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
         relative_to: the folder that a relative path starts from; default: the working directory.
 
     Raises:
-        ConfigError: the file is missing or does not fit; names the file and each offending key.
+        ConfigError: the file is missing or invalid; names the file and each offending key.
     """
     path = find_yaml(conf / "sources", str(reference), relative_to)
     data = read_mapping(path)
@@ -261,9 +261,9 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     if not isinstance(kind, str) or kind not in SOURCE_KINDS:
         raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
     table = data.get("table")
-    cells = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
-    if blank := [key for key, value in cells.items() if value == PLACEHOLDER]:
-        raise ConfigError(f"{path}: still to be filled in: {', '.join(blank)}")
+    values = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
+    if unfilled := [key for key, value in values.items() if value == PLACEHOLDER]:
+        raise ConfigError(f"{path}: still to be filled in: {', '.join(unfilled)}")
     spec = validate_mapping(data, SOURCE_KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
@@ -272,14 +272,14 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
 
 
 def source_name(reference: str) -> str:
-    """The name of the source that a training set refers to, by name or by file: the file is called like its source."""
+    """Returns the name of the source that a training set refers to, by name or by file (named like the source)."""
     return Path(reference).stem if reference.endswith(".yaml") else reference
 
 
 def source_files(settings: "Settings") -> list[Path]:
-    """Every source's YAML file: those in ``conf``/sources, and those that a training set refers to by path.
+    """Returns the YAML files of all sources: those in ``conf``/sources, and those that training sets refer to by path.
 
-    A training set that cannot be read contributes nothing here; whoever loads the set itself reports why.
+    A training set that cannot be read contributes none; loading the set itself reports why.
     """
     paths = {path.resolve() for path in (settings.conf / "sources").glob("*.yaml")}
     for training_set in [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]:

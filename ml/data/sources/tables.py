@@ -1,4 +1,4 @@
-"""The layout ``table``: what a CSV or Parquet file of a source says of its images."""
+"""The layout ``table``: a CSV or Parquet file of a source that describes its images."""
 
 import io
 import re
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:\.0+)?\s*[xX×]?")
-_FIRST_ROW = 2  # as an editor counts the lines of a CSV file below its header
+_FIRST_ROW = 2  # the first line below a CSV file's header, as an editor counts lines
 
 
-class Row(NamedTuple):
-    """What a table says of one image. ``problem`` says why it cannot be used: a reason and its detail."""
+class TableRow(NamedTuple):
+    """What a table says about one image. ``problem`` is the reason why it cannot be used, and its detail."""
 
     path: str
     patient: str = ""
@@ -28,56 +28,61 @@ class Row(NamedTuple):
     problem: tuple[str, str] | None = None
 
 
-def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, Row]:
-    """Read a source's table.
+def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, TableRow]:
+    """Reads a source's table.
 
-    Patients and slides are put under the source's cohort, since two hospitals may count alike.
+    The source's cohort is put before patients and slides, since two hospitals may use the same numbers.
 
     Args:
-        spec: the source, with a table.
-        data: the table's file.
-        paths: the source's image files, which rows may also name by file name alone.
+        spec: the source; it has a table.
+        data: the content of the table's file.
+        paths: the source's image files, which rows may also name by their file name alone.
 
     Returns:
-        what is said of each path; rows that name no image of the source, and images named twice in different ways,
-        have a problem.
+        the row of each path. Rows that name no image of the source have a problem, and so have images with rows that
+        contradict each other.
 
     Raises:
-        SourceError: it cannot be read, or a column is missing.
+        SourceError: the table cannot be read, or a column is missing.
     """
     table = spec.table
     assert table
-    frame = _read(spec, table, data)
+    frame = _read_columns(spec, table, data)
     by_name: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_name[path.rpartition("/")[2]].append(path)
-    known = {path for same in by_name.values() for path in same}
-    found: dict[str, Row] = {}
+    known = {path for same_name in by_name.values() for path in same_name}
+    rows: dict[str, TableRow] = {}
     for number, cells in enumerate(frame.to_dict("records"), start=_FIRST_ROW):
-        row = _row(spec, table, cells, f"{table.file} row {number}")
+        row = _parse_row(spec, table, cells, f"{table.file} row {number}")
         path = row.path
         if path not in known and len(by_name.get(path.rpartition("/")[2], ())) == 1:
             [path] = by_name[path.rpartition("/")[2]]
         if path not in known:
             detail = f"{table.file} row {number}: there is no such image in the source"
             row = row._replace(problem=("missing_file", detail))
-        elif path in found and found[path]._replace(path=row.path) != row:
+        elif path in rows and rows[path]._replace(path=row.path) != row:
             row = row._replace(problem=("conflicting_rows", f"{table.file} row {number} contradicts an earlier one"))
-        found[path] = row
-    return found
+        rows[path] = row
+    return rows
 
 
-def _read(spec: SourceSpec, table: TableSpec, data: bytes) -> "pd.DataFrame":
+def _read_columns(spec: SourceSpec, table: TableSpec, data: bytes) -> "pd.DataFrame":
+    """Returns the table's declared columns as strings; empty cells are empty strings."""
     import pandas as pd
 
     try:
         if table.file.endswith(".parquet"):
             frame = pd.read_parquet(io.BytesIO(data))
         else:
-            # The names as a row like any other: as a header pandas would rename one that is there twice.
+            # The column names are read as a row: in a header, pandas would rename one that occurs twice.
             cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
             frame = cells[1:].set_axis(cells.iloc[0], axis=1)
-    except (ValueError, OSError, UnicodeDecodeError) as error:  # what pandas and pyarrow raise are kinds of these
+    except (
+        ValueError,
+        OSError,
+        UnicodeDecodeError,
+    ) as error:  # the exceptions of pandas and pyarrow are kinds of these
         raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
     columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
     if missing := [name for name in columns if name not in frame.columns]:
@@ -91,16 +96,18 @@ def _read(spec: SourceSpec, table: TableSpec, data: bytes) -> "pd.DataFrame":
     return frame[columns].astype(object).where(frame[columns].notna(), "").astype(str)
 
 
-def _row(spec: SourceSpec, table: TableSpec, cells: Mapping[Hashable, str], where: str) -> Row:
+def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[Hashable, str], where: str) -> TableRow:
+    """Returns the row of one image, with its problem if it has one; ``where`` names the row in messages."""
+
     def cell(column: str) -> str:
         return cells[column].strip()
 
     path = cell(table.path).replace("\\", "/").removeprefix("./")
-    patient, said = cell(table.patient), cell(table.subtype)
+    patient, subtype_cell = cell(table.patient), cell(table.subtype)
     slide = cell(table.slide) if table.slide else patient
-    subtype = table.subtypes.get(said, said if said in SUBTYPES else "")
+    subtype = table.subtypes.get(subtype_cell, subtype_cell if subtype_cell in SUBTYPES else "")
     magnification = _MAGNIFICATION.fullmatch(cell(table.magnification))
-    row = Row(
+    row = TableRow(
         path,
         f"{spec.cohort}:{patient}" if patient else "",
         f"{spec.cohort}:{slide}" if slide else "",
@@ -111,7 +118,7 @@ def _row(spec: SourceSpec, table: TableSpec, cells: Mapping[Hashable, str], wher
     if empty:
         return row._replace(problem=("row", f"{where}: {', '.join(map(repr, empty))} is empty"))
     if not subtype:
-        return row._replace(problem=("subtype", f"{where}: {said!r} is no subtype that 'subtypes' knows"))
+        return row._replace(problem=("subtype", f"{where}: {subtype_cell!r} is no subtype that 'subtypes' knows"))
     if not magnification:
         detail = f"{where}: {cell(table.magnification)!r} is no magnification such as 40 or 40x"
         return row._replace(problem=("magnification", detail))

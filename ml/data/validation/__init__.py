@@ -1,7 +1,7 @@
-"""Validation: does a manifest hold to what every later stage relies on? The ``validate`` stage.
+"""The ``validate`` stage: checks that a manifest fulfils what every later stage relies on.
 
-``checks`` declares what is demanded, ``expectations`` has the demands that Great Expectations lacks, ``suite`` runs
-them, ``pages`` makes the Data Docs readable without a network.
+``checks`` declares the checks, ``expectations`` defines those that Great Expectations lacks, ``suite`` runs them, and
+``pages`` makes the Data Docs readable without a network.
 """
 
 import json
@@ -13,50 +13,65 @@ from ml.core.errors import StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.data.sources.check_settings import ValidationSettings
-from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, build_suite, suite_version
+from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, Check, build_suite, suite_version
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["validate"]
+__all__ = ["validate_manifest"]
 
 
 def validate_manifest(manifest_id: str, store: Store) -> Json:
-    """Check a manifest with Great Expectations and keep the result and its Data Docs in the store.
+    """Validates a manifest with Great Expectations; stores the result and its Data Docs.
 
-    The same manifest under the same suite, against the same version before it, is checked once; later calls answer from
-    the store. A validation in which an
-    expectation crashed is not remembered, so that the next call tries again.
+    The same manifest is validated once with the same suite and the same previous version; later calls return the stored
+    result. A validation in which an expectation crashed is not reused, so the next call tries again.
 
     Returns:
-        ``{manifest, validation, source, passed, failed, errored, warned, changes, quarantined, docs}``. The first three
-        lists hold an entry a check: name, severity, status, sentence, observed, unexpected (rows, or None) and the
-        first offending rows. ``passed`` says that no critical check failed and none crashed; ``changes`` what the
-        source's YAML demands otherwise than usual; ``docs`` is the URI of the Data Docs.
+        ``{manifest, validation, source, passed, failed, errored, warned, changes, quarantined, docs}``. The lists
+        ``failed``, ``errored`` and ``warned`` hold an entry for each check: name, severity, status, sentence, observed,
+        unexpected (number of rows, or None) and the first offending rows. ``passed`` says that no critical check failed
+        and none crashed; ``changes`` lists the settings of the source's YAML that are not the default; ``docs`` is the
+        URI of the Data Docs.
 
     Raises:
         StoreError: there is no such manifest, or it was made by an earlier release.
-        ConfigError: an expectation that the source's YAML adds does not exist or does not take its arguments.
+        ConfigError: an expectation that the source's YAML adds does not exist or does not accept its arguments.
     """
     meta = store.meta(manifest_id)
     if not manifest_id.startswith("manifest-"):
         raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
     if "content" not in meta:
         raise StoreError(f"{manifest_id} was made by an earlier release; run: breakhis manifest {meta['source']}")
-    demands = ValidationSettings.model_validate(meta["validation"])
-    suite = build_suite(bool(meta["inventory"]), meta["layout"], demands)
+    settings = ValidationSettings.model_validate(meta["validation"])
+    suite = build_suite(bool(meta["inventory"]), meta["layout"], settings)
     version = suite_version(suite)
     published, _ = store.read(f"refs/sources/{meta['source']}.json")
     if published and published["manifest"] == manifest_id:
-        # Not held against itself: as it was when it was published, it holds.
+        # A published manifest is not compared with itself: its validation from before it was published counts.
         if store.meta(published["validation"])["suite"] == version:
-            return _answer(published["validation"], store)
+            return _read_result(published["validation"], store)
         published = None
     inputs = {"manifest": manifest_id, "suite": version, "before": published["manifest"] if published else None}
     known = store.memo("validate", inputs)
     if known and store.exists(known["validation"]):
-        return _answer(known["validation"], store)
+        return _read_result(known["validation"], store)
+    return _read_result(_run_validation(manifest_id, meta, suite, settings, inputs, store), store)
 
+
+def _run_validation(
+    manifest_id: str, meta: Json, suite: tuple[Check, ...], settings: ValidationSettings, inputs: Json, store: Store
+) -> str:
+    """Runs the suite on a manifest and stores the validation; returns its id.
+
+    Args:
+        manifest_id: the manifest's id.
+        meta: the manifest's object.json.
+        suite: the checks.
+        settings: the settings of the source's YAML.
+        inputs: the suite's version, and the manifest that was published before or None; the result is stored for them.
+        store: the store that holds the manifest and gets the validation.
+    """
     import pandas as pd
 
     from ml.data.validation.pages import finish_docs
@@ -66,28 +81,28 @@ def validate_manifest(manifest_id: str, store: Store) -> Json:
     quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))
     say(f"validating {len(frame):,} images of {meta['source']} with Great Expectations")
     verify_expectations(suite, meta["file"])
-    before = pd.read_parquet(store.file(published["manifest"], "manifest.parquet")) if published else None
+    before = pd.read_parquet(store.file(inputs["before"], "manifest.parquet")) if inputs["before"] else None
     parameters = {
-        ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine),
-        QUARANTINED: int((quarantine["reason"] != "erased").sum()),  # which is nobody's fault
-        BEFORE: images_before(before, frame),
+        ONLY_IN_QUARANTINE: count_only_in_quarantine(frame, quarantine),
+        QUARANTINED: int((quarantine["reason"] != "erased").sum()),  # erased files are no fault of the delivery
+        BEFORE: count_images_before(before, frame),
     }
     with store.staging() as scratch:
         docs = scratch / "docs"
         outcomes, complete = run_suite(suite, frame, parameters, manifest_id, docs)
-        failed = [one.to_json() for one in outcomes if one.status == "failed"]
+        failed = [outcome.to_json() for outcome in outcomes if outcome.status == "failed"]
         result: Json = {
             "manifest": manifest_id,
             "source": meta["source"],
-            "suite": version,
-            "passed": not any(one.blocks for one in outcomes),
-            "failed": [one for one in failed if one["severity"] == "critical"],
-            "errored": [one.to_json() for one in outcomes if one.status == "errored"],
-            "warned": [one for one in failed if one["severity"] != "critical"],
-            "checks": [one.to_json() for one in outcomes],
-            "changes": demands.changes(),
+            "suite": inputs["suite"],
+            "passed": not any(outcome.blocks_publication for outcome in outcomes),
+            "failed": [check for check in failed if check["severity"] == "critical"],
+            "errored": [outcome.to_json() for outcome in outcomes if outcome.status == "errored"],
+            "warned": [check for check in failed if check["severity"] != "critical"],
+            "checks": [outcome.to_json() for outcome in outcomes],
+            "changes": settings.changes(),
         }
-        finish_docs(docs, outcomes, meta, quarantine, version, demands.changes())
+        finish_docs(docs, outcomes, meta, quarantine, inputs["suite"], result["changes"])
 
         def fill(folder: Path) -> None:
             docs.rename(folder / "docs")
@@ -96,33 +111,33 @@ def validate_manifest(manifest_id: str, store: Store) -> Json:
         validation = store.create("validation", {**inputs, "checks": result["checks"]}, result, fill)
     if not result["errored"]:
         store.set_memo("validate", inputs, {"validation": validation})
-    return _answer(validation, store)
+    return validation
 
 
-def only_in_quarantine(frame: "pd.DataFrame", quarantine: "pd.DataFrame") -> list[list[str | int]]:
-    """Count the images that are in quarantine and not in the manifest, by the name they go under.
+def count_only_in_quarantine(frame: "pd.DataFrame", quarantine: "pd.DataFrame") -> list[list[str | int]]:
+    """Counts the images that are in quarantine and not in the manifest, by their file names.
 
-    A name met several times (another folder, a damaged copy beside a good one) is one image; rows whose name could not
-    be read are none.
+    A name that occurs several times (in another folder, or as a damaged copy beside a good one) counts as one image;
+    rows whose name could not be read do not count.
 
     Returns:
-        ``[subtype, slide, magnification, images]`` for each that has any.
+        ``[subtype, slide, magnification, images]`` for each slide and magnification that has any.
     """
     key = ["subtype", "slide", "magnification", "seq"]
     if not set(key) <= set(frame.columns):
-        return []  # the schema check says so
-    here = set(frame[key].itertuples(index=False, name=None))
+        return []  # the schema check reports this
+    in_manifest = set(frame[key].itertuples(index=False, name=None))
     named = quarantine.dropna(subset=key).astype({"magnification": "int64", "seq": "int64"})
-    there = set(named[key].itertuples(index=False, name=None)) - here
-    counts = Counter(row[:3] for row in there)
-    return [[*slide_at, images] for slide_at, images in sorted(counts.items())]
+    missing = set(named[key].itertuples(index=False, name=None)) - in_manifest
+    counts = Counter(row[:3] for row in missing)
+    return [[*stratum, images] for stratum, images in sorted(counts.items())]
 
 
-def images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[str, list[int]]:
-    """How many images of each subtype another manifest has, and how many of these are gone, by their pixels.
+def count_images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[str, list[int]]:
+    """Counts the images of each subtype in the previous manifest, and those of them that are gone, by their pixels.
 
     Returns:
-        ``{subtype: [images, gone]}``; empty without another manifest.
+        ``{subtype: [images, gone]}``; empty without a previous manifest.
     """
     if before is None or "pixel_sha256" not in now.columns:
         return {}
@@ -130,8 +145,14 @@ def images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[st
     return {str(subtype): [len(rows), int(gone[rows.index].sum())] for subtype, rows in before.groupby("subtype")}
 
 
-def _answer(validation: str, store: Store) -> Json:
+def _read_result(validation: str, store: Store) -> Json:
+    """Returns the result of the ``validate`` stage from a stored validation."""
     meta = store.meta(validation)
-    told = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned", "changes")}
+    summary = {key: meta[key] for key in ("manifest", "source", "passed", "failed", "errored", "warned", "changes")}
     docs = store.uri(f"{store.object_key(validation)}/docs/index.html")
-    return {**told, "quarantined": store.meta(meta["manifest"])["quarantined"], "validation": validation, "docs": docs}
+    return {
+        **summary,
+        "quarantined": store.meta(meta["manifest"])["quarantined"],
+        "validation": validation,
+        "docs": docs,
+    }

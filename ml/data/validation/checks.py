@@ -1,7 +1,7 @@
-"""What a manifest must hold to: the whole suite, one entry a check.
+"""The checks that a manifest must pass: the whole suite, with one entry per check.
 
-These are plain declarations, so that the suite's version can be told without importing Great Expectations (seven
-seconds). A rule names an expectation of Great Expectations or of ``ml.data.validation.expectations``, with its
+These are plain declarations, so that the suite's version is known without importing Great Expectations, which takes
+seven seconds. A rule names an expectation of Great Expectations or of ``ml.data.validation.expectations``, with its
 arguments.
 """
 
@@ -17,22 +17,22 @@ from ml.data.manifest import MANIFEST_TYPES
 from ml.data.sources.check_settings import AdditionalExpectation, Severity, ValidationSettings
 
 NAMED_COLUMNS = ("label", "subtype", "slide", "patient", "magnification", "seq")
-"""The columns of a manifest that a file name tells."""
+"""The columns of a manifest that a BreakHis file name states."""
 
 ONLY_IN_QUARANTINE = "only_in_quarantine"
-"""The parameter a run gives the inventory check: ``[subtype, slide, magnification, images]`` for each slide and
-magnification with images that are in quarantine and not in the manifest."""
+"""Name of the inventory check's parameter: ``[subtype, slide, magnification, images]`` for each slide and magnification
+with images that are in quarantine and not in the manifest."""
 
 QUARANTINED = "quarantined"
-"""The parameter a run gives the quarantine rate: how many files are in quarantine."""
+"""Name of the quarantine rate's parameter: the number of files in quarantine."""
 
 BEFORE = "images_before"
-"""The parameter a run gives the comparisons with the version published before: its images of each subtype, and how many
-of these are gone; empty where nothing was published."""
+"""Name of the parameter of comparisons with the version published before: the number of its images of each subtype, and
+how many of these are gone; empty where nothing was published."""
 
 
 class Rule(NamedTuple):
-    """One expectation by its class name, with its keyword arguments."""
+    """An expectation by its class name, with its keyword arguments."""
 
     expectation: str
     arguments: dict[str, Any]
@@ -40,10 +40,10 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """A named demand on the manifest.
+    """A named check of the manifest.
 
-    ``critical`` blocks the source version, ``warning`` is only reported. ``sentence`` says to a reader of the Data Docs
-    what is demanded and why. A check holds if all its rules do.
+    A failed ``critical`` check blocks the source version, a failed ``warning`` is only reported. ``sentence`` tells a
+    reader of the Data Docs what is required and why. A check holds if all its rules hold.
     """
 
     name: str
@@ -55,15 +55,25 @@ class Check:
 def build_suite(
     whole_breakhis: bool, layout: str = "breakhis", demands: ValidationSettings | None = None
 ) -> tuple[Check, ...]:
-    """The suite, in the order in which it is reported.
+    """Builds the suite, in the order in which its checks are reported.
 
     Args:
         whole_breakhis: the source claims to be all of BreakHis, so its images are counted against the inventory.
-        layout: of the source; what is asked of BreakHis' file names is not asked of a table.
-        demands: what the source's YAML changes or adds.
+        layout: the source's layout; checks of BreakHis' file names do not apply to a table.
+        demands: the settings and further checks of the source's YAML; default: the default settings.
     """
-    asked = demands or ValidationSettings()
-    suite: tuple[Check, ...] = (
+    settings = demands or ValidationSettings()
+    suite: tuple[Check, ...] = (*_table_checks(), *_name_checks(), *_label_checks(), *_picture_checks(settings))
+    if layout == "table":
+        suite = (*(check for check in suite if check.name not in _BREAKHIS_CHECKS), _ANY_MAGNIFICATION)
+    if whole_breakhis:
+        suite = (*suite, _inventory_check(settings.inventory.severity))
+    return (*suite, *_delivery_checks(settings), *map(_additional_check, settings.more))
+
+
+def _table_checks() -> tuple[Check, ...]:
+    """Returns the checks of the table as a whole: its columns, rows and cells."""
+    return (
         Check(
             "schema",
             "critical",
@@ -88,6 +98,12 @@ def build_suite(
             "No cell is empty: an image without label, case or hash can be neither split nor traced.",
             tuple(Rule("ExpectColumnValuesToNotBeNull", {"column": column}) for column in MANIFEST_TYPES),
         ),
+    )
+
+
+def _name_checks() -> tuple[Check, ...]:
+    """Returns the checks of the file names, and of what they state."""
+    return (
         Check(
             "file_names",
             "critical",
@@ -100,6 +116,12 @@ def build_suite(
             "Label, subtype, slide, case, magnification and number in the table are those of the file name.",
             (Rule("ExpectColumnsToAgreeWithFileName", {"column_list": ["path", *NAMED_COLUMNS]}),),
         ),
+    )
+
+
+def _label_checks() -> tuple[Check, ...]:
+    """Returns the checks of the labels and patients of slides."""
+    return (
         Check(
             "subtype_per_slide",
             "critical",
@@ -127,6 +149,12 @@ def build_suite(
                 ),
             ),
         ),
+    )
+
+
+def _picture_checks(settings: ValidationSettings) -> tuple[Check, ...]:
+    """Returns the checks of the pictures: magnification, size and copies."""
+    return (
         Check(
             "magnifications",
             "critical",
@@ -135,7 +163,7 @@ def build_suite(
         ),
         Check(
             "image_sizes",
-            asked.image_sizes.severity,
+            settings.image_sizes.severity,
             "The picture has the published size; others were resized by someone and have lost detail.",
             (
                 Rule(
@@ -166,14 +194,10 @@ def build_suite(
             ),
         ),
     )
-    if layout == "table":
-        suite = (*(check for check in suite if check.name not in _OF_BREAKHIS), _ANY_MAGNIFICATION)
-    if whole_breakhis:
-        suite = (*suite, _inventory(asked.inventory.severity))
-    return (*suite, *_of_the_delivery(asked), *map(_further, asked.more))
 
 
-def _inventory(severity: Severity) -> Check:
+def _inventory_check(severity: Severity) -> Check:
+    """Returns the check that compares the number of images with BreakHis' inventory."""
     return Check(
         "inventory",
         severity,
@@ -190,9 +214,9 @@ def _inventory(severity: Severity) -> Check:
     )
 
 
-def _of_the_delivery(asked: ValidationSettings) -> tuple[Check, ...]:
-    """Whether the delivery as a whole can be right; limits are the source's own."""
-    sizes = asked.class_sizes
+def _delivery_checks(settings: ValidationSettings) -> tuple[Check, ...]:
+    """Returns the checks of the delivery as a whole, with the source's own limits."""
+    sizes = settings.class_sizes
     return (
         Check(
             "class_sizes",
@@ -211,53 +235,59 @@ def _of_the_delivery(asked: ValidationSettings) -> tuple[Check, ...]:
         ),
         Check(
             "quarantine_rate",
-            asked.quarantine_rate.severity,
+            settings.quarantine_rate.severity,
             "Little is in quarantine: if much is, something is wrong with the delivery, not with a few files.",
             (
                 Rule(
                     "ExpectQuarantineRateToBeAtMost",
-                    {"limit": asked.quarantine_rate.limit, "quarantined": {"$PARAMETER": QUARANTINED}},
+                    {"limit": settings.quarantine_rate.limit, "quarantined": {"$PARAMETER": QUARANTINED}},
                 ),
             ),
         ),
         Check(
             "images_lost",
-            asked.images_lost.severity,
+            settings.images_lost.severity,
             "The images of the version published before are still there: a delivery that lacks many is an accident "
             "until somebody says otherwise.",
             (
                 Rule(
                     "ExpectImagesNotToBeLost",
-                    {"limit": asked.images_lost.limit, "before": {"$PARAMETER": BEFORE}},
+                    {"limit": settings.images_lost.limit, "before": {"$PARAMETER": BEFORE}},
                 ),
             ),
         ),
         Check(
             "images_gained",
-            asked.images_gained.severity,
+            settings.images_gained.severity,
             "No subtype has grown beyond what a delivery usually brings.",
             (
                 Rule(
                     "ExpectImagesNotToMultiply",
-                    {"limit": asked.images_gained.limit, "before": {"$PARAMETER": BEFORE}},
+                    {"limit": settings.images_gained.limit, "before": {"$PARAMETER": BEFORE}},
                 ),
             ),
         ),
         Check(
             "near_duplicates",
-            asked.near_duplicates.severity,
+            settings.near_duplicates.severity,
             "No two patients have pictures that look the same: one has a wrong name, or both are one person.",
-            (Rule("ExpectNoNearDuplicatesAcrossPatients", {"distance": asked.near_duplicates.distance}),),
+            (Rule("ExpectNoNearDuplicatesAcrossPatients", {"distance": settings.near_duplicates.distance}),),
         ),
     )
 
 
-def _further(more: AdditionalExpectation) -> Check:
-    return Check(more.name, more.severity, more.sentence, (Rule(more.expectation, more.arguments),))
+def _additional_check(expectation: AdditionalExpectation) -> Check:
+    """Returns the check of a further expectation in the source's YAML."""
+    return Check(
+        expectation.name,
+        expectation.severity,
+        expectation.sentence,
+        (Rule(expectation.expectation, expectation.arguments),),
+    )
 
 
-_OF_BREAKHIS = frozenset({"file_names", "names_agree", "magnifications", "image_sizes"})
-"""Checks that hold the manifest against how BreakHis was made and published."""
+_BREAKHIS_CHECKS = frozenset({"file_names", "names_agree", "magnifications", "image_sizes"})
+"""Names of the checks that compare the manifest with BreakHis' file names and photography."""
 
 _ANY_MAGNIFICATION = Check(
     "magnifications",
@@ -268,11 +298,12 @@ _ANY_MAGNIFICATION = Check(
 
 
 def suite_version(suite: tuple[Check, ...]) -> str:
-    """12 hex digits that change with any declaration above and with the code of our own expectations."""
+    """Returns 12 hex digits that change with any check of the suite and with the code of our own expectations."""
     code = files("ml.data.validation").joinpath("expectations.py").read_bytes()
     return digest([[asdict(check) for check in suite], hashlib.sha256(code).hexdigest()])[:12]
 
 
 def _path_regex() -> str:
-    # Paths carry folders, names do not. Groups are made non-capturing since pandas warns of capturing ones.
+    """Returns the grammar of file names as a regular expression for paths."""
+    # A path may have folders before the name. Groups become non-capturing, since pandas warns of capturing ones.
     return "(?:^|/)" + re.sub(r"\((?!\?)", "(?:", NAME_PATTERN) + r"\Z"

@@ -1,6 +1,6 @@
 """Our own expectations: rules about groups of rows, about file names, and about the whole table.
 
-This is the one module that imports Great Expectations at its top, since classes must derive from it. Only
+This is the only module that imports Great Expectations at its top, since its classes derive from it. Only
 :mod:`ml.data.validation.suite` imports it, inside a function.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Cell = tuple[str, int]
-"""Subtype and magnification."""
+"""A subtype at a magnification."""
 
 SuiteParameter = dict[str, str]
 Json = dict[str, Any]
@@ -61,24 +61,25 @@ class _AgreesWithFileName(MulticolumnMapMetricProvider):  # type: ignore[misc]
 
     @multicolumn_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, column_list: pd.DataFrame, **_: Any) -> "pd.Series[bool]":  # noqa: N805
-        path, *told = column_list.columns
+        path, *named = column_list.columns
         agree = [
-            _agrees(str(name).rpartition("/")[2], dict(zip(told, values, strict=True)))
-            for name, *values in column_list[[path, *told]].itertuples(index=False)
+            _agrees(str(name).rpartition("/")[2], dict(zip(named, values, strict=True)))
+            for name, *values in column_list[[path, *named]].itertuples(index=False)
         ]
         return pd.Series(agree, index=column_list.index, dtype=bool)
 
 
 def _agrees(name: str, values: dict[str, object]) -> bool:
+    """Says whether the columns' values are those of a file name."""
     try:
         parsed = parse_name(name)
     except ValueError:
-        return True  # a name outside the grammar is another check's finding; one fault is reported once
+        return True  # another check reports a name outside the grammar; each fault is reported once
     return all(getattr(parsed, "case" if column == "patient" else column) == value for column, value in values.items())
 
 
 class ExpectColumnsToAgreeWithFileName(MulticolumnMapExpectation):  # type: ignore[misc]
-    """The columns hold what the file name says. The first of ``column_list`` is the path, the others are told by it."""
+    """The columns hold what the file name states. The first of ``column_list`` is the path."""
 
     map_metric = "multicolumn_values.agree_with_file_name"
     success_keys = ("ignore_row_if", "mostly")
@@ -90,7 +91,7 @@ class _ImagesPerSlide(TableMetricProvider):  # type: ignore[misc]
 
     @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> list[tuple[str, str, int, int]]:  # noqa: N805
-        names = _table(execution_engine, metric_domain_kwargs)[["subtype", "slide", "magnification", "seq"]]
+        names = _get_table(execution_engine, metric_domain_kwargs)[["subtype", "slide", "magnification", "seq"]]
         counts = names.drop_duplicates().groupby(["subtype", "slide", "magnification"]).size()
         return [(*key, int(n)) for key, n in zip(counts.index.tolist(), counts, strict=True)]
 
@@ -100,7 +101,7 @@ class _ClassSizes(TableMetricProvider):  # type: ignore[misc]
 
     @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> dict[str, tuple[int, int]]:  # noqa: N805
-        groups = _table(execution_engine, metric_domain_kwargs).groupby("subtype")["patient"]
+        groups = _get_table(execution_engine, metric_domain_kwargs).groupby("subtype")["patient"]
         return {str(subtype): (len(group), group.nunique()) for subtype, group in groups}
 
 
@@ -109,21 +110,21 @@ class _Looks(TableMetricProvider):  # type: ignore[misc]
 
     @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, execution_engine: Any, metric_domain_kwargs: Json, **_: Any) -> list[tuple[str, str, str]]:  # noqa: N805
-        table = _table(execution_engine, metric_domain_kwargs)
+        table = _get_table(execution_engine, metric_domain_kwargs)
         return list(zip(table["path"], table["patient"], table["perceptual_hash"], strict=True))
 
 
-def _table(execution_engine: Any, domain: Json) -> pd.DataFrame:
+def _get_table(execution_engine: Any, domain: Json) -> pd.DataFrame:
     table: pd.DataFrame
     table, _, _ = execution_engine.get_compute_domain(domain_kwargs=domain, domain_type=MetricDomainTypes.TABLE)
     return table
 
 
 class ExpectImagesToMatchInventory(BatchExpectation):  # type: ignore[misc]
-    """Each subtype has at each magnification the published images, and each of its slides its own.
+    """Each subtype has at each magnification the published number of images, and so has each of its slides.
 
     Both arguments are lists of ``[subtype, slide, magnification, images]``. Images that are only in quarantine count
-    as being there. Comparing slide by slide also finds an image too many that hides one that is missing.
+    as present. Comparing slide by slide also finds a missing image that is hidden by a surplus one.
     """
 
     published: list[list[str | int]]
@@ -162,11 +163,12 @@ class ExpectImagesToMatchInventory(BatchExpectation):  # type: ignore[misc]
                     }
                 )
         total = sum(sum(slides.values()) for slides in found.values())
-        observed = "; ".join(map(_in_words, cells)) or f"{total:,} images"
+        observed = "; ".join(map(_describe_cell, cells)) or f"{total:,} images"
         return {"success": not cells, "result": {"observed_value": observed, "details": {"cells": cells}}}
 
 
-def _in_words(cell: dict[str, Any]) -> str:
+def _describe_cell(cell: dict[str, Any]) -> str:
+    """Describes a subtype at a magnification whose images do not match the inventory."""
     slides = ", ".join(f"{slide}: {count}" for slide, count in cell["slides"].items())
     return (
         f"{cell['subtype']} at {cell['magnification']}X: expected {cell['expected']}, found {cell['found']} "
@@ -175,7 +177,7 @@ def _in_words(cell: dict[str, Any]) -> str:
 
 
 class ExpectClassSizesToBeAtLeast(BatchExpectation):  # type: ignore[misc]
-    """Each subtype has so many images and so many cases: those in ``subtypes``, or if that is empty those there are."""
+    """Each subtype has at least so many images and cases: those in ``subtypes``, or all that occur if that is empty."""
 
     min_images: int
     min_cases: int
@@ -186,22 +188,28 @@ class ExpectClassSizesToBeAtLeast(BatchExpectation):  # type: ignore[misc]
     args_keys: ClassVar[tuple[str, ...]] = ("min_images", "min_cases", "subtypes")
 
     def _validate(self, metrics: Json, **_: Any) -> Json:
-        asked, found = self._get_success_kwargs(), metrics["table.class_sizes"]
-        sizes = {subtype: found.get(subtype, (0, 0)) for subtype in asked["subtypes"] or sorted(found)}
+        arguments, found = self._get_success_kwargs(), metrics["table.class_sizes"]
+        sizes = {subtype: found.get(subtype, (0, 0)) for subtype in arguments["subtypes"] or sorted(found)}
         small = {
             subtype: (images, cases)
             for subtype, (images, cases) in sizes.items()
-            if images < asked["min_images"] or cases < asked["min_cases"]
+            if images < arguments["min_images"] or cases < arguments["min_cases"]
         }
-        wanted = f"at least {_of('image', asked['min_images'])} of {_of('case', asked['min_cases'])}"
-        told = "; ".join(f"{s}: {_of('image', n)} of {_of('case', c)}" for s, (n, c) in small.items())
+        wanted = (
+            f"at least {_count_noun('image', arguments['min_images'])} of {_count_noun('case', arguments['min_cases'])}"
+        )
+        details = "; ".join(
+            f"{s}: {_count_noun('image', n)} of {_count_noun('case', c)}" for s, (n, c) in small.items()
+        )
         smallest = min(found.values(), default=(0, 0))
-        observed = f"{told} ({wanted} expected)" if small else f"the smallest has {_of('image', smallest[0])}"
+        observed = (
+            f"{details} ({wanted} expected)" if small else f"the smallest has {_count_noun('image', smallest[0])}"
+        )
         return {"success": not small, "result": {"observed_value": observed}}
 
 
 class ExpectQuarantineRateToBeAtMost(BatchExpectation):  # type: ignore[misc]
-    """Of all files, those in the table and the ``quarantined``, at most the share ``limit`` is in quarantine."""
+    """At most the share ``limit`` of all files, those in the table and the ``quarantined``, is in quarantine."""
 
     limit: float
     quarantined: int | SuiteParameter
@@ -211,16 +219,16 @@ class ExpectQuarantineRateToBeAtMost(BatchExpectation):  # type: ignore[misc]
     args_keys: ClassVar[tuple[str, ...]] = ("limit", "quarantined")
 
     def _validate(self, metrics: Json, **_: Any) -> Json:
-        asked = self._get_success_kwargs()
-        aside = asked["quarantined"]
-        everything = metrics["table.row_count"] + aside
-        share = aside / everything if everything else 0.0
-        observed = f"{aside:,} of {everything:,} files, {share:.1%} (at most {asked['limit']:.1%})"
-        return {"success": share <= asked["limit"], "result": {"observed_value": observed}}
+        arguments = self._get_success_kwargs()
+        quarantined = arguments["quarantined"]
+        files = metrics["table.row_count"] + quarantined
+        share = quarantined / files if files else 0.0
+        observed = f"{quarantined:,} of {files:,} files, {share:.1%} (at most {arguments['limit']:.1%})"
+        return {"success": share <= arguments["limit"], "result": {"observed_value": observed}}
 
 
 class ExpectImagesNotToBeLost(BatchExpectation):  # type: ignore[misc]
-    """Of the images of each subtype that were published before, at most the share ``limit`` is gone.
+    """At most the share ``limit`` of the images of each subtype in the version published before is gone.
 
     ``before`` is ``{subtype: [images, images that are gone]}``; empty where nothing was published.
     """
@@ -233,16 +241,20 @@ class ExpectImagesNotToBeLost(BatchExpectation):  # type: ignore[misc]
     args_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
 
     def _validate(self, metrics: Json, **_: Any) -> Json:  # noqa: ARG002
-        asked = self._get_success_kwargs()
-        lost = {subtype: (gone, images) for subtype, (images, gone) in asked["before"].items() if gone}
-        too_many = {subtype: f for subtype, f in lost.items() if f[0] > asked["limit"] * f[1]}
-        told = ", ".join(f"{subtype} {gone:,} of {images:,}" for subtype, (gone, images) in lost.items())
-        observed = f"gone: {told} (at most {asked['limit']:.0%} of a subtype)" if told else _since(asked["before"])
+        arguments = self._get_success_kwargs()
+        lost = {subtype: (gone, images) for subtype, (images, gone) in arguments["before"].items() if gone}
+        too_many = {subtype: counts for subtype, counts in lost.items() if counts[0] > arguments["limit"] * counts[1]}
+        details = ", ".join(f"{subtype} {gone:,} of {images:,}" for subtype, (gone, images) in lost.items())
+        observed = (
+            f"gone: {details} (at most {arguments['limit']:.0%} of a subtype)"
+            if details
+            else _describe_no_change(arguments["before"])
+        )
         return {"success": not too_many, "result": {"observed_value": observed}}
 
 
 class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
-    """No subtype that was published before has grown by more than the share ``limit``; ``before`` as above."""
+    """No subtype in the version published before has grown by more than the share ``limit``; ``before`` as above."""
 
     limit: float
     before: dict[str, list[int]] | SuiteParameter
@@ -252,19 +264,21 @@ class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
     args_keys: ClassVar[tuple[str, ...]] = ("limit", "before")
 
     def _validate(self, metrics: Json, **_: Any) -> Json:
-        asked, found = self._get_success_kwargs(), metrics["table.class_sizes"]
+        arguments, found = self._get_success_kwargs(), metrics["table.class_sizes"]
         grown = {
             subtype: (images, found[subtype][0])
-            for subtype, (images, _gone) in asked["before"].items()
-            if subtype in found and found[subtype][0] > images * (1 + asked["limit"])
+            for subtype, (images, _gone) in arguments["before"].items()
+            if subtype in found and found[subtype][0] > images * (1 + arguments["limit"])
         }
-        told = ", ".join(f"{subtype} from {was:,} to {now:,} images" for subtype, (was, now) in grown.items())
-        observed = f"{told} (at most {asked['limit']:.0%} more)" if grown else _since(asked["before"])
+        details = ", ".join(f"{subtype} from {was:,} to {now:,} images" for subtype, (was, now) in grown.items())
+        observed = (
+            f"{details} (at most {arguments['limit']:.0%} more)" if grown else _describe_no_change(arguments["before"])
+        )
         return {"success": not grown, "result": {"observed_value": observed}}
 
 
 class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[misc]
-    """No two pictures of different patients have perceptual hashes within ``distance`` bits of each other."""
+    """No two pictures of different patients have perceptual hashes that differ in ``distance`` bits or fewer."""
 
     distance: int
 
@@ -277,19 +291,21 @@ class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[mi
         hashes = np.array([int(look[2], 16) for look in looks], dtype=np.uint64)
         patients = np.array([look[1] for look in looks], dtype=object)
         rows, pairs = [], 0
-        for one, other, apart in _within(hashes, patients, self._get_success_kwargs()["distance"]):
+        for first, second, bits in _find_near_duplicates(hashes, patients, self._get_success_kwargs()["distance"]):
             pairs += 1
             if pairs <= _PAIRS_SHOWN:
-                looks_like = {"looks_like": looks[other][0], "patients": f"{patients[one]} and {patients[other]}"}
-                rows.append({"path": looks[one][0], **looks_like, "bits_apart": apart})
-        observed = f"{_of('pair', pairs)} of pictures that look the same under two patients" if pairs else "none"
+                looks_like = {"looks_like": looks[second][0], "patients": f"{patients[first]} and {patients[second]}"}
+                rows.append({"path": looks[first][0], **looks_like, "bits_apart": bits})
+        observed = (
+            f"{_count_noun('pair', pairs)} of pictures that look the same under two patients" if pairs else "none"
+        )
         return {"success": not pairs, "result": {"observed_value": observed, "details": {"pairs": rows}}}
 
 
-def _within(
+def _find_near_duplicates(
     hashes: "NDArray[np.uint64]", groups: "NDArray[np.object_]", distance: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Pairs (i < j) of different groups whose hashes differ in at most ``distance`` bits, and in how many."""
+    """Yields (i, j, bits) for the pairs i < j of different groups whose hashes differ in at most ``distance`` bits."""
     for i in range(len(hashes) - 1):
         apart = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
         for j in np.flatnonzero(apart <= distance):
@@ -297,9 +313,11 @@ def _within(
                 yield i, int(i + 1 + j), int(apart[j])
 
 
-def _since(before: dict[str, list[int]]) -> str:
+def _describe_no_change(before: dict[str, list[int]]) -> str:
+    """Says that a comparison with the version before found nothing, or that there is no such version."""
     return "within the limit since the version before" if before else "nothing was published before"
 
 
-def _of(thing: str, count: int) -> str:
+def _count_noun(thing: str, count: int) -> str:
+    """Returns a count with its noun, in the plural where needed."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -1,8 +1,8 @@
 """Data Docs that can be read without a network.
 
-Great Expectations' pages take their style, their icons and even the list on their front page from scripts on the
-internet. Here the pages lose those references and get a small style sheet, and the front page is our own: what was
-checked, what was found, what is in quarantine, and the way to Great Expectations' pages.
+Great Expectations' pages load their style, their icons and even the list on their front page by scripts from the
+internet. This module removes those references and adds a small style sheet. The front page is our own: the checks, what
+they found, the quarantine, and links to Great Expectations' pages.
 """
 
 import re
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILES_SHOWN = 5
-"""How many quarantined files the front page names for each reason; quarantine.html names all."""
+"""Number of quarantined files that the front page names for each reason; quarantine.html names all."""
 
-_THEIRS = re.compile(
+_REMOVED_TAGS = re.compile(
     r"<(script|style|footer)\b.*?</\1>|<link\b[^>]*>|<img\b[^>]*>",
     re.DOTALL | re.IGNORECASE,
 )
-"""What is taken out of Great Expectations' pages: scripts, styles, pictures and an invitation to a newsletter."""
+"""What is removed from Great Expectations' pages: scripts, styles, pictures and an invitation to a newsletter."""
 
 _HEAD = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; form-action 'none'">
@@ -60,31 +60,24 @@ body > .container-fluid > .row > .col-lg-10 { flex: 1; min-width: 0; }
 .col-lg-2 ul { list-style: none; padding: 0; } .ge-section { margin-bottom: 24px; }
 </style>
 """
-"""Style for our pages and theirs, and a ban on scripts: nothing on these pages needs one."""
+"""The style of our pages and Great Expectations', and a ban on scripts, since none of these pages needs one."""
 
 
 def finish_docs(
     docs: Path, outcomes: Sequence[Outcome], manifest: Json, quarantine: "pd.DataFrame", suite: str, changes: list[str]
 ) -> None:
-    """Make the site that Great Expectations wrote into ``docs`` whole in itself; write its front page and quarantine.
+    """Makes the site that Great Expectations wrote into ``docs`` self-contained; adds its front page and quarantine.
 
     Args:
         docs: the site's folder.
-        outcomes: what became of each check.
+        outcomes: the outcomes of the checks.
         manifest: the manifest's object.json.
         quarantine: the manifest's quarantine table.
         suite: the suite's version.
-        changes: what the source's YAML demands otherwise than usual.
+        changes: the settings of the source's YAML that are not the default.
     """
-    rmtree(docs / "static", ignore_errors=True)  # 4 MB of fonts and animated pictures that nothing refers to any more
-    for page in docs.rglob("*.html"):
-        top = "../" * (len(page.relative_to(docs).parts) - 1)
-        header = _header(manifest, outcomes, f'<p><a href="{top}index.html">All checks and the quarantine</a></p>')
-        html = _THEIRS.sub("", page.read_text(encoding="utf-8"))
-        html = html.replace("</head>", f"{_HEAD}</head>", 1).replace(
-            "<body>", f'<body><header class="breakhis">{header}</header>', 1
-        )
-        page.write_text(html, encoding="utf-8")
+    rmtree(docs / "static", ignore_errors=True)  # 4 MB of fonts and animated pictures that no page refers to any more
+    _clean_pages(docs, outcomes, manifest)
     pages = {
         "validations/**/*.html": "Each expectation with the rows it did not hold for",
         "expectations/*.html": "The suite: everything that is expected",
@@ -110,26 +103,40 @@ def finish_docs(
         "Checked": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     body = [
-        _table(([f"<th>{escape(key)}</th>", _cell(value)] for key, value in facts.items()), css="facts"),
+        _render_table(([f"<th>{escape(key)}</th>", _render_cell(value)] for key, value in facts.items()), css="facts"),
         "<h2>Validation results</h2><ul>",
         *links,
         "</ul><h2>Checks</h2>",
-        _changed(changes, manifest["file"]),
-        _table(
-            (_check(one, changes) for one in outcomes),
+        _render_changes(changes, manifest["file"]),
+        _render_table(
+            (_render_check(outcome, changes) for outcome in outcomes),
             head=("Result", "Check", "Severity", "What is demanded", "What was found"),
         ),
         '<h2>Quarantine</h2><p><a href="quarantine.html">Every file in quarantine</a></p>',
-        _quarantine(quarantine),
+        _render_reasons(quarantine),
     ]
     title = f"Validation of {manifest['id']}"
-    _write(docs / "index.html", title, _header(manifest, outcomes), "".join(body))
-    back = _header(manifest, outcomes, '<p><a href="index.html">All checks</a></p>')
-    listed = f"<h2>Quarantine</h2><p>{escape(facts['In quarantine'])}</p>{_every_file(quarantine)}"
-    _write(docs / "quarantine.html", f"Quarantine of {manifest['id']}", back, listed)
+    _write_page(docs / "index.html", title, _render_header(manifest, outcomes), "".join(body))
+    back = _render_header(manifest, outcomes, '<p><a href="index.html">All checks</a></p>')
+    listed = f"<h2>Quarantine</h2><p>{escape(facts['In quarantine'])}</p>{_render_files(quarantine)}"
+    _write_page(docs / "quarantine.html", f"Quarantine of {manifest['id']}", back, listed)
 
 
-def _write(page: Path, title: str, header: str, body: str) -> None:
+def _clean_pages(docs: Path, outcomes: Sequence[Outcome], manifest: Json) -> None:
+    """Removes the references to the internet from Great Expectations' pages; adds our style and header."""
+    for page in docs.rglob("*.html"):
+        path_to_top = "../" * (len(page.relative_to(docs).parts) - 1)
+        header = _render_header(
+            manifest, outcomes, f'<p><a href="{path_to_top}index.html">All checks and the quarantine</a></p>'
+        )
+        html = _REMOVED_TAGS.sub("", page.read_text(encoding="utf-8"))
+        html = html.replace("</head>", f"{_HEAD}</head>", 1).replace(
+            "<body>", f'<body><header class="breakhis">{header}</header>', 1
+        )
+        page.write_text(html, encoding="utf-8")
+
+
+def _write_page(page: Path, title: str, header: str, body: str) -> None:
     page.write_text(
         f'<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><title>{escape(title)}</title>{_HEAD}</head><body>'
         f'<header class="breakhis">{header}</header><main class="breakhis">{body}</main></body></html>',
@@ -137,56 +144,65 @@ def _write(page: Path, title: str, header: str, body: str) -> None:
     )
 
 
-def _changed(changes: list[str], file: str) -> str:
-    """What the source's YAML loosens or adds: nobody should have to find it out."""
+def _render_changes(changes: list[str], file: str) -> str:
+    """Returns the list of what the source's YAML changes or adds, so that every reader sees it."""
     if not changes:
         return ""
     listed = "".join(f"<li>{escape(change)}</li>" for change in changes)
     return f'<p><span class="verdict warned">changed by {escape(file)}</span></p><ul>{listed}</ul>'
 
 
-def _header(manifest: Json, outcomes: Iterable[Outcome], more: str = "") -> str:
+def _render_header(manifest: Json, outcomes: Iterable[Outcome], more: str = "") -> str:
     title = f"Validation of <code>{escape(manifest['id'])}</code> from source {escape(manifest['source'])}"
-    return f"<h1>{title}</h1>{_verdict(list(outcomes))}{more}"
+    return f"<h1>{title}</h1>{_render_verdict(list(outcomes))}{more}"
 
 
-def _verdict(outcomes: list[Outcome]) -> str:
-    blocking = [one for one in outcomes if one.blocks]
-    warned = [one for one in outcomes if one.status == "failed" and not one.blocks]
+def _render_verdict(outcomes: list[Outcome]) -> str:
+    blocking = [outcome for outcome in outcomes if outcome.blocks_publication]
+    warned = [outcome for outcome in outcomes if outcome.status == "failed" and not outcome.blocks_publication]
     if blocking:
-        css, words = "failed", "did not pass: " + ", ".join(f"{one.name} {_word(one)}" for one in blocking)
+        css, words = (
+            "failed",
+            "did not pass: " + ", ".join(f"{outcome.name} {_status_word(outcome)}" for outcome in blocking),
+        )
     elif warned:
-        css, words = "warned", "passed, with a warning from " + ", ".join(one.name for one in warned)
+        css, words = "warned", "passed, with a warning from " + ", ".join(outcome.name for outcome in warned)
     else:
         css, words = "held", "passed"
     return f'<p><span class="verdict {css}">{escape(words)}</span></p>'
 
 
-def _word(outcome: Outcome) -> str:
+def _status_word(outcome: Outcome) -> str:
     return {"held": "held", "failed": "failed", "errored": "crashed"}[outcome.status]
 
 
-def _check(outcome: Outcome, changes: list[str]) -> list[str]:
-    css = "warned" if outcome.status == "failed" and not outcome.blocks else outcome.status
+def _render_check(outcome: Outcome, changes: list[str]) -> list[str]:
+    css = "warned" if outcome.status == "failed" and not outcome.blocks_publication else outcome.status
     found = escape(outcome.observed)
-    paths = [f"<li><code>{escape(str(row['path']))}</code>{_values(row)}</li>" for row in outcome.rows if "path" in row]
+    paths = [
+        f"<li><code>{escape(str(row['path']))}</code>{_render_values(row)}</li>"
+        for row in outcome.rows
+        if "path" in row
+    ]
     if paths:
         found += f"<ul>{''.join(paths)}</ul>"
     return [
-        f'<td><span class="verdict {css}">{_word(outcome)}</span></td>',
+        f'<td><span class="verdict {css}">{_status_word(outcome)}</span></td>',
         f"<td><code>{escape(outcome.name)}</code></td>",
-        _cell(outcome.severity + (" (changed)" if any(c.startswith(f"{outcome.name}:") for c in changes) else "")),
-        _cell(outcome.sentence),
+        _render_cell(
+            outcome.severity + (" (changed)" if any(c.startswith(f"{outcome.name}:") for c in changes) else "")
+        ),
+        _render_cell(outcome.sentence),
         f"<td>{found}</td>",
     ]
 
 
-def _values(row: Json) -> str:
+def _render_values(row: Json) -> str:
     values = ", ".join(f"{column} {value}" for column, value in row.items() if column != "path")
     return f": {escape(values)}" if values else ""
 
 
-def _quarantine(quarantine: "pd.DataFrame") -> str:
+def _render_reasons(quarantine: "pd.DataFrame") -> str:
     if quarantine.empty:
         return "<p>Nothing is in quarantine.</p>"
     rows = []
@@ -197,21 +213,21 @@ def _quarantine(quarantine: "pd.DataFrame") -> str:
             for path, detail in zip(shown["path"], shown["detail"], strict=True)
         )
         more = f"<li>and {len(group) - FILES_SHOWN:,} more</li>" if len(group) > FILES_SHOWN else ""
-        rows.append([_cell(str(reason)), _cell(f"{len(group):,}"), f"<td><ul>{files}{more}</ul></td>"])
-    return _table(rows, head=("Reason", "Files", "Which"))
+        rows.append([_render_cell(str(reason)), _render_cell(f"{len(group):,}"), f"<td><ul>{files}{more}</ul></td>"])
+    return _render_table(rows, head=("Reason", "Files", "Which"))
 
 
-def _every_file(quarantine: "pd.DataFrame") -> str:
+def _render_files(quarantine: "pd.DataFrame") -> str:
     columns = ["path", "reason", "detail", "patient", "slide", "subtype", "magnification"]
     cells = quarantine[columns].astype(object).where(quarantine[columns].notna(), "").itertuples(index=False)
-    return _table(([_cell(str(value)) for value in row] for row in cells), head=columns, css="files")
+    return _render_table(([_render_cell(str(value)) for value in row] for row in cells), head=columns, css="files")
 
 
-def _cell(text: str) -> str:
+def _render_cell(text: str) -> str:
     return f"<td>{escape(text)}</td>"
 
 
-def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), css: str = "") -> str:
+def _render_table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), css: str = "") -> str:
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<table class="{css}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'

@@ -1,4 +1,4 @@
-"""Running the suite in Great Expectations, and telling held, failed and crashed apart."""
+"""Runs the suite in Great Expectations, and separates checks that held, failed and crashed."""
 
 import logging
 import warnings
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS_SHOWN = 5
-"""How many offending rows an outcome names; the Data Docs and result.json have more."""
+"""Number of offending rows that an outcome names; the Data Docs and result.json have more."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one check.
+    """The outcome of one check.
 
-    ``status`` is ``errored`` where an expectation crashed, so that nobody knows whether the demand is met.
-    ``observed`` says it in words, ``unexpected`` counts the offending rows (for the inventory: classes at a
-    magnification) where that makes sense, and ``rows`` names the first of them by path.
+    ``status`` is ``errored`` if an expectation crashed, so that the result of the check is unknown. ``observed``
+    describes the outcome in words. ``unexpected`` counts the offending rows where that makes sense (for the inventory:
+    classes at a magnification), and ``rows`` names the first of them by path.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Outcome:
     rows: list[Json]
 
     @property
-    def blocks(self) -> bool:
-        """Whether this alone keeps the source version from being published."""
+    def blocks_publication(self) -> bool:
+        """Whether this outcome alone keeps the source version from being published."""
         return self.status == "errored" or (self.status == "failed" and self.severity == "critical")
 
     def to_json(self) -> Json:
-        """As it stands in object.json, with ``success`` added."""
+        """Returns the entry of object.json, with ``success`` added."""
         return {**asdict(self), "success": self.status == "held"}
 
 
@@ -54,48 +54,26 @@ def run_suite(
     manifest: str,
     docs: Path,
 ) -> tuple[list[Outcome], Json]:
-    """Check a manifest's rows and write Great Expectations' own Data Docs into the folder ``docs``.
+    """Checks a manifest's rows and writes Great Expectations' own Data Docs into the folder ``docs``.
 
     Args:
-        suite: what is demanded.
+        suite: the checks.
         frame: the manifest's rows.
-        parameters: what the rules ask for by ``$PARAMETER``.
-        manifest: its id.
-        docs: a folder that is made.
+        parameters: the values of the parameters that rules name by ``$PARAMETER``.
+        manifest: the manifest's id.
+        docs: the folder, which is created.
 
     Returns:
-        an outcome a check, in the suite's order, and Great Expectations' complete result.
+        the outcome of each check, in the suite's order, and Great Expectations' complete result.
     """
-    with _quiet():
+    with _hidden_warnings():
         import great_expectations as gx
-        from great_expectations.data_context.types.base import (
-            DataContextConfig,
-            InMemoryStoreBackendDefaults,
-            ProgressBarsConfig,
-        )
 
-        context = gx.get_context(
-            mode="ephemeral",
-            project_config=DataContextConfig(
-                store_backend_defaults=InMemoryStoreBackendDefaults(),
-                analytics_enabled=False,
-                progress_bars=ProgressBarsConfig(globally=False),
-                data_docs_sites={
-                    "docs": {
-                        "class_name": "SiteBuilder",
-                        "show_how_to_buttons": False,
-                        "store_backend": {
-                            "class_name": "TupleFilesystemStoreBackend",
-                            "base_directory": str(docs),
-                        },
-                    }
-                },
-            ),
-        )
+        context = _create_context(docs)
         expectations = gx.ExpectationSuite(name="breakhis-manifest")
         for check in suite:
             for rule in check.rules:
-                expectations.add_expectation(_expectation(check, rule))
+                expectations.add_expectation(_build_expectation(check, rule))
         expectations = context.suites.add(expectations)
         assets = context.data_sources.add_pandas("manifest")
         batch = assets.add_dataframe_asset("images").add_batch_definition_whole_dataframe(manifest)
@@ -113,53 +91,84 @@ def run_suite(
             run_id=gx.RunIdentifier(run_name=manifest),
         )
         complete: Json = result.to_json_dict()
-        # Data Docs print what they are given as HTML, and folder names come from outside.
-        for one in result.results:
-            one.result = _escaped(one.result)
+        # Data Docs print values as HTML without escaping them, and folder names come from outside.
+        for expectation_result in result.results:
+            expectation_result.result = _escape(expectation_result.result)
         (key,) = context.validation_results_store.list_keys()
         context.validation_results_store.set(key, result)
         context.build_data_docs()
     by_check: dict[str, list[Json]] = {check.name: [] for check in suite}
-    for one in complete["results"]:
-        by_check[one["expectation_config"]["meta"]["check"]].append(one)
-    return [_outcome(check, by_check[check.name], len(frame)) for check in suite], complete
+    for expectation_result in complete["results"]:
+        by_check[expectation_result["expectation_config"]["meta"]["check"]].append(expectation_result)
+    return [_judge(check, by_check[check.name], len(frame)) for check in suite], complete
 
 
-def _escaped(value: Any) -> Any:
+def _create_context(docs: Path) -> Any:
+    """Creates a Great Expectations context in memory, without analytics, whose Data Docs go to a folder."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    return gx.get_context(
+        mode="ephemeral",
+        project_config=DataContextConfig(
+            store_backend_defaults=InMemoryStoreBackendDefaults(),
+            analytics_enabled=False,
+            progress_bars=ProgressBarsConfig(globally=False),
+            data_docs_sites={
+                "docs": {
+                    "class_name": "SiteBuilder",
+                    "show_how_to_buttons": False,
+                    "store_backend": {
+                        "class_name": "TupleFilesystemStoreBackend",
+                        "base_directory": str(docs),
+                    },
+                }
+            },
+        ),
+    )
+
+
+def _escape(value: Any) -> Any:
+    """Escapes all strings in a JSON value for HTML."""
     if isinstance(value, str):
         return escape(value, quote=False)
     if isinstance(value, dict):
-        return {key: _escaped(one) for key, one in value.items()}
-    return [_escaped(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _escape(item) for key, item in value.items()}
+    return [_escape(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def verify_expectations(suite: tuple[Check, ...], file: str) -> None:
-    """Check that every rule's expectation exists and takes its arguments, without any data.
+    """Checks, without any data, that every rule's expectation exists and accepts its arguments.
 
     Args:
-        suite: what is demanded.
-        file: the source's YAML, for the message.
+        suite: the checks.
+        file: the source's YAML file, for the message.
 
     Raises:
-        ConfigError: names the file, the check and what is wrong with it.
+        ConfigError: names the file, the check and its fault.
     """
-    with _quiet():
+    with _hidden_warnings():
         for check in suite:
             try:
                 for rule in check.rules:
-                    _expectation(check, rule)
-            except (AttributeError, TypeError, ValueError) as error:  # pydantic's, in whichever of its versions
-                why = " ".join(str(error).split())
-                raise ConfigError(f"{file}: validation: the check {check.name!r} cannot be made: {why}") from None
+                    _build_expectation(check, rule)
+            except (AttributeError, TypeError, ValueError) as error:  # those of pydantic, in any of its versions
+                fault = " ".join(str(error).split())
+                raise ConfigError(f"{file}: validation: the check {check.name!r} cannot be made: {fault}") from None
 
 
-def _expectation(check: Check, rule: Rule) -> Any:
-    import great_expectations.expectations as theirs
+def _build_expectation(check: Check, rule: Rule) -> Any:
+    """Builds the expectation of a rule: one of our own, or else one of Great Expectations."""
+    import great_expectations.expectations as built_in
 
-    from ml.data.validation import expectations as ours
+    from ml.data.validation import expectations as our_own
 
-    kind = getattr(ours, rule.expectation, None) or getattr(theirs, rule.expectation)
-    return kind(
+    expectation = getattr(our_own, rule.expectation, None) or getattr(built_in, rule.expectation)
+    return expectation(
         **rule.arguments,
         severity=check.severity,
         description=f"{check.name} ({check.severity}): {check.sentence}",
@@ -168,8 +177,8 @@ def _expectation(check: Check, rule: Rule) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Great Expectations' own warnings from the user, to whom they say nothing; its errors still show."""
+def _hidden_warnings() -> Iterator[None]:
+    """Hides Great Expectations' own warnings, which mean nothing to the user; its errors still show."""
     logger = logging.getLogger("great_expectations")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,43 +190,47 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _outcome(check: Check, results: list[Json], rows: int) -> Outcome:
-    told = (check.name, check.severity)
-    crashes = list(dict.fromkeys(crash for one in results if (crash := _crash(one))))
+def _judge(check: Check, results: list[Json], rows: int) -> Outcome:
+    """Returns the outcome of a check from the results of its expectations; ``rows`` is the manifest's length."""
+    head = (check.name, check.severity)
+    crashes = list(dict.fromkeys(crash for result in results if (crash := _read_crash(result))))
     if len(results) != len(check.rules):
         crashes.append(f"{len(results)} of {len(check.rules)} expectations were evaluated")
-    failures = [one for one in results if not one["success"] and not _crash(one)]
-    # A critical demand that is known to be broken is broken, whatever else crashed. Otherwise a crash is the news.
+    failures = [result for result in results if not result["success"] and not _read_crash(result)]
+    # A critical check that is known to fail has failed, whatever else crashed. Otherwise the crash is reported.
     if crashes and not (failures and check.severity == "critical"):
-        return Outcome(*told, "errored", check.sentence, "; ".join(crashes), None, [])
+        return Outcome(*head, "errored", check.sentence, "; ".join(crashes), None, [])
     if not failures:
-        return Outcome(*told, "held", check.sentence, _observed_when_held(results, rows), None, [])
-    observed = "; ".join(_observed(one, rows) for one in failures)
-    details = [detail for one in failures if (detail := one["result"].get("details"))]
-    # Classes at a magnification, 32 at most, or pairs that look alike: every one that is there is named.
+        return Outcome(*head, "held", check.sentence, _describe_success(results, rows), None, [])
+    observed = "; ".join(_describe_failure(result, rows) for result in failures)
+    details = [detail for result in failures if (detail := result["result"].get("details"))]
+    # Classes at a magnification, 32 at most, or pairs that look alike: all are named.
     rows_named = [row for detail in details for key in ("cells", "pairs") for row in detail.get(key, [])]
     if rows_named:
-        return Outcome(*told, "failed", check.sentence, observed, len(rows_named), rows_named)
-    counts = [int(one["result"]["unexpected_count"]) for one in failures if "unexpected_count" in one["result"]]
-    offending = [row for one in failures for row in one["result"].get("unexpected_index_list") or []]
-    return Outcome(*told, "failed", check.sentence, observed, sum(counts) if counts else None, offending[:ROWS_SHOWN])
+        return Outcome(*head, "failed", check.sentence, observed, len(rows_named), rows_named)
+    counts = [
+        int(result["result"]["unexpected_count"]) for result in failures if "unexpected_count" in result["result"]
+    ]
+    offending = [row for result in failures for row in result["result"].get("unexpected_index_list") or []]
+    return Outcome(*head, "failed", check.sentence, observed, sum(counts) if counts else None, offending[:ROWS_SHOWN])
 
 
-def _crash(result: Json) -> str | None:
-    """The message of the exception in an expectation's result, which is flat or keyed by metric."""
+def _read_crash(result: Json) -> str | None:
+    """Returns the message of an exception in a result, which is flat or keyed by metric; None without an exception."""
     info = result["exception_info"]
-    found = [info] if "raised_exception" in info else list(info.values())
-    messages = [one["exception_message"] or "exception without a message" for one in found if one["raised_exception"]]
+    infos = [info] if "raised_exception" in info else list(info.values())
+    messages = [i["exception_message"] or "exception without a message" for i in infos if i["raised_exception"]]
     return str(messages[0]) if messages else None
 
 
-def _observed_when_held(results: list[Json], rows: int) -> str:
+def _describe_success(results: list[Json], rows: int) -> str:
+    """Describes what the expectations of a check that held found."""
     value = results[0]["result"].get("observed_value") if len(results) == 1 else None
     return f"{rows:,} rows" if value is None or isinstance(value, int) else str(value)
 
 
-def _observed(result: Json, rows: int) -> str:
-    """What a failed expectation found, in words."""
+def _describe_failure(result: Json, rows: int) -> str:
+    """Describes what a failed expectation found."""
     found, arguments = result["result"], result["expectation_config"]["kwargs"]
     column = arguments.get("column")
     details = found.get("details") or {}

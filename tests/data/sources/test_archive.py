@@ -12,7 +12,7 @@ from kaggle_server import mirror_zip, some_names
 
 from ml.core.errors import SourceError
 from ml.data.sources import archive
-from ml.data.sources.archive import Archive, TarArchive, open_archive
+from ml.data.sources.archive import TarArchive, ZipArchive, open_archive
 
 
 def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -25,7 +25,7 @@ def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compressio
 def test_images_are_read_in_the_mirrors_layout(tmp_path: Path) -> None:
     path = tmp_path / "mirror.zip"
     path.write_bytes(mirror_zip(some_names()))
-    with Archive(path) as found:
+    with ZipArchive(path) as found:
         assert len(found.images) == 2 * 82
         assert found.images[0].startswith(
             "dataset_cancer_v1/dataset_cancer_v1/classificacao_binaria/100X/benign/SOB_B_A-"
@@ -43,11 +43,11 @@ def test_images_are_read_in_the_mirrors_layout(tmp_path: Path) -> None:
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     path = zipped(tmp_path / "a.zip", ("ok.png", b"x"), (name, b"x"))
     with pytest.raises(SourceError, match=r"a\.zip: the name .* leads out of the archive"):
-        Archive(path)
+        ZipArchive(path)
 
 
 def test_names_with_dots_are_no_offence(tmp_path: Path) -> None:
-    with Archive(zipped(tmp_path / "a.zip", ("a..b/..c/d...png", b"x"))) as found:
+    with ZipArchive(zipped(tmp_path / "a.zip", ("a..b/..c/d...png", b"x"))) as found:
         assert found.images == ["a..b/..c/d...png"]
 
 
@@ -55,18 +55,18 @@ def test_links_are_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(SourceError, match=r"'link\.png' is a link"):
-        Archive(zipped(tmp_path / "a.zip", (link, b"/etc/passwd")))
+        ZipArchive(zipped(tmp_path / "a.zip", (link, b"/etc/passwd")))
 
 
 def test_a_file_without_a_name_is_left_aside(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", ("x", b""), ("y.png", b"y"))
     path.write_bytes(path.read_bytes().replace(b"x", b"\0"))  # zipfile takes a name to end there
-    with Archive(path) as found:
+    with ZipArchive(path) as found:
         assert (found.images, found.skipped) == (["y.png"], [""])
 
 
 def test_folders_are_neither_images_nor_skipped(tmp_path: Path) -> None:
-    with Archive(zipped(tmp_path / "a.zip", ("x.png/", b""), ("x.png/y.png", b"y"))) as found:
+    with ZipArchive(zipped(tmp_path / "a.zip", ("x.png/", b""), ("x.png/y.png", b"y"))) as found:
         assert (found.images, found.skipped) == (["x.png/y.png"], [])
 
 
@@ -74,26 +74,26 @@ def test_a_name_met_twice_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = zipped(tmp_path / "a.zip", ("a.png", b"1"), ("a.png", b"2"))
     with pytest.raises(SourceError, match=r"'a\.png' is in it twice"):
-        Archive(path)
+        ZipArchive(path)
 
 
 def test_a_bomb_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", ("a.png", bytes(30 * 2**20)))
     assert path.stat().st_size < 100_000
     with pytest.raises(SourceError, match=r"would unpack to 31,457,280, more than 100 times as many"):
-        Archive(path)
+        ZipArchive(path)
 
 
 def test_one_enormous_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_FILE_BYTES", 1000)
     with pytest.raises(SourceError, match=r"'a\.png' unpacks to 1,001 bytes, more than 1,000"):
-        Archive(zipped(tmp_path / "a.zip", ("a.png", bytes(1001))))
+        ZipArchive(zipped(tmp_path / "a.zip", ("a.png", bytes(1001))))
 
 
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_FILES", 3)
     with pytest.raises(SourceError, match="more files than the 3 allowed"):
-        Archive(zipped(tmp_path / "a.zip", *((f"{n}.txt", b"") for n in range(4))))
+        ZipArchive(zipped(tmp_path / "a.zip", *((f"{n}.txt", b"") for n in range(4))))
 
 
 def test_a_declared_size_that_lies_gives_an_error_not_more_bytes(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_declared_size_that_lies_gives_an_error_not_more_bytes(tmp_path: Path)
     data = path.read_bytes()
     assert data.count((5000).to_bytes(4, "little")) == 2  # in the local header and in the directory
     path.write_bytes(data.replace((5000).to_bytes(4, "little"), (50).to_bytes(4, "little")))
-    with Archive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged"):
+    with ZipArchive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged"):
         found.read("a.png")
 
 
@@ -111,14 +111,14 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
     data = mirror_zip(some_names()[:5])
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(SourceError, match=r"a\.zip: not a whole zip archive"):
-        Archive(path)
+        ZipArchive(path)
 
 
 def test_a_web_page_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_text("<html>Please sign in</html>")
     with pytest.raises(SourceError, match=r"not a whole zip archive"):
-        Archive(path)
+        ZipArchive(path)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
         tmp_path / "a.zip", ("a.png", b"good bytes"), ("b.png", b"more bytes"), compression=zipfile.ZIP_STORED
     )
     path.write_bytes(path.read_bytes().replace(b"more bytes", b"more bites"))
-    with Archive(path) as found:
+    with ZipArchive(path) as found:
         assert found.read("a.png") == b"good bytes"
         with pytest.raises(SourceError, match=r"a\.zip: b\.png in it is damaged"):
             found.read("b.png")
@@ -138,7 +138,7 @@ def test_an_encrypted_image_is_named(tmp_path: Path) -> None:
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + flags] |= 1
     path.write_bytes(data)
-    with Archive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged or cannot be unpacked"):
+    with ZipArchive(path) as found, pytest.raises(SourceError, match=r"a\.png in it is damaged or cannot be unpacked"):
         found.read("a.png")
 
 
@@ -163,7 +163,7 @@ def test_no_damage_brings_anything_but_a_source_error(
         data[start + int(place * (len(data) - start))] = value
     path = tmp_path / "a.zip"
     path.write_bytes(data)
-    with contextlib.suppress(SourceError), Archive(path) as found:
+    with contextlib.suppress(SourceError), ZipArchive(path) as found:
         for name in found.images:
             found.read(name)
 

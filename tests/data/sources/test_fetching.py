@@ -10,7 +10,7 @@ from ml.core.errors import SourceError
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, demo, fetch_source
-from ml.data.sources.fetching import _in_threads
+from ml.data.sources.fetching import _map_in_threads
 
 Declare = Callable[..., SourceSpec]
 
@@ -136,7 +136,7 @@ def test_few_files_are_in_memory_at_a_time() -> None:
             taken.append(number)
             yield number
 
-    for _ in _in_threads(lambda number: time.sleep(0.0001) or number, items()):
+    for _ in _map_in_threads(lambda number: time.sleep(0.0001) or number, items()):
         given += 1
         assert len(taken) - given <= 20
     assert given == 200
@@ -151,5 +151,5 @@ def test_results_keep_their_order_and_the_first_error_ends_it() -> None:
 
     results: list[int] = []
     with pytest.raises(ValueError, match="fifty"):
-        results.extend(_in_threads(work, iter(range(10_000))))
+        results.extend(_map_in_threads(work, iter(range(10_000))))
     assert results == list(range(50))

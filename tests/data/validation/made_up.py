@@ -53,3 +53,11 @@ def quarantined(image: dict[str, object], reason: str = "truncated", folder: str
 
 def named_wrongly(path: str) -> dict[str, object]:
     return {"path": path, "sha256": sha(path), "source": "made-up", "reason": "name", "detail": "not a BreakHis name"}
+
+
+def with_values(frame: pd.DataFrame, at: int, **values: object) -> pd.DataFrame:
+    """Returns a copy of the frame with other values in one row."""
+    frame = frame.copy()
+    for column, value in values.items():
+        frame.loc[at, column] = value
+    return frame

@@ -9,31 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from made_up import Keep, manifest_table, named_wrongly, quarantine_table, quarantined, row
+from made_up import Keep, manifest_table, named_wrongly, quarantine_table, quarantined, row, with_values
 
-from ml.core.errors import ConfigError, Refused, StoreError
+from ml.core.errors import StoreError
 from ml.core.store import Json, Store
 from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.source_versions import publish_manifest
-from ml.data.validation import images_before, only_in_quarantine, validate_manifest
+from ml.data.validation import count_only_in_quarantine, validate_manifest
 from ml.data.validation.checks import ONLY_IN_QUARANTINE, build_suite
 
 
 def names(found: list[Json]) -> set[str]:
     return {one["name"] for one in found}
-
-
-def put(frame: pd.DataFrame, at: int, **values: object) -> pd.DataFrame:
-    """The frame with other values in one row."""
-    frame = frame.copy()
-    for column, value in values.items():
-        frame.loc[at, column] = value
-    return frame
 
 
 def with_row(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -43,6 +32,7 @@ def with_row(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
 
 Fault = Callable[[pd.DataFrame], pd.DataFrame]
 
+
 FAULTS: dict[str, tuple[Fault, set[str]]] = {
     "one more column": (lambda f: f.assign(note="x"), {"schema"}),
     "number of another type": (lambda f: f.assign(width=f["width"].astype(float)), {"schema"}),
@@ -51,27 +41,27 @@ FAULTS: dict[str, tuple[Fault, set[str]]] = {
         {"schema", "names_agree", "magnifications"},
     ),
     "no row at all": (lambda f: f.iloc[:0], {"rows"}),
-    "empty cell": (lambda f: put(f, 3, patient=None), {"not_null"}),
-    "empty path": (lambda f: put(f, 3, path=None), {"not_null"}),
-    "name of another kind": (lambda f: put(f, 3, path="a/IMG_0001.png"), {"file_names"}),
-    "number of two digits": (lambda f: put(f, 3, path="a/SOB_B_A-14-22549AB-400-01.png"), {"file_names"}),
-    "grammar in the folder only": (lambda f: put(f, 3, path=f"{f.loc[3, 'path']}/thumb.png"), {"file_names"}),
-    "another number": (lambda f: put(f, 3, seq=7), {"names_agree"}),
+    "empty cell": (lambda f: with_values(f, 3, patient=None), {"not_null"}),
+    "empty path": (lambda f: with_values(f, 3, path=None), {"not_null"}),
+    "name of another kind": (lambda f: with_values(f, 3, path="a/IMG_0001.png"), {"file_names"}),
+    "number of two digits": (lambda f: with_values(f, 3, path="a/SOB_B_A-14-22549AB-400-01.png"), {"file_names"}),
+    "grammar in the folder only": (lambda f: with_values(f, 3, path=f"{f.loc[3, 'path']}/thumb.png"), {"file_names"}),
+    "another number": (lambda f: with_values(f, 3, seq=7), {"names_agree"}),
     "another case for a slide": (
         lambda f: f.assign(patient=f["patient"].replace("14-2523", "14-22549")),
         {"names_agree"},
     ),
-    "another magnification": (lambda f: put(f, 3, magnification=50), {"names_agree", "magnifications"}),
+    "another magnification": (lambda f: with_values(f, 3, magnification=50), {"names_agree", "magnifications"}),
     "one slide, two subtypes": (
         lambda f: manifest_table([*f.to_dict("records"), row("F", "14-22549AB", 40, 2)]),  # type: ignore[list-item]
         {"subtype_per_slide"},
     ),
-    "one slide, two patients": (lambda f: put(f, 3, patient="14-2523"), {"names_agree", "patient_per_slide"}),
+    "one slide, two patients": (lambda f: with_values(f, 3, patient="14-2523"), {"names_agree", "patient_per_slide"}),
     "label against subtype": (
-        lambda f: put(f, 0, path="a/SOB_M_A-14-22549AB-40-001.png", label="malignant"),
+        lambda f: with_values(f, 0, path="a/SOB_M_A-14-22549AB-40-001.png", label="malignant"),
         {"label_of_subtype"},
     ),
-    "same pixels": (lambda f: put(f, 3, pixel_sha256=f.loc[5, "pixel_sha256"]), {"unique_pixels"}),
+    "same pixels": (lambda f: with_values(f, 3, pixel_sha256=f.loc[5, "pixel_sha256"]), {"unique_pixels"}),
     "same name": (lambda f: with_row(f, path=f"b/{f.loc[0, 'path']}", pixel_sha256="0" * 64), {"unique_names"}),
 }
 
@@ -110,7 +100,7 @@ def test_a_manifest_without_fault_passes(
 
 
 def test_another_size_is_a_warning_and_passes(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate_manifest(keep(put(small, 3, width=224, height=224)), store)
+    result = validate_manifest(keep(with_values(small, 3, width=224, height=224)), store)
     assert result["passed"]
     (warned,) = result["warned"]
     assert warned["name"] == "image_sizes"
@@ -238,7 +228,7 @@ def inventory_finding(frame: pd.DataFrame, quarantine: list[dict[str, Any]], tmp
     from ml.data.validation.suite import run_suite
 
     (check,) = (one for one in build_suite(True) if one.name == "inventory")
-    only = {ONLY_IN_QUARANTINE: only_in_quarantine(frame, quarantine_table(quarantine))}
+    only = {ONLY_IN_QUARANTINE: count_only_in_quarantine(frame, quarantine_table(quarantine))}
     ((outcome,), _) = run_suite((check,), frame, only, "manifest-0", tmp_path)
     return outcome
 
@@ -315,7 +305,7 @@ def test_an_image_too_many_does_not_hide_one_that_is_missing(whole: pd.DataFrame
 def test_the_pages_lead_to_each_other_and_need_no_network(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     evil = f"<script>alert(1)</script>/<b>bold</b>/{small.loc[3, 'path']}"
     manifest = keep(
-        put(small, 3, path=evil, seq=9),
+        with_values(small, 3, path=evil, seq=9),
         [quarantined(small.iloc[0].to_dict(), folder="<u>x</u>/"), named_wrongly("IMG_1.png")],  # type: ignore[arg-type]
     )
     result = validate_manifest(manifest, store)
@@ -348,167 +338,3 @@ def test_result_json_has_every_offending_row(small: pd.DataFrame, keep: Keep, st
     assert kept["failed"] == result["failed"]
     failed = [one for one in kept["great_expectations"]["results"] if not one["success"]]
     assert [len(one["result"]["unexpected_index_list"]) for one in failed] == [12]
-
-
-# --- the delivery as a whole, and what a source's YAML changes --------------------------------------------------------
-
-
-def outcomes(result: Json, store: Store) -> dict[str, Json]:
-    return {one["name"]: one for one in store.meta(result["validation"])["checks"]}
-
-
-def test_a_small_class_is_a_warning_that_counts_images_and_cases(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate_manifest(keep(small, class_sizes={}), store)
-    assert result["passed"]
-    (warned,) = result["warned"]
-    assert warned["observed"] == (
-        "A: 4 images of 1 case; DC: 4 images of 1 case; PC: 4 images of 1 case (at least 20 images of 2 cases expected)"
-    )
-
-
-def test_a_class_that_is_demanded_and_missing_blocks(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    sizes = {"severity": "critical", "min_images": 1, "min_cases": 1, "subtypes": ["A", "LC"]}
-    result = validate_manifest(keep(small, class_sizes=sizes), store)
-    (failed,) = result["failed"]
-    assert failed["observed"] == "LC: 0 images of 0 cases (at least 1 image of 1 case expected)"
-
-
-@pytest.mark.parametrize(("aside", "passed"), [(1, True), (2, False)])
-def test_much_in_quarantine_blocks(aside: int, passed: bool, small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    result = validate_manifest(keep(small, [named_wrongly(f"{n}.png") for n in range(aside)]), store)
-    assert result["passed"] == passed
-    rate = outcomes(result, store)["quarantine_rate"]
-    assert rate["observed"] == f"{aside} of {12 + aside} files, {aside / (12 + aside):.1%} (at most 10.0%)"
-
-
-def test_a_loosened_check_is_shown_and_a_change_of_it_makes_another_validation(
-    small: pd.DataFrame, keep: Keep, store: Store
-) -> None:
-    aside = [named_wrongly(f"{n}.png") for n in range(6)]
-    result = validate_manifest(
-        keep(small, aside, quarantine_rate={"limit": 0.5}, image_sizes={"severity": "critical"}), store
-    )
-    assert result["passed"]
-    assert result["changes"] == [
-        "image_sizes: severity critical instead of warning",
-        "class_sizes: min_images 0 instead of 20",
-        "class_sizes: min_cases 0 instead of 2",
-        "quarantine_rate: limit 0.5 instead of 0.1",
-    ]
-    front = Path(result["docs"].removeprefix("file://")).read_text()
-    assert "changed by made-up.yaml" in front
-    assert all(change in front for change in result["changes"])
-    assert "critical (changed)" in front
-    assert not validate_manifest(keep(small, aside), store)["passed"]
-
-
-def test_a_check_of_the_sources_own(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    more = {
-        "name": "low_power",
-        "severity": "critical",
-        "sentence": "This clinic has a 40x objective only.",
-        "expectation": "ExpectColumnValuesToBeInSet",
-        "arguments": {"column": "magnification", "value_set": [40]},
-    }
-    result = validate_manifest(keep(small, more=[more]), store)
-    (failed,) = result["failed"]
-    assert (failed["name"], failed["unexpected"]) == ("low_power", 9)
-    assert "low_power: added" in result["changes"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"expectation": "ExpectWonders"}, "has no attribute 'ExpectWonders'"),
-        ({"expectation": "ExpectColumnValuesToBeInSet", "arguments": {"colum": "x"}}, "column field required"),
-    ],
-)
-def test_a_check_of_the_sources_own_that_cannot_be(
-    wrong: Json, message: str, small: pd.DataFrame, keep: Keep, store: Store
-) -> None:
-    more = {"name": "mine", "sentence": "Something of our own.", **wrong}
-    with pytest.raises(ConfigError, match=f"made-up.yaml: validation: the check 'mine' cannot be made: .*{message}"):
-        validate_manifest(keep(small, more=[more]), store)
-
-
-def published(store: Store, manifest: str) -> str:
-    publish_manifest(manifest, store)
-    return manifest
-
-
-def test_a_delivery_is_held_against_the_version_before(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    first = validate_manifest(published(store, keep(small)), store)
-    assert outcomes(first, store)["images_lost"]["observed"] == "nothing was published before"
-    less = validate_manifest(keep(small.iloc[1:]), store)
-    (failed,) = less["failed"]
-    assert failed["name"] == "images_lost"
-    assert failed["observed"] == "gone: A 1 of 4 (at most 10% of a subtype)"
-    with pytest.raises(Refused, match="has not passed"):
-        publish_manifest(keep(small.iloc[1:]), store)
-    allowed = keep(small.iloc[1:], images_lost={"limit": 0.25})
-    assert publish_manifest(allowed, store)["diff"] == {"added": 0, "removed": 1, "relabelled": 0}
-
-
-def test_a_version_is_not_held_against_itself(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    manifest = published(store, keep(small))
-    assert (
-        validate_manifest(manifest, store)["validation"]
-        == validate_manifest(published(store, manifest), store)["validation"]
-    )
-
-
-def test_a_class_that_multiplies_is_a_warning(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    published(store, keep(small))
-    more = [row("PC", "15-190EF", 40, seq) for seq in range(2, 8)]
-    result = validate_manifest(keep(manifest_table([*small.to_dict("records"), *more])), store)  # type: ignore[list-item]
-    assert result["passed"]
-    (warned,) = result["warned"]
-    assert warned["observed"] == "PC from 4 to 10 images (at most 100% more)"
-
-
-def test_other_demands_on_the_same_images_make_no_new_version(small: pd.DataFrame, keep: Keep, store: Store) -> None:
-    first = publish_manifest(keep(small), store)
-    again = publish_manifest(keep(small, quarantine_rate={"limit": 0.3}), store)
-    assert not again["changed"]
-    assert again["version"] == first["version"]
-
-
-def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
-    small: pd.DataFrame, keep: Keep, store: Store
-) -> None:
-    look = int(small.loc[0, "perceptual_hash"], 16)
-    alike = put(small, 5, perceptual_hash=f"{look ^ 0b10011:016x}")  # another patient, three bits apart
-    alike = put(alike, 1, perceptual_hash=f"{look ^ 1:016x}")  # the same patient: serial sections are alike
-    result = validate_manifest(keep(alike), store)
-    assert result["passed"]
-    (warned,) = result["warned"]
-    assert warned["unexpected"] == 2
-    assert warned["rows"][0] == {
-        "path": small.loc[0, "path"],
-        "looks_like": small.loc[5, "path"],
-        "patients": "14-22549 and 14-2523",
-        "bits_apart": 3,
-    }
-    assert small.loc[5, "path"] in Path(result["docs"].removeprefix("file://")).read_text()
-    assert not validate_manifest(keep(alike, near_duplicates={"distance": 1}), store)["warned"]
-
-
-@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))
-def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, int]], distance: int) -> None:
-    from ml.data.validation.expectations import _within
-
-    hashes = np.array([look for look, _ in looks], dtype=np.uint64)
-    patients = np.array([patient for _, patient in looks], dtype=object)
-    found = set(_within(hashes, patients, distance))
-    assert found == {
-        (i, j, (a ^ b).bit_count())
-        for j, (b, q) in enumerate(looks)
-        for i, (a, p) in enumerate(looks[:j])
-        if p != q and (a ^ b).bit_count() <= distance
-    }
-
-
-def test_images_before_counts_by_pixels(small: pd.DataFrame) -> None:
-    renamed = small.assign(path="elsewhere/" + small["path"]).iloc[2:]
-    assert images_before(small, renamed) == {"A": [4, 2], "DC": [4, 0], "PC": [4, 0]}
-    assert images_before(None, small) == {}

@@ -1,4 +1,4 @@
-"""What sets the cases of the demo source apart: stain, section and camera, drawn by chance for each case."""
+"""Random properties of each case of the demo source: stain, section thickness, nuclei and camera."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from ml.data.sources.demo.textures import Floats
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What all pictures of a case share, and its slides nearly: the staining bath, the section and the camera."""
+    """Properties that all pictures of a case share: its stain, which varies a little by slide, nuclei and camera."""
 
     haematoxylin: Floats  # optical density of red, green, blue per unit of stain
     eosin: Floats
@@ -26,7 +26,7 @@ class Case:
 
 
 def draw_case(seed: int, slide: str) -> Case:
-    """Draws the case of a slide by chance; slides of a case differ a little in the strength of their stain."""
+    """Draws the case of a slide at random; the slides of a case differ a little in the strength of their stain."""
     rng = random_generator(seed, "case", case_of(slide))
     haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal([-0.04, 0.0, 0.06], [0.03, 0.02, 0.03])
     # Ruifrok and Johnston's eosin is nearly pure magenta; old sections are yellower, towards brick red.
@@ -49,6 +49,6 @@ def draw_case(seed: int, slide: str) -> Case:
 
 
 def random_generator(seed: int, *key: str | int) -> np.random.Generator:
-    """Returns a random generator that depends on the seed and the key alone."""
-    # crc32, since hash() of a text differs from one process to the next.
+    """Returns a random generator that depends only on the seed and the key."""
+    # crc32, since hash() of a string differs between processes.
     return np.random.default_rng([seed, *(zlib.crc32(str(part).encode()) for part in key)])

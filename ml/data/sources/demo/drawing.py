@@ -1,4 +1,4 @@
-"""The pixels of one picture of the demo source."""
+"""Draws the pixels of one picture of the demo source."""
 
 from dataclasses import replace
 
@@ -9,16 +9,16 @@ from ml.data.sources.demo.tissue import Tissue
 from ml.images.decoding import Pixels
 
 DRAWING_VERSION = 4
-"""Raised when the same number and seed would give other pictures, so that those drawn before are not taken for them."""
+"""Increased when the same number and seed would give other pictures, so that earlier drawings are not reused."""
 
 _SHORT_SLIDE = "14-12465"  # the one slide of BreakHis whose pictures are 456 pixels high
 
 
 def draw_picture(name: ImageName, seed: int) -> Pixels:
-    """Draw one picture: uint8 RGB, (460, 700, 3), or (456, 700, 3) for slide PC 14-12465.
+    """Draws one picture: uint8 RGB, (460, 700, 3), or (456, 700, 3) for slide PC 14-12465.
 
-    The same (seed, slide, magnification, seq) gives the same pixels, whatever class the picture is filed under: slide
-    14-13412, which BreakHis publishes as DC and as LC, is drawn as LC for both.
+    The same (seed, slide, magnification, seq) gives the same pixels in every class: slide 14-13412, which BreakHis
+    publishes as DC and as LC, is drawn as LC for both.
     """
     subtype = "LC" if name.slide == DUPLICATED_SLIDE else name.subtype
     case = draw_case(seed, name.slide)

@@ -1,4 +1,4 @@
-"""The kinds of nuclei that the demo source draws, and their haematoxylin."""
+"""Kinds of nuclei of the demo source, and the drawing of their haematoxylin."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ml.data.sources.demo.textures import TILE_SIDE, Floats, chromatin_tile
 
 @dataclass(frozen=True, slots=True)
 class NucleusKind:
-    """A kind of nucleus. Lengths in micrometres."""
+    """A kind of nucleus; lengths in micrometres."""
 
     diameter: float
     elongation: float = 1.2  # long axis over short axis
@@ -33,10 +33,18 @@ PAPILLARY = NucleusKind(9.0, 1.7, 0.14, stain=1.2, vesicular=0.25, nucleolus=0.2
 
 
 def draw_nuclei(kind: NucleusKind, case: Case, pixel: float, kinds: int, rng: np.random.Generator) -> Floats:
-    """Haematoxylin of ``kinds`` nuclei (kinds, side, side), the long axis of the i-th at angle (i + 0.5) pi / kinds."""
+    """Draws the haematoxylin of ``kinds`` nuclei: (kinds, side, side), the i-th's long axis at (i + 0.5) pi / kinds.
+
+    Args:
+        kind: the kind of nucleus.
+        case: the case, whose nuclei have a size.
+        pixel: micrometres per pixel.
+        kinds: the number of nuclei.
+        rng: draws how the nuclei vary.
+    """
     column = (slice(None), None, None)
 
-    def each(values: NDArray[np.float64]) -> Floats:
+    def per_nucleus(values: NDArray[np.float64]) -> Floats:
         return values.astype(np.float32)[column]
 
     diameter = kind.diameter * case.size * np.exp(np.clip(rng.normal(0, kind.spread, kinds), -0.6, 0.6))
@@ -44,18 +52,18 @@ def draw_nuclei(kind: NucleusKind, case: Case, pixel: float, kinds: int, rng: np
     half = int(0.5 * float((diameter * stretch).max()) * 1.15 / pixel) + 2
     y, x = (axis[None] * np.float32(pixel) for axis in np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32))
     turn = (np.arange(kinds) + 0.5) * np.pi / kinds
-    cos, sin = each(np.cos(turn)), each(np.sin(turn))
-    along = (cos * x + sin * y) / each(0.5 * diameter * stretch)
-    across = (cos * y - sin * x) / each(0.5 * diameter / stretch)
+    cos, sin = per_nucleus(np.cos(turn)), per_nucleus(np.sin(turn))
+    along = (cos * x + sin * y) / per_nucleus(0.5 * diameter * stretch)
+    across = (cos * y - sin * x) / per_nucleus(0.5 * diameter / stretch)
     r = np.sqrt(along * along + across * across)
     if kind.ragged and pixel < 1.0:
         bearing = np.arctan2(across, along)
         for lobes in (2, 3):
-            r *= 1 + kind.ragged * np.cos(lobes * bearing + each(rng.uniform(0, 2 * np.pi, kinds)))
-    # One pixel of softness, as a share of the short radius.
-    soft = each(np.maximum(pixel, 0.35) / (0.5 * diameter / stretch))
+            r *= 1 + kind.ragged * np.cos(lobes * bearing + per_nucleus(rng.uniform(0, 2 * np.pi, kinds)))
+    # The edge is one pixel soft, as a share of the short radius.
+    soft = per_nucleus(np.maximum(pixel, 0.35) / (0.5 * diameter / stretch))
     shape = np.clip(0.5 + (1 - r) / soft, 0, 1)
-    density = 1 - each(kind.vesicular * rng.uniform(0.4, 1.0, kinds)) * np.clip(1.15 - r * r, 0, 1)
+    density = 1 - per_nucleus(kind.vesicular * rng.uniform(0.4, 1.0, kinds)) * np.clip(1.15 - r * r, 0, 1)
     if pixel < 0.5:
         side = r.shape[1]
         corners = rng.integers(0, TILE_SIDE - side, (kinds, 2))
@@ -63,9 +71,9 @@ def draw_nuclei(kind: NucleusKind, case: Case, pixel: float, kinds: int, rng: np
         density *= 1 + 0.16 * np.stack([tile[top : top + side, left : left + side] for top, left in corners])
     if kind.nucleolus and pixel < 1.0:
         place = rng.uniform(-0.3, 0.3, (2, kinds))
-        spot = np.hypot(along - each(place[0]), across - each(place[1])) * each(0.5 * diameter)
-        has_one = each((rng.random(kinds) < kind.nucleolus).astype(np.float64))
+        spot = np.hypot(along - per_nucleus(place[0]), across - per_nucleus(place[1])) * per_nucleus(0.5 * diameter)
+        has_one = per_nucleus((rng.random(kinds) < kind.nucleolus).astype(np.float64))
         density += 0.6 * has_one * np.clip((1.15 - spot) / 0.5, 0, 1)
-    stain = each(1.12 * kind.stain * np.exp(rng.normal(0, 0.12 + 0.6 * kind.spread, kinds)))
+    stain = per_nucleus(1.12 * kind.stain * np.exp(rng.normal(0, 0.12 + 0.6 * kind.spread, kinds)))
     drawn: Floats = (stain * shape * density).astype(np.float32)
     return drawn

@@ -1,4 +1,4 @@
-"""The architecture of each subtype: how its tissue is laid down, and how much stain it takes up."""
+"""The tissue architecture of each subtype, and how much stain it takes up."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +20,8 @@ from ml.data.sources.demo.textures import Floats, sample_fibres
 from ml.data.sources.demo.tissue import Tissue
 
 
-def _begin(tissue: Tissue, *, pink: float, blue: float, swirl: float, contrast: float = 1.0) -> float:
-    """Stroma, and what any breast may hold; returns how much of the subtype's own structure to draw (0..1)."""
+def _draw_background(tissue: Tissue, *, pink: float, blue: float, swirl: float, contrast: float = 1.0) -> float:
+    """Draws stroma, fat and blood as in any breast; returns how much of the subtype's structure to draw (0..1)."""
     rng = tissue.rng
     tissue.stroma(pink * rng.uniform(0.85, 1.15), blue, swirl, contrast)
     if rng.random() < 0.10:
@@ -32,8 +32,8 @@ def _begin(tissue: Tissue, *, pink: float, blue: float, swirl: float, contrast: 
     return float(rng.uniform(0.0, 0.3) if rng.random() < 0.07 else rng.uniform(0.5, 1.0))
 
 
-def _between(kind: NucleusKind, other: NucleusKind, share: float) -> NucleusKind:
-    """Nuclei that are ``kind`` but for a ``share`` (0..1; below 0 counts as 0) of ``other``."""
+def _blend_kinds(kind: NucleusKind, other: NucleusKind, share: float) -> NucleusKind:
+    """Returns nuclei between ``kind`` (share 0 or below) and ``other`` (share 1)."""
     t = max(share, 0.0)
     return replace(
         kind,
@@ -43,8 +43,8 @@ def _between(kind: NucleusKind, other: NucleusKind, share: float) -> NucleusKind
     )
 
 
-def _glands(tissue: Tissue, distance: Floats, kind: NucleusKind, wall: float, *, secretion: float) -> None:
-    """Round glands: a wall of two cell layers about a lumen."""
+def _draw_glands(tissue: Tissue, distance: Floats, kind: NucleusKind, wall: float, *, secretion: float) -> None:
+    """Draws round glands: a wall of two cell layers around a lumen."""
     body = tissue.inside(distance)
     lumen = tissue.inside(distance + wall)
     tissue.fill(body, pink=0.46, blue=0.08)
@@ -53,56 +53,56 @@ def _glands(tissue: Tissue, distance: Floats, kind: NucleusKind, wall: float, *,
     tissue.lining(replace(FIBROBLAST, diameter=4.6), 11.0, distance, (0.8,), 0.4, across=False)
 
 
-def _adenosis(tissue: Tissue) -> None:
-    """Adenosis: crowded small acini in lobules, with small lumina, in pink sclerotic stroma."""
-    amount = _begin(tissue, pink=0.60, blue=0.03, swirl=45)
-    kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
+def _draw_adenosis(tissue: Tissue) -> None:
+    """Draws adenosis: crowded small acini in lobules, with small lumina, in pink sclerotic stroma."""
+    amount = _draw_background(tissue, pink=0.60, blue=0.03, swirl=45)
+    kind = _blend_kinds(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     lobule = tissue.inside(tissue.covering(tissue.noise(330), 0.2 + 0.55 * amount), 25)
     tissue.fill(0.6 * lobule, pink=0.52, blue=0.05, grain=25)
     tissue.room[:] = np.maximum(tissue.room, lobule)
     acini = tissue.blobs(50, (16, 24), lobule, jitter=0.14)
-    _glands(tissue, acini, kind, 11.0, secretion=float(tissue.rng.uniform(0, 0.7)))
+    _draw_glands(tissue, acini, kind, 11.0, secretion=float(tissue.rng.uniform(0, 0.7)))
     tissue.cells(LYMPHOCYTE, 17, 0.25 * lobule * tissue.room)
     tissue.fibroblasts(FIBROBLAST, 21)
 
 
-def _tubular_adenoma(tissue: Tissue) -> None:
-    """Tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
-    amount = _begin(tissue, pink=0.34, blue=0.02, swirl=35, contrast=0.8)
-    kind = _between(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
+def _draw_tubular_adenoma(tissue: Tissue) -> None:
+    """Draws tubular adenoma: uniform open tubules back to back, with hardly any stroma."""
+    amount = _draw_background(tissue, pink=0.34, blue=0.02, swirl=35, contrast=0.8)
+    kind = _blend_kinds(replace(EPITHELIUM, diameter=7.6, elongation=1.5), DUCTAL, 0.35 * tissue.case.atypia)
     where = tissue.inside(tissue.covering(tissue.noise(700), 0.55 + 0.45 * amount), 20)
     tubules = tissue.blobs(68, (25, 33), 0.95 * where, jitter=0.12)
-    _glands(tissue, tubules, kind, 12.5, secretion=float(tissue.rng.uniform(0, 0.5)))
+    _draw_glands(tissue, tubules, kind, 12.5, secretion=float(tissue.rng.uniform(0, 0.5)))
     tissue.fibroblasts(FIBROBLAST, 18)
 
 
-def _fibroadenoma(tissue: Tissue) -> None:
-    """Fibroadenoma: pale, loose, evenly cellular stroma that presses the ducts into slits."""
-    amount = _begin(tissue, pink=0.36, blue=0.03, swirl=85, contrast=0.9)
-    kind = _between(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
+def _draw_fibroadenoma(tissue: Tissue) -> None:
+    """Draws fibroadenoma: pale, loose, evenly cellular stroma that presses the ducts into slits."""
+    amount = _draw_background(tissue, pink=0.36, blue=0.03, swirl=85, contrast=0.9)
+    kind = _blend_kinds(EPITHELIUM, DUCTAL, 0.35 * tissue.case.atypia)
     open_by = tissue.rng.uniform(1.5, 6.0)
     slits = np.abs(tissue.covering(tissue.noise(270), 0.5)) - 11 - open_by
     slits += np.clip(tissue.covering(tissue.noise(260), 0.35 + 0.5 * amount), 0, None)  # ducts end somewhere
     if tissue.rng.random() < 0.5:
         slits = np.minimum(slits, tissue.blobs(150, (20, 36), np.full(tissue.shape, 0.35 * amount, np.float32)))
-    _glands(tissue, slits, kind, 11.5, secretion=float(tissue.rng.uniform(0, 0.4)))
+    _draw_glands(tissue, slits, kind, 11.5, secretion=float(tissue.rng.uniform(0, 0.4)))
     tissue.fibroblasts(FIBROBLAST, 15, 0.85)
 
 
-def _phyllodes_tumor(tissue: Tissue) -> None:
-    """Phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
-    amount = _begin(tissue, pink=0.66, blue=0.04, swirl=130, contrast=0.7)
-    spindle = _between(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
+def _draw_phyllodes_tumor(tissue: Tissue) -> None:
+    """Draws phyllodes tumour: broad leaves of crowded spindle cells that bulge into lined clefts."""
+    amount = _draw_background(tissue, pink=0.66, blue=0.04, swirl=130, contrast=0.7)
+    spindle = _blend_kinds(SPINDLE, DUCTAL, 0.35 * tissue.case.atypia)
     cleft = tissue.covering(tissue.noise(380) - 0.35 * np.abs(tissue.noise(150)), 0.04 + 0.2 * amount)
-    _glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
+    _draw_glands(tissue, cleft, EPITHELIUM, 12.0, secretion=float(tissue.rng.uniform(0, 0.25)))
     tissue.fibroblasts(spindle, 11.5, 0.9)
 
 
-def _ductal_carcinoma(tissue: Tissue) -> None:
-    """Ductal carcinoma: nests and sheets of large uneven nuclei in fibrous stroma, some holes, some necrosis."""
-    amount = _begin(tissue, pink=0.38, blue=0.20, swirl=55)
+def _draw_ductal_carcinoma(tissue: Tissue) -> None:
+    """Draws ductal carcinoma: nests and sheets of large uneven nuclei in fibrous stroma, some holes, some necrosis."""
+    amount = _draw_background(tissue, pink=0.38, blue=0.20, swirl=55)
     rng = tissue.rng
-    kind = _between(DUCTAL, EPITHELIUM, -0.55 * tissue.case.atypia)
+    kind = _blend_kinds(DUCTAL, EPITHELIUM, -0.55 * tissue.case.atypia)
     nests = tissue.noise(200) + 0.45 * tissue.noise(60)
     distance = tissue.covering(nests, 0.25 + 0.55 * amount)
     shrinkage = distance - np.clip(4 * tissue.noise(130), 0, None) * rng.uniform(0, 2)
@@ -123,10 +123,10 @@ def _ductal_carcinoma(tissue: Tissue) -> None:
     tissue.fibroblasts(FIBROBLAST, 18)
 
 
-def _lobular_carcinoma(tissue: Tissue) -> None:
-    """Lobular carcinoma: small even cells in single file between dense collagen fibres."""
-    amount = _begin(tissue, pink=0.66, blue=0.40, swirl=70, contrast=1.25)
-    kind = _between(LOBULAR, DUCTAL, 0.35 * tissue.case.atypia)
+def _draw_lobular_carcinoma(tissue: Tissue) -> None:
+    """Draws lobular carcinoma: small even cells in single file between dense collagen fibres."""
+    amount = _draw_background(tissue, pink=0.66, blue=0.40, swirl=70, contrast=1.25)
+    kind = _blend_kinds(LOBULAR, DUCTAL, 0.35 * tissue.case.atypia)
     x, y = tissue.scatter(8.8 / tissue.case.crowding, jitter=0.25)
     gap = float(tissue.rng.uniform(19, 27))
     down, right = np.gradient(tissue.across, tissue.unit)
@@ -147,11 +147,11 @@ def _lobular_carcinoma(tissue: Tissue) -> None:
     tissue.fibroblasts(FIBROBLAST, 22)
 
 
-def _mucinous_carcinoma(tissue: Tissue) -> None:
-    """Mucinous carcinoma: clusters of cells afloat in pale blue pools of mucin between thin septa."""
-    amount = _begin(tissue, pink=0.42, blue=0.10, swirl=60)
+def _draw_mucinous_carcinoma(tissue: Tissue) -> None:
+    """Draws mucinous carcinoma: clusters of cells afloat in pale blue pools of mucin between thin septa."""
+    amount = _draw_background(tissue, pink=0.42, blue=0.10, swirl=60)
     rng = tissue.rng
-    kind = _between(MUCINOUS, DUCTAL, 0.35 * tissue.case.atypia)
+    kind = _blend_kinds(MUCINOUS, DUCTAL, 0.35 * tissue.case.atypia)
     septa = np.abs(tissue.covering(tissue.noise(420), rng.uniform(0.3, 0.7))) - rng.uniform(8, 30)
     pools = np.maximum(-septa, tissue.covering(tissue.noise(520), 0.35 + 0.65 * amount))
     wisps = (
@@ -169,11 +169,11 @@ def _mucinous_carcinoma(tissue: Tissue) -> None:
     tissue.fibroblasts(FIBROBLAST, 19)
 
 
-def _papillary_carcinoma(tissue: Tissue) -> None:
-    """Papillary carcinoma: branching fronds with a fibrous core, coated with tall dark nuclei, in empty space."""
-    amount = _begin(tissue, pink=0.38, blue=0.12, swirl=40)
+def _draw_papillary_carcinoma(tissue: Tissue) -> None:
+    """Draws papillary carcinoma: branching fronds with a fibrous core, coated with tall dark nuclei, in empty space."""
+    amount = _draw_background(tissue, pink=0.38, blue=0.12, swirl=40)
     rng = tissue.rng
-    kind = _between(PAPILLARY, EPITHELIUM, -0.4 * tissue.case.atypia)
+    kind = _blend_kinds(PAPILLARY, EPITHELIUM, -0.4 * tissue.case.atypia)
     coat = float(rng.uniform(17, 27))
     branches = np.abs(tissue.covering(tissue.noise(210) + 0.3 * tissue.noise(70), 0.5)) - coat - rng.uniform(3, 14)
     branches += 4 * tissue.noise(45) + 8 * tissue.noise(110)
@@ -187,8 +187,8 @@ def _papillary_carcinoma(tissue: Tissue) -> None:
     tissue.fibroblasts(FIBROBLAST, 14)
 
 
-# How much haematoxylin and eosin each subtype takes up beside the staining of the case. Real tissue differs less; here
-# it is what even an untrained backbone can see.
+# Factors of haematoxylin and eosin by subtype, beside the stain of the case. Real subtypes differ less; the difference
+# here is visible even to an untrained backbone.
 STAIN_UPTAKE: dict[str, tuple[float, float]] = {
     "A": (0.75, 1.45),
     "F": (0.85, 0.85),
@@ -201,12 +201,12 @@ STAIN_UPTAKE: dict[str, tuple[float, float]] = {
 }
 
 ARCHITECTURES: dict[str, Callable[[Tissue], None]] = {
-    "A": _adenosis,
-    "F": _fibroadenoma,
-    "PT": _phyllodes_tumor,
-    "TA": _tubular_adenoma,
-    "DC": _ductal_carcinoma,
-    "LC": _lobular_carcinoma,
-    "MC": _mucinous_carcinoma,
-    "PC": _papillary_carcinoma,
+    "A": _draw_adenosis,
+    "F": _draw_fibroadenoma,
+    "PT": _draw_phyllodes_tumor,
+    "TA": _draw_tubular_adenoma,
+    "DC": _draw_ductal_carcinoma,
+    "LC": _draw_lobular_carcinoma,
+    "MC": _draw_mucinous_carcinoma,
+    "PC": _draw_papillary_carcinoma,
 }

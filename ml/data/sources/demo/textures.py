@@ -1,4 +1,4 @@
-"""Textures of fibres, chromatin and camera noise, and the operations on maps that tissue and nuclei share."""
+"""Textures of fibres, chromatin and camera noise, and operations on maps of stain."""
 
 from functools import cache
 from typing import Any
@@ -19,13 +19,23 @@ TILE_SIDE = 512
 def stamp_each(
     canvas: Floats, bank: Floats, which: NDArray[np.intp], x: Floats, y: Floats, join: np.ufunc, neutral: float
 ) -> None:
-    """Join ``bank[which[i]]``, centred on pixel (x[i], y[i]), to ``canvas`` in place, with np.minimum or np.maximum."""
+    """Joins ``bank[which[i]]``, centred on pixel (x[i], y[i]), to ``canvas`` in place.
+
+    Args:
+        canvas: (height, width), changed in place.
+        bank: (kinds, side, side), the stamps.
+        which: (n,), the index of each stamp in the bank.
+        x: (n,), columns in pixels.
+        y: (n,), rows in pixels.
+        join: np.minimum or np.maximum.
+        neutral: the value outside a stamp's shape, which changes nothing.
+    """
     half = bank.shape[1] // 2
     height, width = canvas.shape
     column, row = np.round(x).astype(np.intp), np.round(y).astype(np.intp)
     near = (column > -half) & (column < width + half) & (row > -half) & (row < height + half)
     column, row, which = column[near], row[near], which[near]
-    # A border that takes what sticks out, so that no stamp needs clipping.
+    # With a border for stamps that stick out, no stamp needs clipping.
     padded = np.full((height + 4 * half, width + 4 * half), neutral, np.float32)
     padded[2 * half : -2 * half, 2 * half : -2 * half] = canvas
     used = np.flatnonzero((bank != neutral).any(axis=0).ravel())
@@ -39,13 +49,13 @@ def stamp_each(
 
 
 def resize(values: Floats, shape: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Floats:
-    """Scales a map to ``shape`` (height, width), bicubic; ``box`` is the part of it to scale, in pixels."""
+    """Scales a map to ``shape`` (height, width) by bicubic interpolation; ``box`` is the part to scale, in pixels."""
     image = Image.fromarray(np.ascontiguousarray(values, np.float32))
     return np.array(image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box), np.float32)
 
 
 def blur(values: Floats, sigma: float) -> Floats:
-    """Three taps either way: exact enough for a lens of about a pixel, and much faster than a true Gaussian."""
+    """Blurs a map by three taps in each direction, for a lens of about a pixel; much faster than a true Gaussian."""
     side = np.float32(min(0.5 * sigma * sigma, 0.32))
     for axis in (0, 1):
         inner = np.swapaxes(values, 0, axis)
@@ -58,7 +68,7 @@ def blur(values: Floats, sigma: float) -> Floats:
 
 @cache
 def _fibre_tile() -> Floats:
-    """Streaks along x, unit spread, periodic: white noise whose spectrum is narrow along x and wide along y."""
+    """Returns periodic streaks along x with unit spread: white noise, its spectrum narrow along x and wide along y."""
     rng = np.random.default_rng(1)
     frequency = np.fft.fftfreq(TILE_SIDE)
     along, across = frequency[None, :], frequency[:, None]
@@ -69,7 +79,7 @@ def _fibre_tile() -> Floats:
 
 
 def sample_fibres(along: Floats, across: Floats, unit: float) -> Floats:
-    """The fibre tile at coordinates in micrometres, a tile pixel being ``unit`` of them; linear between pixels."""
+    """Samples the fibre tile at coordinates in micrometres, linear between pixels; a tile pixel is ``unit`` wide."""
     tile = _fibre_tile().ravel()
     x, y = along * np.float32(1 / unit), across * np.float32(1 / unit)
     left, above = np.floor(x), np.floor(y)
@@ -89,7 +99,7 @@ def sample_fibres(along: Floats, across: Floats, unit: float) -> Floats:
 
 @cache
 def chromatin_tile() -> Floats:
-    """Clumps of 1.5 to 3 um at 0.35 um a pixel, unit spread, periodic."""
+    """Returns periodic chromatin clumps of 1.5 to 3 um at 0.35 um per pixel, with unit spread."""
     rng = np.random.default_rng(3)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TILE_SIDE), np.fft.fftfreq(TILE_SIDE)))
     band = np.exp(-0.5 * ((frequency - 0.15) / 0.05) ** 2)
@@ -100,6 +110,6 @@ def chromatin_tile() -> Floats:
 
 @cache
 def camera_grain() -> Floats:
-    """The camera's noise, as a factor on the light; each picture takes another window of it."""
+    """Returns the camera's noise as a factor of the light; each picture uses another window of it."""
     rng = np.random.default_rng(2)
     return (1 + 0.012 * rng.standard_normal((HEIGHT + 301, WIDTH + 301))).astype(np.float32)

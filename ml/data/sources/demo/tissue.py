@@ -1,6 +1,6 @@
-"""A field of view under construction: stroma, structures and nuclei are laid down, then photographed.
+"""A field of view of the demo source: stroma, structures and nuclei are drawn, then photographed.
 
-A picture is built the way the stain works: amounts of haematoxylin and eosin per pixel, turned into light by
+A picture is built as stain works: amounts of haematoxylin and eosin per pixel, turned into light by
 Beer-Lambert with the stain vectors of A. Ruifrok and D. Johnston, "Quantification of histochemical staining by color
 deconvolution", Analytical and Quantitative Cytology and Histology 23(4), 2001.
 """
@@ -15,13 +15,13 @@ from ml.data.sources.demo.textures import HEIGHT, WIDTH, Floats, blur, camera_gr
 from ml.images.decoding import Pixels
 
 _PIXEL = {40: 1.75, 100: 0.70, 200: 0.35, 400: 0.175}  # micrometres; a nucleus of 8 um is 46 pixels wide at 400X
-_COARSE = {40: 2, 100: 2, 200: 2, 400: 4}  # architecture is drawn at this fraction: optics hide the rest
+_COARSE = {40: 2, 100: 2, 200: 2, 400: 4}  # architecture is drawn in pixels of this size: optics hide finer detail
 _FINE = {40: 1, 100: 1, 200: 1, 400: 2}  # nuclei likewise
 
 
 @dataclass(slots=True)
 class Tissue:
-    """A field of view under construction. Maps are coarse (see ``_COARSE``); distances and places in micrometres.
+    """A field of view under construction. Maps are coarse (see ``_COARSE``); distances and places are in micrometres.
 
     ``distance`` maps are signed: negative inside a structure, positive outside.
     """
@@ -56,35 +56,35 @@ class Tissue:
     # --- fields -----------------------------------------------------------------------------------------------
 
     def noise(self, wavelength: float) -> Floats:
-        """Smooth noise of about unit spread."""
+        """Returns smooth noise of about unit spread; ``wavelength`` is in micrometres."""
         width, height = (side / wavelength for side in self.size)
         grid = self.rng.standard_normal((int(height) + 4, int(width) + 4)).astype(np.float32)
         dx, dy = self.rng.uniform(1, 2, 2)
         return 1.5 * resize(grid, self.shape, (dx, dy, dx + width, dy + height))
 
     def contour(self, values: Floats, level: float = 0.0) -> Floats:
-        """The distance to where ``values`` crosses ``level``, to first order; negative above the level."""
+        """Returns the distance to where ``values`` crosses ``level``, to first order; negative above the level."""
         down, right = np.gradient(values, self.unit)
         steepness = np.sqrt(down * down + right * right)
         distance: Floats = (level - values) / (steepness + 0.25 * float(steepness.mean()))
         return distance
 
     def covering(self, values: Floats, share: float) -> Floats:
-        """The distance to the part of the field, ``share`` of its area, where ``values`` are highest.
+        """Returns the distance to the part of the field where ``values`` are highest, a ``share`` of its area.
 
-        By share rather than by a fixed level, since whoever took the pictures looked for the tumour at every zoom.
+        A share rather than a fixed level, since photographers look for the tumour at every magnification.
         """
         return self.contour(values, float(np.quantile(values[::4, ::4], 1 - share)))
 
     def blobs(self, spacing: float, radius: tuple[float, float], where: Floats, jitter: float = 0.2) -> Floats:
-        """The distance to roundish blobs on a jittered lattice; ``where`` is the chance of each."""
+        """Returns the distance to roundish blobs on a jittered lattice; ``where`` is the probability of each."""
         x, y = self.scatter(spacing, margin=radius[1], jitter=jitter)
         keep = self.rng.random(len(x)) < self.at(where, x, y)
         x, y = x[keep], y[keep]
         return self.stamp_blobs(x, y, radius)
 
     def stamp_blobs(self, x: Floats, y: Floats, radius: tuple[float, float]) -> Floats:
-        """The distance to roundish blobs at given places."""
+        """Returns the distance to roundish blobs at given places."""
         far = 12.0
         canvas = np.full(self.shape, far, np.float32)
         if not len(x):
@@ -106,7 +106,7 @@ class Tissue:
     # --- places -----------------------------------------------------------------------------------------------
 
     def scatter(self, spacing: float, margin: float = 8.0, jitter: float = 0.32) -> tuple[Floats, Floats]:
-        """Places on a hexagonal lattice, jittered; ``margin`` reaches beyond the field."""
+        """Returns places on a jittered hexagonal lattice, which reaches ``margin`` beyond the field."""
         row = spacing * 0.866
         columns = int((self.size[0] + 2 * margin) / spacing) + 2
         rows = int((self.size[1] + 2 * margin) / row) + 2
@@ -117,7 +117,7 @@ class Tissue:
         return (x + push[0]).ravel(), (y + push[1]).ravel()
 
     def at(self, values: Floats, x: Floats, y: Floats) -> Floats:
-        """The value of a map at each place; the border continues outwards."""
+        """Returns the value of a map at each place; beyond the field, that of its border."""
         column = np.clip(x / self.unit, 0, self.shape[1] - 1).astype(np.intp)
         row = np.clip(y / self.unit, 0, self.shape[0] - 1).astype(np.intp)
         return values[row, column]
@@ -125,7 +125,7 @@ class Tissue:
     # --- tissues, in the order they are laid down ---------------------------------------------------------------
 
     def stroma(self, pink: float, blue: float = 0.04, swirl: float = 60.0, contrast: float = 1.0) -> None:
-        """Fibres over the whole field. ``pink`` is collagen, ``blue`` ground substance, ``swirl`` how they wander."""
+        """Draws fibres over the whole field: ``pink`` collagen, ``blue`` ground substance, wandering by ``swirl``."""
         angle = self.rng.uniform(0, np.pi)
         y, x = np.mgrid[: self.shape[0], : self.shape[1]].astype(np.float32) * np.float32(self.unit)
         wander = swirl * self.noise(420)
@@ -146,7 +146,7 @@ class Tissue:
     def fill(
         self, inside: Floats, *, pink: float, blue: float, white: float = 0.0, mottle: float = 0.15, grain: float = 14.0
     ) -> None:
-        """Replace what is there by cytoplasm, mucin, secretion or glass, where ``inside`` (0..1) says so."""
+        """Replaces the tissue where ``inside`` is 1 (0..1) by cytoplasm, mucin, secretion or glass."""
         texture = 1 + mottle * self.noise(grain)
         self.eosin += inside * (pink * texture - self.eosin)
         self.haematoxylin += inside * (blue * texture - self.haematoxylin)
@@ -154,17 +154,17 @@ class Tissue:
         self.room *= 1 - inside
 
     def inside(self, distance: Floats, edge: float = 1.0) -> Floats:
-        """0..1 across a boundary that is ``edge`` micrometres soft, at least a coarse pixel."""
+        """Returns 1 inside a boundary and 0 outside; the edge is ``edge`` micrometres soft, at least a coarse pixel."""
         return np.clip(0.5 - distance / (2 * max(edge, 0.8 * self.unit)), 0, 1)
 
     def fat(self, share: float) -> None:
-        """Fat cells: glass with a thin pink wall, over a patch of about ``share`` of the field."""
+        """Draws fat cells, glass with a thin pink wall, in patches of about ``share`` of the field."""
         where = self.inside(self.covering(self.noise(500), share), 20)
         cells = self.blobs(47, (20, 23), where, jitter=0.05)
         self.fill(self.inside(cells), pink=0.0, blue=0.0, white=1.0)
 
     def bleeding(self, share: float) -> None:
-        """Red cells lying between the fibres."""
+        """Draws red blood cells between the fibres."""
         where = self.inside(self.covering(self.noise(240), share), 10)
         cells = self.blobs(7.5, (2.6, 3.4), 0.85 * where)
         disc = self.inside(cells, 0.6) * (self.room > 0.5)
@@ -172,24 +172,24 @@ class Tissue:
         self.white *= 1 - disc
 
     def inflammation(self, share: float) -> None:
-        """Lymphocytes in patches of stroma."""
+        """Draws lymphocytes in patches of stroma."""
         where = self.inside(self.covering(self.noise(220), share), 25)
         self.cells(LYMPHOCYTE, 8.5, 0.75 * where * self.room)
 
     # --- nuclei -------------------------------------------------------------------------------------------------
 
     def cells(self, kind: NucleusKind, spacing: float, where: Floats, *, direction: Floats | None = None) -> None:
-        """Nuclei strewn with chance ``where``; ``direction`` is the angle of their long axis, default any."""
+        """Draws nuclei with probability ``where``; ``direction`` is the angle of their long axis, default random."""
         x, y = self.scatter(spacing / self.case.crowding)
         keep = self.rng.random(len(x)) < self.at(where, x, y)
         self.stamp(kind, x[keep], y[keep], direction)
 
     def fibroblasts(self, kind: NucleusKind, spacing: float, amount: float = 0.8) -> None:
-        """Spindle nuclei along the fibres, wherever stroma is left."""
+        """Draws spindle nuclei along the fibres, wherever stroma is left."""
         self.cells(kind, spacing, amount * self.room * (self.white < 0.4), direction=self.fibre_angle())
 
     def fibre_angle(self) -> Floats:
-        """The direction of the fibres at each place."""
+        """Returns the direction of the fibres at each place."""
         down, right = np.gradient(self.across)
         angle: Floats = np.arctan2(right, -down)
         return angle
@@ -204,7 +204,7 @@ class Tissue:
         *,
         across: bool = True,
     ) -> None:
-        """Nuclei in rows at given depths below the boundary of a structure, their long axis ``across`` or along it."""
+        """Draws rows of nuclei at given depths inside a boundary, their long axis ``across`` or along it."""
         down, right = np.gradient(distance, self.unit)
         steep = np.maximum(np.hypot(down, right), 0.3)
         normal = np.arctan2(down, right)
@@ -220,7 +220,7 @@ class Tissue:
             )
 
     def stamp(self, kind: NucleusKind, x: Floats, y: Floats, direction: Floats | None = None) -> None:
-        """Nuclei at given places."""
+        """Draws nuclei at given places."""
         if not len(x):
             return
         kinds = 36
@@ -235,7 +235,7 @@ class Tissue:
     # --- the picture ----------------------------------------------------------------------------------------------
 
     def photograph(self) -> Pixels:
-        """Light through the section, a lens and a camera: uint8 (460, 700, 3)."""
+        """Returns the light through the section, a lens and a camera: uint8 (460, 700, 3)."""
         case = self.case
         full = (HEIGHT, WIDTH)
         tissue = 1 - np.clip(self.white, 0, 1)

@@ -1,4 +1,4 @@
-"""The files of the demo source: its planned pictures, drawn in several processes and written as PNG."""
+"""Writes the files of the demo source: its planned pictures, drawn in several processes, as PNG."""
 
 import struct
 import zlib
@@ -9,30 +9,32 @@ import numpy as np
 
 from ml.core.workers import map_in_processes
 from ml.data.sources.demo.drawing import draw_picture
-from ml.data.sources.demo.planning import Picture, plan_pictures
+from ml.data.sources.demo.planning import PlannedPicture, plan_pictures
 from ml.images.decoding import Pixels
 
 
 def draw_files(images: int, seed: int, workers: int) -> Iterator[tuple[str, bytes]]:
-    """Draw ``images`` pictures in ``workers`` processes.
+    """Draws ``images`` pictures in ``workers`` processes.
 
     Yields:
         (relative POSIX path, PNG file), in the order of :func:`plan_pictures`; only a few are held at a time.
 
     Raises:
         ConfigError: see :func:`plan_pictures`.
-        TryAgain: a drawing process was killed, most likely for want of memory.
+        TryAgain: a drawing process was killed, most likely for lack of memory.
     """
     yield from map_in_processes(partial(_draw_file, seed=seed), plan_pictures(images), workers)
 
 
-def _draw_file(name: Picture, seed: int) -> tuple[str, bytes]:
-    return name.path, _encode_png(draw_picture(name, seed))
+def _draw_file(picture: PlannedPicture, seed: int) -> tuple[str, bytes]:
+    """Draws one picture; returns its path and its PNG file."""
+    return picture.path, _encode_png(draw_picture(picture, seed))
 
 
 def _encode_png(rgb: Pixels) -> bytes:
-    """A PNG file. Half of Pillow's time, which goes into trying five filters on each row: here each row is filtered
-    by the one above, and zlib does not look for repetitions, of which a noisy picture has none.
+    """Encodes a picture as PNG, in half of the time of Pillow, which tries five filters on each row.
+
+    Here each row is filtered by the one above, and zlib searches no repetitions, since a noisy picture has none.
     """
     height, width, _ = rgb.shape
     rows = rgb.reshape(height, -1)

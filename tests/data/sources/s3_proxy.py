@@ -1,0 +1,86 @@
+"""A proxy before an S3 server, which breaks connections and answers in its place."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Proxy:
+    """A proxy before the S3 server: it records requests, and changes what becomes of the next ones."""
+
+    url: str = ""
+    cut: list[int] = field(default_factory=list)
+    """The connection breaks after so many bytes of the body of the n-th GET of an object."""
+    answer: tuple[int, bytes] | None = None
+    """Every request is answered with this, and does not reach the server."""
+    before_get: Callable[[], Any] | None = None
+    """Called once, before the next GET of an object."""
+    gets: list[tuple[str, str | None]] = field(default_factory=list)
+    """The objects that were asked for, and their ranges."""
+    listings: int = 0
+
+
+@contextmanager
+def serve_proxy(s3_endpoint: str) -> Iterator[Proxy]:
+    """Serves a proxy before the S3 server at an address."""
+    proxy = Proxy()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            _, _, key = urlsplit(self.path).path.lstrip("/").partition("/")
+            cut = None
+            if self.command == "GET" and key:
+                proxy.gets.append((key, self.headers["Range"]))
+                cut = proxy.cut.pop(0) if proxy.cut else None
+                if proxy.before_get:
+                    act, proxy.before_get = proxy.before_get, None
+                    act()
+            elif self.command == "GET":
+                proxy.listings += 1
+            if proxy.answer:
+                status, headers, data = proxy.answer[0], [("Content-Type", "application/xml")], proxy.answer[1]
+            else:
+                server = HTTPConnection(urlsplit(s3_endpoint).netloc)
+                server.request(self.command, self.path, headers=dict(self.headers))
+                response = server.getresponse()
+                status, headers, data = response.status, response.getheaders(), response.read()
+                server.close()
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[:cut])
+            self.close_connection = cut is not None
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """Ignores clients that hang up in the middle."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    yield proxy
+    server.shutdown()
+    thread.join()
+    server.server_close()
