@@ -11,7 +11,7 @@ from ml.core.settings import PROJECT
 from ml.core.yaml_files import read_yaml
 from ml.training.presets import Preset
 
-DEFAULT = yaml.safe_load((PROJECT / "ml" / "presets" / "default.yaml").read_text())
+DEFAULT = yaml.safe_load((PROJECT / "ml" / "training" / "presets" / "default.yaml").read_text())
 MADE = runpy.run_path(str(PROJECT / "docs" / "presets.py"))
 
 
