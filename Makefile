@@ -50,7 +50,7 @@ e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Doc
 	@tests/e2e/run.sh $(ARGS)
 
 replica: .venv/.dev ## Set up, draw all of BreakHis' pictures (4.4 GB, kept), and test ingestion on them
-	@BREAKHIS_REPLICA=.breakhis/cache/bench .venv/bin/pytest tests/sources/test_replica.py $(ARGS)
+	@BREAKHIS_REPLICA=.breakhis/cache/bench .venv/bin/pytest tests/data/sources/test_replica.py $(ARGS)
 
 guide: .venv/.dev ## Set up, and follow docs/add-a-data-source.md command by command in a real Airflow
 	@BREAKHIS_GUIDE=1 .venv/bin/pytest tests/docs $(ARGS)

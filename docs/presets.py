@@ -14,9 +14,9 @@ from ml.training.presets import Preset, load_preset, preset_names
 HEAD = """# Presets: every field
 
 A preset is one YAML file in `ml/training/presets/` with a section `binary` and a section `subtype` of the same fields.
-Every field has to be given, and an unknown one is an error. Where the two models differ, both values stand in the
-table: binary / subtype. Made by `python docs/presets.py` from the fields' own descriptions; what the presets are for,
-and why they have these values, is told in [training and promotion](training-and-promotion.md) and in the files.
+Every field has to be given, and an unknown one is an error. Where the two models differ, the table has both values:
+binary / subtype. `python docs/presets.py` writes this page from the fields' own descriptions. What the presets are for,
+and why they have these values, is explained in [training and promotion](training-and-promotion.md) and in the files.
 """
 
 
