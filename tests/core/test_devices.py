@@ -1,5 +1,10 @@
+"""What is said of GPUs and of memory that does not suffice.
+
+TensorFlow is imported in the tests: imported while these files are collected, before Airflow, its log handler is closed
+by Airflow's logging, and pytest's captured standard error with it.
+"""
+
 import pytest
-import tensorflow as tf
 
 from ml.core import devices
 from ml.core.devices import convert_memory_errors, require_gpu
@@ -7,6 +12,8 @@ from ml.core.errors import DeviceError, NoGpuError
 
 
 def show_gpus(monkeypatch, *gpus):
+    import tensorflow as tf
+
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: list(gpus))
 
 
@@ -33,19 +40,30 @@ def test_a_visible_gpu_is_accepted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("make_error", "message"),
     [
-        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\ntensor"), "out of the GPU's memory: less"),
-        (tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "out of the GPU's memory"),
-        (MemoryError(), "^out of memory: less$"),
+        (
+            lambda errors: errors.ResourceExhaustedError(None, None, "OOM when allocating\ntensor"),
+            "out of the GPU's memory: less",
+        ),
+        (
+            lambda errors: errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+            "out of the GPU's memory",
+        ),
+        (lambda _: MemoryError(), "^out of memory: less$"),
     ],
 )
-def test_running_out_of_memory_is_one_line(error, message):
+def test_running_out_of_memory_is_one_line(make_error, message):
+    import tensorflow as tf
+
+    error = make_error(tf.errors)
     with pytest.raises(DeviceError, match=message) as caught, convert_memory_errors("less"):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_other_errors_pass():
+    import tensorflow as tf
+
     with pytest.raises(tf.errors.InternalError), convert_memory_errors("less"):
         raise tf.errors.InternalError(None, None, "something else")
