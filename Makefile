@@ -11,10 +11,10 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint
+.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint screenshots
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  SET=name or SET=file.yaml chooses the training set of run and demo (default: demo)."
 	@echo "  PYTHON=/path/to/python chooses the Python to set up with (3.11, 3.12 or 3.13)."
@@ -72,6 +72,10 @@ lint: .venv/.dev ## Check style, types, and who imports whom
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@PYTHONPATH=plugins .venv/bin/lint-imports
+
+screenshots: .venv/.dev ## Set up, and take the pictures of README and docs from a stack of its own (needs chromium)
+	@$(SYNC) --group screenshots
+	@BREAKHIS_HOME="$(CURDIR)/.breakhis/screenshots" .venv/bin/python docs/images/make_screenshots.py
 
 # Servers and waiting take half of the tests' time, so there is one process more than cores, up to four. A file's tests
 # stay together, and the longest come early.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import axe_playwright_python
 from PIL import Image
-from playwright.sync_api import Browser, Frame, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Frame, Locator, Page, Playwright, sync_playwright
 
 from ml.core.settings import read_settings
 from ml.core.store import Store
@@ -44,10 +44,7 @@ def main(model: str | None) -> None:
     stack = Stack(read_settings())
     check_audit(stack)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
-        )
+        browser = start_browser(playwright)
         with logged_in(browser, stack, REVIEWER, shown=True) as page:
             walk_by_keyboard(page)
             found, version, before = read(page, model)
@@ -230,6 +227,14 @@ def serious_faults(frame: Frame) -> list[str]:
 
 
 # --- a browser --------------------------------------------------------------------------------------------------------
+
+
+def start_browser(playwright: Playwright) -> Browser:
+    """The machine's own Chromium, without a window."""
+    return playwright.chromium.launch(
+        executable_path=shutil.which("chromium"),
+        args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import struct
 import tracemalloc
 import zlib
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ml.core import progress
+from ml.registry import version_scoring
 from tests.helpers.made_up import png, write_tree
 from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
@@ -20,9 +22,26 @@ pytestmark = pytest.mark.integration
 COLOUR = Image.new("RGB", (50, 50), (200, 100, 150))
 
 
+@pytest.fixture(scope="module")
+def kept_processes():
+    """A process of each model that is used, kept for the next test: starting one takes many seconds."""
+    with ExitStack() as stack:
+        processes = {}
+
+        start = version_scoring.ModelProcess
+
+        def keep(folder, name):
+            if name not in processes:
+                processes[name] = stack.enter_context(start(folder, name))
+            return nullcontext(processes[name])
+
+        yield keep
+
+
 @pytest.fixture
-def predict(logged, tmp_path, monkeypatch, command):  # noqa: F811
+def predict(logged, tmp_path, monkeypatch, command, kept_processes):  # noqa: F811
     """Runs the command on a model; returns (exit status, stdout, stderr)."""
+    monkeypatch.setattr(version_scoring, "ModelProcess", kept_processes)
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BREAKHIS_MLFLOW_URI", logged["settings"].mlflow_uri)
     monkeypatch.setenv("COLUMNS", "200")
