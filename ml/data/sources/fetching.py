@@ -222,7 +222,8 @@ def _store_files(
 ) -> str:
     """Stores a source's files as a raw version; returns its id. Files in ``known`` are not read again."""
     if not files.images:
-        where = next(value for name in ("path", "dataset", "url", "archive", "bucket") if (value := origin.get(name)))
+        named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
+        where = next(named, "the source")
         other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
         raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
     rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
