@@ -98,11 +98,11 @@ NICER = {"roc_auc": 0.99}
             "unknown metrics: ",
         ),
         (edit_metrics(absent_classes=["**all is well**"]), {}, "unknown absent_classes: "),
-        (edit_predictions(lambda table: table.iloc[1:]), {}, "1 images are missing and 0 are of others"),
+        (edit_predictions(lambda table: table.iloc[1:]), {}, "1 images are missing, and 0 rows are of other images"),
         (
             edit_predictions(lambda table: pd.concat([table, table.iloc[:1]])),
             {},
-            "0 images are missing and 1 are of others",
+            "0 images are missing, and 1 rows are of other images",
         ),
         (
             edit_predictions(lambda table: table.assign(label="benign", subtype="A")),

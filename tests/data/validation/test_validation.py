@@ -162,8 +162,8 @@ def test_the_answer_is_remembered_and_great_expectations_not_even_imported(
     program = (
         "import json, sys\n"
         "from ml.core.store import Store\n"
-        "from ml.data.validation import validate\n"
-        "result = validate(sys.argv[1], Store(sys.argv[2]))\n"
+        "from ml.data.validation import validate_manifest\n"
+        "result = validate_manifest(sys.argv[1], Store(sys.argv[2]))\n"
         "print(json.dumps([result, 'great_expectations' in sys.modules]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, manifest, store.root], capture_output=True, check=True)
