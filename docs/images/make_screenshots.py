@@ -1,6 +1,7 @@
-"""Takes the pictures of README.md and review-a-promotion.md, on a stack that it sets up and stops: ``make screenshots``.
+"""Takes the pictures of README.md and review-a-promotion.md, on a stack that it sets up and stops.
 
-Runs ``breakhis demo`` in the home folder that BREAKHIS_HOME names, which makes two champions, and a retraining with
+``make screenshots`` runs it. It runs ``breakhis demo`` in the home folder that BREAKHIS_HOME names, which makes two
+champions, and a retraining with
 another seed, whose candidates wait. Then it takes the grid of that retraining and goes the reviewer's way. Needs
 Chromium and the dependency group ``screenshots``.
 """
