@@ -54,4 +54,7 @@ def use_experiment(name: str, settings: Settings) -> str:
     if not settings.mlflow_uri.startswith("http") and client.get_experiment_by_name(name) is None:
         with suppress(MlflowException):  # another process has created it in between
             client.create_experiment(name, artifact_location=(settings.home / "mlartifacts").as_uri())
-    return str(mlflow.set_experiment(name).experiment_id)
+    experiment_id = str(mlflow.set_experiment(name).experiment_id)
+    # By id once more: where another process creates it in between, MLflow returns it without making it the active one.
+    mlflow.set_experiment(experiment_id=experiment_id)
+    return experiment_id
