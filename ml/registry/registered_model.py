@@ -8,8 +8,11 @@ from ml.core.settings import Settings
 from ml.data.training_sets import find_training_set
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import RegisteredModel as MlflowModel
     from mlflow.tracking import MlflowClient
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -113,25 +116,25 @@ def audit_anchors(settings: Settings) -> dict[str, str]:
 
 
 def _read_anchors(client: "MlflowClient") -> dict[str, str]:
-    anchors: dict[str, str] = {}
-    token = None
-    while True:
-        page = client.search_registered_models(max_results=100, page_token=token)
-        anchors |= {str(model.name): model.tags[_ANCHOR_TAG] for model in page if _ANCHOR_TAG in model.tags}
-        token = page.token
-        if not token:
-            return anchors
+    models = _list_models(client)
+    return {str(model.name): model.tags[_ANCHOR_TAG] for model in models if _ANCHOR_TAG in model.tags}
 
 
 def declared_models(settings: Settings) -> list[str]:
     """Returns the names of the registered models that belong to a declared training set."""
-    names, token = [], None
+    names = (str(model.name) for model in _list_models(connect(settings)))
+    return [name for name in names if _is_declared(name, settings)]
+
+
+def _list_models(client: "MlflowClient") -> "Iterator[MlflowModel]":
+    """Yields every registered model, page by page."""
+    token = None
     while True:
-        page = connect(settings).search_registered_models(max_results=100, page_token=token)
-        names += [str(model.name) for model in page if _is_declared(str(model.name), settings)]
+        page = client.search_registered_models(max_results=100, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return names
+            return
 
 
 def _is_declared(model: str, settings: Settings) -> bool:
