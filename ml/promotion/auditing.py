@@ -9,7 +9,7 @@ from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_pending
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault
 from ml.promotion.evidence import read_verified_evidence
-from ml.registry.registered_model import audit_anchors, declared_models
+from ml.registry.registered_model import RegisteredModel, audit_anchors, declared_models
 
 _MAX_PENDING = timedelta(minutes=10)
 """A decision that is pending for longer was left by a process that died, and no other process has carried it out."""
@@ -28,7 +28,8 @@ def audit_registry(store: Store, settings: Settings) -> Json:
     records = [] if faults else log.read_records()
     models = sorted({record["model"] for record in records} | anchors.keys() | set(declared_models(settings)))
     if not faults:
-        faults = [fault for model in models for fault in _find_model_faults(model, log, store, settings)]
+        registered = [RegisteredModel(model, settings) for model in models]
+        faults = [fault for model in registered for fault in _find_model_faults(model, log, store)]
     return {
         "passed": not faults,
         "records": len(records),
@@ -38,21 +39,21 @@ def audit_registry(store: Store, settings: Settings) -> Json:
     }
 
 
-def _find_model_faults(model: str, log: AuditLog, store: Store, settings: Settings) -> list[str]:
-    records = log.read_model_records(model)
+def _find_model_faults(model: RegisteredModel, log: AuditLog, store: Store) -> list[str]:
+    records = log.read_model_records(model.name)
     faults = [
-        f"{model}: record {record['sequence']} ({record['event']}, version {record['version']}) has not been carried "
-        f"out since {record['at'][:16]}: what decided it died, or the end of the log was cut off; any further decision "
-        "about the model carries it out"
+        f"{model.name}: record {record['sequence']} ({record['event']}, version {record['version']}) has not been "
+        f"carried out since {record['at'][:16]}: what decided it died, or the end of the log was cut off; any further "
+        "decision about the model carries it out"
         for record in find_pending_decisions(records)
         if datetime.now(UTC) - datetime.fromisoformat(record["at"]) > _MAX_PENDING
     ]
-    if alias_fault := find_alias_fault(model, log, settings):
+    if alias_fault := find_alias_fault(model, log):
         faults.append(alias_fault)
     expected = derive_aliases(records)
     for number in [version for version in (expected.champion, expected.previous) if version]:
         try:
-            read_verified_evidence(model, number, records, store, settings)
+            read_verified_evidence(model, number, records, store)
         except (Refused, RegistryError, StoreError) as fault:
             faults.append(str(fault))
     return faults

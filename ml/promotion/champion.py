@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from ml.core.errors import Refused, TryAgain
-from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_pending_decisions
 from ml.promotion.audit_log import AuditLog, find_last_sequence, format_anchor, read_unverified_records
@@ -11,76 +10,72 @@ from ml.promotion.evidence import read_verified_evidence
 from ml.registry.registered_model import CHAMPION, RegisteredModel
 
 
-def read_champion_evidence(
-    model: str, store: Store, settings: Settings, records: Sequence[Json] | None = None
-) -> Json | None:
+def read_champion_evidence(model: RegisteredModel, store: Store, records: Sequence[Json] | None = None) -> Json | None:
     """Returns the evidence of a model's champion after verifying it, or None where there is no champion.
 
     The champion is the version that the audit log names: the alias may be late while a decision is carried out.
 
     Args:
-        model: name of the registered model.
+        model: the registered model.
         store: holds evidence and log.
-        settings: say where the registry is.
         records: verified audit records of the model; default: those in the store, unverified, since that takes the key.
 
     Raises:
         Refused: the alias was moved without a decision, or the champion was changed after it became champion.
     """
-    known = read_unverified_records(store, model) if records is None else records
+    known = read_unverified_records(store, model.name) if records is None else records
     while True:
-        expected, actual = derive_aliases(known).champion, RegisteredModel(model, settings).alias(CHAMPION)
+        expected, actual = derive_aliases(known).champion, model.alias(CHAMPION)
         if actual == expected or find_pending_decisions(known):
             break
-        later = read_unverified_records(store, model) if records is None else known
+        later = read_unverified_records(store, model.name) if records is None else known
         if later == known:
-            raise Refused(_describe_misplaced_alias(model, CHAMPION, actual, expected))
+            raise Refused(_describe_misplaced_alias(model.name, CHAMPION, actual, expected))
         known = later  # a decision was carried out between reading the log and reading the alias
-    return None if expected is None else read_verified_evidence(model, expected, known, store, settings)
+    return None if expected is None else read_verified_evidence(model, expected, known, store)
 
 
-def reconcile_aliases(model: str, log: AuditLog, settings: Settings) -> None:
+def reconcile_aliases(model: RegisteredModel, log: AuditLog) -> None:
     """Move the aliases to where the audit log says they belong, if a decision is pending.
 
     Raises:
         Refused: the log has faults. For instance, the registry knows of a record that the log lacks: its end was cut
             off.
     """
-    registered = RegisteredModel(model, settings)
-    anchor = registered.audit_anchor()
-    if faults := log.verify({model: anchor} if anchor else {}, model):
-        raise Refused(f"{faults[0]}; nothing is decided about {model} before that is understood")
+    anchor = model.audit_anchor()
+    if faults := log.verify({model.name: anchor} if anchor else {}, model.name):
+        raise Refused(f"{faults[0]}; nothing is decided about {model.name} before that is understood")
     is_overtaken = False
     while True:
-        records, current = log.read_model_records(model), registered.aliases()
+        records, current = log.read_model_records(model.name), model.aliases()
         pending = find_pending_decisions(records)
         if not pending and not is_overtaken:
             if records:  # a process that was killed after the last record has not anchored it
-                registered.set_audit_anchor(format_anchor(records[-1]))
+                model.set_audit_anchor(format_anchor(records[-1]))
             return
         wanted = derive_aliases(records, current.candidate)
-        registered.move_aliases(wanted, decided=current.candidate if wanted.candidate is None else None)
-        registered.set_audit_anchor(format_anchor(records[-1]))
+        model.move_aliases(wanted, decided=current.candidate if wanted.candidate is None else None)
+        model.set_audit_anchor(format_anchor(records[-1]))
         # If this process was paused while another one decided, it has just set the aliases to an outdated state.
-        is_overtaken = log.read_model_records(model)[-1] != records[-1]
+        is_overtaken = log.read_model_records(model.name)[-1] != records[-1]
         if pending and not is_overtaken:
             numbers = [record["sequence"] for record in pending]
             moved = {"champion": wanted.champion, "previous": wanted.previous}
             try:
-                log.append(CARRIED_OUT, model, after=find_last_sequence(records), of=numbers, **moved)
+                log.append(CARRIED_OUT, model.name, after=find_last_sequence(records), of=numbers, **moved)
             except TryAgain:
                 is_overtaken = True  # as above; if the store itself fails, the next reading raises its error
 
 
-def find_alias_fault(model: str, log: AuditLog, settings: Settings) -> str:
+def find_alias_fault(model: RegisteredModel, log: AuditLog) -> str:
     """Returns, in words, which aliases are not on the version that the audit log gives them; empty if all are."""
-    current, records = RegisteredModel(model, settings).aliases(), log.read_model_records(model)
+    current, records = model.aliases(), log.read_model_records(model.name)
     expected = derive_aliases(records)
     if find_pending_decisions(records):
         return ""
     names = ("champion", "previous")
     return "; ".join(
-        _describe_misplaced_alias(model, name, getattr(current, name), getattr(expected, name))
+        _describe_misplaced_alias(model.name, name, getattr(current, name), getattr(expected, name))
         for name in names
         if getattr(current, name) != getattr(expected, name)
     )

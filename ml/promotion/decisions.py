@@ -29,7 +29,7 @@ from ml.promotion.answers import Answer, Answers, ReviewRun
 from ml.promotion.audit_log import AuditLog, SealedMemos, find_last_sequence
 from ml.promotion.champion import reconcile_aliases
 from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
-from ml.promotion.judging import judge_version
+from ml.promotion.judging import judge
 from ml.promotion.reviews import (
     MIN_REASON_LENGTH,
     PROMOTE,
@@ -67,6 +67,7 @@ def promote_version(
     """
     log, review_run = AuditLog(store, settings), ReviewRun(settings, PROMOTE, dag_run)
     answers = review_run.read_answers(model, number, evidence)
+    registered = RegisteredModel(model, settings)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
         facts = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
@@ -78,7 +79,7 @@ def promote_version(
             raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
         # The gate task has stored its simulation where others may write. So it is simulated again here.
         memos = SealedMemos(store, settings, have_equal_results)
-        verdict = judge_version(model, number, store, settings, evidence=answers.evidence, records=records, memos=memos)
+        verdict = judge(registered, number, store, evidence=answers.evidence, records=records, memos=memos)
         if any(body != verdict["review"] for body in answers.bodies):
             title = f"{review_run.title}, {model} version {number}"
             raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
@@ -92,7 +93,7 @@ def promote_version(
             )
         return APPROVED, facts | {key: verdict[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
-    return _carry_out(model, int(number), answers, decide, log, store, settings)
+    return _carry_out(registered, int(number), answers, decide, log, store)
 
 
 def propose_rollback(model: str, number: str, reason: str, store: Store, settings: Settings) -> Json:
@@ -115,10 +116,11 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     """
     if not parse_reason({"reason": reason}):
         raise Refused(f"rollback to {model} version {number}: say why, in at least {MIN_REASON_LENGTH} letters")
-    current = RegisteredModel(model, settings).aliases()
+    registered = RegisteredModel(model, settings)
+    current = registered.aliases()
     records = AuditLog(store, settings).read_model_records(model)
     check_rollback_target(model, int(number), records, current)
-    evidence = read_verified_evidence(model, int(number), records, store, settings)
+    evidence = read_verified_evidence(registered, int(number), records, store)
     bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
         "model": model,
@@ -130,7 +132,7 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
         "review": format_rollback_body(
             evidence,
             str(evidence_id),
-            _read_replaced_champion(model, current.champion, store, settings),
+            _read_replaced_champion(registered, current.champion, store),
             reason,
             bundles,
         ),
@@ -147,9 +149,10 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
     """
     log, review_run = AuditLog(store, settings), ReviewRun(settings, ROLLBACK, dag_run)
     answers = review_run.read_answers(model, number, None)
+    registered = RegisteredModel(model, settings)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        current = RegisteredModel(model, settings).aliases()
+        current = registered.aliases()
         expected = derive_aliases(records)
         facts: Json = {"champion": expected.champion, "asked": review_run.reason}
         if current.champion != expected.champion:
@@ -165,7 +168,7 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
             )
         return ROLLED_BACK, facts | {"evidence": proposed["evidence"]}
 
-    return _carry_out(model, int(number), answers, decide, log, store, settings)
+    return _carry_out(registered, int(number), answers, decide, log, store)
 
 
 def withdraw_version(model: str, number: str, dag_run: str, store: Store, settings: Settings) -> Json:
@@ -181,7 +184,8 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
     log, review_run = AuditLog(store, settings), ReviewRun(settings, WITHDRAW, dag_run)
     by, reason = review_run.started_by, review_run.reason
     review_run.check_subject(model, number)
-    RegisteredModel(model, settings).find_version(number)
+    registered = RegisteredModel(model, settings)
+    registered.find_version(number)
     if not by or not reason:
         raise Refused(f"{review_run.title}: a withdrawal is started by a person, and with a reason")
     key = digest([WITHDRAW, dag_run, by, reason])
@@ -193,10 +197,10 @@ def withdraw_version(model: str, number: str, dag_run: str, store: Store, settin
             raise Refused(f"{model} version {number} is the champion; put another one in its place with a rollback")
         return WITHDRAWN, {"champion": champion}
 
-    return _carry_out(model, int(number), withdrawal, decide, log, store, settings)
+    return _carry_out(registered, int(number), withdrawal, decide, log, store)
 
 
-def _read_replaced_champion(model: str, champion: int | None, store: Store, settings: Settings) -> Json | None:
+def _read_replaced_champion(model: RegisteredModel, champion: int | None, store: Store) -> Json | None:
     """Returns what the review shows of the champion that would be replaced; None where there is no champion.
 
     Evidence that was tampered with does not stop the rollback, since it is a reason for one: no metrics are shown then.
@@ -204,7 +208,7 @@ def _read_replaced_champion(model: str, champion: int | None, store: Store, sett
     if champion is None:
         return None
     try:
-        evidence = read_evidence(model, champion, store, settings)
+        evidence = read_evidence(model, champion, store)
     except BreakhisError:
         evidence = None
     return evidence or {"version": champion, "metrics": {}}
@@ -247,34 +251,32 @@ def _explain_outdated_review(bodies: Sequence[str], verdict: Json, store: Store,
 
 
 def _carry_out(
-    model: str,
+    model: RegisteredModel,
     number: int,
     answers: Answers,
     decide: Callable[[Sequence[Json]], tuple[str, Json]],
     log: AuditLog,
     store: Store,
-    settings: Settings,
 ) -> Json:
     """Write a decision to the audit log, unless it is there already, and move the aliases. Returns a stage's result.
 
     Args:
-        model: name of the registered model.
+        model: the registered model.
         number: the version.
         answers: the reviewers' answers.
         decide: takes the model's audit records; returns the event and further fields of the record, or raises Refused.
         log: the audit log.
         store: holds the lease that lets one process decide at a time.
-        settings: say where the registry is.
     """
-    with hold_lease(store, f"registry-{model}"):
-        reconcile_aliases(model, log, settings)
-        records = log.read_model_records(model)
+    with hold_lease(store, f"registry-{model.name}"):
+        reconcile_aliases(model, log)
+        records = log.read_model_records(model.name)
         record = next((earlier for earlier in records if earlier.get("answer") == answers.key), None)
         if record is None:
             event, facts = decide(records)
             record = log.append(
                 event,
-                model,
+                model.name,
                 after=find_last_sequence(records),
                 version=number,
                 by=", ".join(answer.reviewer for answer in answers.answers),
@@ -286,10 +288,10 @@ def _carry_out(
                 previous=derive_aliases(records).previous,
                 **facts,
             )
-            reconcile_aliases(model, log, settings)
-    say(f"{model} version {number} was {record['event']} by {record['by']}: {record['reason']}")
+            reconcile_aliases(model, log)
+    say(f"{model.name} version {number} was {record['event']} by {record['by']}: {record['reason']}")
     return {
-        "model": model,
+        "model": model.name,
         "version": record["version"],
         "decision": record["event"].replace(" ", "_"),
         "reviewers": [answer["reviewer"] for answer in record["answers"]],

@@ -96,20 +96,50 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
 
 
-def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool) -> Json:
-    run = find_training_run(version.run_id, settings)
-    tags = run.data.tags
-    check_training_set(version.run_id, tags, store)
-    artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
-    evaluation = artifacts.evaluation
-    split = store.meta(tags["breakhis.split"])
-    name = f"{version.name} version {version.version}"
-    _check_evaluation(name, evaluation, tags["breakhis.task"])
+class _Origin(NamedTuple):
+    """What the store has of a version's origin, as its run's tags name it."""
+
+    split: Json
+    sources: dict[str, str]
+    """Source -> id of its version in the dataset."""
+    validations: dict[str, str]
+    """Source -> id of its validation."""
+    validated: dict[str, bool]
+    """Source -> whether its validation passed."""
+    weights: dict[str, str]
+    """Id and kind of the backbone weights."""
+
+
+def _read_origin(name: str, tags: dict[str, str], store: Store) -> _Origin:
+    """Returns the version's origin. Who may log may set tags, so they are checked against the store.
+
+    Raises:
+        Refused: a tag says something else than the store.
+    """
+    split, weights = store.meta(tags["breakhis.split"]), store.meta(tags["breakhis.weights"])
+    sources = store.meta(tags["breakhis.dataset"])["sources"]
+    validations = {source: read_verified_object(oid, store)["validation"] for source, oid in sources.items()}
+    validated = {source: store.meta(validation)["passed"] is True for source, validation in validations.items()}
     if tags["breakhis.ledger"] != split["ledger"]:
         raise Refused(
             f"{name}: its run is tagged with the ledger {tags['breakhis.ledger']}, but its split is of "
             f"{split['ledger']}"
         )
+    oid, kind = tags["breakhis.weights"], tags["breakhis.weights_kind"]
+    if object_id("weights", [weights["kind"], weights["sha256"]]) != oid or weights["kind"] != kind:
+        raise Refused(f"{name}: its run says that {oid} are {kind} weights; in the store they are {weights['kind']}")
+    return _Origin(split, sources, validations, validated, {"id": oid, "kind": kind})
+
+
+def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool) -> Json:
+    name = f"{version.name} version {version.version}"
+    run = find_training_run(version.run_id, settings)
+    tags = run.data.tags
+    check_training_set(version.run_id, tags, store)
+    origin = _read_origin(name, tags, store)
+    artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
+    evaluation = artifacts.evaluation
+    _check_evaluation(name, evaluation, tags["breakhis.task"])
     if recompute:
         try:
             check_predictions(
@@ -118,8 +148,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
             )
         except Refused as error:
             raise Refused(f"{name}, run {version.run_id}: {error}") from None
-    sources = store.meta(tags["breakhis.dataset"])["sources"]
-    validations = {source: read_verified_object(oid, store)["validation"] for source, oid in sources.items()}
+    split = origin.split
     return {
         "model": str(version.name),
         "version": int(version.version),
@@ -127,9 +156,9 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         "set": tags["breakhis.set"],
         "task": tags["breakhis.task"],
         "dataset": tags["breakhis.dataset"],
-        "sources": sources,
-        "validations": validations,
-        "validated": {name: store.meta(validation)["passed"] is True for name, validation in validations.items()},
+        "sources": origin.sources,
+        "validations": origin.validations,
+        "validated": origin.validated,
         "split": tags["breakhis.split"],
         "ledger": tags["breakhis.ledger"],
         # Splits made before method and group could be chosen do not record them.
@@ -141,7 +170,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         "lock_sha256": tags.get("breakhis.lock_sha256"),
         "dag_runs": _parse_dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
-        "weights": _read_weights(name, tags, store),
+        "weights": origin.weights,
         # The run's metrics and its metrics.json have to agree.
         "metrics": _match_logged_metrics(evaluation["metrics"], run.data.metrics, version),
         **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
@@ -173,15 +202,6 @@ def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
         raise Refused(f"{name}: its metrics.json lacks the classes {', '.join(missing)}")
 
 
-def _read_weights(name: str, tags: dict[str, str], store: Store) -> dict[str, str]:
-    """Returns id and kind of the backbone weights, checked against the store: who may log may set tags."""
-    oid, kind = tags["breakhis.weights"], tags["breakhis.weights_kind"]
-    meta = store.meta(oid)
-    if object_id("weights", [meta["kind"], meta["sha256"]]) != oid or meta["kind"] != kind:
-        raise Refused(f"{name}: its run says that {oid} are {kind} weights; in the store they are {meta['kind']}")
-    return {"id": oid, "kind": kind}
-
-
 def _parse_dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
     """Returns DAG and run of each training that contributed to the model."""
     try:
@@ -192,8 +212,8 @@ def _parse_dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
 
 def verify_evidence(
     version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, recompute: bool = False
-) -> str:
-    """Check that MLflow and the store still hold exactly what a version's evidence says; returns the evidence's id.
+) -> tuple[str, Json]:
+    """Check that MLflow and the store still hold exactly what a version's evidence says. Returns its id and itself.
 
     Args:
         version: the version.
@@ -220,7 +240,7 @@ def verify_evidence(
     changed = sorted(key for key in evidence if evidence[key] != collected.get(key))
     if changed:
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
-    return str(recorded)
+    return str(recorded), evidence
 
 
 def read_verified_object(oid: str, store: Store) -> Json:
@@ -236,15 +256,14 @@ def read_verified_object(oid: str, store: Store) -> Json:
     return content
 
 
-def read_verified_evidence(model: str, number: int, records: Sequence[Json], store: Store, settings: Settings) -> Json:
+def read_verified_evidence(model: RegisteredModel, number: int, records: Sequence[Json], store: Store) -> Json:
     """Read the evidence of a version that is or was champion, and verify it against MLflow and the store.
 
     Args:
-        model: name of the registered model.
+        model: the registered model.
         number: the version.
         records: audit records of the model.
         store: has the evidence.
-        settings: say where MLflow is.
 
     Raises:
         RegistryError: there is no such version.
@@ -252,19 +271,21 @@ def read_verified_evidence(model: str, number: int, records: Sequence[Json], sto
     """
     expected = find_champion_evidence_id(number, records)
     if not expected:
-        raise Refused(f"{model} version {number}: no record of the audit log says on which evidence it became champion")
-    verify_evidence(RegisteredModel(model, settings).find_version(number), store, settings, expected)
-    return read_verified_object(expected, store)
+        raise Refused(
+            f"{model.name} version {number}: no record of the audit log says on which evidence it became champion"
+        )
+    _, evidence = verify_evidence(model.find_version(number), store, model.settings, expected)
+    return evidence
 
 
-def read_evidence(model: str, number: int, store: Store, settings: Settings) -> Json | None:
+def read_evidence(model: RegisteredModel, number: int, store: Store) -> Json | None:
     """Read a version's evidence as it was recorded, without comparing it with MLflow; None if it has no evidence.
 
     Raises:
         RegistryError: there is no such version.
         Refused: the evidence was changed in the store.
     """
-    recorded = RegisteredModel(model, settings).find_version(number).tags.get("breakhis.evidence")
+    recorded = model.find_version(number).tags.get("breakhis.evidence")
     return read_verified_object(recorded, store) if recorded else None
 
 

@@ -14,7 +14,7 @@ from ml.data.training_sets import find_training_set
 from ml.evaluation.comparison_simulation import Memos
 from ml.promotion.champion import read_champion_evidence
 from ml.promotion.champion_comparison import compare_with_champion
-from ml.promotion.evidence import read_verified_object, verify_evidence
+from ml.promotion.evidence import verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
 from ml.promotion.reviews import format_review_body, format_review_title
@@ -32,8 +32,6 @@ def judge_version(
     *,
     evidence: str | None = None,
     policy: str | None = None,
-    records: Sequence[Json] | None = None,
-    memos: Memos | None = None,
 ) -> Json:
     """Check a version against its training set's promotion policy (the ``gate`` stage), or against another policy.
 
@@ -47,8 +45,6 @@ def judge_version(
         settings: say where MLflow and the policies are.
         evidence: id that the version's evidence must have; None accepts any.
         policy: name or path of another policy. Its verdict is only shown: it is not recorded and promotes nothing.
-        records: verified audit records of the model; default: those in the store, unverified.
-        memos: keep the results of the comparison's simulation; default: the store's, which anybody may write.
 
     Returns:
         ``{model, version, passed, gates, warnings, evidence, bundle, bundle_sha256, dag_runs, policy, policy_hash,
@@ -60,17 +56,40 @@ def judge_version(
         Refused: the version or the champion is not what its evidence says, or the version has other evidence.
         TryAgain: predictions for the comparison with the champion cannot be read.
     """
-    version = RegisteredModel(model, settings).find_version(number)
-    evidence_id = verify_evidence(version, store, settings, evidence, recompute=True)
-    candidate = read_verified_object(evidence_id, store)
-    champion = read_champion_evidence(model, store, settings, records)
+    return judge(RegisteredModel(model, settings), number, store, evidence=evidence, policy=policy)
+
+
+def judge(
+    model: RegisteredModel,
+    number: str,
+    store: Store,
+    *,
+    evidence: str | None = None,
+    policy: str | None = None,
+    records: Sequence[Json] | None = None,
+    memos: Memos | None = None,
+) -> Json:
+    """Judge a version as :func:`judge_version` does, on what the caller has verified already.
+
+    Args:
+        model: the registered model.
+        number: as of :func:`judge_version`, like ``store``, ``evidence``, ``policy``, the result and the errors.
+        store: see there.
+        evidence: see there.
+        policy: see there.
+        records: verified audit records of the model; default: those in the store, unverified.
+        memos: keep the results of the comparison's simulation; default: the store's, which anybody may write.
+    """
+    version = model.find_version(number)
+    evidence_id, candidate = verify_evidence(version, store, model.settings, evidence, recompute=True)
+    champion = read_champion_evidence(model, store, records)
     if champion and champion["version"] == candidate["version"]:
         champion = None  # a version is not compared with itself
-    loaded = _load_policy(model, settings, policy)
+    loaded = _load_policy(model, policy)
     bundle, verdict = _make_bundle(evidence_id, candidate, champion, loaded, store, memos or store)
     bundle_id = object_id("bundle", bundle)
     result: Json = {
-        "model": model,
+        "model": model.name,
         "version": int(version.version),
         "evidence": evidence_id,
         "bundle": bundle_id,
@@ -78,10 +97,10 @@ def judge_version(
         "dag_runs": candidate.get("dag_runs", []),
         **verdict,
         "title": format_review_title(candidate),
-        "review": format_review_body(bundle, bundle_id, _list_links(candidate, settings)),
+        "review": format_review_body(bundle, bundle_id, _list_links(candidate, model.settings)),
     }
     if policy is None:
-        _record_bundle(bundle, bundle_id, version, store, settings)
+        _record_bundle(bundle, bundle_id, version, store, model.settings)
     return result
 
 
@@ -124,13 +143,13 @@ def _copy_evaluations(versions: dict[str, Json], folder: Path) -> None:
                     shutil.copyfile(file, folder / name / file.name)
 
 
-def _load_policy(model: str, settings: Settings, other: str | None) -> Policy | ConfigError:
+def _load_policy(model: RegisteredModel, other: str | None) -> Policy | ConfigError:
     """Returns another policy if one is named, else the model's own; or the error where it cannot be read."""
     try:
         if other:
-            return load_policy(other, settings.conf)
-        training_set, _ = find_training_set(model, settings)
-        return load_policy(training_set.policy, settings.conf, training_set.file.parent)
+            return load_policy(other, model.settings.conf)
+        training_set, _ = find_training_set(model.name, model.settings)
+        return load_policy(training_set.policy, model.settings.conf, training_set.file.parent)
     except ConfigError as error:
         return error
 

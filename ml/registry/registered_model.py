@@ -39,6 +39,7 @@ class RegisteredModel:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
+        self.settings = settings
         self._client = connect(settings)
 
     def find_version(self, number: int | str) -> "ModelVersion":

@@ -15,7 +15,7 @@ from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back
 from ml.promotion.judging import judge_version
-from ml.registry.registered_model import audit_anchors
+from ml.registry.registered_model import RegisteredModel, audit_anchors
 from tests.helpers.registry_world import RegistryWorld
 
 
@@ -125,7 +125,7 @@ def list_decisions(world: RegistryWorld) -> list[tuple[str, int, str]]:
 def is_consistent(world: RegistryWorld) -> bool:
     """Whether the log is whole and the aliases are where it says."""
     faults = open_log(world).verify(audit_anchors(world.settings))
-    return not faults and not find_alias_fault("made-binary", open_log(world), world.settings)
+    return not faults and not find_alias_fault(RegisteredModel("made-binary", world.settings), open_log(world))
 
 
 def read_aliases(world: RegistryWorld) -> dict[str, int]:

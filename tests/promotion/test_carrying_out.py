@@ -47,7 +47,7 @@ def test_killed_anywhere_the_next_one_finishes_it(world, airflow, monkeypatch, w
     with pytest.raises(Refused):
         roll_back_to(world, 7)
     record = airflow.answer_promotion(registered) if where != "move_aliases" else None
-    reconcile_aliases("made-binary", open_log(world), world.settings)
+    reconcile_aliases(RegisteredModel("made-binary", world.settings), open_log(world))
     assert read_aliases(world)["champion"] == 1
     assert is_consistent(world)
     assert record is None or list_decisions(world) == [("approved", 1, "reviewer")]
@@ -67,7 +67,7 @@ def test_stopped_and_overtaken_it_puts_right_what_it_did_late(world, airflow, mo
         if not late:
             late.append(wanted)
             monkeypatch.setattr(decisions, "hold_lease", lambda *_: nullcontext())  # its lease has run out
-            reconcile_aliases(model.name, open_log(world), world.settings)
+            reconcile_aliases(RegisteredModel(model.name, world.settings), open_log(world))
             airflow.answer_promotion(second)
             promote(world, second, "made-binary-v2")
         move_aliases(model, wanted, **decided)

@@ -13,6 +13,7 @@ from ml.promotion.champion import read_champion_evidence
 from ml.promotion.decisions import promote_version
 from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
+from ml.registry.registered_model import RegisteredModel
 from tests.helpers import made_up
 from tests.helpers.decisions import is_consistent, list_decisions, promote, read_aliases
 
@@ -29,7 +30,7 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     )
     assert read_aliases(world) == {"champion": 1}
     assert promote(world, first) == done
-    assert read_champion_evidence("made-binary", world.store, world.settings)["version"] == 1
+    assert read_champion_evidence(RegisteredModel("made-binary", world.settings), world.store)["version"] == 1
 
     second = register_run(world.log_run(auc=0.95), world.store, world.settings)
     airflow.answer_promotion(second)

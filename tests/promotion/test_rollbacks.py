@@ -8,6 +8,7 @@ from ml.promotion.champion import find_alias_fault
 from ml.promotion.decisions import propose_rollback, withdraw_version
 from ml.promotion.registration import register_run
 from ml.promotion.reviews import parse_bundle_id
+from ml.registry.registered_model import RegisteredModel
 from tests.helpers.decisions import (
     is_consistent,
     list_decisions,
@@ -97,7 +98,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_put_right(two_champions, airflow)
     world = two_champions
     third = register_run(world.log_run(auc=0.97), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
-    moved = find_alias_fault("made-binary", open_log(world), world.settings)
+    moved = find_alias_fault(RegisteredModel("made-binary", world.settings), open_log(world))
     assert "champion is on version 1, but by the audit log it belongs to version 2" in moved
     world.client.set_registered_model_alias("made-binary", "champion", "2")
     airflow.answer_promotion(third)

@@ -173,7 +173,7 @@ def _rows(folder: Path, mlflow_uri: str, airflow: AirflowStandIn, rng: random.Ra
 
     log = AuditLog(world.store, world.settings)
     for model in sorted({decision.model for decision in decisions}):
-        reconcile_aliases(model, log, world.settings)
+        reconcile_aliases(RegisteredModel(model, world.settings), log)
     records = [record for record in log.read_records() if record["sequence"] not in before]
     for decision in decisions:
         event = "rolled back" if decision.rollback else "approved"
@@ -188,7 +188,7 @@ def _rows(folder: Path, mlflow_uri: str, airflow: AirflowStandIn, rng: random.Ra
     for model in sorted({decision.model for decision in decisions}):
         current = RegisteredModel(model, world.settings).aliases()
         last = [r for r in log.read_model_records(model) if r["event"] == CARRIED_OUT][-1]
-        alias_fault = find_alias_fault(model, log, world.settings)
+        alias_fault = find_alias_fault(RegisteredModel(model, world.settings), log)
         yield Row(
             f"{model}: champion",
             f"version {current.champion}, by the log {last['champion']}; previous {current.previous}, by the log "
