@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 from filelock import FileLock
@@ -224,13 +224,14 @@ class Store:
         """Returns the object.json of an object.
 
         Raises:
-            StoreError: there is no such object; the message names its kind and the store.
+            StoreError: there is no such object, or its file is damaged; the message names kind and store, or the file.
         """
-        kind = oid.rpartition("-")[0]
+        kind, key = oid.rpartition("-")[0], f"{self.object_key(oid)}/object.json"
         try:
-            return cast(Json, json.loads(self.path(f"{self.object_key(oid)}/object.json").read_text()))
+            data = self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{oid!r}: no such {kind or 'object'} in the store {self.root}") from None
+        return _parse_mapping(data, self.uri(key))
 
     def file(self, oid: str, name: str) -> Path:
         """Returns one file of an object as a local file; see :meth:`local`."""
@@ -240,11 +241,12 @@ class Store:
 
     def memo(self, name: str, inputs: object) -> Json | None:
         """Returns the result that a stage stored for these inputs, or None."""
+        key = f"objects/memos/{name}/{digest(inputs)}.json"
         try:
-            text = self.path(f"objects/memos/{name}/{digest(inputs)}.json").read_text()
+            data = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
-        return cast(Json, json.loads(text))
+        return _parse_mapping(data, self.uri(key))
 
     def set_memo(self, name: str, inputs: object, result: Json) -> None:
         """Stores the result of a stage for these inputs."""
@@ -265,7 +267,11 @@ class Store:
             self.put_file(key, file)
 
     def read(self, key: str) -> tuple[Any, str | None]:
-        """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``."""
+        """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``.
+
+        Raises:
+            StoreError: what is there is no JSON.
+        """
         path = self.path(key)
         if not isinstance(path, Path):
             s3 = _boto_client(path)
@@ -273,12 +279,12 @@ class Store:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
                 return None, None
-            return json.loads(answer["Body"].read()), answer["ETag"]
+            return _parse_json(answer["Body"].read(), self.uri(key)), answer["ETag"]
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None, None
-        return json.loads(data), hashlib.sha256(data).hexdigest()
+        return _parse_json(data, self.uri(key)), hashlib.sha256(data).hexdigest()
 
     def compare_and_set(self, key: str, value: object, expected: str | None) -> None:
         """Writes small JSON if the key still has the version tag ``expected`` (None: the key must not exist yet).
@@ -326,6 +332,29 @@ class Store:
         if not path.exists():
             return []
         return sorted(child.name for child in path.iterdir() if not child.name.startswith("."))
+
+
+def _parse_json(data: bytes, uri: str) -> Any:
+    """Returns the value of a file of JSON in the store.
+
+    Raises:
+        StoreError: it was cut off, edited or overwritten: it is no JSON, is nested too deeply, or has half a character.
+    """
+    try:
+        value = json.loads(data)
+        if b"\\ud" in data.lower():  # a lone surrogate is valid JSON, but no text: it cannot be written or hashed
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise StoreError(f"{uri} is damaged: {reason}; restore it from a backup of the store") from None
+
+
+def _parse_mapping(data: bytes, uri: str) -> Json:
+    value = _parse_json(data, uri)
+    if not isinstance(value, dict):
+        raise StoreError(f"{uri} is damaged: it holds no JSON object; restore it from a backup of the store")
+    return value
 
 
 _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from ml.core.errors import ConfigError, Conflict, Refused, TryAgain
+from ml.core.errors import ConfigError, Conflict, Refused, StoreError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
 from ml.promotion.alias_history import CARRIED_OUT, DECISION_EVENTS
@@ -146,7 +146,7 @@ class AuditLog:
                 record, _ = self._store.read(f"{_FOLDER}/{name}")
                 number = int(name.removesuffix(".json"))
                 code, computed = str(record["code"]), self._compute_code(record)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError, StoreError):
                 faults.append(f"{name} is no record")
                 continue
             if number != expected:
@@ -273,7 +273,7 @@ def _read_record(name: str, store: Store) -> Json:
             is_complete = record["event"] == CARRIED_OUT and isinstance(record["of"], list)
         if is_complete and record["sequence"] == number and isinstance(record["model"], str):
             return dict(record)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, StoreError):
         pass
     stand_in = {"version": 0, "by": "", "reason": f"{name} is damaged", "champion": None, "verified": False}
     return {"sequence": number, "at": "", "event": DAMAGED, "model": _UNKNOWN_MODEL, **stand_in}
@@ -290,7 +290,7 @@ def find_chain_faults(store: Store) -> list[str]:
         try:
             record, _ = store.read(f"{_FOLDER}/{name}")
             number, before_it, code = int(name.removesuffix(".json")), record["before"], record["code"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, StoreError):
             faults.append(f"{name} is no record")
             continue
         if number != expected:
