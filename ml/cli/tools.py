@@ -115,7 +115,7 @@ def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    from ml.core.mlflow_client import connect, fetch_artifacts
+    from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
     from ml.registry.version_scoring import ModelProcess, batches
 
     connect(read_settings())
@@ -125,7 +125,7 @@ def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
         try:
             folder = fetch_artifacts(model, Path(scratch))
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
+            raise find_outage(error) or RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
         with ModelProcess(folder, model) as process:
             contents = _read_images(track(files, total=len(files), what="classifying"))
             for batch in batches(contents, _count_bytes):

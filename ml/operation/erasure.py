@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ml.core.errors import DataError, RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -240,7 +240,7 @@ def _list_trainings(
     try:
         return list(_find_runs(datasets, [patient], slides, ViewType.ALL, store, settings))
     except MlflowException as error:
-        raise RegistryError(
+        raise find_outage(error) or RegistryError(
             f"MLflow ({settings.mlflow_ui or settings.mlflow_uri}) cannot tell which trainings took part: {error}; "
             f"{patient} is left out of manifests from now on, call this again for the rest"
         ) from None

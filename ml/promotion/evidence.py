@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from ml.core.errors import Refused, RegistryError
-from ml.core.mlflow_client import connect, fetch_artifacts
+from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
 from ml.core.taxonomy import SIDES, Task, class_names
@@ -92,7 +92,9 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
         model = f"models:/{version.name}/{version.version}"
         model_folder = fetch_artifacts(model, None if is_used_in_place else scratch / "model")
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+        raise find_outage(error) or RegistryError(
+            f"{version.name} version {version.version}: artifacts cannot be read: {error}"
+        ) from None
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
 
 

@@ -1,7 +1,7 @@
 """Registration: a finished training run becomes a candidate version, with its evidence."""
 
 from ml.core.errors import RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
@@ -48,7 +48,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         try:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
-            raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
+            raise find_outage(error) or RegistryError(
+                f"run {run_id} cannot be registered as {model}: {error}"
+            ) from None
     evidence = collect_evidence(version, store, settings, recompute=True)
     oid = store.create("evidence", evidence, evidence)
     number = str(version.version)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import DataError, RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
 from ml.core.settings import Settings
 from ml.data.training_sets import find_training_set
 
@@ -52,8 +52,10 @@ class RegisteredModel:
 
         try:
             return self._client.get_model_version(self.name, str(number))
-        except MlflowException:
-            raise RegistryError(f"no version {number} of a registered model {self.name!r} in MLflow") from None
+        except MlflowException as error:
+            raise find_outage(error) or RegistryError(
+                f"no version {number} of a registered model {self.name!r} in MLflow"
+            ) from None
 
     def aliases(self) -> Aliases:
         """Returns the model's aliases as the registry has them."""
@@ -69,7 +71,7 @@ class RegisteredModel:
             # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
             if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
                 return None
-            raise
+            raise find_outage(error) or error from None
 
     def set_candidate(self, number: int) -> None:
         """Make a version the candidate."""
@@ -156,8 +158,8 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
 
     try:
         run = connect(settings).get_run(run_id)
-    except MlflowException:
-        raise RegistryError(f"no run {run_id!r} in MLflow") from None
+    except MlflowException as error:
+        raise find_outage(error) or RegistryError(f"no run {run_id!r} in MLflow") from None
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

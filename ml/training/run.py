@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import ml
 from ml.core.devices import describe_devices
 from ml.core.errors import StoreError
-from ml.core.mlflow_client import connect, use_experiment
+from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
@@ -158,7 +158,7 @@ def _existing_run(run_id: str | None, experiment_id: str, client: "MlflowClient"
         run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # otherwise the run was started in another MLflow
-            raise
+            raise find_outage(error) or error from None
         return None
     is_usable = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
     return run_id if is_usable else None
