@@ -134,7 +134,8 @@ class Bucket:
                     Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **byte_range
                 )
                 with open_partial(part, resume=True) as file:
-                    write_with_progress(response["Body"].iter_chunks(_CHUNK), file, size - have)
+                    chunks, left = response["Body"].iter_chunks(_CHUNK), size - have
+                    write_with_progress(chunks, file, left, left, f"{spec.file}: {self._uri(spec.archive)}")
         part.replace(target)
 
     def _read(self, entry: Object) -> bytes:

@@ -215,6 +215,9 @@ class HttpSource(SourceSpec):
     kind: Literal["http"]
     url: str = Field(pattern=r"^https?://[^\s]+$", description="Address of a .zip, .tar or .tar.gz.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The archive's SHA-256, as sha256sum prints it.")
+    max_bytes: int | None = Field(
+        None, ge=1, description="The largest archive that is downloaded, in bytes; default: what fits on the disk."
+    )
 
     @field_validator("url", mode="after")
     @classmethod
