@@ -44,4 +44,4 @@ def is_image(name: str) -> bool:
 
 def shorten_path(path: str) -> str:
     """Returns a POSIX path without what means nothing: ``./a//b.png`` is ``a/b.png``."""
-    return str(PurePosixPath(path))
+    return str(PurePosixPath(path)) if path else ""
