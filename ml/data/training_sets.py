@@ -4,12 +4,14 @@
 versions.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
 from ml.core.errors import ConfigError, DataError
+from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
@@ -103,7 +105,17 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
             if name == model:
                 return training_set, task
             known.append(name)
-    raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}")
+    meant = suggest_name(model, known)
+    raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}{meant}")
+
+
+def registered_model_names(settings: Settings) -> list[str]:
+    """Returns the names of all training sets' registered models. YAML files that cannot be used are left out."""
+    names: list[str] = []
+    for file in training_set_files(settings):
+        with suppress(ConfigError):
+            names += load_training_set(str(file), settings.conf).models.values()
+    return names
 
 
 def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
