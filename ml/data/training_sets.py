@@ -198,13 +198,13 @@ def _read_sources(
             )
         # A version that an early release published may have names such as 1001.0.
         frame = frame.assign(**{name: normalize_names(frame[name]) for name in ("patient", "slide")})
-        assert source.cohort
-        if returned := sorted(read_erased_patients(source.cohort, store) & set(frame["patient"])):
-            raise DataError(
-                f"{training_set.file}: the version of source {source.name!r} has images of {returned[0]}, who was "
-                f"erased; erase these too, then ingest the source: breakhis erase {returned[0]} --cohort "
-                f"{source.cohort} --why …, breakhis ingest {reference}"
-            )
+        for cohort, patients in frame.groupby("cohort")["patient"]:
+            if returned := sorted(read_erased_patients(str(cohort), store) & set(patients)):
+                raise DataError(
+                    f"{training_set.file}: the version of source {source.name!r} has images of {returned[0]}, who was "
+                    f"erased; erase these too, then ingest the source: breakhis erase {returned[0]} --cohort {cohort} "
+                    f"--why …, breakhis ingest {reference}"
+                )
         frames.append(frame)
         left_out = read_ties(ref["manifest"], store)
         names = ("patient", "slide", "kept_patient", "kept_slide")
