@@ -30,12 +30,13 @@ PATHS = [
 
 
 def test_every_parameter_that_holds_a_path_has_the_type() -> None:
-    named = {("source",), ("training_set",), ("images",), ("folder",), ("output",), ("policy",), ("result_uri",)}
+    names = {"source", "training_set", "images", "folder", "output", "policy", "result_uri"}
     for words, _, parameter in PARAMETERS:
-        looks_like_a_path = (parameter.name,) in named or parameter.metavar in {"URI", "FILE", "SET", "[SET]"}
-        is_path = isinstance(parameter.type, click.Path | click.File)
-        assert isinstance(parameter.type, FilledPath) == (looks_like_a_path or is_path), (words, parameter.name)
-    assert {param.values[2].name for param in PATHS} >= {name for (name,) in named}
+        if isinstance(parameter.type, click.Path | click.File | click.types.StringParamType):
+            is_text = isinstance(parameter.type, click.types.StringParamType)
+            holds_path = not is_text or parameter.name in names or parameter.metavar in {"URI", "FILE"}
+            assert isinstance(parameter.type, FilledPath) == holds_path, (words, parameter.name)
+    assert {parameter.values[2].name for parameter in PATHS} >= names
 
 
 @pytest.mark.parametrize(("words", "called", "parameter"), PATHS)
