@@ -12,6 +12,7 @@ import click
 
 from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ImageError, RegistryError
+from ml.core.parameters import FilledPath
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
@@ -54,12 +55,16 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=FilledPath(path_type=Path))
 @click.option(
-    "--model", required=True, metavar="URI", help="Such as models:/breakhis-binary@champion or runs:/ID/model."
+    "--model",
+    required=True,
+    metavar="URI",
+    type=FilledPath(),
+    help="Such as models:/breakhis-binary@champion or runs:/ID/model.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
+    "--output", type=FilledPath(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
 )
 @json_option
 def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: bool) -> None:
@@ -125,11 +130,21 @@ def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
         try:
             folder = fetch_artifacts(model, Path(scratch))
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            raise find_outage(error) or RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
+            raise find_outage(error) or RegistryError(
+                f"{model} cannot be loaded from MLflow: {error}{_suggest_model_uri(model)}"
+            ) from None
         with ModelProcess(folder, model) as process:
             contents = _read_images(track(files, total=len(files), what="classifying"))
             for batch in batches(contents, _count_bytes):
                 yield from _classify_batch(batch, process)
+
+
+def _suggest_model_uri(uri: str) -> str:
+    """Returns ``; did you mean …?`` for an address with a mistyped model; empty for a run's model."""
+    from ml.registry.registered_model import suggest_model
+
+    registered = re.match(r"models:/+([^/@]+)", uri)
+    return suggest_model(registered[1] if registered else uri, read_settings())
 
 
 def _read_images(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:

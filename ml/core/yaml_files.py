@@ -7,6 +7,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ml.core.errors import ConfigError
+from ml.core.names import suggest_name
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """Pattern of the names of sources, training sets and policies, which become part of DAG ids and model names."""
@@ -81,7 +82,7 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
     """Returns the YAML file of a reference: a bare name is looked up in ``folder``; one that ends in .yaml is a path.
 
     Raises:
-        ConfigError: there is no such file; the message lists the names in ``folder``.
+        ConfigError: there is no such file; the message lists the names in ``folder``, and the nearest one.
     """
     if reference.endswith(".yaml"):
         path = Path(reference).expanduser()
@@ -91,7 +92,8 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
     if path.is_file():
         return path.resolve()
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    raise ConfigError(f"{path}: no such file; in {folder} there are: {known}")
+    meant = suggest_name(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
+    raise ConfigError(f"{path}: no such file; in {folder} there are: {known}{meant}")
 
 
 def _describe_error(error: object, model: type[BaseModel]) -> str:

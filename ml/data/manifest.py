@@ -9,6 +9,7 @@ from ml.core.errors import SourceError, StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import detect_folder_layout
+from ml.data.identifiers import normalize_name
 from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
@@ -18,7 +19,7 @@ from ml.images.file_facts import inspect_files
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 4
+VERSION = 5
 """Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {
@@ -182,9 +183,9 @@ def erased_patients_key(cohort: str) -> str:
 
 
 def read_erased_patients(cohort: str, store: Store) -> frozenset[str]:
-    """Returns the patients of a cohort who were erased: none of their images may be used again."""
+    """Returns the patients of a cohort who were erased, as manifests name them: their images may not be used again."""
     known, _ = store.read(erased_patients_key(cohort))
-    return frozenset(known or ())
+    return frozenset(map(normalize_name, known or ()))
 
 
 def _remove_erased_files(

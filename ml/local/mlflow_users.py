@@ -15,9 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ml.core.errors import BreakhisError, CredentialsError, RegistryError, TryAgain
-from ml.core.settings import Settings
-from ml.data.training_sets import load_training_set, training_set_files
+from ml.core.errors import CredentialsError, RegistryError, TryAgain
 
 ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
 
@@ -56,17 +54,6 @@ def auth_config_text(database: str) -> str:
             "",
         ]
     )
-
-
-def registered_model_names(settings: Settings) -> list[str]:
-    """Returns the names of all training sets' registered models. YAML files that cannot be used are left out."""
-    names: list[str] = []
-    for file in training_set_files(settings):
-        try:
-            names += load_training_set(str(file), settings.conf).models.values()
-        except BreakhisError:
-            continue
-    return names
 
 
 def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable[str]) -> None:

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import DataError, RegistryError
 from ml.core.mlflow_client import connect, find_outage
+from ml.core.names import suggest_name
 from ml.core.settings import Settings
-from ml.data.training_sets import find_training_set
+from ml.data.training_sets import find_training_set, registered_model_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +122,27 @@ def audit_anchors(settings: Settings) -> dict[str, str]:
 def _read_anchors(client: "MlflowClient") -> dict[str, str]:
     models = _list_models(client)
     return {str(model.name): model.tags[_ANCHOR_TAG] for model in models if _ANCHOR_TAG in model.tags}
+
+
+def suggest_model(name: str, settings: Settings) -> str:
+    """Returns ``; did you mean NAME?`` for a name that no registered model has; empty if one has it or none is near."""
+    names = [str(model.name) for model in _list_models(connect(settings))]
+    return "" if name in names else suggest_name(name, names)
+
+
+def require_known_model(name: str, settings: Settings) -> None:
+    """Checks that a training set declares a model of this name, or that MLflow has one.
+
+    Raises:
+        RegistryError: neither; the message ends with the nearest name.
+    """
+    declared = registered_model_names(settings)
+    if name in declared:
+        return
+    names = [str(model.name) for model in _list_models(connect(settings))]
+    if name not in names:
+        meant = suggest_name(name, {*names, *declared})
+        raise RegistryError(f"MLflow has no registered model {name!r}, and no training set declares it{meant}")
 
 
 def declared_models(settings: Settings) -> list[str]:

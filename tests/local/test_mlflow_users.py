@@ -13,13 +13,13 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
+from ml.data.training_sets import registered_model_names
 from ml.local.mlflow_users import (
     ADMIN,
     GRANTS,
     PROMOTER,
     TRAINER,
     auth_config_text,
-    registered_model_names,
     set_up_mlflow_users,
 )
 from ml.promotion.judging import judge_version

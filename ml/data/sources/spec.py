@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
+from ml.data.identifiers import normalize_identifier, normalize_path
 from ml.data.sources.check_settings import ValidationSettings
 
 if TYPE_CHECKING:
@@ -59,13 +60,18 @@ class TableSpec(YamlModel):
     @field_validator("file", mode="after")
     @classmethod
     def _readable(cls, value: str) -> str:
-        if not value.endswith((".csv", ".parquet")) or value.startswith("/") or ".." in PurePosixPath(value).parts:
+        path = normalize_path(value)
+        if not path.endswith((".csv", ".parquet")) or path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise ValueError(f"{value!r} must be the path of a .csv or .parquet file within the source")
-        return value
+        return path
 
     @field_validator("subtypes", mode="after")
     @classmethod
     def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        meanings: dict[str, str] = {}
+        for said, subtype in value.items():
+            if meanings.setdefault(normalize_identifier(said), subtype) != subtype:
+                raise ValueError(f"{said!r} is there twice, as {meanings[normalize_identifier(said)]} and as {subtype}")
         return require_known_subtypes(value)
 
 
@@ -129,7 +135,8 @@ class SourceSpec(YamlModel):
 
     def trusted_subtype(self, slide: str) -> str | None:
         """Returns the subtype that the source trusts for a slide of a manifest; None if it names none."""
-        return self.trust.get(slide.removeprefix(f"{self.cohort}:"))
+        trust = {normalize_identifier(trusted): subtype for trusted, subtype in self.trust.items()}
+        return trust.get(slide.removeprefix(f"{self.cohort}:"))
 
 
 class DirectorySource(SourceSpec):
