@@ -185,3 +185,14 @@ def test_stores_in_one_bucket_share_a_client(s3_endpoint):
     assert first.path("x").client is second.path("x").client
     other = Store("s3://shared-client/store", credentials | {"AWS_ACCESS_KEY_ID": "two"})
     assert other.path("x").client is not first.path("x").client
+
+
+def test_the_age_of_a_key_is_by_the_stores_own_clock(any_store, monkeypatch):
+    assert any_store.age("jobs/x.json") is None
+    any_store.put_json("jobs/x.json", {})
+    assert 0 <= any_store.age("jobs/x.json") < 60
+    path = any_store.path("jobs/x.json")
+    if isinstance(path, Path):
+        then = path.stat().st_mtime - 5000
+        os.utime(path, (then, then))
+        assert 5000 <= any_store.age("jobs/x.json") < 5060
