@@ -73,6 +73,15 @@ def find_rejection(records: Sequence[Json], number: int, evidence: str | None, d
     )
 
 
+def find_refusal(records: Sequence[Json], number: int, evidence: str | None, dag: str) -> Json | None:
+    """Returns the record by which a version on this evidence can no longer be approved, or None if there is none.
+
+    Arguments are those of :func:`find_rejection`.
+    """
+    withdrawals = (r for r in records if (r["event"], r.get("version")) == (WITHDRAWN, number))
+    return next(withdrawals, None) or find_rejection(records, number, evidence, dag)
+
+
 def find_withdrawal(records: Sequence[Json], number: int) -> Json | None:
     """Returns the record of a version's withdrawal, unless it became champion again since; None if there is none."""
     own = [record for record in records if record.get("version") == number]

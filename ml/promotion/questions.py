@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ml.core.errors import Refused
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
-from ml.promotion.alias_history import ASKED, WITHDRAWN, find_rejection
+from ml.promotion.alias_history import ASKED, WITHDRAWN, find_refusal
 from ml.promotion.answers import ReviewRun, explain_unknown_starters
 from ml.promotion.audit_log import AuditLog, format_anchor
 from ml.promotion.evidence import read_verified_object
@@ -29,13 +29,13 @@ def check_undecided(model: str, number: int, evidence: str | None, records: Sequ
     Raises:
         Refused: a reviewer has rejected it, or it was withdrawn.
     """
-    for record in records:
-        if (record["event"], record.get("version")) == (WITHDRAWN, number):
-            raise Refused(f"{model} version {number} was withdrawn by {record['by']}: {record['reason']}")
-    if rejected := find_rejection(records, number, evidence, PROMOTE):
+    refusal = find_refusal(records, number, evidence, PROMOTE)
+    if refusal and refusal["event"] == WITHDRAWN:
+        raise Refused(f"{model} version {number} was withdrawn by {refusal['by']}: {refusal['reason']}")
+    if refusal:
         raise Refused(
-            f"{model} version {number} was rejected by {rejected['by']} on {rejected['at'][:10]}, in the run "
-            f"{rejected['run']}: {rejected['reason']}. That is final for this version and its evidence, in every run; "
+            f"{model} version {number} was rejected by {refusal['by']} on {refusal['at'][:10]}, in the run "
+            f"{refusal['run']}: {refusal['reason']}. That is final for this version and its evidence, in every run; "
             "train another version, with other data, another recipe or another seed"
         )
 

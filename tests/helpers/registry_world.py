@@ -51,9 +51,18 @@ class RegistryWorld:
 
     @classmethod
     def create(
-        cls, folder: Path, mlflow_uri: str, sets: tuple[str, ...] = ("made",), **settings: Any
+        cls,
+        folder: Path,
+        mlflow_uri: str,
+        sets: tuple[str, ...] = ("made",),
+        *,
+        with_starter: bool = True,
+        **settings: Any,
     ) -> "RegistryWorld":
-        """Creates a world in a folder that is empty or has only MLflow's database."""
+        """Creates a world in a folder that is empty or has only MLflow's database.
+
+        Without a starter the audit log is empty, for what gives it another key first.
+        """
         conf = folder / "conf"
         for name in ("sources", "training_sets", "policies"):
             (conf / name).mkdir(parents=True)
@@ -79,7 +88,8 @@ class RegistryWorld:
         for name in sets:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
         world = cls(store, configuration, client, policy, conf, data)
-        world.record_starter()
+        if with_starter:
+            world.record_starter()
         return world
 
     def record_starter(self, user: str = "engineer", run: tuple[str, str] = TRAINED_BY, unknown: str = "") -> None:

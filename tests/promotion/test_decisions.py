@@ -43,6 +43,8 @@ def test_two_models_share_a_log(world, airflow):
     )
     dataset = made_up.create_dataset(world.store, made_up.manifest_rows(made_up.every_class()), set_name="other")
     tags = {"breakhis.set": "other", "breakhis.dataset": dataset}
+    world.data["other"] = (dataset, world.data["made"][1])
+    world.record_starter()
     for made in ({}, tags, {}, tags):
         registered = register_run(world.log_run(**made), world.store, world.settings)
         airflow.answer_promotion(registered)
@@ -224,7 +226,7 @@ def test_what_nobody_answered_in_time_may_be_asked_in_another_run(world, airflow
     airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
     promote(world, registered)
     airflow.answer_promotion(registered, at="2026-01-02T00:00:00Z")  # the review was cleared, and asked again
-    with pytest.raises(Refused, match="was ended by .nobody, by the deadline.*; start a new run of the DAG promote"):
+    with pytest.raises(Refused, match=r"was ended by .nobody, by the deadline.*; start a new run of the DAG promote"):
         promote(world, registered)
     assert promote(world, registered, "by hand")["decision"] == "approved"
     assert list_decisions(world) == [("rejected", 1, "(nobody, by the deadline)"), ("approved", 1, "reviewer")]

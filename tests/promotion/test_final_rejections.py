@@ -10,7 +10,7 @@ from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
 from tests.helpers.decisions import is_consistent, list_decisions, open_log, promote, read_aliases
 
-FINAL = "version 1 was rejected by reviewer on .*: not yet. That is final for this version and its evidence"
+FINAL = r"version 1 was rejected by reviewer on .*: not yet. That is final for this version and its evidence"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_one_that_was_not_carried_out_yet_is_carried_out_first(world, airflow, r
     assert read_aliases(world) == {}
     [record] = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == REJECTED]
     assert record["run"] == f"promote/{run}"
-    with pytest.raises(Refused, match="rejected by reviewer on .*: blurred"):
+    with pytest.raises(Refused, match=r"rejected by reviewer on .*: blurred"):
         promote(world, registered)
     assert is_consistent(world)
 
@@ -119,7 +119,7 @@ def test_registering_again_makes_no_new_evidence(world, airflow, registered):
     run = world.client.get_model_version("made-binary", "1").run_id
     assert register_run(run, world.store, world.settings) == registered
     world.client.log_text(run, "harmless", "evaluation/note.md")
-    with pytest.raises(Refused, match="changed after evidence-.* was recorded: artifacts"):
+    with pytest.raises(Refused, match=r"changed after evidence-.* was recorded: artifacts"):
         register_run(run, world.store, world.settings)
 
 

@@ -56,7 +56,7 @@ def test_a_registered_model_that_somebody_made_before_is_refused(world):
     made = world.client.create_model_version("made-binary", f"runs:/{stranger}/model", stranger)
     world.client.set_registered_model_alias("made-binary", "champion", made.version)
     ours = world.log_run(auc=0.95)
-    with pytest.raises(Refused, match="has a version 1 that breakhis did not register: .*deletes or renames"):
+    with pytest.raises(Refused, match=r"has a version 1 that breakhis did not register: .*deletes or renames"):
         register_run(ours, world.store, world.settings)
     with pytest.raises(Refused, match="an alias champion on version 1, but the audit log has no decision about it"):
         register_run(stranger, world.store, world.settings)

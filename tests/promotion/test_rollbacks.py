@@ -160,7 +160,9 @@ def test_to_go_back_to_a_withdrawn_version_has_to_be_asked_for_expressly(two_cha
     airflow.answer_rollback(1, reason="mislabelled slide")
     withdraw_version("made-binary", "1", "out-1", world.store, world.settings)
     asked = ("made-binary", "1", "it fails on 400X", world.store, world.settings)
-    with pytest.raises(Refused, match=r'withdrawn by engineer on .*: mislabelled slide; .* \("although_withdrawn": true'):
+    with pytest.raises(
+        Refused, match=r'withdrawn by engineer on .*: mislabelled slide; .* \("although_withdrawn": true'
+    ):
         propose_rollback(*asked)
     body = propose_rollback(*asked, although_withdrawn=True)["review"]
     assert "**Withdrawn.** engineer withdrew this version on" in body

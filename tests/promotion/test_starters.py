@@ -129,7 +129,7 @@ def test_a_tag_removed_after_the_registration_is_noticed(world, airflow):
     airflow.answer_promotion(registered)
     run = world.client.get_model_version("made-binary", "1").run_id
     world.client.delete_tag(run, "breakhis.dag_runs")
-    with pytest.raises(Refused, match="changed after evidence-.* was recorded: dag_runs"):
+    with pytest.raises(Refused, match=r"changed after evidence-.* was recorded: dag_runs"):
         promote(world, registered)
 
 
