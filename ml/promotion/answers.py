@@ -181,10 +181,11 @@ class ReviewRun:
         Raises:
             Refused: it has one no more.
         """
-        decided = {record.get("run") for record in records if record["event"] in DECISION_EVENTS}
+        # Of a run's records the last counts: one of its name that was deleted before may have been decided.
+        decided = {record.get("run"): record["sequence"] for record in records if record["event"] in DECISION_EVENTS}
         for asked in records:
             subject = (asked["event"], asked.get("version"), asked.get("evidence"))
-            if subject != (ASKED, number, self._evidence) or asked["run"] in decided:
+            if subject != (ASKED, number, self._evidence) or decided.get(asked["run"], 0) > asked["sequence"]:
                 continue
             run = asked["run"].partition("/")[2]
             try:

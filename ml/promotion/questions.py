@@ -44,9 +44,18 @@ def check_may_be_asked(model: str, number: str, evidence: str, store: Store, set
     """Check that an approval of a version could count, before reviewers are asked for one.
 
     Raises:
-        Refused: it was rejected or withdrawn, or nobody is entitled to approve it.
+        Refused: it was rejected or withdrawn, a run in which it was asked was deleted, or nobody is entitled to approve
+            it.
     """
-    check_undecided(model, int(number), evidence, AuditLog(store, settings).read_model_records(model))
+    records = AuditLog(store, settings).read_model_records(model)
+    check_undecided(model, int(number), evidence, records)
+    rejected = ReviewRun(settings, PROMOTE, settings.dag_run).find_unrecorded_rejection(model, number, records)
+    if rejected:
+        raise Refused(
+            f"{model} version {number} was rejected by {rejected.answers[0].reviewer} in the run {rejected.run}, which "
+            f"has not carried it out yet: {rejected.answers[0].reason}. Unpause the DAG {PROMOTE}, or clear that run's "
+            f"task {PROMOTE}. The rejection is final for this version and its evidence"
+        )
     content = read_verified_object(evidence, store)
     if unknown := content.get("starters", {}).get("unknown"):
         raise Refused(f"{model} version {number}: {explain_unknown_starters(unknown)}")

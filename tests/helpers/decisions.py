@@ -30,10 +30,12 @@ class AirflowRecord:
     """Id -> another run of the DAG ``promote``."""
     earlier: dict[tuple[str, str], list[Json]]
     """Run and task -> what was answered in the tries of that task."""
+    gone: set[str]
+    """Ids of runs that Airflow has no more."""
 
     def __init__(self, world: RegistryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
-        self.run, self.details, self.others, self.earlier = {}, {}, {}, {}
+        self.run, self.details, self.others, self.earlier, self.gone = {}, {}, {}, {}, {"deleted-1"}
         monkeypatch.setattr(AirflowApi, "dag_run", lambda _, dag, run: self._read_run(run))
         monkeypatch.setattr(
             AirflowApi, "dag_runs", lambda _, dag: [{"dag_run_id": name} | run for name, run in self.others.items()]
@@ -91,7 +93,7 @@ class AirflowRecord:
         self.earlier[run, "review"] = [_make_detail("", **{"option": "Reject", "reason": "blurred"} | only)]
 
     def _read_run(self, run: str) -> Json:
-        if run.startswith("deleted"):
+        if run in self.gone:
             raise AirflowError("no such run", status=404)
         return self.run
 

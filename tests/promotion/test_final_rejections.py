@@ -94,6 +94,17 @@ def test_a_run_that_was_deleted_may_have_held_one(world, airflow, registered, ru
     assert read_aliases(world) == {"candidate": 1}
 
 
+def test_a_decision_of_an_earlier_run_of_the_name_says_nothing_of_a_later_one(world, airflow, registered):
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
+    promote(world, registered, "was-there")
+    airflow.gone = {"was-there"}
+    question = {"version": 1, "evidence": registered["evidence"], "begun": "2026-01-01T00:00:00Z"}
+    open_log(world).append(ASKED, "made-binary", run="promote/was-there", **question)
+    airflow.answer_promotion(registered)
+    with pytest.raises(Refused, match="which was deleted"):
+        promote(world, registered, "by hand")
+
+
 def test_each_question_is_recorded_once(world, airflow, registered, asking):
     airflow.answer_promotion(registered)
     airflow.run["run_after"] = "2026-01-01T00:00:00Z"
@@ -112,6 +123,14 @@ def test_reviewers_are_not_asked_again(world, airflow, registered, asking):
     with pytest.raises(Refused, match=FINAL):
         judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
     assert judge_version("made-binary", "1", world.store, world.settings)["passed"]  # by hand, to look at it
+
+
+def test_reviewers_are_not_asked_again_before_a_rejection_is_carried_out_either(world, airflow, registered, asking):
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered, "paused")
+    with pytest.raises(Refused, match="rejected by reviewer in the run promote/paused, which has not carried it out"):
+        judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
+    assert list_decisions(world) == []
 
 
 def test_registering_again_makes_no_new_evidence(world, airflow, registered):

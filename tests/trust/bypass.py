@@ -275,7 +275,7 @@ def clear_a_rejected_review(product: AttackedProduct) -> str:
 
 
 def delete_a_rejected_run(product: AttackedProduct) -> str:
-    """deleting a run before its rejection is carried out, and an approval in a new run of the same name"""
+    """deleting a run before its rejection is carried out, and a new run of the same name"""
     candidate = product.register_candidate()
     run = product.start_promotion(candidate)
     product.wait_for_review(run)
@@ -283,9 +283,7 @@ def delete_a_rejected_run(product: AttackedProduct) -> str:
         product.answer(run, option="Reject")
         product.delete_run("promote", run)
     product.api("engineer").trigger("promote", run, product.make_conf(candidate))
-    product.wait_for_review(run)
-    product.answer(run)
-    return product.wait_for_end(run)
+    return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
 
 
 def approve_what_nobody_is_known_to_have_started(product: AttackedProduct) -> str:
@@ -581,7 +579,7 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     review_again_in_another_run: r"gate failed: .*was rejected by reviewer on .*, promote upstream_failed",
     pause_before_a_rejection_is_carried_out: r"promote success.*, rejected success",
     clear_a_rejected_review: r"promote success.*, rejected success",
-    delete_a_rejected_run: r"promote failed: .*which was deleted from Airflow before a decision was recorded",
+    delete_a_rejected_run: r"gate failed: .*which was deleted from Airflow.*, promote upstream_failed",
     approve_what_nobody_is_known_to_have_started: r"gate failed: .*nobody is entitled.*; gate failed: .*nobody is ent",
     approve_what_one_trained_oneself: r"promote failed: .*reviewer started run of-the-reviewer of the DAG retrain_made",
     make_the_model_before_its_set: r"refused: the registered model real-binary has a version \d+ that breakhis did not",
