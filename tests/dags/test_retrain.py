@@ -132,4 +132,4 @@ def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
     assert dags["retrain_bad"].tags == {"invalid"}
     assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
     assert len(dags["retrain_bad"].tasks) == 1
-    assert len(dags["retrain_demo"].tasks) == 10
+    assert len(dags["retrain_demo"].tasks) == 11

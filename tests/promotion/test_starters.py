@@ -135,6 +135,7 @@ def test_a_tag_removed_after_the_registration_is_noticed(world, airflow):
 
 def test_reviewers_are_not_asked_where_nobody_may_approve(world, airflow):
     registered = register_run(world.log_run(**{"breakhis.dag_runs": "[]"}), world.store, world.settings)
+    airflow.answer_promotion(registered)
     asking = world.settings.model_copy(update={"dag": "promote", "dag_run": "asked-1"})
     with pytest.raises(Refused, match="nobody is entitled to approve it"):
         judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
