@@ -275,6 +275,16 @@ def reproduce(
 
 
 @stage_command
+@click.argument("training_set", metavar="SET")
+def origin(store: Store, settings: Settings, training_set: str) -> Json:
+    """Write down for good who started the run of a DAG that trains SET: they cannot approve its models."""
+    from ml.data.training_sets import load_training_set
+    from ml.promotion.starters import record_starters
+
+    return record_starters(load_training_set(training_set, settings.conf), store, settings)
+
+
+@stage_command
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
     """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
@@ -322,8 +332,16 @@ def promote(store: Store, settings: Settings, model: str, version: str, dag_run:
 @click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, for the review; needs --reason.")
 @click.option("--reason", default="", help="Why, with --dry-run.")
+@click.option("--although-withdrawn", type=bool, default=False, help="Whether VERSION may be a withdrawn one.")
 def rollback(
-    store: Store, settings: Settings, model: str, version: str, dag_run: str | None, dry_run: bool, reason: str
+    store: Store,
+    settings: Settings,
+    model: str,
+    version: str,
+    dag_run: str | None,
+    dry_run: bool,
+    reason: str,
+    although_withdrawn: bool,
 ) -> Json:
     """Make a former champion, MODEL's VERSION, the champion again, once a reviewer has confirmed it in Airflow."""
     from ml.promotion.decisions import propose_rollback, roll_back
@@ -331,7 +349,7 @@ def rollback(
 
     require_known_model(model, settings)
     if dry_run:
-        return propose_rollback(model, version, reason, store, settings)
+        return propose_rollback(model, version, reason, store, settings, although_withdrawn=although_withdrawn)
     if not dag_run:
         raise click.UsageError("say --dag-run, the run of the DAG rollback; or --dry-run")
     return roll_back(model, version, dag_run, store, settings)
@@ -372,6 +390,7 @@ STAGES = [
     features,
     train,
     reproduce,
+    origin,
     register,
     gate,
     promote,

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -317,6 +318,26 @@ class Store:
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
                 raise Conflict(f"{path} was changed by another writer; try again") from None
             raise TryAgain(f"{path}: {error}") from error
+
+    def age(self, key: str) -> float | None:
+        """Returns the seconds since ``key`` was written, or None if there is no such key.
+
+        Both times are of the store's own clock, that of S3 or of the disk's host, whatever this process's clock shows.
+        """
+        path = self.path(key)
+        if not isinstance(path, Path):
+            s3 = _boto_client(path)
+            try:
+                answer = s3.get_object(Bucket=path.bucket, Key=path.key)
+            except s3.exceptions.NoSuchKey:
+                return None
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            return float((now - answer["LastModified"]).total_seconds())
+        try:
+            with self.staging() as scratch:
+                return scratch.stat().st_mtime - path.stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def remove(self, key: str) -> None:
         """Deletes a key if it exists. Meant for mutable values and cache parts; objects are never deleted."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
+RECORDED_AT_REGISTRATION = frozenset({"starters"})
+"""What is recorded when a version is registered, and cannot be collected again later."""
+
+
 def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
     """Check that a run belongs to the training set that its tags name: who may log may set tags, but not a dataset.
 
@@ -239,7 +243,8 @@ def verify_evidence(
     evidence = read_verified_object(recorded, store)
     # An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
     collected = json.loads(canonical(collect_evidence(version, store, settings, recompute=recompute)))
-    changed = sorted(key for key in evidence if evidence[key] != collected.get(key))
+    compared = evidence.keys() - RECORDED_AT_REGISTRATION
+    changed = sorted(key for key in compared if evidence[key] != collected.get(key))
     if changed:
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded), evidence

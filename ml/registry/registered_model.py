@@ -58,6 +58,17 @@ class RegisteredModel:
                 f"no version {number} of a registered model {self.name!r} in MLflow"
             ) from None
 
+    def list_versions(self) -> "list[ModelVersion]":
+        """Returns all versions of the model; none where it does not exist."""
+        versions: list[ModelVersion] = []
+        token = None
+        while True:
+            page = self._client.search_model_versions(f"name='{self.name}'", max_results=1000, page_token=token)
+            versions += page
+            token = page.token
+            if not token:
+                return versions
+
     def aliases(self) -> Aliases:
         """Returns the model's aliases as the registry has them."""
         return Aliases(*(self.alias(name) for name in Aliases._fields))

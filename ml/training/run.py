@@ -92,11 +92,11 @@ def train(
     with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
         job = digest([data.inputs_digest, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-        wait_for_concurrent_training(store, job)
+        left = wait_for_concurrent_training(store, job)
         if finished := _finished(job, experiment, settings):
             return {**finished, "task": task, "set": experiment, "reused": True}
         remove_abandoned(store)
-        checkpoint = Checkpoint(store, job)
+        checkpoint = Checkpoint(store, job, left)
         with checkpoint.alive():
             with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
                 _log_origin(run_id, settings)

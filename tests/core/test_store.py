@@ -213,3 +213,14 @@ def test_an_object_whose_file_holds_something_else_is_damaged(store):
     store.path(store.object_key(evidence) + "/object.json").write_bytes(b"[1]")
     with pytest.raises(StoreError, match="holds no JSON object"):
         store.meta(evidence)
+
+
+def test_the_age_of_a_key_is_by_the_stores_own_clock(any_store, monkeypatch):
+    assert any_store.age("jobs/x.json") is None
+    any_store.put_json("jobs/x.json", {})
+    assert 0 <= any_store.age("jobs/x.json") < 60
+    path = any_store.path("jobs/x.json")
+    if isinstance(path, Path):
+        then = path.stat().st_mtime - 5000
+        os.utime(path, (then, then))
+        assert 5000 <= any_store.age("jobs/x.json") < 5060
