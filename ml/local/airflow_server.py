@@ -200,7 +200,7 @@ def find_expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
         lambda: training_set_files(settings), lambda path: f"retrain_{load_training_set(str(path), settings.conf).name}"
     )
     try:
-        if read_mapping(settings.conf / "notifications.yaml", optional=True).get("on_failure"):
+        if read_mapping(settings.conf / "notifications.yaml", optional=True).texts().get("on_failure"):
             ids.add("try_notifications")
     except ConfigError as error:
         problems.append(str(error))
