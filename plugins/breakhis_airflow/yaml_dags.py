@@ -91,7 +91,7 @@ def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
         dag_id,
         schedule=None,
         is_paused_upon_creation=False,
-        default_args=DEFAULT_ARGS,
+        default_args={**DEFAULT_ARGS, "pre_execute": None},  # whatever its conf, what is wrong with the file is said
         description=text,
         doc_md=_INVALID.format(file=file, error=text),
         tags=["invalid"],
