@@ -65,6 +65,10 @@ class AirflowApi:
         """Returns the DAG files that failed to import: ``filename``, ``stack_trace``, ``timestamp``."""
         return self._all("/api/v2/importErrors", "import_errors")
 
+    def pools(self) -> list[Json]:
+        """Returns the pools: ``name``, ``slots`` (-1: without limit), ``occupied_slots`` and more."""
+        return self._all("/api/v2/pools", "pools")
+
     def set_pool(self, name: str, slots: int, description: str) -> Json:
         """Creates a pool, or changes the existing one. Needs the role op or admin."""
         body = {"slots": slots, "description": description, "include_deferred": False}

@@ -52,14 +52,19 @@ def down() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Say what runs, whether it is healthy, and where."""
+    """Say what runs, whether it is healthy, and where. Exit status 3 if Airflow lacks a pool that tasks wait for."""
     shown = Stack(read_settings()).status()
     if as_json:
         click.echo(json.dumps(shown, sort_keys=True))
-        return
-    if not shown["services"]:
+    elif not shown["services"]:
         click.echo("Nothing is running. Start Airflow and MLflow with: breakhis up")
-        return
+    else:
+        _print_status(shown)
+    if shown["pools"]:
+        raise StackError(shown["pools"])
+
+
+def _print_status(shown: Json) -> None:
     table = Table("server", "state", "address", "pid", "log")
     for name, service in shown["services"].items():
         state = "healthy" if service["healthy"] else service["trouble"]

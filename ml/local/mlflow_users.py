@@ -17,14 +17,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-<<<<<<< HEAD
 from ml.core.errors import CredentialsError, RegistryError, TryAgain
-=======
-from ml.core.errors import BreakhisError, CredentialsError, RegistryError, TryAgain
 from ml.core.progress import say
-from ml.core.settings import Settings
-from ml.data.training_sets import load_training_set, training_set_files
->>>>>>> wt-deciding
 
 ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
 

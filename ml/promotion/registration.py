@@ -1,13 +1,8 @@
 """Registration: a finished training run becomes a candidate version, with its evidence."""
 
-<<<<<<< HEAD
-from ml.core.errors import RegistryError
-from ml.core.mlflow_client import connect, find_outage
-=======
 from ml.core.errors import Refused, RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
->>>>>>> wt-deciding
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
@@ -61,15 +56,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         try:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
-<<<<<<< HEAD
             raise find_outage(error) or RegistryError(
                 f"run {run_id} cannot be registered as {model}: {error}"
             ) from None
-    evidence = collect_evidence(version, store, settings, recompute=True)
-    oid = store.create("evidence", evidence, evidence)
-    number = str(version.version)
-=======
-            raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
     number, recorded = str(version.version), version.tags.get("breakhis.evidence")
     if recorded and store.exists(recorded):
         oid, evidence = verify_evidence(version, store, settings, recompute=True)
@@ -82,7 +71,6 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
                 f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and what can "
                 f"be collected now is another ({oid}); restore the store from a backup, or train another version"
             )
->>>>>>> wt-deciding
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
     if "evaluation/model_card.md" in evidence["artifacts"]:

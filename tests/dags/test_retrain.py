@@ -133,3 +133,14 @@ def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
     assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
     assert len(dags["retrain_bad"].tasks) == 1
     assert len(dags["retrain_demo"].tasks) == 11
+
+
+def test_a_set_that_cannot_be_used_takes_no_dag_from_a_good_one_of_its_name(conf, read, tmp_path, monkeypatch):
+    good = tmp_path / "mine.yaml"
+    good.write_text(SET.format(name="mine"))
+    monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(good))
+    (conf / "training_sets" / "mine.yaml").write_text("name: mine\nsourcs: [demo]\n")
+    dags = read("retrain")
+    assert dags["retrain_mine"].get_task("assemble").arguments == [str(good)]
+    assert dags["retrain_mine_2"].tags == {"invalid"}
+    assert str(conf / "training_sets" / "mine.yaml") in dags["retrain_mine_2"].doc_md

@@ -208,6 +208,20 @@ def test_a_broken_set_does_not_hide_the_others(conf):
         find_training_set("aaa-binary", settings)
 
 
+def test_a_broken_set_takes_no_model_from_a_good_one_of_its_name(conf):
+    good = conf / "elsewhere" / "mine.yaml"
+    good.parent.mkdir()
+    good.write_text("name: mine\nsources: [one]\nledger: l\npolicy: strict\npreset: paper\n")
+    broken = conf / "training_sets" / "mine.yaml"
+    settings = Settings(home=conf / "home", conf=conf, training_sets=(good,))
+    for text in ("name: mine\npolicy: a\npolicy: b\n", "name: [", "name: mine\nbinary: {f1: {x: 1}}\n", "\x00", "- a"):
+        broken.write_text(text)
+        assert find_training_set("mine-binary", settings)[0].file == good
+        assert find_training_set("both-binary", settings)[0].name == "both"
+    broken.write_bytes(b"\xff\xfe\xff")
+    assert find_training_set("mine-binary", settings)[0].file == good
+
+
 def test_a_set_is_called_as_its_file(conf):
     (conf / "training_sets" / "both.yaml").rename(conf / "training_sets" / "twin.yaml")
     with pytest.raises(ConfigError, match="'name' is 'both'; call it 'twin'"):

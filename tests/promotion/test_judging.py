@@ -84,7 +84,7 @@ def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(worl
 def test_another_policy_is_only_shown(world):
     register_run(world.log_run(auc=0.7), world.store, world.settings)
     other = world.conf / "other.yaml"
-    other.write_text("name: other\nbinary: {roc_auc: 0, macro_f1: 0}\n")
+    other.write_text("name: other\nbinary: {roc_auc: 0.1, macro_f1: 0.1}\n")
     verdict = judge_version("made-binary", "1", world.store, world.settings, policy=str(other))
     assert verdict["passed"]
     assert not world.store.exists(verdict["bundle"])

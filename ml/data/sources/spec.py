@@ -263,7 +263,8 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
         ConfigError: the file is missing or invalid; names the file and each offending key.
     """
     path = find_yaml(conf / "sources", str(reference), relative_to)
-    data = read_mapping(path)
+    block = read_mapping(path)
+    data = block.texts()
     kind = data.get("kind")
     known = ", ".join(SOURCE_KINDS)
     if kind is None:
@@ -274,7 +275,7 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     values = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
     if unfilled := [key for key, value in values.items() if value == PLACEHOLDER]:
         raise ConfigError(f"{path}: still to be filled in: {', '.join(unfilled)}")
-    spec = validate_mapping(data, SOURCE_KINDS[kind], path)
+    spec = validate_mapping(block, SOURCE_KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
         raise ConfigError(f"{path}: 'name' is {spec.name!r}, but the file is called {path.name}: make them agree")
@@ -294,7 +295,7 @@ def source_files(settings: "Settings") -> list[Path]:
     paths = {path.resolve() for path in (settings.conf / "sources").glob("*.yaml")}
     for training_set in [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]:
         try:
-            references = read_mapping(training_set).get("sources")
+            references = read_mapping(training_set).texts().get("sources")
         except ConfigError:
             continue
         for reference in references if isinstance(references, list) else []:
