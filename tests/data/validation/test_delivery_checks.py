@@ -161,7 +161,7 @@ def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, i
 
     hashes = np.array([look for look, _ in looks], dtype=np.uint64)
     patients = np.array([patient for _, patient in looks], dtype=object)
-    found = set(_find_near_duplicates(hashes, patients, distance))
+    found = set(_find_near_duplicates(hashes[:, None], patients, distance))
     assert found == {
         (i, j, (a ^ b).bit_count())
         for j, (b, q) in enumerate(looks)
