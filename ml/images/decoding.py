@@ -96,6 +96,8 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 def explain_damage(error: Exception) -> ImageError:
     """Returns the error for a picture whose decoder failed."""
+    if "unknown raw mode" in str(error):  # such as separate planes with premultiplied alpha
+        return ImageError("mode", "a layout of channels that is not read; export it as 8-bit RGB")
     # Pillow reports "image file is truncated" or "broken PNG file"; a cut stream may also raise a struct error.
     reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
     return ImageError(reason, _one_line(error))

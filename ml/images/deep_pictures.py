@@ -108,6 +108,9 @@ def _decode_tiff(data: bytes) -> NDArray[np.uint16]:
             page = file.pages.first
             if page.tags.valueof("Orientation", 1) != 1:
                 raise ImageError("mode", "TIFF of 16 bits that is to be turned (Orientation); export it upright")
+            # tifffile fills up what is missing of a cut file.
+            if any(sum(segment) > len(data) for segment in zip(page.dataoffsets, page.databytecounts, strict=True)):
+                raise ImageError("truncated", "the TIFF's data lie beyond its end")
             samples: NDArray[np.uint16] = page.asarray()
             if 0 in getattr(page, "extrasamples", ()):
                 raise ImageError("mode", "TIFF with a further channel beside colour and alpha; export it as RGB alone")

@@ -19,6 +19,7 @@ FORMATS = frozenset({"BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
 DEEP_BITS = 16
 """Bits of a channel in the deeper pictures that a declared rule can scale to 8 bits."""
 
+_WIDTH, _LENGTH = 256, 257
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 254, 255, 258, 339, 338, 320
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
@@ -127,7 +128,9 @@ def explain_unidentified(file: BinaryIO) -> str | None:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if start[2] == 43 else 8))
             file.seek(tags.next)
             tags.load(file)
-            return _describe_samples(tags)
+            other = "channels or a compression that are not read" if {_WIDTH, _LENGTH} <= set(tags) else None
+            described = _describe_samples(tags) or other
+            return described and f"TIFF with {described}"
     except SyntaxError as error:
         return f"JPEG ({error})" if "-bit layers" in str(error) else None
     except Exception:  # Pillow's parsers raise many kinds on a damaged header

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,9 +22,11 @@ from tests.helpers.pictures import pillow, planar_tiff, png, tiff, with_alpha
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (24, 32, 3), dtype=np.uint16)
+FLOAT = (COLOUR / 255).astype(np.float32)
 GREY = np.repeat(COLOUR[..., :1], 3, axis=2)
 EDGE = np.where(np.arange(32) < 20, 255, 0).astype(np.uint8)  # alpha: the right part lies beyond the slide
 BEYOND = np.where(EDGE[:, None] > 0, COLOUR, 0).astype(np.uint8)  # as openslide fills it: transparent black
+SMOOTH = np.stack(np.meshgrid(np.arange(0, 4096, 64), np.arange(0, 4096, 64)) * 2, axis=2)[..., :3].astype(np.uint16)
 IMAGE = Image.fromarray(COLOUR)
 PALETTE = IMAGE.quantize(200)
 
@@ -46,7 +48,7 @@ def pyramid() -> bytes:
 def jpeg_of_12_bits() -> bytes:
     import imagecodecs
 
-    return bytes(imagecodecs.jpeg8_encode(COLOUR.astype(np.uint16) * 16, bitspersample=12))
+    return bytes(imagecodecs.jpeg8_encode(SMOOTH, level=100, bitspersample=12, subsampling="444"))
 
 
 def jpeg_2000() -> bytes:
@@ -87,10 +89,10 @@ PICTURES: dict[str, tuple[bytes, np.ndarray]] = {
     "CMYK, JPEG": (pillow(IMAGE.convert("CMYK"), "JPEG", quality=100), COLOUR),
     "CMYK, TIFF": (pillow(IMAGE.convert("CMYK"), "TIFF"), COLOUR),
     "YCbCr, TIFF without compression": (pillow(IMAGE.convert("YCbCr"), "TIFF"), COLOUR),
-    "12-bit RGB, JPEG": (jpeg_of_12_bits(), COLOUR),
-    "32-bit RGB, TIFF": (tiff(COLOUR.astype(np.uint32), **RGB), COLOUR),
-    "floating-point RGB, TIFF": (tiff((COLOUR / 255).astype(np.float32), **RGB), COLOUR),
-    "floating-point grey, TIFF": (tiff((COLOUR[..., 0] / 255).astype(np.float32)), GREY),
+    "12-bit RGB, JPEG": (jpeg_of_12_bits(), SMOOTH),
+    "32-bit RGB, TIFF": (tiff(COLOUR.astype(np.uint32), **RGB), COLOUR.astype(np.uint32)),
+    "floating-point RGB, TIFF": (tiff(FLOAT, **RGB), FLOAT),
+    "floating-point grey, TIFF": (tiff(FLOAT[..., 0]), FLOAT[..., :1].repeat(3, axis=2)),
     "RGB and a fourth channel, TIFF": (tiff(with_alpha(COLOUR, 7), **EXTRA, **RGB), COLOUR),
     "two pages, TIFF": (pillow(IMAGE, "TIFF", save_all=True, append_images=[IMAGE.rotate(180)]), COLOUR),
     "two pictures, PNG (animated)": (pillow(IMAGE, "PNG", save_all=True, append_images=[IMAGE.rotate(180)]), COLOUR),
@@ -98,7 +100,13 @@ PICTURES: dict[str, tuple[bytes, np.ndarray]] = {
 }
 """By the first column of the table in docs/sources.md: the file, and the colour samples that were put into it."""
 
-# --- the table of the documentation ------------------------------------------------------------------------------------
+
+def holds_more(kind: str) -> bool:
+    """Says whether such a file holds more than these samples."""
+    return any(word in kind for word in ("transparent", "beyond", "fourth", "two p"))
+
+
+# --- the table of the documentation -----------------------------------------------------------------------------------
 
 
 def read_table() -> dict[str, list[str]]:
@@ -109,26 +117,24 @@ def read_table() -> dict[str, list[str]]:
     return {first: rest for first, *rest in rows[2:]}
 
 
-def name_outcome(read: Callable[[bytes], np.ndarray], data: bytes, stored: np.ndarray) -> str:
+def name_outcome(read: Callable[[bytes], np.ndarray], data: bytes, stored: np.ndarray, holds_more: bool) -> str:
     """Says what a decoder makes of the samples that were put into a file."""
     try:
         found = np.asarray(read(data))
     except Exception:
         return "refuses"
-    if found.ndim == 3 and found.shape[2] > 3:
-        found = found[..., :3]
     if found.shape == stored.shape[:2]:
         found = found[..., None].repeat(3, axis=2)
+    everything = found.shape != stored.shape
+    found = (found[0] if found.ndim == 4 else found)[..., :3]
     if found.shape != stored.shape:
         return "other"
-    if found.dtype == stored.dtype and (found == stored).all():
-        return "right"
-    if stored.dtype == np.uint16 and found.dtype == np.uint8:
-        if abs(found.astype(int) - (stored >> 8)).max() <= 1:
-            return "high byte"
-        if (found == np.minimum(stored, 255)).all():
-            return "clips to white"
-    return "other"
+    difference = abs(found.astype(float) - stored)
+    if found.dtype == stored.dtype and difference.max() <= stored.max() * (0.01 if stored is SMOOTH else 0):
+        return "drops the rest" if holds_more and not everything else "as stored"
+    if found.dtype == np.uint8 and stored.dtype == np.uint16 and abs(found.astype(int) - (stored >> 8)).max() <= 1:
+        return "high byte"
+    return "clips" if (found == np.clip(stored, 0, 255).astype(np.uint8)).all() else "other"
 
 
 def read_by_pillow(data: bytes) -> np.ndarray:
@@ -170,13 +176,13 @@ def test_the_documented_table_is_what_the_decoders_and_we_do(caplog):
     caplog.set_level(logging.CRITICAL)
     decoders = (read_by_pillow, read_by_tensorflow, read_by_tifffile_or_imagecodecs)
     found = {
-        kind: [*(name_outcome(read, data, stored) for read in decoders), say_what_we_do(data)]
+        kind: [*(name_outcome(read, data, stored, holds_more(kind)) for read in decoders), say_what_we_do(data)]
         for kind, (data, stored) in PICTURES.items()
     }
     assert read_table() == found
 
 
-# --- whatever the file -------------------------------------------------------------------------------------------------
+# --- whatever the file ------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -188,8 +194,11 @@ def files(draw) -> tuple[bytes, np.ndarray | None, str]:
     height, width = draw(st.integers(8, 40)), draw(st.integers(8, 40))
     greatest = draw(st.sampled_from([255, 1023, 4095, 65535]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    values = rng.integers(0, min(greatest, 127 if dtype == np.int8 else 255 if dtype.itemsize == 1 else 32767) + 1,
-                          (height, width, channels))
+    values = rng.integers(
+        0,
+        min(greatest, 127 if dtype == np.int8 else 255 if dtype.itemsize == 1 else 32767) + 1,
+        (height, width, channels),
+    )
     if dtype == np.uint16 and greatest == 65535:
         values *= 2
     samples = values.astype(dtype)
@@ -217,7 +226,9 @@ def tiff_files(draw, samples: np.ndarray, pages: int) -> tuple[bytes, str, bool]
     """A TIFF of these samples in some layout; how it was made; and whether its fourth channel is called alpha."""
     channels, compressed = samples.shape[2], draw(st.sampled_from([None, "lzw", "deflate", "zstd", "packbits"]))
     compressed = None if compressed == "packbits" and samples.dtype.itemsize > 1 else compressed
-    big, byteorder = draw(st.sampled_from([(False, "<"), (False, ">"), (True, "<")]))  # Pillow opens no big-endian BigTIFF
+    big, byteorder = draw(
+        st.sampled_from([(False, "<"), (False, ">"), (True, "<")])
+    )  # Pillow opens no big-endian BigTIFF
     options = {"compression": compressed, "bigtiff": big, "byteorder": byteorder}
     if compressed in {"lzw", "deflate", "zstd"} and samples.dtype.kind in "ui":
         options["predictor"] = draw(st.booleans())
@@ -235,6 +246,7 @@ def tiff_files(draw, samples: np.ndarray, pages: int) -> tuple[bytes, str, bool]
     return tiff(stack, metadata=None, **options, **tile), how, alpha != "unspecified"
 
 
+@settings(deadline=None, max_examples=150)
 @given(files(), st.sampled_from([None, 10, 12, 16]))
 def test_a_picture_becomes_the_right_8_bit_rgb_or_is_refused_for_its_mode(made, bits):
     data, samples, how = made
@@ -244,13 +256,12 @@ def test_a_picture_becomes_the_right_8_bit_rgb_or_is_refused_for_its_mode(made, 
         expected = samples
     elif deep and bits and samples.max() < 2**bits:
         expected = scaled(samples, bits)
-    try:
-        pixels, readable = decode_scaled(data, bits)
-    except ImageError as error:
-        assert error.reason == "mode", how
-        assert expected is None, how
+    if expected is None:
+        with pytest.raises(ImageError) as caught:
+            decode_scaled(data, bits)
+        assert caught.value.reason == "mode", how
         return
-    assert expected is not None, how
+    pixels, readable = decode_scaled(data, bits)
     assert pixels.dtype == np.uint8
     assert (pixels == expected).all(), how
     assert (decode(readable, strict=True) == expected).all()
@@ -259,6 +270,7 @@ def test_a_picture_becomes_the_right_8_bit_rgb_or_is_refused_for_its_mode(made, 
         assert (decode(data) == expected).all()  # as earlier releases did
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["png", "tiff", "lzw", "planar"]), st.floats(0, 1, exclude_max=True), st.booleans())
 def test_a_damaged_deep_picture_is_refused_or_whole(kind, where, cut):
     made = {
@@ -275,7 +287,7 @@ def test_a_damaged_deep_picture_is_refused_or_whole(kind, where, cut):
             assert (pixels == scaled(DEEP, 16)).all()
 
 
-# --- what is said ------------------------------------------------------------------------------------------------------
+# --- what is said -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
