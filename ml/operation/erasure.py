@@ -133,6 +133,10 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
             is_patient = (normalize_names(rows["patient"]) == patient) & (meta.get("cohort") == cohort)
             data.files |= set(rows.loc[is_patient, "sha256"].dropna())
             others_files |= set(rows.loc[~is_patient, "sha256"].dropna())
+            if meta.get("significant_bits"):  # the rows name what was made of the delivered files
+                delivered = _find_delivered_files(str(meta["raw"]), store)
+                data.files |= set(rows.loc[is_patient, "path"].map(delivered).dropna())
+                others_files |= set(rows.loc[~is_patient, "path"].map(delivered).dropna())
             if "pixel_sha256" in rows:
                 data.pictures |= set(rows.loc[is_patient, "pixel_sha256"])
                 others_pictures |= set(rows.loc[~is_patient, "pixel_sha256"])
@@ -150,6 +154,14 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
     data.files -= {*others_files, ""}
     data.pictures -= others_pictures
     return data
+
+
+def _find_delivered_files(raw: str, store: Store) -> dict[str, str]:
+    """Returns the SHA-256 of each file of a raw version by its path."""
+    import pandas as pd
+
+    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    return dict(zip(listing["path"], listing["sha256"], strict=True))
 
 
 def _parse_case(path: str) -> str | None:

@@ -1,5 +1,6 @@
 """A patient leaves the store, on disk and in S3, and does not come back with the next delivery."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from ml.images.pixel_cache import PixelCache
 from ml.operation.erasure import erase_patient
 from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.features import FeatureCache
+from tests.helpers import pictures as encoded
 from tests.helpers.made_up import name, png, write_tree
 
 pytestmark = pytest.mark.integration
@@ -164,6 +166,39 @@ def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, mon
     last = erase(world)
     assert (last["pictures"], last["objects"]) == (0, 0)
     assert last["trainings"] == again["trainings"] != []
+
+
+def test_a_deeper_picture_is_erased_with_what_was_made_of_it(any_store: Store, tmp_path: Path) -> None:
+    """Also where a table names the patient, so that the file's own name tells nothing."""
+    samples = np.random.default_rng(0).integers(0, 4096, (3, 40, 40, 3), dtype=np.uint16)
+    delivered = [encoded.png(picture) for picture in samples]
+    rows = ["file,patient,type,power", "a.png,1,DC,40", "b.png,1,DC,40", "c.png,2,F,40"]
+    files = dict(zip(("a.png", "b.png", "c.png"), delivered, strict=True)) | {"t.csv": "\n".join(rows).encode()}
+    lines = [
+        "name: cam",
+        "kind: directory",
+        f"path: {write_tree(tmp_path / 'deep', files)}",
+        "layout: table",
+        "table: {file: t.csv, path: file, patient: patient, subtype: type, magnification: power}",
+        "significant_bits: 12",
+    ]
+    write_tree(tmp_path / "conf", {"sources/cam.yaml": "\n".join(lines).encode()})
+    settings = Settings(home=tmp_path / "home", store=any_store.root, conf=tmp_path / "conf", workers=1)
+    source = load_source("cam", settings.conf)
+    fetch_source(source, any_store, settings)
+    manifest = read_manifest(make_manifest(source, any_store, 1)["manifest"], any_store)
+    gone, kept = manifest[manifest["patient"] == "cam:1"], manifest[manifest["patient"] == "cam:2"]
+    result = erase_patient("cam:1", "cam", "request 12", any_store, settings)
+    assert (len(gone), result["files"], result["pictures"]) == (2, 4, 2)
+
+    def is_there(sha256: str) -> bool:
+        return any_store.path(any_store.blob_key(sha256)).exists()
+
+    hashes = [hashlib.sha256(content).hexdigest() for content in delivered]
+    assert [is_there(sha256) for sha256 in hashes] == [False, False, True]
+    assert not any(map(is_there, gone["sha256"]))
+    assert all(map(is_there, kept["sha256"]))
+    assert not set(hashes[:2]) & PictureFactsCache(any_store, 12).read().keys()
 
 
 def test_an_unknown_patient_is_an_error(world: SimpleNamespace) -> None:

@@ -99,6 +99,13 @@ class SourceSpec(YamlModel):
         description="Slide -> subtype, for a slide that stands under two, such as {14-13412: LC}. Its images under any "
         "other are quarantined; without this, all of them are.",
     )
+    significant_bits: int | None = Field(
+        None,
+        ge=9,
+        le=16,
+        description="For pictures with 16 bits a channel: how many of them the camera fills, such as 12. A value v "
+        "becomes round(255 v / (2^bits - 1)); without this, such pictures are quarantined.",
+    )
     validation: ValidationSettings = Field(
         ValidationSettings(),
         description="What is demanded otherwise than usual, by check, such as {image_sizes: {severity: critical}}, and "
