@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
@@ -29,9 +28,11 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.s3_access import find_boto_client, make_s3_client, read_object
+from ml.core.stored_json import parse_json, parse_mapping
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
-    from cloudpathlib import S3Client, S3Path
+    from cloudpathlib import S3Path
 
 Json = dict[str, Any]
 
@@ -72,7 +73,8 @@ class Store:
             import cloudpathlib
 
             variables = os.environ if environment is None else environment
-            self._root = cloudpathlib.S3Path(root, client=_s3_client(*(variables.get(name) for name in _S3_VARIABLES)))
+            client = make_s3_client(*(variables.get(name) for name in _S3_VARIABLES))
+            self._root = cloudpathlib.S3Path(root, client=client)
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
@@ -160,8 +162,8 @@ class Store:
         """
         path = self.path(self.blob_key(sha256))
         try:
-            if not isinstance(path, Path):  # read directly: cloudpathlib would keep a copy on disk
-                return _read_s3(path)
+            if not isinstance(path, Path):
+                return read_object(path)
             return path.read_bytes()
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
@@ -232,7 +234,7 @@ class Store:
             data = self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{oid!r}: no such {kind or 'object'} in the store {self.root}") from None
-        return _parse_mapping(data, self.uri(key))
+        return parse_mapping(data, self.uri(key))
 
     def file(self, oid: str, name: str) -> Path:
         """Returns one file of an object as a local file; see :meth:`local`."""
@@ -247,7 +249,7 @@ class Store:
             data = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
-        return _parse_mapping(data, self.uri(key))
+        return parse_mapping(data, self.uri(key))
 
     def set_memo(self, name: str, inputs: object, result: Json) -> None:
         """Stores the result of a stage for these inputs."""
@@ -275,17 +277,17 @@ class Store:
         """
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = _boto_client(path)
+            s3 = find_boto_client(path)
             try:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
                 return None, None
-            return _parse_json(answer["Body"].read(), self.uri(key)), answer["ETag"]
+            return parse_json(answer["Body"].read(), self.uri(key)), answer["ETag"]
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None, None
-        return _parse_json(data, self.uri(key)), hashlib.sha256(data).hexdigest()
+        return parse_json(data, self.uri(key)), hashlib.sha256(data).hexdigest()
 
     def compare_and_set(self, key: str, value: object, expected: str | None) -> None:
         """Writes small JSON if the key still has the version tag ``expected`` (None: the key must not exist yet).
@@ -308,7 +310,7 @@ class Store:
             self.put_json(key, value)
 
     def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
-        s3 = _boto_client(path)
+        s3 = find_boto_client(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         body = json.dumps(value, indent=1, sort_keys=True).encode()
         try:
@@ -326,7 +328,7 @@ class Store:
         """
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = _boto_client(path)
+            s3 = find_boto_client(path)
             try:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
@@ -355,29 +357,6 @@ class Store:
         return sorted(child.name for child in path.iterdir() if not child.name.startswith("."))
 
 
-def _parse_json(data: bytes, uri: str) -> Any:
-    """Returns the value of a file of JSON in the store.
-
-    Raises:
-        StoreError: it was cut off, edited or overwritten: it is no JSON, is nested too deeply, or has half a character.
-    """
-    try:
-        value = json.loads(data)
-        if b"\\ud" in data.lower():  # a lone surrogate is valid JSON, but no text: it cannot be written or hashed
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise StoreError(f"{uri} is damaged: {reason}; restore it from a backup of the store") from None
-
-
-def _parse_mapping(data: bytes, uri: str) -> Json:
-    value = _parse_json(data, uri)
-    if not isinstance(value, dict):
-        raise StoreError(f"{uri} is damaged: it holds no JSON object; restore it from a backup of the store")
-    return value
-
-
 _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -390,30 +369,6 @@ def _last_modified(folder: Path) -> float:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
         return time.time()
-
-
-@cache
-def _s3_client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
-    """Returns the process's one client for these credentials.
-
-    Creating a client takes a good part of a second, and a store is constructed for each image.
-    """
-    from cloudpathlib import S3Client
-
-    return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
-
-
-def _read_s3(path: "S3Path") -> bytes:
-    s3 = _boto_client(path)
-    try:
-        data: bytes = s3.get_object(Bucket=path.bucket, Key=path.key)["Body"].read()
-    except s3.exceptions.NoSuchKey:
-        raise FileNotFoundError(str(path)) from None
-    return data
-
-
-def _boto_client(path: "S3Path") -> Any:
-    return path.client.client
 
 
 def write_result(uri: str, result: Json) -> None:
