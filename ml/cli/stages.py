@@ -275,7 +275,7 @@ def reproduce(
 
 
 @stage_command
-@click.argument("training_set", metavar="SET")
+@set_argument
 def origin(store: Store, settings: Settings, training_set: str) -> Json:
     """Write down for good who started the run of a DAG that trains SET: they cannot approve its models."""
     from ml.data.training_sets import load_training_set
