@@ -19,10 +19,10 @@ from ml.core.errors import Refused, RegistryError
 from ml.core.mlflow_client import connect, fetch_artifacts
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
-from ml.core.taxonomy import SIDES, Task, class_names
-from ml.evaluation.metric_names import METRIC_NAMES
+from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id
+from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
-        Refused: what its run says of itself cannot be true, or is not what its predictions give.
+        Refused: what its run logged is not of the kind that :mod:`ml.promotion.run_claims` demands, cannot be true, or
+            is not what its predictions and its network give.
     """
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
         return _collect(version, store, settings, Path(scratch), recompute=recompute)
@@ -93,6 +94,8 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
         model_folder = fetch_artifacts(model, None if is_used_in_place else scratch / "model")
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{version.name} version {version.version}: its metrics.json is not JSON: {error}") from None
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
 
 
@@ -135,11 +138,12 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
     name = f"{version.name} version {version.version}"
     run = find_training_run(version.run_id, settings)
     tags = run.data.tags
+    check_tags(name, tags)
     check_training_set(version.run_id, tags, store)
     origin = _read_origin(name, tags, store)
     artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
     evaluation = artifacts.evaluation
-    _check_evaluation(name, evaluation, tags["breakhis.task"])
+    check_evaluation(name, evaluation, tags["breakhis.task"])
     if recompute:
         try:
             check_predictions(
@@ -168,7 +172,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         "preset_sha256": hashlib.sha256(artifacts.preset.encode()).hexdigest(),
         "code_sha256": tags.get("breakhis.code_sha256"),
         "lock_sha256": tags.get("breakhis.lock_sha256"),
-        "dag_runs": _parse_dag_runs(name, tags),
+        "dag_runs": parse_dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
         "weights": origin.weights,
         # The run's metrics and its metrics.json have to agree.
@@ -181,33 +185,6 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         },
         "model_files": _hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
-
-
-def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
-    """Check that an evaluation has only finite numbers, and only known metrics and classes: a reviewer reads the names.
-
-    Raises:
-        Refused: it has others, or lacks a class.
-    """
-    try:
-        canonical(evaluation)
-    except ValueError:
-        raise Refused(f"{name}: its metrics.json holds a value that is not a finite number (NaN or infinite)") from None
-    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(class_names(task))}
-    for key, names in known.items():
-        if unknown := sorted(set(map(str, evaluation.get(key, ()))) - names):
-            raise Refused(f"{name}: its metrics.json has unknown {key}: {unknown[0][:80]!r}")
-    missing = [class_name for class_name in class_names(task) if class_name not in evaluation.get("per_class", {})]
-    if missing:
-        raise Refused(f"{name}: its metrics.json lacks the classes {', '.join(missing)}")
-
-
-def _parse_dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
-    """Returns DAG and run of each training that contributed to the model."""
-    try:
-        return [[str(dag), str(run)] for dag, run in json.loads(tags.get("breakhis.dag_runs", "[]"))]
-    except (ValueError, TypeError):
-        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {tags['breakhis.dag_runs']!r}") from None
 
 
 def verify_evidence(

@@ -5,7 +5,9 @@ from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
+from ml.evaluation.report import render_model_card
 from ml.promotion.evidence import check_training_set, collect_evidence
+from ml.promotion.run_claims import check_tags
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
 
 
@@ -25,8 +27,8 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     Raises:
         RegistryError: there is no such run, it is unfinished, or it is not a training run of breakhis.
         DataError: no training set declares the model.
-        Refused: its tags name another training set than its dataset belongs to, or its metrics are not those of its
-            predictions.
+        Refused: its tags or metrics are not of the kind that a training logs, its tags name another training set than
+            its dataset belongs to, its metrics are not those of its predictions, or these not those of its network.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -34,6 +36,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     client = connect(settings)
     run = find_training_run(run_id, settings)
     tags = run.data.tags
+    check_tags(f"run {run_id}", tags)
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
     find_training_set(model, settings)  # a set without a YAML file has no policy to judge its model by
     check_training_set(run_id, tags, store)
@@ -54,10 +57,19 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     number = str(version.version)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
-    if "evaluation/model_card.md" in evidence["artifacts"]:
-        card = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evaluation/model_card.md")
-        client.update_model_version(model, number, description=card)
+    client.update_model_version(model, number, description=_describe(evidence))
     registered = RegisteredModel(model, settings)
     if registered.alias(CHAMPION) != int(number):
         registered.set_candidate(int(number))
     return {"model": model, "version": int(number), "evidence": oid}
+
+
+def _describe(evidence: Json) -> str:
+    """Returns the version's description: the model card, made of the evidence and not of the run's own text."""
+    facts = {
+        **evidence,
+        "weights_kind": evidence["weights"]["kind"],
+        "sources": {name: {"version": version} for name, version in evidence["sources"].items()},
+        "split_group": evidence.get("split_group", "case"),
+    }
+    return render_model_card({"intervals": {}, "interval_notes": {}, **evidence}, facts)

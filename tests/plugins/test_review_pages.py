@@ -1,12 +1,14 @@
 import base64
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from markupsafe import escape
 
 from breakhis_airflow import airflow_database, review_pages
@@ -19,6 +21,7 @@ from ml.evaluation.metric_names import METRIC_NAMES
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
+from tests.helpers.hostile_text import STORABLE, read_tags
 from tests.helpers.made_up import create_dataset, evidence, manifest_rows
 
 PICTURE = b"\x89PNG made up"
@@ -330,3 +333,34 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
     assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote")
+
+
+TEXTS = (
+    "interval_notes",
+    "absent_classes",
+    "sources",
+    "split_method",
+    "preset",
+    "policy",
+    "warnings",
+    "slices",
+    "note",
+)
+
+
+@settings(max_examples=40, deadline=timedelta(seconds=10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.fixed_dictionaries(dict.fromkeys(TEXTS, STORABLE)))
+def test_no_text_becomes_more_than_text(store, texts):
+    """Whatever evidence and bundle hold as text: the page has the same tags with the same attributes."""
+
+    def render(texts):
+        facts = {"interval_notes": {"macro_f1": texts["interval_notes"]}, "absent_classes": [texts["absent_classes"]]}
+        facts |= {"sources": {texts["sources"]: "version-0"}, "split_method": texts["split_method"]}
+        facts |= {"validated": {texts["sources"]: True}, "preset": texts["preset"]}
+        facts["slices"] = {"source": {texts["slices"]: slices(0.8)["magnification"]["100"]}}
+        made = bundle(store, champion=False, **facts)
+        content = review_pages.read_bundle(made, store)
+        content |= {"policy": texts["policy"], "warnings": [texts["warnings"]]}
+        return review_pages.render_review(store.create("bundle", content, content), [], AuditCheck(), store)
+
+    assert read_tags(render(texts)) == read_tags(render(dict.fromkeys(TEXTS, "x")))
