@@ -22,6 +22,7 @@ from ml.core.store import Json, Store, canonical, object_id
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id
+from ml.promotion.rescoring import rescore_predictions
 from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
@@ -49,7 +50,9 @@ def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
         )
 
 
-def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False) -> Json:
+def collect_evidence(
+    version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False, rescore: bool = False
+) -> Json:
     """Collect the evidence of a model version from MLflow and the store: what it is made of and what it scored.
 
     Args:
@@ -57,6 +60,11 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
         store: has its dataset and split.
         settings: say where MLflow is.
         recompute: whether to compute its metrics again from its predictions, too.
+        rescore: whether to score the pictures of the test side again with its network, too, as
+            :mod:`ml.promotion.rescoring` does; only with ``recompute``.
+
+    Returns:
+        The evidence; with ``rescore`` it has ``rescored``.
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
@@ -64,7 +72,7 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
             is not what its predictions and its network give.
     """
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        return _collect(version, store, settings, Path(scratch), recompute=recompute)
+        return _collect(version, store, settings, Path(scratch), recompute=recompute, rescore=rescore)
 
 
 class _Artifacts(NamedTuple):
@@ -134,7 +142,9 @@ def _read_origin(name: str, tags: dict[str, str], store: Store) -> _Origin:
     return _Origin(split, sources, validations, validated, {"id": oid, "kind": kind})
 
 
-def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool) -> Json:
+def _collect(
+    version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool, rescore: bool
+) -> Json:
     name = f"{version.name} version {version.version}"
     run = find_training_run(version.run_id, settings)
     tags = run.data.tags
@@ -153,7 +163,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         except Refused as error:
             raise Refused(f"{name}, run {version.run_id}: {error}") from None
     split = origin.split
-    return {
+    evidence: Json = {
         "model": str(version.name),
         "version": int(version.version),
         "run_id": str(version.run_id),
@@ -185,6 +195,10 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         },
         "model_files": _hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
+    if rescore:
+        folders = artifacts.evaluation_folder, artifacts.model_folder, scratch
+        evidence["rescored"] = rescore_predictions(name, evidence, evaluation, *folders, store)
+    return evidence
 
 
 def verify_evidence(
@@ -197,7 +211,8 @@ def verify_evidence(
         store: has the evidence, its dataset and split.
         settings: say where MLflow is.
         expected: the id that the evidence must have; None accepts any.
-        recompute: as of :func:`collect_evidence`.
+        recompute: as of :func:`collect_evidence`. Where the evidence is of an earlier release, which did not score the
+            test side again when it registered, that is done now.
 
     Raises:
         RegistryError: the version was not registered by ``breakhis register``.
@@ -212,12 +227,21 @@ def verify_evidence(
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
     evidence = read_verified_object(recorded, store)
-    # An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
-    collected = json.loads(canonical(collect_evidence(version, store, settings, recompute=recompute)))
-    changed = sorted(key for key in evidence if evidence[key] != collected.get(key))
-    if changed:
+    rescore = recompute and "rescored" not in evidence
+    collected = collect_evidence(version, store, settings, recompute=recompute, rescore=rescore)
+    if changed := list_changes(evidence, collected):
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded), evidence
+
+
+def list_changes(recorded: Json, collected: Json) -> list[str]:
+    """Returns the names of what recorded evidence says otherwise than evidence that was collected now.
+
+    An earlier release recorded fewer fields than are collected now: only the recorded ones are compared. What scoring
+    the test side again gave, ``rescored``, follows from files whose hashes are compared.
+    """
+    now = json.loads(canonical(collected))
+    return sorted(key for key, value in recorded.items() if key != "rescored" and value != now.get(key))
 
 
 def read_verified_object(oid: str, store: Store) -> Json:

@@ -6,7 +6,7 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
 from ml.evaluation.report import render_model_card
-from ml.promotion.evidence import check_training_set, collect_evidence
+from ml.promotion.evidence import check_training_set, collect_evidence, list_changes, read_verified_object
 from ml.promotion.run_claims import check_tags
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
 
@@ -52,16 +52,27 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
             raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
-    evidence = collect_evidence(version, store, settings, recompute=True)
-    oid = store.create("evidence", evidence, evidence)
     number = str(version.version)
+    registered = RegisteredModel(model, settings)
+    evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
+    oid = _find_recorded(registered, int(number), evidence, store) or store.create("evidence", evidence, evidence)
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
     client.update_model_version(model, number, description=_describe(evidence))
-    registered = RegisteredModel(model, settings)
     if registered.alias(CHAMPION) != int(number):
         registered.set_candidate(int(number))
     return {"model": model, "version": int(number), "evidence": oid}
+
+
+def _find_recorded(model: RegisteredModel, number: int, evidence: Json, store: Store) -> str | None:
+    """Returns the id of the version's recorded evidence if it says the same; None if it says otherwise, or is none.
+
+    Reviews and champions name the evidence by its id. So it keeps it, also where an earlier release recorded less.
+    """
+    recorded = model.find_version(number).tags.get("breakhis.evidence")
+    if recorded and store.exists(recorded) and not list_changes(read_verified_object(recorded, store), evidence):
+        return str(recorded)
+    return None
 
 
 def _describe(evidence: Json) -> str:
