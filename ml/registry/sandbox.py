@@ -52,6 +52,8 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _CONFIGURATION = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime")
 _NOBODY = 65534
 _SECONDS_TO_TRY = 60.0
+_TRIAL = "import sys, numpy; open(sys.argv[1]).close()"
+"""What has to work in an isolation: Python, its compiled packages, and reading our own files."""
 
 
 def make_environment(scratch: Path) -> dict[str, str]:
@@ -68,7 +70,7 @@ def find_isolation() -> Isolation:
     for isolation in isolations[:-1]:
         with tempfile.TemporaryDirectory(prefix="breakhis-") as name:
             scratch = Path(name)
-            command = [sys.executable, "-P", "-c", "import numpy, ml"]
+            command = [sys.executable, "-P", "-c", _TRIAL, str(_INIT)]
             try:
                 done = subprocess.run(
                     isolate_command(isolation, command, readable=[], scratch=scratch),
