@@ -12,6 +12,7 @@ from breakhis_airflow.notifications import (
     read_notifications,
     send_notifications,
 )
+from breakhis_airflow.run_conf import refuse_unknown_conf
 from breakhis_airflow.yaml_dags import build_dags
 from ml.core.settings import read_settings
 
@@ -35,7 +36,7 @@ def build_trial_dag(file: Path) -> DAG:
         ),
         schedule=None,
         is_paused_upon_creation=False,
-        default_args={"owner": "breakhis"},
+        default_args={"owner": "breakhis", "pre_execute": refuse_unknown_conf},
         tags=["notifications"],
         auto_register=False,
     ) as dag:

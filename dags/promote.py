@@ -12,7 +12,8 @@ DOC = """
 May this model version become the champion? A retraining starts a run here for each model it made.
 
 1. **gate** holds the version's evidence against the promotion policy. Blocked versions end here; the task's error says
-   which gate failed and by how much.
+   which gate failed and by how much. So do versions that were rejected or withdrawn before, and those of which it is
+   not known who started their training.
 2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
    are listed under *Required actions*. Who started the retraining cannot approve its models. Where the policy asks for
    several approvals, **review_2** and **review_3** wait for other people. What nobody answers in time is rejected.
@@ -24,7 +25,11 @@ Marking a task as success by hand promotes nothing: **promote** finds no answer 
 
 A review that was answered without a reason fails. Clear **review** (with the tasks after it) to be asked again.
 Where **promote** says that something changed since the review, press *Trigger* and give the same model, version and
-evidence again: a cleared review would show what was there before. Nor does clearing undo a rejection.
+evidence again: a cleared review would show what was there before.
+
+A reviewer's rejection is final for this version and evidence: clearing, pausing or another run does not undo it. What
+nobody answered in time may be asked anew in another run. Do not delete a run whose review was asked: what was answered
+there is not known then, and the version cannot be promoted any more.
 """
 
 with DAG(
@@ -53,7 +58,7 @@ with DAG(
 ) as dag:
     candidate = ("{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}")
 
-    gate = stage("gate", *candidate, connections=["breakhis_mlflow_promoter"])
+    gate = stage("gate", *candidate, connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"])
     reviews = [
         ReviewOperator(
             task_id=task_id,

@@ -23,7 +23,8 @@ DOC = """
 {facts}
 
 ### What a run does
-1. **assemble** takes the current version of each source; **split** puts every new case on a side for good; **weights**
+1. **origin** writes down for good who started the run; without that, nobody may approve its models.
+   **assemble** takes the current version of each source; **split** puts every new case on a side for good; **weights**
    fetches the backbone's weights, once; **features** looks at the pictures once, on as many workers as there are, so
    that a second run only looks at new ones.
 2. **train_binary** (benign or malignant) and **train_subtype** (eight tumour types) train in the pool `gpu`. The end of
@@ -58,6 +59,7 @@ def build_retrain_dag(file: Path) -> DAG:
         tags=["retrain"],
         auto_register=False,
     ) as dag:
+        origin = stage("origin", reference, connections=["breakhis_airflow", "breakhis_audit"])
         assemble = stage("assemble", reference)
         dataset = assemble.value("dataset")
         split = stage("split", dataset)
@@ -82,8 +84,9 @@ def build_retrain_dag(file: Path) -> DAG:
                 "register",
                 train.value("run_id"),
                 task_id=f"register_{task}",
-                connections=["breakhis_mlflow_promoter"],
+                connections=["breakhis_audit", "breakhis_mlflow_promoter"],
             )
+            origin >> register
             features >> train >> register >> _trigger_promotion(task, model, register)
     return dag
 

@@ -10,7 +10,8 @@ from ml.promotion.reviews import MIN_REASON_LENGTH, ROLLBACK
 DOC = """
 A champion disappoints: go back to one that was champion before.
 
-1. **propose** checks that the version was champion once, and says what would change.
+1. **propose** checks that the version was champion once, and says what would change. A version that was withdrawn
+   is refused unless *Although withdrawn* is ticked; its reviewer then reads who withdrew it and why.
 2. **review** waits for a reviewer to confirm it. Who starts a run here cannot confirm it.
 3. **rollback** reads the answer in Airflow's own record and moves the aliases, in one step. Who decided what, when and
    why is in the audit log: `breakhis history MODEL`, which also lists the versions that were champion.
@@ -46,6 +47,12 @@ with DAG(
             title="Reason",
             description="Why; kept with the decision for good.",
         ),
+        "although_withdrawn": Param(
+            False,
+            type="boolean",
+            title="Although withdrawn",
+            description="Go back to this version even if it was withdrawn. Its reviewer reads by whom and why.",
+        ),
     },
     tags=["promote"],
 ) as dag:
@@ -58,6 +65,7 @@ with DAG(
     propose = stage(
         "rollback",
         *(*which, "--dry-run", "--reason", "{{ params.reason }}"),
+        *("--although-withdrawn", "{{ params.although_withdrawn }}"),
         task_id="propose",
         connections=["breakhis_audit", "breakhis_mlflow_promoter"],
     )

@@ -86,8 +86,9 @@ def load() -> None:
 def init() -> None:
     """Brings Airflow's database up to date, and sets pools, connections, and the users of Airflow and MLflow."""
     from ml.core.settings import read_settings
+    from ml.data.training_sets import registered_model_names
     from ml.local.accounts import SERVICE_USER
-    from ml.local.mlflow_users import PROMOTER, TRAINER, registered_model_names, set_up_mlflow_users
+    from ml.local.mlflow_users import PROMOTER, TRAINER, set_up_mlflow_users
 
     env = os.environ
     _airflow("db", "migrate")

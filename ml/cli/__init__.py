@@ -45,6 +45,18 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
+        if outage := _find_outage(error):
+            print(f"error: {outage}", file=sys.stderr)
+            sys.exit(outage.exit_code)
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error} (a fault of breakhis; see the traceback above)", file=sys.stderr)
         sys.exit(1)
+
+
+def _find_outage(error: Exception) -> BreakhisError | None:
+    """Returns our error where MLflow was out of reach; MLflow is imported only where it has raised the error."""
+    if not type(error).__module__.startswith("mlflow."):
+        return None
+    from ml.core.mlflow_client import find_outage
+
+    return find_outage(error)

@@ -5,8 +5,10 @@ import time
 import click
 
 from ml.cli.options import RefusedResult, json_option, output_result, stage_command
+from ml.core.names import suggest_name
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Json, Store
+from ml.data.training_sets import registered_model_names
 
 _SECONDS_TO_RETRY = 2.0
 
@@ -29,7 +31,11 @@ def _print_history(result: Json) -> None:
     from rich.table import Table
 
     if not result["decisions"]:
-        click.echo(f"nothing was ever decided about {result['model']}")
+        from ml.promotion.audit_log import read_decisions
+
+        decided = {record["model"] for record in read_decisions(Store(read_settings().store))}
+        known = {*decided, *registered_model_names(read_settings())} - {result["model"]}
+        click.echo(f"nothing was ever decided about {result['model']}{suggest_name(result['model'], known)}")
         return
     table = Table("when (UTC)", "version", "decision", "by", "why", "champion before", "evidence")
     for record in result["decisions"]:

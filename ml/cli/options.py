@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ml.core.errors import Refused
+from ml.core.parameters import FilledPath
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store, write_result
 
@@ -37,7 +38,13 @@ def stage_command(
     """
 
     @json_option
-    @click.option("--result", "result_uri", metavar="URI", help="Also write the JSON to this path, file:/// or s3://.")
+    @click.option(
+        "--result",
+        "result_uri",
+        metavar="URI",
+        type=FilledPath(),
+        help="Also write the JSON to this path, file:/// or s3://.",
+    )
     @functools.wraps(function)
     def run(as_json: bool, result_uri: str | None, **arguments: Any) -> None:
         begin = time.monotonic()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command
+from ml.core.parameters import FilledPath
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from ml.data.protocols import ProtocolName
     from ml.training.features import Shard
 
-source_argument = click.argument("source")
+source_argument = click.argument("source", type=FilledPath())
+set_argument = click.argument("training_set", metavar="SET", type=FilledPath())
 preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
 weights_option = click.option(
     "--weights", "weights_id", metavar="ID", help="Weights in the store; default: those that BREAKHIS_WEIGHTS names."
@@ -91,7 +93,7 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
 
 
 @stage_command
-@click.argument("training_set", metavar="SET")
+@set_argument
 def assemble(store: Store, settings: Settings, training_set: str) -> Json:
     """Make a dataset of the published versions of SET's sources (a name in dags/training_sets or a .yaml path)."""
     return assemble_dataset(load_training_set(training_set, settings.conf), store, settings)
@@ -217,7 +219,7 @@ def _print_reproduction(result: Json, _: dict[str, Any]) -> None:
 
 
 @partial(stage_command, show=_print_reproduction)
-@click.argument("training_set", metavar="SET")
+@set_argument
 @click.option(
     "--preset",
     "presets",
@@ -239,7 +241,7 @@ def _print_reproduction(result: Json, _: dict[str, Any]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each.")
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilledPath(file_okay=False, path_type=Path),
     help="Folder for the table; what it has already is not trained again. Default: reproduction-SET.",
 )
 @weights_option
@@ -273,6 +275,16 @@ def reproduce(
 
 
 @stage_command
+@set_argument
+def origin(store: Store, settings: Settings, training_set: str) -> Json:
+    """Write down for good who started the run of a DAG that trains SET: they cannot approve its models."""
+    from ml.data.training_sets import load_training_set
+    from ml.promotion.starters import record_starters
+
+    return record_starters(load_training_set(training_set, settings.conf), store, settings)
+
+
+@stage_command
 @click.argument("run")
 def register(store: Store, settings: Settings, run: str) -> Json:
     """Make a registered model version of a finished RUN, with the alias 'candidate' and an evidence bundle."""
@@ -285,11 +297,15 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 @click.argument("model")
 @click.argument("version")
 @click.option("--evidence", metavar="ID", help="Judge exactly this evidence; default: the version's own.")
-@click.option("--policy", metavar="FILE", help="Judge under another policy, to see what its gates would say.")
+@click.option(
+    "--policy", metavar="FILE", type=FilledPath(), help="Judge under another policy, to see what its gates would say."
+)
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
     from ml.promotion.judging import judge_version
+    from ml.registry.registered_model import require_known_model
 
+    require_known_model(model, settings)
     result = judge_version(model, version, store, settings, evidence=evidence, policy=policy)
     if not result["passed"]:
         raise RefusedResult(result, result["summary"])
@@ -304,7 +320,9 @@ def gate(store: Store, settings: Settings, model: str, version: str, evidence: s
 def promote(store: Store, settings: Settings, model: str, version: str, dag_run: str, evidence: str | None) -> Json:
     """Carry out the reviewers' decision on MODEL's VERSION, as Airflow recorded it; gates are checked again."""
     from ml.promotion.decisions import promote_version
+    from ml.registry.registered_model import require_known_model
 
+    require_known_model(model, settings)
     return promote_version(model, version, dag_run, store, settings, evidence=evidence)
 
 
@@ -314,14 +332,24 @@ def promote(store: Store, settings: Settings, model: str, version: str, dag_run:
 @click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, for the review; needs --reason.")
 @click.option("--reason", default="", help="Why, with --dry-run.")
+@click.option("--although-withdrawn", type=bool, default=False, help="Whether VERSION may be a withdrawn one.")
 def rollback(
-    store: Store, settings: Settings, model: str, version: str, dag_run: str | None, dry_run: bool, reason: str
+    store: Store,
+    settings: Settings,
+    model: str,
+    version: str,
+    dag_run: str | None,
+    dry_run: bool,
+    reason: str,
+    although_withdrawn: bool,
 ) -> Json:
     """Make a former champion, MODEL's VERSION, the champion again, once a reviewer has confirmed it in Airflow."""
     from ml.promotion.decisions import propose_rollback, roll_back
+    from ml.registry.registered_model import require_known_model
 
+    require_known_model(model, settings)
     if dry_run:
-        return propose_rollback(model, version, reason, store, settings)
+        return propose_rollback(model, version, reason, store, settings, although_withdrawn=although_withdrawn)
     if not dag_run:
         raise click.UsageError("say --dag-run, the run of the DAG rollback; or --dry-run")
     return roll_back(model, version, dag_run, store, settings)
@@ -334,7 +362,9 @@ def rollback(
 def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run: str) -> Json:
     """Take back MODEL's VERSION, a waiting candidate: it can be approved no more."""
     from ml.promotion.decisions import withdraw_version
+    from ml.registry.registered_model import require_known_model
 
+    require_known_model(model, settings)
     return withdraw_version(model, version, dag_run, store, settings)
 
 
@@ -360,6 +390,7 @@ STAGES = [
     features,
     train,
     reproduce,
+    origin,
     register,
     gate,
     promote,

@@ -12,6 +12,7 @@ import click
 
 from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ImageError, RegistryError
+from ml.core.parameters import FilledPath
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
@@ -54,26 +55,38 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=FilledPath(path_type=Path))
 @click.option(
-    "--model", required=True, metavar="URI", help="Such as models:/breakhis-binary@champion or runs:/ID/model."
+    "--model",
+    required=True,
+    metavar="URI",
+    type=FilledPath(),
+    help="Such as models:/breakhis-binary@champion or runs:/ID/model.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
+    "--output", type=FilledPath(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
+)
+@click.option(
+    "--significant-bits",
+    type=click.IntRange(9, 16),
+    metavar="N",
+    help="How many of 16 bits a channel the camera fills, such as 12; without it such images are refused.",
 )
 @json_option
-def predict(images: tuple[Path, ...], model: str, output: Path | None, as_json: bool) -> None:
+def predict(
+    images: tuple[Path, ...], model: str, output: Path | None, significant_bits: int | None, as_json: bool
+) -> None:
     """Classify IMAGES (files, or folders of them) and print a row an image.
 
-    An image that cannot be read, or that no model of stained tissue can say anything about (greyscale, 16 bits, made
-    for print, smaller than 8 pixels), gets a row with its error; the others are classified all the same, and the exit
-    status is 3.
+    An image that cannot be read, or that no model of stained tissue can say anything about (greyscale, 16 bits,
+    transparent, made for print, smaller than 8 pixels), gets a row with its error; the others are classified all the
+    same, and the exit status is 3.
     """
     if output and output.suffix not in {".csv", ".parquet"}:
         raise BreakhisError(f"--output {output}: expected a name that ends in .csv or .parquet")
     if output and not output.parent.is_dir():
         raise BreakhisError(f"--output {output}: there is no folder {output.parent}")
-    rows = list(_predict_rows(list(_find_image_files(images)), model))
+    rows = list(_predict_rows(list(_find_image_files(images)), model, significant_bits))
     if output:
         _write_table(rows, output)
     if as_json:
@@ -114,8 +127,8 @@ def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
             yield image
 
 
-def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    from ml.core.mlflow_client import connect, fetch_artifacts
+def _predict_rows(files: list[Path], model: str, significant_bits: int | None) -> Iterator[dict[str, Any]]:
+    from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
     from ml.registry.version_scoring import ModelProcess, batches
 
     connect(read_settings())
@@ -125,21 +138,33 @@ def _predict_rows(files: list[Path], model: str) -> Iterator[dict[str, Any]]:
         try:
             folder = fetch_artifacts(model, Path(scratch))
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            raise RegistryError(f"{model} cannot be loaded from MLflow: {error}") from None
+            raise find_outage(error) or RegistryError(
+                f"{model} cannot be loaded from MLflow: {error}{_suggest_model_uri(model)}"
+            ) from None
         with ModelProcess(folder, model) as process:
-            contents = _read_images(track(files, total=len(files), what="classifying"))
+            contents = _read_images(track(files, total=len(files), what="classifying"), significant_bits)
             for batch in batches(contents, _count_bytes):
                 yield from _classify_batch(batch, process)
 
 
-def _read_images(files: Iterable[Path]) -> Iterator[tuple[Path, bytes | ImageError]]:
-    """Yields each file with its content, or with the reason why no model can classify it."""
-    from ml.images.decoding import read_image
+def _suggest_model_uri(uri: str) -> str:
+    """Returns ``; did you mean …?`` for an address with a mistyped model; empty for a run's model."""
+    from ml.registry.registered_model import suggest_model
+
+    registered = re.match(r"models:/+([^/@]+)", uri)
+    return suggest_model(registered[1] if registered else uri, read_settings())
+
+
+def _read_images(files: Iterable[Path], significant_bits: int | None) -> Iterator[tuple[Path, bytes | ImageError]]:
+    """Yields each file with a content of 8 bits a channel, or with the reason why no model can classify it.
+
+    It is decoded here, since a model that an earlier release logged brings along a decoder that takes what it must not.
+    """
+    from ml.images.deep_pictures import read_scaled
 
     for file in files:
         try:
-            read_image(file)
-            yield file, file.read_bytes()
+            yield file, read_scaled(file, significant_bits)
         except ImageError as error:
             yield file, error
 

@@ -12,12 +12,27 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from ml.core.errors import AirflowError, CredentialsError, TryAgain
+from ml.core.errors import AirflowError, ConfigError, CredentialsError, TryAgain
+from ml.core.settings import Settings
 
 Json = dict[str, Any]
 
 _PAGE_SIZE = 100
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
+
+
+def connect_airflow(settings: Settings) -> "AirflowApi":
+    """Returns Airflow's API as the service account that the settings name.
+
+    Raises:
+        ConfigError: Airflow's address or the service account is not set.
+    """
+    if not (settings.airflow_url and settings.airflow_user):
+        raise ConfigError(
+            "promotion reads the reviewers' answers from Airflow: set BREAKHIS_AIRFLOW_URL, BREAKHIS_AIRFLOW_USER "
+            "and BREAKHIS_AIRFLOW_PASSWORD (in Airflow: the connection breakhis_airflow)"
+        )
+    return AirflowApi(settings.airflow_url, settings.airflow_user, settings.airflow_password.get_secret_value())
 
 
 class AirflowApi:
@@ -49,6 +64,10 @@ class AirflowApi:
     def import_errors(self) -> list[Json]:
         """Returns the DAG files that failed to import: ``filename``, ``stack_trace``, ``timestamp``."""
         return self._all("/api/v2/importErrors", "import_errors")
+
+    def pools(self) -> list[Json]:
+        """Returns the pools: ``name``, ``slots`` (-1: without limit), ``occupied_slots`` and more."""
+        return self._all("/api/v2/pools", "pools")
 
     def set_pool(self, name: str, slots: int, description: str) -> Json:
         """Creates a pool, or changes the existing one. Needs the role op or admin."""
@@ -83,6 +102,10 @@ class AirflowApi:
             if error.status != 409:
                 raise
             raise AirflowError(f"DAG {dag!r} has a run {run_id!r} already", 409) from None  # Airflow's is obscure
+
+    def dag_runs(self, dag: str) -> list[Json]:
+        """Returns all runs of a DAG, each as :meth:`dag_run` does, with its ``dag_run_id``."""
+        return self._all(f"/api/v2/dags/{_quote(dag)}/dagRuns", "dag_runs")
 
     def dag_run(self, dag: str, run: str) -> Json:
         """Returns one run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
@@ -125,6 +148,21 @@ class AirflowApi:
         Unlike an XCom, no user can write this record. Status 404: the task never asked.
         """
         return self._call("GET", _hitl_path(dag, run, task))
+
+    def list_hitl_details(self, dag: str, run: str, task: str) -> list[Json]:
+        """Returns the record of each time that a task asked; for its fields see :meth:`hitl_detail`.
+
+        Clearing a task has it ask anew, in another try. Airflow keeps what was answered in the tries before.
+        """
+        tries = [t["try_number"] for t in self.task_instances(dag, run) if t["task_id"] == task]
+        details = []
+        for number in range(1, max(tries, default=0) + 1):
+            try:
+                details.append(self._call("GET", f"{_hitl_path(dag, run, task)}/tries/{number}"))
+            except AirflowError as error:
+                if error.status != 404:  # it asked nothing in that try
+                    raise
+        return details
 
     def list_pending_questions(self) -> list[Json]:
         """Returns the record of every question that nobody has answered; for its fields see :meth:`hitl_detail`."""

@@ -6,18 +6,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+_CLIENT_SETTINGS = {
+    # A run logs many small files, and each would show a progress bar.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow must not take a model's requirements from the uv project that the process happens to be started in: this
+    # package states them.
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    # By default it retries in silence for four minutes. These last some 15 s, which a restart of the server takes; a
+    # longer outage is told, and Airflow retries the task.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
 
 def connect(settings: Settings) -> "MlflowClient":
     """Points MLflow at the configured server or database and returns a client."""
-    # A run logs many small files, and each would show a progress bar. And MLflow must not take a model's requirements
-    # from the uv project that the process happens to be started in: this package states them.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    for name, value in _CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.utils.environment"):
@@ -25,6 +36,30 @@ def connect(settings: Settings) -> "MlflowClient":
     mlflow.set_tracking_uri(settings.mlflow_uri)
     mlflow.set_registry_uri(settings.mlflow_uri)
     return mlflow.tracking.MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+
+
+def find_outage(error: Exception) -> BreakhisError | None:
+    """Returns our error where MLflow could not be asked at all, so that an outage is not told as something missing.
+
+    Args:
+        error: what MLflow's client raised.
+
+    Returns:
+        TryAgain where the server is down or busy, CredentialsError where it refuses the login, ConfigError where the
+        address is another server's; None where MLflow has answered, for instance that there is no such run.
+    """
+    import mlflow
+
+    server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
+    if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
+    if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):
+        # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
+        cause = text.rpartition("Caused by ")[2].strip("()")[:200]
+        return TryAgain(f"{server} cannot be reached or answers errors: {cause}; is it running?")
+    if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text:
+        return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")
+    return None
 
 
 def fetch_artifacts(uri: str, folder: Path | None) -> Path:

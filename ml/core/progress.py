@@ -21,8 +21,8 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """Yields ``items`` and shows how many of ``total`` are done; ``what`` is the description shown."""
+def track(items: Iterable[T], *, total: int | None, what: str) -> Iterator[T]:
+    """Yields ``items`` and shows how many of ``total`` (None: unknown) are done; ``what`` is the description shown."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
@@ -35,7 +35,7 @@ def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
         done += 1
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
-            say(f"{what}: {done} of {total} ({done / (now - start):.0f}/s)")
+            say(f"{what}: {done}{'' if total is None else f' of {total}'} ({done / (now - start):.2g}/s)")
             last = now
     if done:
         say(f"{what}: {done} in {time.monotonic() - start:.1f} s")

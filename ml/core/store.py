@@ -20,17 +20,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 from filelock import FileLock
 
 from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.s3_access import find_boto_client, make_s3_client, read_object
+from ml.core.stored_json import parse_json, parse_mapping
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
-    from cloudpathlib import S3Client, S3Path
+    from cloudpathlib import S3Path
 
 Json = dict[str, Any]
 
@@ -71,7 +73,8 @@ class Store:
             import cloudpathlib
 
             variables = os.environ if environment is None else environment
-            self._root = cloudpathlib.S3Path(root, client=_s3_client(*(variables.get(name) for name in _S3_VARIABLES)))
+            client = make_s3_client(*(variables.get(name) for name in _S3_VARIABLES))
+            self._root = cloudpathlib.S3Path(root, client=client)
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
         self.root = root.rstrip("/")
@@ -159,8 +162,8 @@ class Store:
         """
         path = self.path(self.blob_key(sha256))
         try:
-            if not isinstance(path, Path):  # read directly: cloudpathlib would keep a copy on disk
-                return _read_s3(path)
+            if not isinstance(path, Path):
+                return read_object(path)
             return path.read_bytes()
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
@@ -224,13 +227,14 @@ class Store:
         """Returns the object.json of an object.
 
         Raises:
-            StoreError: there is no such object; the message names its kind and the store.
+            StoreError: there is no such object, or its file is damaged; the message names kind and store, or the file.
         """
-        kind = oid.rpartition("-")[0]
+        kind, key = oid.rpartition("-")[0], f"{self.object_key(oid)}/object.json"
         try:
-            return cast(Json, json.loads(self.path(f"{self.object_key(oid)}/object.json").read_text()))
+            data = self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{oid!r}: no such {kind or 'object'} in the store {self.root}") from None
+        return parse_mapping(data, self.uri(key))
 
     def file(self, oid: str, name: str) -> Path:
         """Returns one file of an object as a local file; see :meth:`local`."""
@@ -240,11 +244,12 @@ class Store:
 
     def memo(self, name: str, inputs: object) -> Json | None:
         """Returns the result that a stage stored for these inputs, or None."""
+        key = f"objects/memos/{name}/{digest(inputs)}.json"
         try:
-            text = self.path(f"objects/memos/{name}/{digest(inputs)}.json").read_text()
+            data = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
-        return cast(Json, json.loads(text))
+        return parse_mapping(data, self.uri(key))
 
     def set_memo(self, name: str, inputs: object, result: Json) -> None:
         """Stores the result of a stage for these inputs."""
@@ -265,20 +270,24 @@ class Store:
             self.put_file(key, file)
 
     def read(self, key: str) -> tuple[Any, str | None]:
-        """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``."""
+        """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``.
+
+        Raises:
+            StoreError: what is there is no JSON.
+        """
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = _boto_client(path)
+            s3 = find_boto_client(path)
             try:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
                 return None, None
-            return json.loads(answer["Body"].read()), answer["ETag"]
+            return parse_json(answer["Body"].read(), self.uri(key)), answer["ETag"]
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None, None
-        return json.loads(data), hashlib.sha256(data).hexdigest()
+        return parse_json(data, self.uri(key)), hashlib.sha256(data).hexdigest()
 
     def compare_and_set(self, key: str, value: object, expected: str | None) -> None:
         """Writes small JSON if the key still has the version tag ``expected`` (None: the key must not exist yet).
@@ -301,7 +310,7 @@ class Store:
             self.put_json(key, value)
 
     def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
-        s3 = _boto_client(path)
+        s3 = find_boto_client(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         body = json.dumps(value, indent=1, sort_keys=True).encode()
         try:
@@ -311,6 +320,26 @@ class Store:
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
                 raise Conflict(f"{path} was changed by another writer; try again") from None
             raise TryAgain(f"{path}: {error}") from error
+
+    def age(self, key: str) -> float | None:
+        """Returns the seconds since ``key`` was written, or None if there is no such key.
+
+        Both times are of the store's own clock, that of S3 or of the disk's host, whatever this process's clock shows.
+        """
+        path = self.path(key)
+        if not isinstance(path, Path):
+            s3 = find_boto_client(path)
+            try:
+                answer = s3.get_object(Bucket=path.bucket, Key=path.key)
+            except s3.exceptions.NoSuchKey:
+                return None
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            return float((now - answer["LastModified"]).total_seconds())
+        try:
+            with self.staging() as scratch:
+                return scratch.stat().st_mtime - path.stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def remove(self, key: str) -> None:
         """Deletes a key if it exists. Meant for mutable values and cache parts; objects are never deleted."""
@@ -340,30 +369,6 @@ def _last_modified(folder: Path) -> float:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
         return time.time()
-
-
-@cache
-def _s3_client(endpoint: str | None, key: str | None, secret: str | None, token: str | None) -> "S3Client":
-    """Returns the process's one client for these credentials.
-
-    Creating a client takes a good part of a second, and a store is constructed for each image.
-    """
-    from cloudpathlib import S3Client
-
-    return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
-
-
-def _read_s3(path: "S3Path") -> bytes:
-    s3 = _boto_client(path)
-    try:
-        data: bytes = s3.get_object(Bucket=path.bucket, Key=path.key)["Body"].read()
-    except s3.exceptions.NoSuchKey:
-        raise FileNotFoundError(str(path)) from None
-    return data
-
-
-def _boto_client(path: "S3Path") -> Any:
-    return path.client.client
 
 
 def write_result(uri: str, result: Json) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ml.core.errors import SourceError
 from ml.core.store import Store
 from ml.core.taxonomy import label_of, parse_name
+from ml.data.identifiers import normalize_path
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import TableRow, read_table
 
@@ -70,9 +71,12 @@ def read_table_facts(
         SourceError: the source has no such table, or it cannot be read.
     """
     assert spec.table
-    table = next((file for file in files if file.path == spec.table.file), None)
-    if not table:
+    tables = [file for file in files if normalize_path(file.path) == spec.table.file]
+    if not tables:
         raise SourceError(f"{spec.file}: the source has no file {spec.table.file!r} (table: file)")
+    if len(tables) > 1:
+        raise SourceError(f"{spec.file}: the source has {len(tables)} files {spec.table.file!r} (table: file)")
+    [table] = tables
     images = [file for file in files if file is not table]
     rows = read_table(spec, store.blob(table.sha256), [file.path for file in images])
     # Numbers the images of a slide at a magnification, as BreakHis' file names do.

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from ml.core.errors import Conflict, DataError, StoreError
 from ml.core.store import Json, Store, digest
+from ml.data.identifiers import normalize_name
 from ml.data.training_sets import SplitLevel, SplitMethod
 
 FRACTIONS = (0.70, 0.15, 0.15)
@@ -60,6 +61,14 @@ class Ledger:
         """The erased groups, whose pictures may not be used again."""
         return frozenset(entry["erased"] for entry in self.entries if "erased" in entry)
 
+    def is_erased(self, group: str) -> bool:
+        """Says whether a group was erased, under this name or under the one that an early release gave it."""
+        return normalize_name(group) in self._erased_names
+
+    @cached_property
+    def _erased_names(self) -> frozenset[str]:
+        return frozenset(map(normalize_name, self.erased))
+
     @property
     def hash(self) -> str:
         """The SHA-256 of the whole chain; of an empty ledger, that of its name, method, group and fractions."""
@@ -85,7 +94,7 @@ class Ledger:
             raise DataError(
                 f"ledger {self.name!r}: {self.group} {again[0]} has its side already and cannot be given another"
             )
-        unknown = sorted(images.keys() - self.sides.keys() - added.keys()) + sorted(images.keys() & self.erased)
+        unknown = sorted(images.keys() - self.sides.keys() - added.keys()) + sorted(filter(self.is_erased, images))
         if unknown:
             raise DataError(f"ledger {self.name!r}: {self.group} {unknown[0]} has no side or was erased")
         entry: Json = {
@@ -262,7 +271,7 @@ def change_ledger(
 
 
 def erase_from_ledgers(patient: str, slides: Collection[str], store: Store, why: str = "on request") -> list[str]:
-    """Erases a patient's pictures from every ledger, by case or by slide.
+    """Erases a patient's pictures from every ledger, by case or by slide, under every form of the patient's name.
 
     Returns:
         the names of the ledgers that know the patient, including those from which the pictures were erased before.
@@ -278,7 +287,8 @@ def erase_from_ledgers(patient: str, slides: Collection[str], store: Store, why:
         return ledger
 
     def find_groups(ledger: Ledger) -> list[str]:
-        return sorted({*([patient] if ledger.group == "case" else slides)} & ledger.sides.keys())
+        names = {normalize_name(name) for name in ([patient] if ledger.group == "case" else slides)}
+        return sorted(group for group in ledger.sides if normalize_name(group) in names)
 
     names = [key.removesuffix(".json") for key in store.keys("ledgers") if key.endswith(".json")]
     return [name for name in names if find_groups(change_ledger(name, store, erase))]

@@ -9,16 +9,17 @@ from ml.core.errors import SourceError, StoreError
 from ml.core.progress import say
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import detect_folder_layout
+from ml.data.identifiers import normalize_name
 from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import TableRow
-from ml.images.file_facts import inspect_files
+from ml.images.file_facts import HASH_DIGITS, inspect_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 4
+VERSION = 5
 """Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {
@@ -38,8 +39,9 @@ MANIFEST_TYPES = {
     "height": "int64",
 }
 """Columns of manifest.parquet. ``patient`` is the case number, unique within the ``cohort``; ``sha256`` is of the file,
-``pixel_sha256`` of the decoded picture, ``perceptual_hash`` as :func:`perceptual_hash` makes it; ``width`` and
-``height`` are in pixels."""
+or of what was made of it with 8 bits a channel where the source declares ``significant_bits``; ``pixel_sha256`` is of
+the decoded picture, ``perceptual_hash`` as :func:`perceptual_hashes` makes it (one hash in manifests of earlier
+releases); ``width`` and ``height`` are in pixels."""
 
 QUARANTINE_TYPES = {
     "path": "str",
@@ -86,6 +88,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         "trust": spec.trust,
         "inventory": spec.inventory,
         "validation": spec.validation.model_dump(exclude_defaults=True),
+        **({"significant_bits": spec.significant_bits} if spec.significant_bits else {}),
     }
     assert spec.cohort
     erased = read_erased_patients(spec.cohort, store)
@@ -97,7 +100,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     files = _remove_erased_files(files, read_facts, erased, store)
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
-    pictures, decoded = inspect_files({f.sha256 for f in files if f.sha256}, store, workers)
+    hashes = {f.sha256 for f in files if f.sha256}
+    pictures, decoded = inspect_files(hashes, store, workers, spec.significant_bits)
     rows, quarantine, ties, duplicates = screen_files(files, pictures, spec, read_facts)
     quarantine += [
         make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched
@@ -171,7 +175,8 @@ def _store_manifest(
         "ties": len(ties),
         "layout": spec.layout,
         "file": spec.file.name,
-        "content": digest([rows, ties]),
+        # With the first perceptual hash alone, as before there were several: the same images are no new version.
+        "content": digest([[{**row, "perceptual_hash": row["perceptual_hash"][:HASH_DIGITS]} for row in rows], ties]),
     }
     return store.create("manifest", [VERSION, spec.name, declared, rows, quarantine, ties], meta, fill)
 
@@ -182,9 +187,9 @@ def erased_patients_key(cohort: str) -> str:
 
 
 def read_erased_patients(cohort: str, store: Store) -> frozenset[str]:
-    """Returns the patients of a cohort who were erased: none of their images may be used again."""
+    """Returns the patients of a cohort who were erased, as manifests name them: their images may not be used again."""
     known, _ = store.read(erased_patients_key(cohort))
-    return frozenset(known or ())
+    return frozenset(map(normalize_name, known or ()))
 
 
 def _remove_erased_files(

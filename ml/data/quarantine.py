@@ -143,7 +143,7 @@ def _select_consistent_images(
 def _make_manifest_row(image: _Image, spec: SourceSpec) -> dict[str, Any]:
     return {
         "path": image.file.path,
-        "sha256": image.file.sha256,
+        "sha256": image.picture.scaled_sha256 or image.file.sha256,
         "pixel_sha256": image.picture.pixel_sha256,
         "perceptual_hash": image.picture.perceptual_hash,
         "source": spec.name,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.errors import DataError
-from ml.core.taxonomy import SIDES, label_of
+from ml.core.taxonomy import LABELS, SIDES, label_of
 from ml.data.ledger import FRACTIONS
 
 _TEST_FOLDS, _VALIDATION_FOLDS = 7, 6
@@ -58,8 +58,8 @@ def split_by_label(
 ) -> dict[str, str]:
     """Assigns every group to a side at random within benign and malignant: the baseline's protocol of the binary model.
 
-    The shares of the subtypes are not controlled. :func:`split_by_search` assigns the groups that are added to a ledger
-    later.
+    Each side has groups of both. The shares of the subtypes are not controlled. :func:`split_by_search` assigns the
+    groups that are added to a ledger later.
 
     Args:
         groups: the group of each image.
@@ -71,7 +71,7 @@ def split_by_label(
         the side of each group.
 
     Raises:
-        DataError: too few groups of benign or malignant for three sides.
+        DataError: too few groups of benign or malignant for three sides; says how many there are.
     """
     from sklearn.model_selection import train_test_split
 
@@ -92,13 +92,19 @@ def split_by_label(
             random_state=seed,
             stratify=[labels[unit] for unit in rest],
         )
+        problem = ""
     except ValueError as error:
+        problem, test, validation = str(error), [], []
+    names = dict.fromkeys(units, "train") | dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
+    found = {(labels[unit], side) for unit, side in names.items()}
+    lacking = [f"no {label} on the {side} side" for label in LABELS for side in SIDES if (label, side) not in found]
+    if problem or lacking:
+        counted = " and ".join(f"{sum(label == one for one in labels.values())} {label}" for label in LABELS)
         raise DataError(
-            f"{len(units)} group(s) cannot be dealt to three sides by benign and malignant ({error}); add data, or "
-            "take the method allocator and another ledger"
-        ) from None
-    names = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
-    return {group: names.get(leaders.get(group, group), "train") for group in groups}
+            f"{len(units)} group(s) cannot be dealt to three sides by benign and malignant: there are {counted} "
+            f"({problem or ', '.join(lacking)}); add data, or take the method allocator and another ledger"
+        )
+    return {group: names[leaders.get(group, group)] for group in groups}
 
 
 def choose_validation_groups(groups: list[str], subtypes: list[str], *, seed: int) -> set[str]:
@@ -132,10 +138,12 @@ def _one_fold(units: NDArray[np.str_], labels: NDArray[np.str_], folds: int, see
                 chosen = {str(unit) for unit in units[part]}
                 if chosen and len(all_units - chosen) >= leave:
                     return chosen
-    raise DataError(
-        f"of {len(all_units)} group(s) no class has two images, too few to be folded; add data, or take the method "
-        "allocator and another ledger"
-    )
+    counted = ", ".join(f"{len(set(units[labels == name]))} of {name}" for name in np.unique(labels))
+    if len(all_units) <= leave:
+        problem = f"{len(all_units)} group(s) cannot be folded, {leave + 1 - len(all_units)} too few ({counted})"
+    else:
+        problem = f"of {len(all_units)} group(s) ({counted}) no class has two images, too few to be folded"
+    raise DataError(f"{problem}; add data, or take the method allocator and another ledger")
 
 
 def split_by_search(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.core.columns import read_texts
 from ml.core.errors import DataError
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
+from ml.data.identifiers import find_namesakes, normalize_name
 from ml.data.ledger import HASH_DIGITS, Ledger, change_ledger
 from ml.data.manifest import read_ties
 from ml.data.split_methods import split_by_group_folds, split_by_label, split_by_search
@@ -31,8 +33,8 @@ QUARANTINED = "quarantined"
 
 QUARANTINE_COLUMNS = ["pixel_sha256", "path", "source", "patient", "slide", "subtype", "reason", "detail"]
 """Columns of a split's quarantine.parquet, which has one row per image. ``reason`` is one of: ``opposite_sides``, the
-image's group is new and tied to groups on opposite sides; ``same_picture``, groups on opposite sides both have it;
-``erased``."""
+image's group is new and tied to groups on opposite sides, or is itself on opposite sides under two names;
+``same_picture``, groups on opposite sides both have it; ``erased``."""
 
 
 def split_dataset(dataset: str, store: Store) -> Json:
@@ -100,6 +102,7 @@ def look_up_sides(rows: "pd.DataFrame", split: Split) -> NDArray[np.str_]:
         DataError: a group is missing in the split, or the same pixels lie on two sides.
     """
     is_quarantined = rows["pixel_sha256"].isin(split.quarantined)
+    read_texts(rows, GROUP_COLUMNS[split.group])
     groups = rows[GROUP_COLUMNS[split.group]]
     missing = sorted(set(groups[~is_quarantined]) - split.sides.keys())
     if missing:
@@ -117,7 +120,8 @@ def extend_ledger(
     """Assigns a dataset's new groups to sides and adds them, with their pictures, to a ledger.
 
     Groups are tied if the same picture is found in both: among the rows, among the copies that were left out of the
-    dataset, or in the ledger. Tied groups lie on one side. Where frozen groups lie on opposite sides, all images of the
+    dataset, or in the ledger. So are two names of one group, such as 1001 and 1001.0: early releases took the latter
+    from some tables. Tied groups lie on one side. Where frozen groups lie on opposite sides, all images of the
     new groups tied to them are quarantined, and those new pictures of the frozen groups that both sides have.
 
     Args:
@@ -135,12 +139,12 @@ def extend_ledger(
         DataError: too few groups for three sides.
     """
     owners = _find_owners(rows, ties, ledger)
-    component = _number_components(owners.values())
+    component = _number_components([*owners.values(), *_find_renamed_groups(owners, ledger).values()])
     frozen_in: dict[int, set[str]] = {}
     for group in component.keys() & ledger.sides.keys():
         frozen_in.setdefault(component[group], set()).add(group)
     quarantine, used = _separate_quarantine(rows, ledger, owners, component, frozen_in)
-    groups, subtypes = used[GROUP_COLUMNS[ledger.group]].tolist(), used["subtype"].tolist()
+    groups, subtypes = read_texts(used, GROUP_COLUMNS[ledger.group]).tolist(), used["subtype"].tolist()
     if len(set(groups)) < len(SIDES):
         left_out = f" ({len(quarantine)} images are quarantined)" if len(quarantine) else ""
         raise DataError(
@@ -177,8 +181,8 @@ def _select_new_pictures(
     pictures: dict[str, set[str]] = {}
     for picture, groups in owners.items():
         if len({sides[group] for group in groups if group in sides}) == 1:
-            for group in groups & sides.keys() - ledger.erased:
-                if picture not in ledger.images.get(group, ()):
+            for group in groups & sides.keys():
+                if not ledger.is_erased(group) and picture not in ledger.images.get(group, ()):
                     pictures.setdefault(group, set()).add(picture)
     return pictures
 
@@ -188,12 +192,18 @@ def _find_owners(rows: "pd.DataFrame", ties: "pd.DataFrame", ledger: Ledger) -> 
     column = GROUP_COLUMNS[ledger.group]
     owners: dict[str, set[str]] = {}
     for frame, name in ((rows, column), (ties, column), (ties, f"kept_{column}")):
-        for picture, group in zip(frame["pixel_sha256"].tolist(), frame[name].tolist(), strict=True):
+        for picture, group in zip(frame["pixel_sha256"].tolist(), read_texts(frame, name).tolist(), strict=True):
             owners.setdefault(picture[:HASH_DIGITS], set()).add(group)
     for group, pictures in ledger.images.items():
         for picture in pictures:
             owners.setdefault(picture, set()).add(group)
     return owners
+
+
+def _find_renamed_groups(owners: Mapping[str, set[str]], ledger: Ledger) -> dict[str, set[str]]:
+    """Returns all names of each group that has several, by the present one."""
+    names = {group for groups in owners.values() for group in groups}
+    return {name: same for name, same in find_namesakes(names | ledger.sides.keys()).items() if len(same) > 1}
 
 
 def _number_components(tied: Collection[set[str]]) -> dict[str, int]:
@@ -228,12 +238,16 @@ def _separate_quarantine(
         return " and ".join(f"{group} ({side})" for side, group in sorted(first.items())) if len(first) > 1 else ""
 
     opposite = {number: name_opposite_groups(groups) for number, groups in frozen_in.items()}
+    renamed = _find_renamed_groups(owners, ledger)
+    opposite_names = {name: name_opposite_groups(same & ledger.sides.keys()) for name, same in renamed.items()}
     findings: dict[int, tuple[str, str]] = {}
     pairs = zip(rows["pixel_sha256"].tolist(), rows[GROUP_COLUMNS[ledger.group]].tolist(), strict=True)
     for position, (pixels, group) in enumerate(pairs):
         picture = pixels[:HASH_DIGITS]
-        if group in ledger.erased:
+        if ledger.is_erased(group):
             findings[position] = ("erased", f"{ledger.group} {group} was erased")
+        elif between := opposite_names.get(normalize_name(group)):
+            findings[position] = ("opposite_sides", f"{ledger.group} {group} has two names in the ledger: {between}")
         elif group not in ledger.sides:
             if between := opposite.get(component[group]):
                 findings[position] = ("opposite_sides", f"{ledger.group} {group} shares pictures with {between}")
@@ -329,7 +343,8 @@ def _explain_missing_class(
     before = {group for entry in ledger.entries if entry.get("dataset") != dataset for group in entry.get("added", {})}
     if usable <= before:
         return f"{subject} are frozen in {where}"
-    component = _number_components(_find_owners(rows, ties, ledger).values())
+    owners = _find_owners(rows, ties, ledger)
+    component = _number_components([*owners.values(), *_find_renamed_groups(owners, ledger).values()])
     if len({component[group] for group in usable}) == 1:
         return f"{subject} are tied by pictures that they share, so they are all in {where}"
     if ledger.method != "allocator" and not before:

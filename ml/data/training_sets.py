@@ -4,16 +4,19 @@
 versions.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
 from ml.core.errors import ConfigError, DataError
+from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_yaml
+from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
 
 if TYPE_CHECKING:
@@ -102,7 +105,17 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
             if name == model:
                 return training_set, task
             known.append(name)
-    raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}")
+    meant = suggest_name(model, known)
+    raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}{meant}")
+
+
+def registered_model_names(settings: Settings) -> list[str]:
+    """Returns the names of all training sets' registered models. YAML files that cannot be used are left out."""
+    names: list[str] = []
+    for file in training_set_files(settings):
+        with suppress(ConfigError):
+            names += load_training_set(str(file), settings.conf).models.values()
+    return names
 
 
 def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings) -> Json:
@@ -163,7 +176,7 @@ def _read_sources(
     """Reads the published version of each source: their ids by source, their manifests and their ties."""
     import pandas as pd
 
-    from ml.data.manifest import read_ties
+    from ml.data.manifest import read_erased_patients, read_ties
 
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
@@ -183,8 +196,19 @@ def _read_sources(
                 f"{training_set.file}: the version of source {source.name!r} has no cohorts, as in early releases; "
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
+        # A version that an early release published may have names such as 1001.0.
+        frame = frame.assign(**{name: normalize_names(frame[name]) for name in ("patient", "slide")})
+        for cohort, patients in frame.groupby("cohort")["patient"]:
+            if returned := sorted(read_erased_patients(str(cohort), store) & set(patients)):
+                raise DataError(
+                    f"{training_set.file}: the version of source {source.name!r} has images of {returned[0]}, who was "
+                    f"erased; erase these too, then ingest the source: breakhis erase {returned[0]} --cohort {cohort} "
+                    f"--why …, breakhis ingest {reference}"
+                )
         frames.append(frame)
-        ties.append(read_ties(ref["manifest"], store))
+        left_out = read_ties(ref["manifest"], store)
+        names = ("patient", "slide", "kept_patient", "kept_slide")
+        ties.append(left_out.assign(**{name: normalize_names(left_out[name]) for name in names}))
     return versions, frames, ties
 
 
@@ -282,7 +306,8 @@ def compare_datasets(before: str, after: str, store: Store) -> dict[str, Json]:
     old, new = (read_dataset(dataset, store).set_index("pixel_sha256", drop=False) for dataset in (before, after))
     kept = new.index.intersection(old.index)
     labels = ["subtype", "patient"]
-    relabelled = (new.loc[kept, labels] != old.loc[kept, labels]).any(axis=1)
+    before_and_after = [rows.loc[kept, labels].apply(normalize_names) for rows in (old, new)]
+    relabelled = (before_and_after[0] != before_and_after[1]).any(axis=1)
     changes = {
         "added": new.drop(kept),
         "removed": old.drop(kept),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.core.columns import read_texts
 from ml.core.store import Json
 from ml.core.taxonomy import Task, class_names
 from ml.evaluation.decision_rule import DecisionRule
@@ -95,7 +96,7 @@ def evaluate(predictions: LabelledPredictions, *, draws: int, seed: int = 0) -> 
     np.add.at(confusion, (truth, predictions.predicted), 1)
     slices: dict[str, dict[str, Json]] = {}
     for column in SLICE_COLUMNS[predictions.task]:
-        values = predictions.rows[column].astype(str).to_numpy()
+        values = read_texts(predictions.rows, column)
         ordered = sorted(set(values), key=lambda value: (len(value), value))
         # The images of one subtype are all of one class, so only accuracy says something of them.
         shown = ("accuracy",) if column == "subtype" else _SLICE_METRICS[predictions.task]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ml.core.columns import read_texts
 from ml.evaluation.scores import LabelledPredictions
 from ml.images.decoding import INPUT_SIZE, Pixels
 
@@ -114,7 +115,7 @@ def choose_examples(predictions: LabelledPredictions, per_kind: int = 3) -> dict
         ordered = np.sort(adjusted, axis=1)
         sure = ordered[:, -1] - ordered[:, -2]
     is_correct = predictions.predicted == predictions.truth
-    patients = predictions.rows["patient"].to_numpy(dtype=str)
+    patients = read_texts(predictions.rows, "patient")
     surest = np.argsort(-sure, kind="stable")
     return {
         "correct": _prefer_new_patients([k for k in surest if is_correct[k]], patients, per_kind),

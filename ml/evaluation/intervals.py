@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.core.columns import read_texts
 from ml.core.taxonomy import LABELS, SUBTYPES, label_of
 from ml.evaluation.metrics import ImageWeights, compute_weighted_metrics
 from ml.evaluation.scores import LabelledPredictions
@@ -140,7 +141,7 @@ def _stratify_patients(
     Returns:
         The patients of each stratum as indices into the names, the index of each image's patient (n,), and the names.
     """
-    patients, patient_of_image = np.unique(predictions.rows["patient"].to_numpy(dtype=str), return_inverse=True)
+    patients, patient_of_image = np.unique(read_texts(predictions.rows, "patient"), return_inverse=True)
     malignant = predictions.truth
     if predictions.task == "subtype":
         malignant = np.array([LABELS.index(label_of(name)) for name in SUBTYPES])[predictions.truth]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ml.core.columns import read_texts
 from ml.core.markdown import escape_markdown
 from ml.core.store import Json
 from ml.core.taxonomy import class_names
@@ -132,7 +133,7 @@ def find_single_case_classes(held_out: LabelledPredictions, facts: Json) -> list
     """
     if facts["held_out"] != "out_of_fold":
         return []
-    groups = held_out.rows[GROUP_COLUMNS[facts["split_group"]]].to_numpy(dtype=str)
+    groups = read_texts(held_out.rows, GROUP_COLUMNS[facts["split_group"]])
     names = class_names(held_out.task)
     return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.core.columns import read_texts
 from ml.core.taxonomy import Task
 from ml.evaluation.decision_rule import DecisionRule
 
@@ -51,7 +52,7 @@ class LabelledPredictions:
     @cached_property
     def cases(self) -> "Cases":
         """The predictions by case: one case for each patient and class."""
-        patients = self.rows["patient"].to_numpy(dtype=str)
+        patients = read_texts(self.rows, "patient")
         keys = np.array([f"{patient}\n{k}" for patient, k in zip(patients, self.truth, strict=True)])
         _, first_rows, case_of_row = np.unique(keys, return_index=True, return_inverse=True)
         image_counts = np.bincount(case_of_row).astype(float)

@@ -7,6 +7,8 @@ preprocessed differently. The module needs only NumPy and Pillow, since every lo
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ml.core.errors import ImageError
+from ml.images.pixel_formats import check_colour, check_opacity, check_pixel_format, explain_unidentified
 
 Pixels = NDArray[np.uint8]
 
@@ -34,13 +37,13 @@ MIN_SIDE = 8
 def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
     """Decodes an image file to RGB.
 
-    Greyscale, palette and transparent images are converted. 16-bit and floating-point images are refused, since nothing
-    says how to scale them to 8 bits.
-
     Args:
         data: the file's bytes, or the open file, which is read while it is decoded.
-        strict: also refuse what no microscope camera makes: greyscale (models are trained on stained tissue, and its
-            stain carries half of the information), CMYK, which is made for print, and sides below ``MIN_SIDE`` pixels.
+        strict: accept only what becomes 8-bit RGB without a loss and shows a stained section: no greyscale (models are
+            trained on stained tissue, and its stain carries half of the information), no deeper channels, no
+            transparent pixels, no further pages, no CMYK, which is made for print, no side below ``MIN_SIDE`` pixels.
+            Whatever is new to the system is decoded so. Without it all that earlier releases took is decoded as they
+            did, which a file in an older manifest needs; a picture that is accepted has the same pixels either way.
 
     Returns:
         uint8 array (height, width, 3).
@@ -49,31 +52,55 @@ def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
         ImageError: its ``reason`` is ``undecodable`` (no image), ``truncated``, ``mode`` (pixel format) or ``size``
             (too large, or too small).
     """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        with open_image(file) as image:
+            if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+                raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
+            if strict:
+                check_pixel_format(image)
+                if min(image.size) < MIN_SIDE:
+                    raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
+            image.load()
+            if strict:
+                check_opacity(image)
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise explain_damage(error) from None
+    if strict:
+        check_colour(pixels)
+    return pixels
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Reads a picture's header.
+
+    Raises:
+        ImageError: its ``reason`` is ``undecodable`` (no image), ``mode`` (pixel format) or ``size`` (too large).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
-            if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
-                raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
-            if strict and image.mode in {"1", "L", "LA"}:
-                raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
-            if strict and image.mode == "CMYK":
-                raise ImageError("mode", "pixel format CMYK, made for print; its colours are not those of the stain")
-            if strict and min(image.size) < MIN_SIDE:
-                raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
-            image.load()
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            image = Image.open(file)
     except Image.DecompressionBombError:  # Pillow checks a limit of its own first
         raise ImageError("size", f"too many pixels; at most {MAX_PIXELS:,} are read") from None
     except UnidentifiedImageError as error:
+        if pixel_format := explain_unidentified(file):
+            raise ImageError("mode", f"{pixel_format}; export it as 8-bit RGB") from None
         raise ImageError("undecodable", _one_line(error)) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow reports "image file is truncated" or "broken PNG file"; a cut stream may also raise a struct error.
-        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
-        raise ImageError(reason, _one_line(error)) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ImageError("size", f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+    return image
+
+
+def explain_damage(error: Exception) -> ImageError:
+    """Returns the error for a picture whose decoder failed."""
+    if "unknown raw mode" in str(error):  # such as separate planes with premultiplied alpha
+        return ImageError("mode", "a layout of channels that is not read; export it as 8-bit RGB")
+    # Pillow reports "image file is truncated" or "broken PNG file"; a cut stream may also raise a struct error.
+    reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+    return ImageError(reason, _one_line(error))
 
 
 def resize(pixels: Pixels) -> Pixels:
@@ -103,8 +130,15 @@ def read_image(path: Path) -> Pixels:
     Raises:
         ImageError: the file is no usable image; the message names the file and what is wrong with it.
     """
-    try:
+    with named_in_errors(path):
         return decode(path.read_bytes(), strict=True)
+
+
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Has the errors raised inside name a local file."""
+    try:
+        yield
     except OSError as error:
         raise ImageError("unreadable", f"{path}: {error.strerror}") from None
     except ImageError as error:

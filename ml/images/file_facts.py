@@ -9,9 +9,21 @@ from ml.core.progress import track
 from ml.core.store import Store, digest
 from ml.core.workers import map_in_processes
 from ml.images.decoding import Pixels, decode, pixel_hash
+from ml.images.deep_pictures import decode_scaled
 
-VERSION = 1
+VERSION = 2
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
+
+ORIENTATIONS = (
+    *("UPRIGHT", "FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"),
+    *("TRANSPOSE", "ROTATE_90", "ROTATE_270", "TRANSVERSE"),
+)
+"""The ways in which a copy of an image may be mirrored or turned, by Pillow's names."""
+
+HASH_DIGITS = 16
+"""Hex digits of one perceptual hash."""
+
+_HASHED_SIZE = (32, 32)
 
 _PART = 1024  # files whose facts are written at once: a kill loses at most these
 
@@ -26,9 +38,13 @@ class PictureFacts:
     height: int = 0
     reason: str = ""
     detail: str = ""
+    scaled_sha256: str = ""
+    """SHA-256 of the file in the store that was made of a deeper picture, with 8 bits a channel; else empty."""
 
 
-def inspect_files(hashes: set[str], store: Store, workers: int) -> tuple[dict[str, PictureFacts], int]:
+def inspect_files(
+    hashes: set[str], store: Store, workers: int, significant_bits: int | None = None
+) -> tuple[dict[str, PictureFacts], int]:
     """Returns the facts of each file by its SHA-256, and the number of files that had to be decoded.
 
     A file is decoded once, whichever sources and versions contain it.
@@ -37,13 +53,14 @@ def inspect_files(hashes: set[str], store: Store, workers: int) -> tuple[dict[st
         hashes: SHA-256 of each file in the store.
         store: the store with the files and the cache of facts.
         workers: processes that decode.
+        significant_bits: bits that deeper pictures fill, which are scaled to 8; None refuses such pictures.
     """
-    cache = PictureFactsCache(store)
-    known = {sha256: facts for sha256, facts in cache.read().items() if sha256 in hashes}
+    cache = PictureFactsCache(store, significant_bits)
+    known = {sha256: facts for sha256, facts in cache.read().items() if sha256 in hashes and _is_kept(facts, store)}
     missing = sorted(hashes - known.keys())
     if not missing:
         return known, 0
-    jobs = ((store.root, sha256) for sha256 in missing)
+    jobs = ((store.root, sha256, significant_bits) for sha256 in missing)
     fresh: dict[str, PictureFacts] = {}
     for sha256, facts in track(
         map_in_processes(_decode_file, jobs, workers), total=len(missing), what="reading images"
@@ -63,11 +80,13 @@ class PictureFactsCache:
     """Facts by the file's SHA-256, in parts under objects/caches/pictures-…/; each part is written in one step."""
 
     store: Store
+    significant_bits: int | None = None
 
     @property
     def prefix(self) -> str:
-        """Where the parts are; another decoder or another perceptual hash has another cache."""
-        return f"objects/caches/pictures-{VERSION}"
+        """Where the parts are; another decoder, rule of scaling or perceptual hash has another cache."""
+        rule = f"-bits-{self.significant_bits}" if self.significant_bits else ""
+        return f"objects/caches/pictures-{VERSION}{rule}"
 
     def read(self) -> dict[str, PictureFacts]:
         """Returns the facts of all files in the cache."""
@@ -100,23 +119,41 @@ def _write_part(folder: str, part: list[list[Any]], store: Store) -> None:
     store.put_json(f"{folder}/{digest(part)[:16]}.json", part)
 
 
-def _decode_file(job: tuple[str, str]) -> tuple[str, PictureFacts]:
-    root, sha256 = job
+def _is_kept(facts: PictureFacts, store: Store) -> bool:
+    """Returns whether the store still has what was made of a deeper picture; erasing a patient removes it."""
+    return not facts.scaled_sha256 or store.path(store.blob_key(facts.scaled_sha256)).exists()
+
+
+def _decode_file(job: tuple[str, str, int | None]) -> tuple[str, PictureFacts]:
+    root, sha256, significant_bits = job
+    store, scaled_sha256 = Store(root), ""
     try:
-        with Store(root).open_blob(sha256) as file:
-            pixels = decode(file, strict=True)
+        if significant_bits is None:
+            with store.open_blob(sha256) as file:
+                pixels = decode(file, strict=True)
+        else:
+            content = store.blob(sha256)
+            pixels, readable = decode_scaled(content, significant_bits)
+            if readable is not content:
+                scaled_sha256 = store.put_blob(readable)
     except ImageError as error:
         return sha256, PictureFacts(reason=error.reason, detail=error.detail)
     height, width, _ = pixels.shape
-    return sha256, PictureFacts(pixel_hash(pixels), perceptual_hash(pixels), width, height)
+    return sha256, PictureFacts(
+        pixel_hash(pixels), perceptual_hashes(pixels), width, height, scaled_sha256=scaled_sha256
+    )
 
 
-def perceptual_hash(pixels: Pixels) -> str:
-    """Returns a hash that barely changes when an image is resized or compressed: 64 bits as 16 hex digits.
+def perceptual_hashes(pixels: Pixels) -> str:
+    """Returns hashes that barely change when an image is resized or compressed: one for each orientation.
 
-    The distance of two hashes is the number of bits in which they differ. ImageHash's ``phash`` computes the hash from
-    the green channel, where both stains absorb: the signs of the 8 x 8 lowest frequencies of the cosine transform (C.
-    Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
+    They are 64 bits each, as 16 hex digits, in the order of :data:`ORIENTATIONS`. The distance of two hashes is the
+    number of bits in which they differ. Two images show the same, mirrored or turned, if the first hash of one is near
+    to any of the other's.
+
+    ImageHash's ``phash`` computes a hash from the green channel, where both stains absorb: it compares the 8 x 8 lowest
+    frequencies of the cosine transform with their median (C. Zauner, "Implementation and Benchmarking of Perceptual
+    Image Hash Functions", 2010). So half of its bits are set, and distances are even.
 
     Args:
         pixels: uint8 (height, width, 3).
@@ -124,4 +161,8 @@ def perceptual_hash(pixels: Pixels) -> str:
     import imagehash
     from PIL import Image
 
-    return str(imagehash.phash(Image.fromarray(pixels[:, :, 1]).reduce(4)))
+    # The size that phash works on, which it leaves as it is: the large picture is resized once, not eight times.
+    small = Image.fromarray(pixels[:, :, 1]).reduce(4).resize(_HASHED_SIZE, Image.Resampling.LANCZOS)
+    upright = str(imagehash.phash(small))
+    turned = (str(imagehash.phash(small.transpose(Image.Transpose[name]))) for name in ORIENTATIONS[1:])
+    return "".join((upright, *turned))

@@ -26,6 +26,12 @@ Json = dict[str, Any]
 DAGS = PROJECT / "dags"
 PLUGINS = PROJECT / "plugins"
 
+POOLS = {
+    "gpu": "Trainings at a time: one per GPU; two on a machine without",
+    "promotion": "Promotions change the registry one after the other",
+}
+"""The pools that tasks name, with their descriptions. A task whose pool is missing is scheduled and never starts."""
+
 _SECONDS_TO_SET_POOLS = 300.0
 _SECONDS_TO_PARSE = 120.0
 _COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
@@ -134,17 +140,33 @@ def set_pools(settings: Settings, api: AirflowApi) -> None:
     Raises:
         TryAgain: Airflow has been too busy for five minutes.
     """
-    slots = count_gpu_slots(settings)
+    slots = {"gpu": count_gpu_slots(settings), "promotion": 1}
     deadline = time.monotonic() + _SECONDS_TO_SET_POOLS
     while True:
         try:
-            api.set_pool("gpu", slots, "Trainings at a time: one per GPU; two on a machine without")
-            api.set_pool("promotion", 1, "Promotions change the registry one after the other")
+            for name, description in POOLS.items():
+                api.set_pool(name, slots[name], description)
             return
         except TryAgain:  # on SQLite, an Airflow that has just started can find its database locked
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
+
+
+def find_pool_trouble(api: AirflowApi) -> str:
+    """Returns which pools are missing or have no slot, and what to do; an empty text if tasks can start in all.
+
+    Raises what :class:`AirflowApi` does.
+    """
+    slots = {pool["name"]: pool["slots"] for pool in api.pools()}
+    unusable = [name for name in POOLS if not slots.get(name)]
+    if not unusable:
+        return ""
+    found = ", ".join(f"{name} ({'no slot' if name in slots else 'missing'})" for name in unusable)
+    return (
+        f"pools in which no task can start: {found}; tasks that name them wait for ever. Make them in Airflow under "
+        "Admin > Pools, with a slot or more (promotion: one); for a local stack: breakhis down, then breakhis up"
+    )
 
 
 def check_dags(settings: Settings, api: AirflowApi, started: datetime) -> list[str]:
@@ -200,7 +222,7 @@ def find_expected_dags(settings: Settings) -> tuple[set[str], list[str]]:
         lambda: training_set_files(settings), lambda path: f"retrain_{load_training_set(str(path), settings.conf).name}"
     )
     try:
-        if read_mapping(settings.conf / "notifications.yaml", optional=True).get("on_failure"):
+        if read_mapping(settings.conf / "notifications.yaml", optional=True).texts().get("on_failure"):
             ids.add("try_notifications")
     except ConfigError as error:
         problems.append(str(error))

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ml.core.errors import BreakhisError, Refused, StackError
+from ml.core.parameters import FilledPath
 from ml.core.progress import say
 from ml.core.settings import read_settings
 from ml.local.accounts import SERVICE_USER
@@ -23,7 +24,7 @@ Json = dict[str, Any]
 
 # Not ml.cli's: that package imports this module, so importing from it would be a circle.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
-set_argument = click.argument("training_set", metavar="[SET]", default="demo")
+set_argument = click.argument("training_set", metavar="[SET]", type=FilledPath(), default="demo")
 
 _CHECK_STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
 
@@ -51,14 +52,19 @@ def down() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Say what runs, whether it is healthy, and where."""
+    """Say what runs, whether it is healthy, and where. Exit status 3 if Airflow lacks a pool that tasks wait for."""
     shown = Stack(read_settings()).status()
     if as_json:
         click.echo(json.dumps(shown, sort_keys=True))
-        return
-    if not shown["services"]:
+    elif not shown["services"]:
         click.echo("Nothing is running. Start Airflow and MLflow with: breakhis up")
-        return
+    else:
+        _print_status(shown)
+    if shown["pools"]:
+        raise StackError(shown["pools"])
+
+
+def _print_status(shown: Json) -> None:
     table = Table("server", "state", "address", "pid", "log")
     for name, service in shown["services"].items():
         state = "healthy" if service["healthy"] else service["trouble"]

@@ -14,9 +14,12 @@ from typing import Literal
 import psutil
 import requests
 
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import BreakhisError
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
+from ml.local.airflow_server import POOLS, find_pool_trouble
 from ml.local.gpus import count_gpus
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
@@ -54,6 +57,7 @@ def check_machine(settings: Settings) -> list[Check]:
         lambda: check_disk(settings.home),
         check_memory,
         lambda: check_ports(settings),
+        lambda: check_pools(settings),
         lambda: check_store(settings.store),
         lambda: check_weights(settings.weights),
         check_kaggle,
@@ -107,6 +111,31 @@ def check_ports(settings: Settings) -> Check:
         found = ", ".join(f"{port} ({preferred[port]})" for port in taken) + f" taken on {HOST}"
         return Check("Ports", "warning", found, "nothing: others are used, 'breakhis status' says which")
     return Check("Ports", "ok", f"{' and '.join(map(str, preferred))} are free")
+
+
+def check_pools(settings: Settings) -> Check:
+    """Checks the pools that tasks name, in the Airflow that the settings name or else in the local stack's."""
+    name = "Airflow's pools"
+    state = Stack(settings).state()
+    if settings.airflow_url:
+        api = AirflowApi(
+            settings.airflow_url,
+            settings.airflow_user,
+            settings.airflow_password.get_secret_value(),
+            timeout=_SECONDS_TO_ANSWER * 2,
+        )
+    elif state and state.services["airflow"].process.is_alive():
+        api = Stack(settings).api("admin")
+    else:
+        return Check(name, "ok", "no Airflow runs here; 'breakhis up' makes them")
+    try:
+        trouble = find_pool_trouble(api)
+    except BreakhisError as error:
+        return Check(name, "warning", str(error), "see to it that Airflow answers, and check again")
+    if trouble:
+        found, _, advice = trouble.partition("; ")
+        return Check(name, "missing", f"{api.url}: {found}", advice)
+    return Check(name, "ok", f"{' and '.join(POOLS)}, at {api.url}")
 
 
 def check_store(root: str) -> Check:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import requests
 
 from ml.core.settings import Settings
+from ml.data.training_sets import registered_model_names
 from ml.local.accounts import SERVICE_USER, read_keys, read_passwords
-from ml.local.mlflow_users import PROMOTER, TRAINER, auth_config_text, registered_model_names, set_up_mlflow_users
+from ml.local.mlflow_users import PROMOTER, TRAINER, auth_config_text, set_up_mlflow_users
 from ml.local.ports import HOST
 
 

@@ -6,7 +6,9 @@ neither; and whoever makes a registered model owns it, so the trainer may not do
 judges, promotes and rolls back. People read.
 
 MLflow lets every user make a registered model to whom that is not denied, people too. So the promoter takes the names
-in the training sets beforehand: nobody else can come to own one of them.
+in the training sets beforehand: nobody else can come to own one of them. Where somebody was first, since the model was
+made before its set was declared, the rights to it are taken away, and a warning says from whom. What was made of it
+until then, versions and aliases, has ``breakhis register`` refuse it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,9 +17,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ml.core.errors import BreakhisError, CredentialsError, RegistryError, TryAgain
-from ml.core.settings import Settings
-from ml.data.training_sets import load_training_set, training_set_files
+from ml.core.errors import CredentialsError, RegistryError, TryAgain
+from ml.core.progress import say
 
 ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
 
@@ -32,6 +33,8 @@ GRANTS = {
     PROMOTER: {"experiment": "EDIT", "registered_model": "MANAGE"},
 }
 """What the two service accounts may do with all resources of a type. Users that are not named here read."""
+
+_MODEL_KINDS, _HARMLESS = frozenset({"registered_model", "prompt"}), frozenset({"READ", "NO_PERMISSIONS", "DENY"})
 
 _SECONDS = 60.0
 _EXISTS, _MISSING = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
@@ -56,17 +59,6 @@ def auth_config_text(database: str) -> str:
             "",
         ]
     )
-
-
-def registered_model_names(settings: Settings) -> list[str]:
-    """Returns the names of all training sets' registered models. YAML files that cannot be used are left out."""
-    names: list[str] = []
-    for file in training_set_files(settings):
-        try:
-            names += load_training_set(str(file), settings.conf).models.values()
-        except BreakhisError:
-            continue
-    return names
 
 
 def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable[str]) -> None:
@@ -98,8 +90,29 @@ def set_up_mlflow_users(url: str, passwords: Mapping[str, str], models: Iterable
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
             admin.ask("POST", "3.0/mlflow/users/permissions/grant", grant, none_if=_EXISTS)
     promoter = _MlflowApi(url, PROMOTER, passwords[PROMOTER])
-    for model in models:
+    names = list(models)
+    for model in names:
         promoter.ask("POST", "2.0/mlflow/registered-models/create", {"name": model}, none_if=_EXISTS)
+    _take_over(set(names), admin)
+
+
+def _take_over(models: set[str], admin: "_MlflowApi") -> None:
+    """Takes away all rights to change these registered models that were given to anybody but the promoter."""
+    for user in (entry["username"] for entry in admin.ask("GET", "2.0/mlflow/users/list", {})["users"]):
+        if user in {ADMIN, PROMOTER}:
+            continue
+        held = admin.ask("GET", "3.0/mlflow/users/permissions/list", {"username": user})["permissions"]
+        for grant in held:
+            kind, model, permission = (grant[key] for key in ("resource_type", "resource_pattern", "permission"))
+            # MLflow keeps a user's own grants in a role of this name. Other roles are an administrator's doing.
+            is_own = grant["role_name"].startswith("__user_")
+            if is_own and kind in _MODEL_KINDS and model in models and permission not in _HARMLESS:
+                resource = {"username": user, "resource_type": kind, "resource_id": model}
+                admin.ask("POST", "3.0/mlflow/users/permissions/revoke", resource)
+                say(
+                    f"warning: the registered model {model} was {user}'s (right {permission}) in MLflow; it has been "
+                    "taken over by the service account, and that right was withdrawn"
+                )
 
 
 class _MlflowApi:

@@ -31,13 +31,14 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from ml.core.airflow_api import AirflowApi
-from ml.core.errors import StackError, TryAgain
+from ml.core.errors import BreakhisError, StackError, TryAgain
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.local.accounts import PASSWORDS_FILE, list_users, read_passwords
 from ml.local.airflow_server import (
     check_dags,
     find_airflow_trouble,
+    find_pool_trouble,
     make_airflow_environment,
     make_breakhis_environment,
     set_pools,
@@ -143,13 +144,19 @@ class Stack:
         """Returns which servers run and whether they are healthy, with their addresses, the users and the folders.
 
         It is the JSON of ``breakhis status``. ``services`` has, by name: ``url``, ``pid``, ``log``, ``running``,
-        ``healthy`` and ``trouble``.
+        ``healthy`` and ``trouble``. ``pools`` says which pools Airflow lacks; an empty text if none is known to be.
         """
         state = self.state()
         services: Json = {}
+        pools = ""
         for name, service in state.services.items() if state else ():
             running = service.process.is_alive()
             trouble = _HEALTH_CHECKS[name](service.url) if running else "not running"
+            if name == "airflow" and not trouble:
+                try:
+                    trouble = pools = find_pool_trouble(self.api("admin"))
+                except BreakhisError as error:
+                    trouble = str(error)
             services[name] = {
                 "url": service.url,
                 "pid": service.process.pid,
@@ -165,6 +172,7 @@ class Stack:
             "store": self.settings.store,
             "training_sets": [str(path) for path in self.settings.training_sets],
             "services": services,
+            "pools": pools,
             "users": self.users(),
             "passwords": str(self.passwords_file),
         }

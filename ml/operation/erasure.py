@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ml.core.errors import DataError, RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import parse_name
+from ml.data.identifiers import normalize_name, normalize_names
 from ml.data.ledger import erase_from_ledgers
 from ml.data.manifest import erased_patients_key, read_erased_patients
 from ml.images.file_facts import PictureFactsCache
@@ -50,6 +51,7 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
 
     Args:
         patient: the patient's name in the manifests: a case number, or ``<cohort>:<id>`` for patients of a table.
+            What an early release called ``<cohort>:1001.0`` is erased with ``<cohort>:1001``.
         cohort: the cohort that the patient belongs to.
         why: the request, recorded on the list of erased patients.
         store: the store to erase the patient from.
@@ -67,6 +69,7 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
             erased.
         StoreError: a ledger was edited.
     """
+    patient = normalize_name(patient)
     data = _find_patient(patient, cohort, store)
     erased = read_erased_patients(cohort, store)
     if not (data.files or data.pictures or patient in erased):
@@ -104,14 +107,15 @@ def _put_on_list(patient: str, cohort: str, why: str, data: _PatientData, store:
     erased, tag = store.read(erased_patients_key(cohort))
     erased = erased or {}
     new_entry = {"why": why, "when": datetime.now(UTC).isoformat(timespec="seconds"), "datasets": [], "slides": []}
-    entry = erased.get(patient, new_entry)
+    known = next((name for name in erased if normalize_name(name) == patient), patient)
+    entry = erased.get(known, new_entry)
     entry = {
         **entry,
         "datasets": sorted({*entry["datasets"], *data.datasets}),
         "slides": sorted({*entry["slides"], *data.slides}),
     }
-    if entry != erased.get(patient):
-        store.compare_and_set(erased_patients_key(cohort), {**erased, patient: entry}, tag)
+    if entry != erased.get(known):
+        store.compare_and_set(erased_patients_key(cohort), {**erased, known: entry}, tag)
     return entry["datasets"], entry["slides"]
 
 
@@ -126,9 +130,13 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
         data.cohorts.add(str(meta.get("cohort")))
         for name in ("manifest.parquet", "quarantine.parquet"):
             rows = pd.read_parquet(store.file(manifest, name))
-            is_patient = (rows["patient"] == patient) & (meta.get("cohort") == cohort)
+            is_patient = (normalize_names(rows["patient"]) == patient) & (meta.get("cohort") == cohort)
             data.files |= set(rows.loc[is_patient, "sha256"].dropna())
             others_files |= set(rows.loc[~is_patient, "sha256"].dropna())
+            if meta.get("significant_bits"):  # the rows name what was made of the delivered files
+                delivered = _find_delivered_files(str(meta["raw"]), store)
+                data.files |= set(rows.loc[is_patient, "path"].map(delivered).dropna())
+                others_files |= set(rows.loc[~is_patient, "path"].map(delivered).dropna())
             if "pixel_sha256" in rows:
                 data.pictures |= set(rows.loc[is_patient, "pixel_sha256"])
                 others_pictures |= set(rows.loc[~is_patient, "pixel_sha256"])
@@ -148,6 +156,14 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
     return data
 
 
+def _find_delivered_files(raw: str, store: Store) -> dict[str, str]:
+    """Returns the SHA-256 of each file of a raw version by its path."""
+    import pandas as pd
+
+    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    return dict(zip(listing["path"], listing["sha256"], strict=True))
+
+
 def _parse_case(path: str) -> str | None:
     """Returns the case in a file's name, or None where the name has no case."""
     try:
@@ -158,7 +174,7 @@ def _parse_case(path: str) -> str | None:
 
 def _match_patient(rows: "pd.DataFrame", patient: str, cohort: str) -> "pd.Series[bool]":
     """Returns which rows are this patient's. Older tables have no cohort; there the name alone decides."""
-    is_patient: pd.Series[bool] = rows["patient"] == patient
+    is_patient: pd.Series[bool] = normalize_names(rows["patient"]) == patient
     return is_patient & (rows["cohort"] == cohort) if "cohort" in rows else is_patient
 
 
@@ -183,7 +199,9 @@ def _rewrite_objects(patient: str, cohort: str, store: Store) -> int:
         _remove_ties(dataset, patient, store)
     for split in store.keys("objects/split"):
         if store.meta(split).get("quarantined"):
-            count += _remove_rows(split, "quarantine.parquet", lambda rows: rows["patient"] == patient, store)
+            count += _remove_rows(
+                split, "quarantine.parquet", lambda rows: normalize_names(rows["patient"]) == patient, store
+            )
     return count
 
 
@@ -204,7 +222,7 @@ def _clear_quarantine_hashes(manifest: str, patient: str, store: Store) -> None:
     import pandas as pd
 
     rows = pd.read_parquet(store.file(manifest, "quarantine.parquet"))
-    has_hash = (rows["patient"] == patient) & (rows["sha256"] != "")
+    has_hash = (normalize_names(rows["patient"]) == patient) & (rows["sha256"] != "")
     if has_hash.any():
         rows.loc[has_hash, "sha256"] = ""
         _replace_table(manifest, "quarantine.parquet", rows, store)
@@ -214,7 +232,10 @@ def _remove_ties(oid: str, patient: str, store: Store) -> None:
     """Remove the patient's rows from the table of pictures that were published under two cases."""
     if store.meta(oid).get("ties"):
         _remove_rows(
-            oid, "ties.parquet", lambda rows: (rows[["patient", "kept_patient"]] == patient).any(axis=1), store
+            oid,
+            "ties.parquet",
+            lambda rows: (rows[["patient", "kept_patient"]].apply(normalize_names) == patient).any(axis=1),
+            store,
         )
 
 
@@ -240,7 +261,7 @@ def _list_trainings(
     try:
         return list(_find_runs(datasets, [patient], slides, ViewType.ALL, store, settings))
     except MlflowException as error:
-        raise RegistryError(
+        raise find_outage(error) or RegistryError(
             f"MLflow ({settings.mlflow_ui or settings.mlflow_uri}) cannot tell which trainings took part: {error}; "
             f"{patient} is left out of manifests from now on, call this again for the rest"
         ) from None
@@ -255,8 +276,8 @@ def _find_runs(
         query = f"tags.`breakhis.dataset` = '{dataset}'"
         for run in client.search_runs(experiments, query, run_view_type=view, max_results=1000):
             split = store.meta(run.data.tags["breakhis.split"])
-            groups = slides if split.get("group") == "slide" else cases
-            sides = sorted({split["sides"][group] for group in groups if group in split["sides"]})
+            groups = set(map(normalize_name, slides if split.get("group") == "slide" else cases))
+            sides = sorted({side for group, side in split["sides"].items() if normalize_name(group) in groups})
             training: Json = {"run_id": run.info.run_id, "side": ", ".join(sides) or "none"}
             versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
             for version in versions:

@@ -10,6 +10,12 @@ APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled bac
 
 DECISION_EVENTS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
+STARTED, ASKED = "started", "asked"
+"""Events that are no decisions: a run that trains the model was started, reviewers were asked about a version."""
+
+NOBODY_IN_TIME = "(nobody, by the deadline)"
+"""The reviewer in a record of a rejection by the deadline. Nobody has rejected then, so another run may ask anew."""
+
 CARRIED_OUT = "carried out"
 """The event that follows decisions, once the registry's aliases agree with them."""
 
@@ -43,6 +49,44 @@ def find_pending_decisions(records: Sequence[Json]) -> list[Json]:
 def list_all_champions(records: Sequence[Json]) -> set[int]:
     """Returns the versions that are or were champion."""
     return {int(record["version"]) for record in records if record["event"] in _CHAMPION_EVENTS}
+
+
+def find_rejection(records: Sequence[Json], number: int, evidence: str | None, dag: str) -> Json | None:
+    """Returns the record of a reviewer's rejection of a version on this evidence, or None if there is none.
+
+    Args:
+        records: audit records of the model.
+        number: the version.
+        evidence: id of the evidence; None for any.
+        dag: the DAG in whose runs it was rejected: rejecting a rollback is no verdict on the version.
+    """
+    return next(
+        (
+            record
+            for record in records
+            if (record["event"], record.get("version")) == (REJECTED, number)
+            and str(record.get("run")).startswith(f"{dag}/")
+            and record["by"] != NOBODY_IN_TIME
+            and (evidence is None or record.get("evidence") in (None, evidence))
+        ),
+        None,
+    )
+
+
+def find_refusal(records: Sequence[Json], number: int, evidence: str | None, dag: str) -> Json | None:
+    """Returns the record by which a version on this evidence can no longer be approved, or None if there is none.
+
+    Arguments are those of :func:`find_rejection`.
+    """
+    withdrawals = (r for r in records if (r["event"], r.get("version")) == (WITHDRAWN, number))
+    return next(withdrawals, None) or find_rejection(records, number, evidence, dag)
+
+
+def find_withdrawal(records: Sequence[Json], number: int) -> Json | None:
+    """Returns the record of a version's withdrawal, unless it became champion again since; None if there is none."""
+    own = [record for record in records if record.get("version") == number]
+    last = next((r for r in reversed(own) if r["event"] in (*_CHAMPION_EVENTS, WITHDRAWN)), None)
+    return last if last and last["event"] == WITHDRAWN else None
 
 
 def find_champion_evidence_id(number: int, records: Sequence[Json]) -> str | None:

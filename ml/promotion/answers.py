@@ -6,15 +6,13 @@ Neither an XCom nor the state of a task proves an answer, since users may write 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ml.core.airflow_api import AirflowApi
-from ml.core.errors import AirflowError, ConfigError, Refused
+from ml.core.airflow_api import connect_airflow
+from ml.core.errors import AirflowError, Refused
 from ml.core.settings import Settings
 from ml.core.store import Json, digest
-from ml.promotion.alias_history import APPROVED, REJECTED
-from ml.promotion.reviews import APPROVE, REJECT, parse_reason, review_tasks
-
-NOBODY_IN_TIME = "(nobody, by the deadline)"
-"""The reviewer in a record of a rejection by the deadline."""
+from ml.promotion.alias_history import APPROVED, ASKED, DECISION_EVENTS, NOBODY_IN_TIME, REJECTED
+from ml.promotion.reviews import APPROVE, PROMOTE, REJECT, parse_reason, review_tasks
+from ml.promotion.starters import Starters, parse_origin, trace_starters
 
 
 class Answer(NamedTuple):
@@ -61,14 +59,7 @@ class ReviewRun:
     """
 
     def __init__(self, settings: Settings, dag: str, run: str) -> None:
-        if not (settings.airflow_url and settings.airflow_user):
-            raise ConfigError(
-                "promotion reads the reviewers' answers from Airflow: set BREAKHIS_AIRFLOW_URL, BREAKHIS_AIRFLOW_USER "
-                "and BREAKHIS_AIRFLOW_PASSWORD (in Airflow: the connection breakhis_airflow)"
-            )
-        self._api = AirflowApi(
-            settings.airflow_url, settings.airflow_user, settings.airflow_password.get_secret_value()
-        )
+        self._api = connect_airflow(settings)
         self._reviewers = settings.reviewers
         self._dag, self._run = dag, run
         self.title = f"run {run} of the DAG {dag}"
@@ -76,6 +67,17 @@ class ReviewRun:
         record = self._api.dag_run(dag, run)
         self._conf = record["conf"] or {}
         self.started_by: str | None = record.get("triggering_user_name")
+        self.begun = str(record.get("run_after"))
+        """When Airflow was told to run it. A run that was deleted and started again under its name has another."""
+
+    @property
+    def _evidence(self) -> str | None:
+        return _parse_evidence(self._conf)
+
+    @property
+    def is_although_withdrawn(self) -> bool:
+        """Returns whether the run was started in the knowledge that its version was withdrawn."""
+        return self._conf.get("although_withdrawn") is True
 
     @property
     def reason(self) -> str:
@@ -99,7 +101,7 @@ class ReviewRun:
             records: audit records of the model.
 
         Raises:
-            Refused: a reviewer has rejected in this run.
+            Refused: it was rejected in this run, by a reviewer or by the deadline.
         """
         rejections = (record for record in records if record["event"] == REJECTED and record.get("run") == self.name)
         if rejected := next(rejections, None):
@@ -108,47 +110,96 @@ class ReviewRun:
                 f"the DAG {self._dag} with the same conf, to have it judged and reviewed anew"
             )
 
-    def check_approvers_independent(self, answers: Answers, training_runs: Sequence[Sequence[str]]) -> None:
+    def check_approvers_independent(self, answers: Answers, evidence: Json, records: Sequence[Json]) -> None:
         """Check that no approver has started a run that led to the model: a training, or a run that triggered one.
 
         Args:
             answers: the answers of this run.
-            training_runs: DAG and run of each training of the version.
+            evidence: evidence of the version. That of earlier releases names its training runs, but not who started
+                them: Airflow is asked then.
+            records: audit records of the model.
 
         Raises:
-            Refused: an approver has started such a run, or Airflow cannot tell who started one.
+            Refused: an approver has started such a run, or it cannot be told who started one.
         """
-        to_check = [(str(dag), str(run)) for dag, run in training_runs] + _parse_origin(self._conf)
-        checked: set[tuple[str, str]] = set()
-        while to_check:
-            dag, run = to_check.pop()
-            if (dag, run) in checked:
+        runs = parse_origin(self._conf)
+        if "starters" in evidence:
+            known = Starters.of_json(evidence["starters"])
+        else:
+            runs += [(str(dag), str(run)) for dag, run in evidence.get("dag_runs", [])]
+            says_nothing = "its MLflow run does not say which run of a DAG trained it"
+            known = Starters({}, "" if evidence.get("dag_runs") else says_nothing)
+        for starters in (known, trace_starters(runs, self._api, records)):
+            for user, run in starters.users.items():
+                if user in answers.user_ids_and_names:
+                    dag, _, name = run.partition("/")
+                    raise Refused(
+                        f"{self.title}: {user} started run {name} of the DAG {dag}, which led to this model, and so "
+                        "cannot decide about it"
+                    )
+            if starters.unknown:
+                raise Refused(f"{self.title}: {explain_unknown_starters(starters.unknown)}")
+
+    def find_unrecorded_rejection(self, model: str, number: str, records: Sequence[Json]) -> Answers | None:
+        """Returns a reviewer's rejection that Airflow has and the audit log has not, or None if there is none.
+
+        It may have been answered in this run before its review was cleared or, of a promotion, in another run about
+        the same version and evidence whose DAG was paused before it could carry the answer out.
+
+        Args:
+            model: the registered model.
+            number: its version.
+            records: audit records of the model.
+
+        Raises:
+            Refused: Airflow no longer has a run in which reviewers were asked, and nothing says what they answered.
+        """
+        evidence, runs = self._evidence, {self._run: self.started_by}
+        if self._dag == PROMOTE:
+            self._check_questions_are_there(int(number), records)
+            for other in self._api.dag_runs(PROMOTE):
+                conf = other.get("conf") or {}
+                subject = (str(conf.get("model")), str(conf.get("version")), _parse_evidence(conf))
+                if subject == (model, str(number), evidence):
+                    runs[other["dag_run_id"]] = other.get("triggering_user_name")
+        for run, started_by in runs.items():
+            for task in review_tasks(self._dag):
+                for detail in self._api.list_hitl_details(self._dag, run, task):
+                    user, reason = detail.get("responded_by_user"), parse_reason(detail.get("params_input"))
+                    # Airflow takes answers of the users whom the task asked. A reviewer in the setting may be one no
+                    # more, which does not undo what was answered.
+                    if user and reason and detail.get("chosen_options") == [REJECT] and user["name"] != started_by:
+                        answer = Answer(user["name"], reason, detail.get("responded_at"))
+                        key = _digest_answers(self._dag, run, REJECTED, [answer], evidence)
+                        name = f"{self._dag}/{run}"
+                        return Answers(REJECTED, (answer,), (), evidence, frozenset(), started_by, name, key)
+        return None
+
+    def _check_questions_are_there(self, number: int, records: Sequence[Json]) -> None:
+        """Check that Airflow still has each run in which reviewers were asked, unless their decision is recorded.
+
+        Raises:
+            Refused: it has one no more.
+        """
+        # Of a run's records the last counts: one of its name that was deleted before may have been decided.
+        decided = {record.get("run"): record["sequence"] for record in records if record["event"] in DECISION_EVENTS}
+        for asked in records:
+            subject = (asked["event"], asked.get("version"), asked.get("evidence"))
+            if subject != (ASKED, number, self._evidence) or decided.get(asked["run"], 0) > asked["sequence"]:
                 continue
-            checked.add((dag, run))
+            run = asked["run"].partition("/")[2]
             try:
-                record = self._api.dag_run(dag, run)
-                is_asset_triggered = record.get("run_type") == "asset_triggered"
-                events = self._api.upstream_events(dag, run) if is_asset_triggered else []
+                begun = self.begun if run == self._run else str(self._api.dag_run(PROMOTE, run).get("run_after"))
             except AirflowError as error:
                 if error.status != 404:
                     raise
+                begun = ""
+            if begun != asked["begun"]:
                 raise Refused(
-                    f"{self.title}: its model was made by run {run} of the DAG {dag}, which Airflow has no more, so it "
-                    "cannot be told whose work it is; train it again, with another seed"
-                ) from None
-            starter = record.get("triggering_user_name")
-            if starter in answers.user_ids_and_names:
-                raise Refused(
-                    f"{self.title}: {starter} started run {run} of the DAG {dag}, which led to this model, and so "
-                    "cannot decide about it"
+                    f"{self.title}: reviewers were asked about this version in run {run} as well, which was deleted "
+                    "from Airflow before a decision was recorded; so it is not known whether one has rejected it; "
+                    "train it again, with another seed"
                 )
-            if any(not event.get("source_run_id") for event in events):
-                raise Refused(
-                    f"{self.title}: run {run} of the DAG {dag} was begun by an asset event that no run made, so it "
-                    "cannot be told whose work it is"
-                )
-            to_check += [(str(event["source_dag_id"]), str(event["source_run_id"])) for event in events]
-            to_check += _parse_origin(record.get("conf"))
 
     def read_answers(self, model: str, number: str, evidence: str | None) -> Answers:
         """Returns the reviewers' answers in this run.
@@ -163,7 +214,7 @@ class ReviewRun:
                 reviewer's, it is of the user who started the run, or it has no reason.
         """
         self.check_subject(model, number)
-        conf_evidence = str(self._conf["evidence"]) if "evidence" in self._conf else None
+        conf_evidence = self._evidence
         if evidence and evidence != conf_evidence:
             raise Refused(f"{self.title} is about {conf_evidence}, not {evidence}")
         answers: list[Answer] = []
@@ -186,7 +237,7 @@ class ReviewRun:
     def _make_answers(
         self, decision: str, answers: list[Answer], bodies: list[str], evidence: str | None, names: set[str]
     ) -> Answers:
-        key = digest([self._dag, self._run, decision, [list(answer) for answer in answers], evidence])
+        key = _digest_answers(self._dag, self._run, decision, answers, evidence)
         return Answers(
             decision, tuple(answers), tuple(bodies), evidence, frozenset(names), self.started_by, self.name, key
         )
@@ -230,7 +281,18 @@ class ReviewRun:
         return Answer(user["name"], reason, detail.get("responded_at")), chosen == [REJECT]
 
 
-def _parse_origin(conf: Json | None) -> list[tuple[str, str]]:
-    """Returns DAG and run that a run was triggered by, as its conf says; empty where the conf names none."""
-    origin = (conf or {}).get("origin")
-    return [(str(origin.get("dag")), str(origin.get("run")))] if isinstance(origin, dict) else []
+def explain_unknown_starters(unknown: str) -> str:
+    """Returns, in words, that nobody may approve a version, and what to do."""
+    return (
+        f"it cannot be told whose work the model is, so nobody is entitled to approve it: {unknown}; train it again by "
+        "its DAG retrain, with another seed"
+    )
+
+
+def _parse_evidence(conf: Json) -> str | None:
+    """Returns the id of the evidence that a run is about, as its conf says."""
+    return str(conf["evidence"]) if "evidence" in conf else None
+
+
+def _digest_answers(dag: str, run: str, decision: str, answers: Sequence[Answer], evidence: str | None) -> str:
+    return digest([dag, run, decision, [list(answer) for answer in answers], evidence])

@@ -14,10 +14,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from ml.core.errors import ConfigError, Conflict, Refused, TryAgain
+from ml.core.errors import ConfigError, Conflict, Refused, StoreError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
-from ml.promotion.alias_history import CARRIED_OUT, DECISION_EVENTS
+from ml.promotion.alias_history import ASKED, CARRIED_OUT, DECISION_EVENTS, STARTED
 
 _FOLDER = "audit/log"
 _NO_PREDECESSOR = "0" * 64
@@ -146,7 +146,7 @@ class AuditLog:
                 record, _ = self._store.read(f"{_FOLDER}/{name}")
                 number = int(name.removesuffix(".json"))
                 code, computed = str(record["code"]), self._compute_code(record)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError, StoreError):
                 faults.append(f"{name} is no record")
                 continue
             if number != expected:
@@ -221,8 +221,11 @@ def _read_key(settings: Settings) -> bytes:
 
 
 def find_last_sequence(records: Iterable[Json]) -> int:
-    """Returns the number of the last of these records, 0 if there are none."""
-    return max((int(record["sequence"]) for record in records), default=0)
+    """Returns the number of the last of these records, 0 if there are none.
+
+    Records of runs that were started and of questions that were asked do not count: no decision depends on their order.
+    """
+    return max((int(record["sequence"]) for record in records if record["event"] not in (STARTED, ASKED)), default=0)
 
 
 def read_decisions(store: Store, model: str | None = None, log: AuditLog | None = None) -> list[Json]:
@@ -243,7 +246,8 @@ def read_decisions(store: Store, model: str | None = None, log: AuditLog | None 
         if not name.endswith(".json"):
             continue
         record = _read_record(name, store)
-        if record["event"] == CARRIED_OUT or (model is not None and record["model"] not in (model, _UNKNOWN_MODEL)):
+        is_decision = record["event"] in (*DECISION_EVENTS, DAMAGED)
+        if not is_decision or (model is not None and record["model"] not in (model, _UNKNOWN_MODEL)):
             continue
         decision = {key: value for key, value in record.items() if key != "verified"}
         if intact is not None or record["event"] == DAMAGED:
@@ -269,11 +273,13 @@ def _read_record(name: str, store: Store) -> Json:
             champion = record.get("champion")
             is_complete = is_complete and isinstance(record["version"], int)
             is_complete = is_complete and (champion is None or isinstance(champion, int))
+        elif record["event"] == CARRIED_OUT:
+            is_complete = isinstance(record["of"], list)
         else:
-            is_complete = record["event"] == CARRIED_OUT and isinstance(record["of"], list)
+            is_complete = record["event"] in (STARTED, ASKED) and isinstance(record["run"], str)
         if is_complete and record["sequence"] == number and isinstance(record["model"], str):
             return dict(record)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, StoreError):
         pass
     stand_in = {"version": 0, "by": "", "reason": f"{name} is damaged", "champion": None, "verified": False}
     return {"sequence": number, "at": "", "event": DAMAGED, "model": _UNKNOWN_MODEL, **stand_in}
@@ -290,7 +296,7 @@ def find_chain_faults(store: Store) -> list[str]:
         try:
             record, _ = store.read(f"{_FOLDER}/{name}")
             number, before_it, code = int(name.removesuffix(".json")), record["before"], record["code"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, StoreError):
             faults.append(f"{name} is no record")
             continue
         if number != expected:

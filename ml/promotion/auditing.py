@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from ml.core.errors import Refused, RegistryError, StoreError
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
-from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_pending_decisions
+from ml.promotion.alias_history import DECISION_EVENTS, derive_aliases, find_pending_decisions
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault
 from ml.promotion.evidence import read_verified_evidence
@@ -33,7 +33,7 @@ def audit_registry(store: Store, settings: Settings) -> Json:
     return {
         "passed": not faults,
         "records": len(records),
-        "decisions": sum(record["event"] != CARRIED_OUT for record in records),
+        "decisions": sum(record["event"] in DECISION_EVENTS for record in records),
         "models": models,
         "faults": faults,
     }

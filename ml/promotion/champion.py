@@ -50,7 +50,9 @@ def reconcile_aliases(model: RegisteredModel, log: AuditLog) -> None:
         records, current = log.read_model_records(model.name), model.aliases()
         pending = find_pending_decisions(records)
         if not pending and not is_overtaken:
-            if records:  # a process that was killed after the last record has not anchored it
+            # A process that was killed after the last record has not anchored it. Before anything was decided, there
+            # may be no registered model yet.
+            if find_last_sequence(records):
                 model.set_audit_anchor(format_anchor(records[-1]))
             return
         wanted = derive_aliases(records, current.candidate)

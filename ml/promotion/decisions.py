@@ -23,6 +23,7 @@ from ml.promotion.alias_history import (
     WITHDRAWN,
     derive_aliases,
     find_champion_evidence_id,
+    find_withdrawal,
     list_all_champions,
 )
 from ml.promotion.answers import Answer, Answers, ReviewRun
@@ -30,6 +31,7 @@ from ml.promotion.audit_log import AuditLog, SealedMemos, find_last_sequence
 from ml.promotion.champion import reconcile_aliases
 from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
 from ml.promotion.judging import judge
+from ml.promotion.questions import check_undecided
 from ml.promotion.reviews import (
     MIN_REASON_LENGTH,
     PROMOTE,
@@ -47,6 +49,9 @@ def promote_version(
     model: str, number: str, dag_run: str, store: Store, settings: Settings, *, evidence: str | None = None
 ) -> Json:
     """Carry out the reviewers' decision on a candidate version (the ``promote`` stage). Doing it again changes nothing.
+
+    A reviewer's rejection is final for the version and its evidence, in whichever run it was given. One that its own
+    run has not carried out yet, since somebody paused the DAG or cleared the review, is carried out in its place.
 
     Args:
         model: name of the registered model.
@@ -73,17 +78,19 @@ def promote_version(
         facts = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
         if answers.decision == REJECTED:
             return REJECTED, facts
+        check_undecided(model, int(number), answers.evidence, records)
         review_run.check_not_rejected(records)
-        withdrawals = (r for r in records if r["event"] == WITHDRAWN and r["version"] == int(number))
-        if withdrawn := next(withdrawals, None):
-            raise Refused(f"{model} version {number} was withdrawn by {withdrawn['by']}: {withdrawn['reason']}")
+        if rejected := review_run.find_unrecorded_rejection(model, number, records):
+            say(f"{rejected.answers[0].reviewer} has rejected it in the run {rejected.run}, which counts")
+            return REJECTED, facts | _describe_answers(rejected)
         # The gate task has stored its simulation where others may write. So it is simulated again here.
         memos = SealedMemos(store, settings, have_equal_results)
         verdict = judge(registered, number, store, evidence=answers.evidence, records=records, memos=memos)
         if any(body != verdict["review"] for body in answers.bodies):
             title = f"{review_run.title}, {model} version {number}"
             raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
-        review_run.check_approvers_independent(answers, verdict["dag_runs"])
+        evidence_content = read_verified_object(verdict["evidence"], store)
+        review_run.check_approvers_independent(answers, evidence_content, records)
         if not verdict["passed"]:
             raise Refused(f"{verdict['summary']}; it was approved, but gates come first")
         if len(answers.answers) < verdict["approvals"]:
@@ -96,7 +103,9 @@ def promote_version(
     return _carry_out(registered, int(number), answers, decide, log, store)
 
 
-def propose_rollback(model: str, number: str, reason: str, store: Store, settings: Settings) -> Json:
+def propose_rollback(
+    model: str, number: str, reason: str, store: Store, settings: Settings, *, although_withdrawn: bool = False
+) -> Json:
     """Describe a rollback for its review, changing nothing (the ``rollback`` stage with ``--dry-run``).
 
     Args:
@@ -105,13 +114,15 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
         reason: why the rollback is asked for.
         store: holds the audit log and the evidence.
         settings: say where MLflow is.
+        although_withdrawn: whether a version that was withdrawn is asked for in the knowledge of that.
 
     Returns:
         ``{model, version, replaces, evidence, bundle, title, review}``; ``bundle`` is the id of the bundle that the
         version was approved on, ``review`` the body of the review as Markdown.
 
     Raises:
-        Refused: the version never was champion, is the champion now, or was changed since; or no reason is given.
+        Refused: the version never was champion, is the champion now, was withdrawn, or was changed since; or no reason
+            is given.
         RegistryError: there is no such version.
     """
     if not parse_reason({"reason": reason}):
@@ -120,6 +131,13 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
     current = registered.aliases()
     records = AuditLog(store, settings).read_model_records(model)
     check_rollback_target(model, int(number), records, current)
+    withdrawal = find_withdrawal(records, int(number))
+    if withdrawal and not although_withdrawn:
+        raise Refused(
+            f"{model} version {number} was withdrawn by {withdrawal['by']} on {withdrawal['at'][:10]}: "
+            f"{withdrawal['reason']}; to go back to it all the same, start a run of the DAG {ROLLBACK} that says so "
+            '("although_withdrawn": true), or choose another version'
+        )
     evidence = read_verified_evidence(registered, int(number), records, store)
     bundles = {record["version"]: record["bundle"] for record in records if record["event"] == APPROVED}
     return {
@@ -135,6 +153,7 @@ def propose_rollback(model: str, number: str, reason: str, store: Store, setting
             _read_replaced_champion(registered, current.champion, store),
             reason,
             bundles,
+            withdrawal,
         ),
     }
 
@@ -145,7 +164,8 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
     Arguments, result and errors are those of :func:`promote_version`; ``decision`` is rolled_back or rejected.
 
     Raises:
-        Refused: also if the version never was champion, or is the champion now.
+        Refused: also if the version never was champion, is the champion now, or was withdrawn and the run was not
+            started in the knowledge of that.
     """
     log, review_run = AuditLog(store, settings), ReviewRun(settings, ROLLBACK, dag_run)
     answers = review_run.read_answers(model, number, None)
@@ -160,7 +180,11 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
         if answers.decision == REJECTED:
             return REJECTED, facts
         review_run.check_not_rejected(records)
-        proposed = propose_rollback(model, number, review_run.reason, store, settings)
+        if rejected := review_run.find_unrecorded_rejection(model, number, records):
+            return REJECTED, facts | _describe_answers(rejected)
+        proposed = propose_rollback(
+            *(model, number, review_run.reason, store, settings), although_withdrawn=review_run.is_although_withdrawn
+        )
         if any(body != proposed["review"] for body in answers.bodies):
             raise Refused(
                 f"{review_run.title}: what was confirmed is not what there is now: {proposed['title']} Start a new run "
@@ -279,14 +303,8 @@ def _carry_out(
                 model.name,
                 after=find_last_sequence(records),
                 version=number,
-                by=", ".join(answer.reviewer for answer in answers.answers),
-                reason="; ".join(answer.reason for answer in answers.answers),
-                answers=[answer._asdict() for answer in answers.answers],
-                started_by=answers.started_by,
-                run=answers.run,
-                answer=answers.key,
                 previous=derive_aliases(records).previous,
-                **facts,
+                **(_describe_answers(answers) | facts),
             )
             reconcile_aliases(model, log)
     say(f"{model.name} version {number} was {record['event']} by {record['by']}: {record['reason']}")
@@ -299,4 +317,16 @@ def _carry_out(
         "previous": record["champion"] if record["champion"] != number else None,
         "evidence": record.get("evidence"),
         "audit": log.uri(record),
+    }
+
+
+def _describe_answers(answers: Answers) -> Json:
+    """Returns the fields of an audit record that say who decided what, why and where."""
+    return {
+        "by": ", ".join(answer.reviewer for answer in answers.answers),
+        "reason": "; ".join(answer.reason for answer in answers.answers),
+        "answers": [answer._asdict() for answer in answers.answers],
+        "started_by": answers.started_by,
+        "run": answers.run,
+        "answer": answers.key,
     }

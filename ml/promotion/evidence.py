@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from ml.core.errors import Refused, RegistryError
-from ml.core.mlflow_client import connect, fetch_artifacts
+from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
 from ml.core.taxonomy import SIDES, class_names
@@ -29,6 +29,14 @@ from ml.registry.registered_model import RegisteredModel, find_training_run
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
+
+
+RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored"})
+"""What is recorded when a version is registered, and is not collected again later.
+
+Who started its trainings may be gone from Airflow by then, and what scoring the test side again gave follows from files
+whose hashes are compared.
+"""
 
 
 def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
@@ -101,7 +109,9 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
         model = f"models:/{version.name}/{version.version}"
         model_folder = fetch_artifacts(model, None if is_used_in_place else scratch / "model")
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"{version.name} version {version.version}: artifacts cannot be read: {error}") from None
+        raise find_outage(error) or RegistryError(
+            f"{version.name} version {version.version}: artifacts cannot be read: {error}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"{version.name} version {version.version}: its metrics.json is not JSON: {error}") from None
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
@@ -229,19 +239,18 @@ def verify_evidence(
     evidence = read_verified_object(recorded, store)
     rescore = recompute and "rescored" not in evidence
     collected = collect_evidence(version, store, settings, recompute=recompute, rescore=rescore)
-    if changed := list_changes(evidence, collected):
+    if changed := _list_changes(evidence, collected):
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded), evidence
 
 
-def list_changes(recorded: Json, collected: Json) -> list[str]:
+def _list_changes(recorded: Json, collected: Json) -> list[str]:
     """Returns the names of what recorded evidence says otherwise than evidence that was collected now.
 
-    An earlier release recorded fewer fields than are collected now: only the recorded ones are compared. What scoring
-    the test side again gave, ``rescored``, follows from files whose hashes are compared.
+    An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
     """
     now = json.loads(canonical(collected))
-    return sorted(key for key, value in recorded.items() if key != "rescored" and value != now.get(key))
+    return sorted(key for key in recorded.keys() - RECORDED_AT_REGISTRATION if recorded[key] != now.get(key))
 
 
 def read_verified_object(oid: str, store: Store) -> Json:
@@ -252,7 +261,11 @@ def read_verified_object(oid: str, store: Store) -> Json:
         StoreError: there is no such object.
     """
     content = {key: value for key, value in store.meta(oid).items() if key != "id"}
-    if object_id(oid.rpartition("-")[0], content) != oid:
+    try:
+        is_unchanged = object_id(oid.rpartition("-")[0], content) == oid
+    except (ValueError, RecursionError):  # it holds what is never hashed, such as NaN
+        is_unchanged = False
+    if not is_unchanged:
         raise Refused(f"{oid} in the store {store.root} was changed: it is not what was recorded under that id")
     return content
 

@@ -17,7 +17,8 @@ from ml.promotion.champion_comparison import compare_with_champion
 from ml.promotion.evidence import verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
-from ml.promotion.reviews import format_review_body, format_review_title
+from ml.promotion.questions import check_may_be_asked, record_question
+from ml.promotion.reviews import PROMOTE, format_review_body, format_review_title
 from ml.registry.registered_model import CANDIDATE, CHAMPION, RegisteredModel
 
 if TYPE_CHECKING:
@@ -53,10 +54,19 @@ def judge_version(
 
     Raises:
         RegistryError: there is no such version, or it was not registered by ``breakhis register``.
-        Refused: the version or the champion is not what its evidence says, or the version has other evidence.
+        Refused: the version or the champion is not what its evidence says, or the version has other evidence. In a run
+            of the DAG ``promote`` also where no approval could count: it was rejected or withdrawn, or it is not known
+            who started its training.
         TryAgain: predictions for the comparison with the champion cannot be read.
     """
-    return judge(RegisteredModel(model, settings), number, store, evidence=evidence, policy=policy)
+    # Reviewers are asked in a run of the DAG; by hand, the gates of any version can be looked at.
+    is_asking = settings.dag == PROMOTE and policy is None
+    if is_asking and evidence:
+        check_may_be_asked(model, number, evidence, store, settings)
+    result = judge(RegisteredModel(model, settings), number, store, evidence=evidence, policy=policy)
+    if is_asking and result["passed"]:
+        record_question(model, number, result["evidence"], store, settings)
+    return result
 
 
 def judge(

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from ml.core.taxonomy import Task
-from ml.core.yaml_files import YamlModel, find_yaml, read_yaml
-from ml.evaluation.metric_names import LOWER_IS_BETTER
+from ml.core.taxonomy import TASKS, Task
+from ml.core.yaml_files import KeyedError, YamlModel, find_yaml, read_yaml
+from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
 
 BinaryMetric = Literal[
     "accuracy",
@@ -176,16 +176,13 @@ class Policy(YamlModel):
     approvals: int = Field(1, ge=1, le=3, description="How many different reviewers have to approve.")
 
     @model_validator(mode="after")
-    def _check_directions(self) -> "Policy":
-        limits = [*self.binary.items(), *self.subtype.items()]
-        for slices in (self.slices.binary, self.slices.subtype):
-            for column in slices.__class__.model_fields:
-                limits += getattr(slices, column).items()
-        for metric, limit in limits:
-            if metric in LOWER_IS_BETTER and limit.at_most is None:
-                raise ValueError(f"{metric} is best at 0: say {metric}: {{at_most: {limit.bound:g}}}")
-            if metric not in LOWER_IS_BETTER and limit.at_least is None:
-                raise ValueError(f"{metric} is best when it is high: say {metric}: {{at_least: {limit.bound:g}}}")
+    def _check_limits(self) -> "Policy":
+        for task in TASKS:
+            for metric, limit in self.limits(task).items():
+                _check_limit(task, metric, limit, (task, metric))
+            for column, limits in self.slice_limits(task).items():
+                for metric, limit in limits.items():
+                    _check_limit(task, metric, limit, ("slices", task, column, metric))
         return self
 
     def limits(self, task: Task) -> dict[str, Limit]:
@@ -197,6 +194,26 @@ class Policy(YamlModel):
         slices = self.slices.binary if task == "binary" else self.slices.subtype
         by_column = {column: dict(getattr(slices, column)) for column in slices.__class__.model_fields}
         return {column: limits for column, limits in by_column.items() if limits}
+
+
+def _check_limit(task: Task, metric: str, limit: Limit, keys: tuple[str, ...]) -> None:
+    """Raises KeyedError if a limit has the wrong direction, or if every model keeps it or none can."""
+    name, bound = METRIC_NAMES[metric], limit.bound
+    if metric in LOWER_IS_BETTER:
+        if limit.at_most is None:
+            raise KeyedError(keys, f"{metric} is best at 0: say {metric}: {{at_most: {bound:g}}}")
+        # The Brier score of the subtype model adds up the errors of all eight probabilities.
+        worst = 2 if task == "subtype" and metric.endswith("brier") else 1
+        if not 0 < bound < worst:
+            effect = "every model keeps" if bound > 0 else "no model keeps"
+            raise KeyedError(keys, f"{effect} at_most: {bound:g}; {name} lies between 0 and {worst}: say one within")
+        return
+    if limit.at_least is None:
+        raise KeyedError(keys, f"{metric} is best when it is high: say {metric}: {{at_least: {bound:g}}}")
+    if not 0 < bound <= 1:
+        # Matthews correlation goes down to -1, but a model that guesses has 0.
+        effect = "no model keeps" if bound > 0 else "a model that has learnt nothing keeps"
+        raise KeyedError(keys, f"{effect} at_least: {bound:g}; {name}: say more than 0, and at most 1")
 
 
 def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> Policy:

@@ -1,20 +1,25 @@
 """Registration: a finished training run becomes a candidate version, with its evidence."""
 
-from ml.core.errors import RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.errors import Refused, RegistryError
+from ml.core.mlflow_client import connect, find_outage
+from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
 from ml.evaluation.report import render_model_card
-from ml.promotion.evidence import check_training_set, collect_evidence, list_changes, read_verified_object
+from ml.promotion.answers import explain_unknown_starters
+from ml.promotion.audit_log import AuditLog, find_last_sequence, read_unverified_records
+from ml.promotion.evidence import check_training_set, collect_evidence, verify_evidence
 from ml.promotion.run_claims import check_tags
+from ml.promotion.starters import find_training_starters
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
 
 
 def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     """Register a finished training run as a candidate version, with its evidence (the ``register`` stage).
 
-    Doing it again for the same run returns the same version.
+    Doing it again for the same run returns the same version with the same evidence: a version's evidence is recorded
+    once, since a rejection holds for it.
 
     Args:
         run_id: the run in MLflow.
@@ -28,7 +33,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         RegistryError: there is no such run, it is unfinished, or it is not a training run of breakhis.
         DataError: no training set declares the model.
         Refused: its tags or metrics are not of the kind that a training logs, its tags name another training set than
-            its dataset belongs to, its metrics are not those of its predictions, or these not those of its network.
+            its dataset belongs to, its metrics are not those of its predictions, or these not those of its network; it
+            was changed after it was registered; or the registered model has something that neither this stage nor a
+            decision has made.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -40,6 +47,8 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
     find_training_set(model, settings)  # a set without a YAML file has no policy to judge its model by
     check_training_set(run_id, tags, store)
+    registered = RegisteredModel(model, settings)
+    _check_made_by_us(registered, run_id, store)
     earlier = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
     if earlier:
         version = min(earlier, key=lambda v: int(v.version))
@@ -51,11 +60,21 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         try:
             version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
         except MlflowException as error:
-            raise RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
-    number = str(version.version)
-    registered = RegisteredModel(model, settings)
-    evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
-    oid = _find_recorded(registered, int(number), evidence, store) or store.create("evidence", evidence, evidence)
+            raise find_outage(error) or RegistryError(
+                f"run {run_id} cannot be registered as {model}: {error}"
+            ) from None
+    number, recorded = str(version.version), version.tags.get("breakhis.evidence")
+    if recorded and store.exists(recorded):
+        oid, evidence = verify_evidence(version, store, settings, recompute=True)
+    else:
+        evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
+        evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], store, settings)
+        oid = store.create("evidence", evidence, evidence)
+        if recorded and recorded != oid:
+            raise Refused(
+                f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and what can "
+                f"be collected now is another ({oid}); restore the store from a backup, or train another version"
+            )
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
     client.update_model_version(model, number, description=_describe(evidence))
@@ -64,15 +83,39 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     return {"model": model, "version": int(number), "evidence": oid}
 
 
-def _find_recorded(model: RegisteredModel, number: int, evidence: Json, store: Store) -> str | None:
-    """Returns the id of the version's recorded evidence if it says the same; None if it says otherwise, or is none.
+def _find_starters(model: str, number: str, training_runs: list[list[str]], store: Store, settings: Settings) -> Json:
+    """Returns who started the trainings of a version, as the audit log has it: nobody else is believed."""
+    has_key = bool(settings.audit_key.get_secret_value())
+    records = AuditLog(store, settings).read_model_records(model) if has_key else None
+    starters = find_training_starters(training_runs, records)
+    if starters.unknown:
+        say(f"warning: {model} version {number}: {explain_unknown_starters(starters.unknown)}")
+    return starters.to_json()
 
-    Reviews and champions name the evidence by its id. So it keeps it, also where an earlier release recorded less.
+
+def _check_made_by_us(model: RegisteredModel, run_id: str, store: Store) -> None:
+    """Check that a registered model has nothing that somebody made before its training set was declared.
+
+    Raises:
+        Refused: it has a version without evidence, or an alias that no decision has set.
     """
-    recorded = model.find_version(number).tags.get("breakhis.evidence")
-    if recorded and store.exists(recorded) and not list_changes(read_verified_object(recorded, store), evidence):
-        return str(recorded)
-    return None
+    remedy = (
+        "whoever made it may have had rights in MLflow that only this system should have; an administrator of MLflow "
+        "deletes or renames the registered model there and restarts the stack, which then makes it anew"
+    )
+    for version in model.list_versions():
+        if "breakhis.evidence" not in version.tags and version.run_id != run_id:
+            raise Refused(
+                f"the registered model {model.name} has a version {version.version} that breakhis did not register: "
+                f"{remedy}. If a registration was interrupted, finish it: breakhis register {version.run_id}"
+            )
+    aliases = model.aliases()
+    if (aliases.champion or aliases.previous) and not find_last_sequence(read_unverified_records(store, model.name)):
+        name, number = ("champion", aliases.champion) if aliases.champion else ("previous", aliases.previous)
+        raise Refused(
+            f"the registered model {model.name} has an alias {name} on version {number}, but the audit log has no "
+            f"decision about it: {remedy}"
+        )
 
 
 def _describe(evidence: Json) -> str:

@@ -75,7 +75,12 @@ def format_review_title(evidence: Json) -> str:
 
 
 def format_rollback_body(
-    version: Json, evidence_id: str, champion: Json | None, reason: str, bundles: Mapping[int, str]
+    version: Json,
+    evidence_id: str,
+    champion: Json | None,
+    reason: str,
+    bundles: Mapping[int, str],
+    withdrawal: Json | None = None,
 ) -> str:
     """Returns what a reviewer reads before confirming a rollback, as Markdown.
 
@@ -85,13 +90,19 @@ def format_rollback_body(
         champion: evidence of the version that is champion now, or None.
         reason: why the rollback is asked for.
         bundles: version -> id of the bundle that it was approved on, where that is known.
+        withdrawal: audit record of the version's withdrawal, or None.
     """
+    withdrawn = withdrawal and (
+        f"> **Withdrawn.** {escape_markdown(withdrawal['by'])} withdrew this version on {withdrawal['at'][:10]}: "
+        f"{escape_markdown(withdrawal['reason'], limit=_MAX_REASON_LENGTH)}. Whoever asks to go back to it knew that."
+    )
     champion_metrics = champion["metrics"] if champion else {}
     title = f"version {champion['version']}" if champion else "none"
     lines = [
         f"**{escape_markdown(version['model'])} version {version['version']}** was champion once and would be again, "
         f"at once. The champion now: {title}.",
         "",
+        *([withdrawn, ""] if withdrawn else []),
         f"Asked for because: {escape_markdown(reason, limit=_MAX_REASON_LENGTH)}",
         "",
         "| metric, test | former champion | champion now |",

@@ -21,6 +21,7 @@ from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import ImageError, RegistryError
 from ml.evaluation.decision_rule import DecisionRule
 from ml.images.decoding import MIN_SIDE, PREPROCESSING, Pixels, decode, read_image, resize
+from ml.images.pixel_formats import check_colour
 
 _BATCH = 32
 
@@ -135,6 +136,7 @@ def _read_pixels(image: Any, number: int, allow_paths: bool) -> Pixels:
                 )
             if min(image.shape[:2]) < MIN_SIDE:
                 raise ImageError("size", f"{image.shape[1]}x{image.shape[0]} pixels; at least {MIN_SIDE} a side")
+            check_colour(image)
             return image
         if isinstance(image, str | Path):
             return _read_path_or_base64(str(image), allow_paths)

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import DataError, RegistryError
-from ml.core.mlflow_client import connect
+from ml.core.mlflow_client import connect, find_outage
+from ml.core.names import suggest_name
 from ml.core.settings import Settings
-from ml.data.training_sets import find_training_set
+from ml.data.training_sets import find_training_set, registered_model_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +53,21 @@ class RegisteredModel:
 
         try:
             return self._client.get_model_version(self.name, str(number))
-        except MlflowException:
-            raise RegistryError(f"no version {number} of a registered model {self.name!r} in MLflow") from None
+        except MlflowException as error:
+            raise find_outage(error) or RegistryError(
+                f"no version {number} of a registered model {self.name!r} in MLflow"
+            ) from None
+
+    def list_versions(self) -> "list[ModelVersion]":
+        """Returns all versions of the model; none where it does not exist."""
+        versions: list[ModelVersion] = []
+        token = None
+        while True:
+            page = self._client.search_model_versions(f"name='{self.name}'", max_results=1000, page_token=token)
+            versions += page
+            token = page.token
+            if not token:
+                return versions
 
     def aliases(self) -> Aliases:
         """Returns the model's aliases as the registry has them."""
@@ -69,7 +83,7 @@ class RegisteredModel:
             # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
             if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
                 return None
-            raise
+            raise find_outage(error) or error from None
 
     def set_candidate(self, number: int) -> None:
         """Make a version the candidate."""
@@ -121,6 +135,27 @@ def _read_anchors(client: "MlflowClient") -> dict[str, str]:
     return {str(model.name): model.tags[_ANCHOR_TAG] for model in models if _ANCHOR_TAG in model.tags}
 
 
+def suggest_model(name: str, settings: Settings) -> str:
+    """Returns ``; did you mean NAME?`` for a name that no registered model has; empty if one has it or none is near."""
+    names = [str(model.name) for model in _list_models(connect(settings))]
+    return "" if name in names else suggest_name(name, names)
+
+
+def require_known_model(name: str, settings: Settings) -> None:
+    """Checks that a training set declares a model of this name, or that MLflow has one.
+
+    Raises:
+        RegistryError: neither; the message ends with the nearest name.
+    """
+    declared = registered_model_names(settings)
+    if name in declared:
+        return
+    names = [str(model.name) for model in _list_models(connect(settings))]
+    if name not in names:
+        meant = suggest_name(name, {*names, *declared})
+        raise RegistryError(f"MLflow has no registered model {name!r}, and no training set declares it{meant}")
+
+
 def declared_models(settings: Settings) -> list[str]:
     """Returns the names of the registered models that belong to a declared training set."""
     names = (str(model.name) for model in _list_models(connect(settings)))
@@ -156,8 +191,8 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
 
     try:
         run = connect(settings).get_run(run_id)
-    except MlflowException:
-        raise RegistryError(f"no run {run_id!r} in MLflow") from None
+    except MlflowException as error:
+        raise find_outage(error) or RegistryError(f"no run {run_id!r} in MLflow") from None
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

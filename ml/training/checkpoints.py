@@ -1,8 +1,8 @@
 """Checkpoints of trainings in the store, so that a training that was killed resumes where it was.
 
 The folder jobs/training/<job>/ holds ``state.json``, which changes by compare-and-set, and the arrays that it names.
-The state also says which process trains and when that process last wrote a heartbeat: of two processes that train the
-same, the second is refused.
+The state also has a mark that the process which trains changes every few seconds: of two processes that train the
+same, the second waits until the mark no longer changes (:class:`ml.core.leases.OwnerWatch`).
 """
 
 import io
@@ -12,12 +12,13 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.leases import OwnerWatch, is_released, mark_beat
 from ml.core.progress import say
 from ml.core.store import Json, Store
 
@@ -33,37 +34,45 @@ _SECONDS_UNTIL_ABANDONED = 30 * 24 * 3600.0
 _JOBS_FOLDER = "jobs/training"
 
 
-def wait_for_concurrent_training(store: Store, job: str) -> None:
+def wait_for_concurrent_training(store: Store, job: str) -> str | None:
     """Wait until no living process works on the training ``job``.
 
-    When a worker dies, its container trains on. A retry on another host cannot see that container, only its heartbeat.
+    When a worker dies, its container trains on. A retry on another host cannot see that container, only that its mark
+    in the store changes.
+
+    Returns:
+        the version tag of the state that the last process left, for :class:`Checkpoint`; None if there is none.
     """
     last_message = float("-inf")
+    watch = OwnerWatch(store, _state_key(job), _SECONDS_UNTIL_DEAD)
     while True:
-        state, _ = store.read(f"{_JOBS_FOLDER}/{job}/state.json")
-        if not _is_alive(state):
-            return
-        if time.monotonic() - last_message >= _SECONDS_BETWEEN_MESSAGES:
+        state, tag, is_free = watch.look()
+        if is_free:
+            return tag
+        if state and time.monotonic() - last_message >= _SECONDS_BETWEEN_MESSAGES:
             run = f"MLflow run {state['run_id']}{_describe_progress(state)}" if state["run_id"] else "not begun"
-            say(f"another process trains the same already ({run}); waiting for its end")
+            say(
+                f"another process trains the same already, or died a moment ago ({run}); waiting for its end, or until "
+                f"it has given no heartbeat for {_SECONDS_UNTIL_DEAD:.0f} s"
+            )
             last_message = time.monotonic()
         time.sleep(_SECONDS_BETWEEN_CHECKS)
 
 
-def _is_alive(state: Json | None) -> TypeGuard[Json]:
-    """Whether the process that wrote this state still gives heartbeats."""
-    return state is not None and time.time() - state["beat"] < _SECONDS_UNTIL_DEAD
-
-
 def remove_abandoned(store: Store) -> None:
-    """Remove the checkpoints of trainings that nobody has resumed for 30 days."""
+    """Remove the checkpoints of trainings that nobody has resumed for 30 days, by the store's own clock."""
     for job in store.keys(_JOBS_FOLDER):
         folder = f"{_JOBS_FOLDER}/{job}"
-        state, _ = store.read(f"{folder}/state.json")
-        if state and time.time() - max(state["beat"], state["touched"]) > _SECONDS_UNTIL_ABANDONED:
-            say(f"removing {store.uri(folder)}, a training that nobody resumed{_describe_progress(state)}")
+        age = store.age(_state_key(job))
+        if age is not None and age > _SECONDS_UNTIL_ABANDONED:
+            state, _ = store.read(_state_key(job))
+            say(f"removing {store.uri(folder)}, a training that nobody resumed{_describe_progress(state or {})}")
             for name in store.keys(folder):
                 store.remove(f"{folder}/{name}")
+
+
+def _state_key(job: str) -> str:
+    return f"{_JOBS_FOLDER}/{job}/state.json"
 
 
 def _describe_progress(state: Json) -> str:
@@ -96,27 +105,29 @@ class Checkpoint:
     Args:
         store: the store that holds the checkpoint.
         job: digest of everything that the training's result depends on.
+        left: the tag of a dead process's state, as :func:`wait_for_concurrent_training` returns it. Without it, only a
+            training that no process has, or that its process has released, is taken over.
 
     Raises:
-        TryAgain: a process that still lives works on this training.
+        TryAgain: another process works on this training.
     """
 
-    def __init__(self, store: Store, job: str) -> None:
+    def __init__(self, store: Store, job: str, left: str | None = None) -> None:
         self._store = store
         self._folder = f"{_JOBS_FOLDER}/{job}"
-        self._key = f"{self._folder}/state.json"
+        self._key = _state_key(job)
         self._lock = threading.Lock()
         self._last_save = time.monotonic()
         previous, tag = store.read(self._key)
-        if _is_alive(previous):
+        if previous and not is_released(previous) and tag != left:
             raise TryAgain(
                 f"this is being trained already, in MLflow run {previous['run_id'] or '(not begun)'}; if that process "
                 "is dead, try again in a minute"
             )
         fresh: Json = {"run_id": None, "current": None, "finished": {}}
+        # Processes of earlier releases remove what was not touched for long.
         self._state: Json = {**(previous or fresh), "owner": uuid.uuid4().hex, "touched": time.time()}
-        self._state["beat"] = self._state["touched"]
-        store.compare_and_set(self._key, self._state, tag)
+        store.compare_and_set(self._key, mark_beat(self._state), tag)
 
     @property
     def run_id(self) -> str | None:
@@ -167,7 +178,7 @@ class Checkpoint:
         """
         with self._lock:
             self._state["run_id"] = run_id
-            self._write(time.time())
+            self._write()
 
     def is_due(self) -> bool:
         """Whether it is time to save again. An epoch may take milliseconds, so not each of them is saved."""
@@ -202,7 +213,7 @@ class Checkpoint:
             if last:
                 self._state["finished"][part] = kept
             self._state |= {"current": None if last else kept, "touched": time.time()}
-            self._write(time.time())
+            self._write()
         if before:
             self._store.remove(before["arrays"])
         self._last_save = time.monotonic()
@@ -216,7 +227,7 @@ class Checkpoint:
             while not stop.wait(_SECONDS_BETWEEN_HEARTBEATS):
                 try:
                     with self._lock:
-                        self._write(time.time())
+                        self._write()
                 except Conflict:  # the next save will raise it
                     return
                 except Exception as error:  # the next heartbeat may reach the store
@@ -231,7 +242,7 @@ class Checkpoint:
             thread.join()
             # If this fails, the next process waits for a minute. What ended the block matters more.
             with self._lock, suppress(Exception):
-                self._write(0.0)
+                self._write(released=True)
 
     def forget(self) -> None:
         """Remove the checkpoint of a training that is done. The next training of the same job starts from nothing.
@@ -246,8 +257,8 @@ class Checkpoint:
         for name in files:
             self._store.remove(f"{self._folder}/{name}")
 
-    def _write(self, beat: float) -> None:
-        state = {**self._state, "beat": beat}
+    def _write(self, *, released: bool = False) -> None:
+        state = mark_beat(self._state, released=released)
         try:
             self._store.compare_and_set(self._key, state, self._read_own_tag())
         except Conflict:  # a client that lost the answer writes again and then finds its own first write

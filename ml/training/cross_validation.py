@@ -62,41 +62,93 @@ def list_trainings(folds: int, repeats: int) -> list[FoldTraining]:
 def assign_folds(subtypes: NDArray[np.str_], cases: NDArray[np.str_], folds: int, repeats: int) -> Indices:
     """Returns the fold of each image in each repeat: int (repeats, images). The same images get the same folds.
 
-    The folds are those of scikit-learn's StratifiedGroupKFold, with the first random states under which each subtype
-    with two cases or more lies in two folds or more; otherwise the model that predicts its images would not have been
-    trained on it.
+    No fold is empty, and each subtype with two cases or more lies in two folds or more; otherwise the model that
+    predicts its images would not have been trained on it. The folds are those of scikit-learn's StratifiedGroupKFold
+    with the first random states under which that holds. Where it holds under none, as in tiny sets, cases are moved.
 
     Args:
         subtypes: (images,) the classes to stratify by.
         cases: (images,) the groups that stay in one fold.
-        folds: number of folds.
-        repeats: number of repeats, each with other folds.
+        folds: number of folds, two or more.
+        repeats: number of repeats, each with other folds; a tiny set may not have that many ways to be assigned.
 
     Raises:
-        DataError: there are fewer cases than folds.
+        DataError: there are fewer cases than folds, or no assignment was found; names the subtypes and their cases.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    n = len(np.unique(cases))
-    if n < folds:
-        raise DataError(f"{n} cases to train on cannot be assigned to {folds} folds; the set needs more cases")
-    multi_case = [name for name in np.unique(subtypes) if len(np.unique(cases[subtypes == name])) > 1]
+    names, first, case_of_image = np.unique(cases, return_index=True, return_inverse=True)
+    subtype_names = np.unique(subtypes)
+    has = np.zeros((len(names), len(subtype_names)), bool)
+    has[case_of_image, np.searchsorted(subtype_names, subtypes)] = True
+    if len(names) < folds:
+        counted = ", ".join(f"{n} of {name}" for name, n in zip(subtype_names, has.sum(axis=0), strict=True))
+        raise DataError(
+            f"{len(names)} cases to train on cannot be assigned to {folds} folds ({counted}); the set needs "
+            f"{folds - len(names)} more"
+        )
+    spread = has[:, has.sum(axis=0) > 1]
     candidates: dict[bytes, tuple[int, int, Indices]] = {}
     for seed in range(_MAX_RANDOM_STATES):
-        assignment = np.empty(len(cases), np.int64)
-        with warnings.catch_warnings():
-            # The warning is about a subtype with fewer pictures than folds, which the next lines look at.
-            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-            for number, (_, held_out) in enumerate(splitter.split(cases, subtypes, cases)):
-                assignment[held_out] = number
-        in_one_fold = sum(len(np.unique(assignment[subtypes == name])) < 2 for name in multi_case)
-        candidates.setdefault(assignment.tobytes(), (in_one_fold, seed, assignment))
-        if sum(not in_one_fold for in_one_fold, _, _ in candidates.values()) == repeats:
+        assignment = _deal_images(subtypes, cases, case_of_image, folds, seed)
+        faults = _count_faults(assignment[first], spread, folds)
+        candidates.setdefault(assignment.tobytes(), (faults, seed, assignment))
+        if sum(not faults for faults, _, _ in candidates.values()) == repeats:
             break
-    best = [assignment for _, _, assignment in sorted(candidates.values(), key=lambda c: c[:2])][:repeats]
-    # A tiny set may not have that many ways to be assigned.
+    best: list[Indices] = []
+    for faults, _, assignment in sorted(candidates.values(), key=lambda candidate: candidate[:2]):
+        mended = _move_cases(assignment[first], spread, folds)[case_of_image] if faults else assignment
+        if not _count_faults(mended[first], spread, folds):
+            best.append(mended)
+        if len(best) == repeats:
+            break
+    if not best:
+        counted = ", ".join(f"{n} of {name}" for name, n in zip(subtype_names, has.sum(axis=0), strict=True))
+        raise DataError(
+            f"{len(names)} cases to train on ({counted}) cannot be assigned to {folds} folds with each subtype of two "
+            "cases in two of them; the set needs more cases of the subtypes that have fewest"
+        )
     return np.stack([best[r % len(best)] for r in range(repeats)])
+
+
+def _deal_images(
+    subtypes: NDArray[np.str_], cases: NDArray[np.str_], case_of_image: Indices, folds: int, seed: int
+) -> Indices:
+    """Returns the fold of each image by StratifiedGroupKFold; dealt in turn where it cannot stratify at all."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if max(np.unique(subtypes, return_counts=True)[1]) < folds:  # scikit-learn refuses
+        return np.asarray(np.random.default_rng(seed).permutation(case_of_image.max() + 1) % folds)[case_of_image]
+    assignment = np.empty(len(cases), np.int64)
+    with warnings.catch_warnings():
+        # The warning is about a subtype with fewer pictures than folds, which the caller looks at.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for number, (_, held_out) in enumerate(splitter.split(cases, subtypes, cases)):
+            assignment[held_out] = number
+    return assignment
+
+
+def _count_faults(fold_of_case: Indices, spread: NDArray[np.bool_], folds: int) -> int:
+    """Returns the number of empty folds, and of subtypes in ``spread`` (cases, subtypes) that lie in one fold only."""
+    empty = folds - len(np.unique(fold_of_case))
+    return empty + sum(len(np.unique(fold_of_case[has])) < 2 for has in spread.T)
+
+
+def _move_cases(fold_of_case: Indices, spread: NDArray[np.bool_], folds: int) -> Indices:
+    """Moves one case at a time to another fold, as long as that leaves fewer faults."""
+    faults = _count_faults(fold_of_case, spread, folds)
+    while faults:
+        moves = []
+        for case in range(len(fold_of_case)):
+            for fold in range(folds):
+                moved = fold_of_case.copy()
+                moved[case] = fold
+                moves.append((_count_faults(moved, spread, folds), case, fold))
+        fewest, case, fold = min(moves)
+        if fewest >= faults:
+            break
+        fold_of_case = fold_of_case.copy()
+        fold_of_case[case], faults = fold, fewest
+    return fold_of_case
 
 
 class HeldOutPredictions(NamedTuple):

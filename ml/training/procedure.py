@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.core.columns import read_texts
 from ml.core.devices import convert_memory_errors, import_tensorflow_quietly, require_gpu
 from ml.core.errors import DataError
 from ml.core.progress import track
@@ -128,7 +129,7 @@ def prepare_training_data(
     rows_by_side = {side: np.flatnonzero(sides == side) for side in SIDES}
     _check_sides(task, recipe, dataset, truth, rows_by_side)
     plan = plan_views(recipe.views, rows, sides)
-    hashes = rows["pixel_sha256"].to_numpy(dtype=str)
+    hashes = read_texts(rows, "pixel_sha256")
     wanted_hashes = [(view, hashes[wanted].tolist()) for view, wanted in plan]
     extraction = extract_features(dataset, preset, store, settings, weights_id=weights_id, plan=wanted_hashes)
     weights = Weights(extraction["weights"], extraction["weights_kind"])
@@ -147,7 +148,7 @@ def prepare_training_data(
             [_VERSION, task, dataset, split.group, sides.tolist(), recipe.model_dump(), weights.id, is_fine_tuned]
         )
         inputs = digest([inputs, content.hexdigest()])
-        groups = rows[GROUP_COLUMNS[split.group]].to_numpy(dtype=str)
+        groups = read_texts(rows, GROUP_COLUMNS[split.group])
         yield TrainingData(rows, groups, truth, rows_by_side, np.load(file, mmap_mode="r"), views, weights, inputs)
 
 
@@ -252,7 +253,7 @@ def _cross_validate(
         the selected parameters; nested out-of-fold probabilities and a rule for each training image; the loss by epoch.
     """
     rows = _select_training_rows(recipe, data.rows_by_side)
-    subtypes, selection = data.rows["subtype"].to_numpy(dtype=str)[rows], recipe.selection
+    subtypes, selection = read_texts(data.rows, "subtype")[rows], recipe.selection
     folds_by_repeat = cross_validation.assign_folds(subtypes, data.groups[rows], selection.folds, selection.repeats)
     truth, trainings = data.truth[rows], cross_validation.list_trainings(selection.folds, selection.repeats)
     predictions: dict[FoldTraining, HeldOutPredictions] = {}

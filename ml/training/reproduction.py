@@ -145,12 +145,12 @@ def _train_or_read(
     name = f"{protocol_split.name} {task} {preset.name} seed {seed}"
     file, test = folder / f"{name.replace(' ', '-')}.npz", data.rows_by_side["test"]
     job = digest(["reproduction", data.inputs_digest, seed])
-    kept = _read(file, job)
+    kept, left = _read(file, job), None
     if kept is None:
-        wait_for_concurrent_training(store, job)
+        left = wait_for_concurrent_training(store, job)
         kept = _read(file, job)  # the other process may have written it
     if kept is None:
-        checkpoint, start = Checkpoint(store, job), time.monotonic()
+        checkpoint, start = Checkpoint(store, job, left), time.monotonic()
         with checkpoint.alive():
             trained_model = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
             scores = collect_scores(task, trained_model, data)["test"]

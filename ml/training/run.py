@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import ml
 from ml.core.devices import describe_devices
 from ml.core.errors import StoreError
-from ml.core.mlflow_client import connect, use_experiment
+from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
@@ -92,11 +92,11 @@ def train(
     with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
         job = digest([data.inputs_digest, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
-        wait_for_concurrent_training(store, job)
+        left = wait_for_concurrent_training(store, job)
         if finished := _finished(job, experiment, settings):
             return {**finished, "task": task, "set": experiment, "reused": True}
         remove_abandoned(store)
-        checkpoint = Checkpoint(store, job)
+        checkpoint = Checkpoint(store, job, left)
         with checkpoint.alive():
             with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
                 _log_origin(run_id, settings)
@@ -158,7 +158,7 @@ def _existing_run(run_id: str | None, experiment_id: str, client: "MlflowClient"
         run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # otherwise the run was started in another MLflow
-            raise
+            raise find_outage(error) or error from None
         return None
     is_usable = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
     return run_id if is_usable else None

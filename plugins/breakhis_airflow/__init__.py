@@ -6,6 +6,7 @@ connections.py    the environment variables that a stage gets of Airflow connect
 yaml_dags.py      DAGs made of YAML files
 review_operator.py  the task that asks a reviewer
 reminders.py      reminds of reviews that nobody has answered
+run_conf.py       refuses a run whose conf has a key that nothing reads
 notifications.py  messages about failures and reviews, by Airflow's notifiers
 fab.py            users and roles where Airflow runs as servers
 links.py          links on tasks: MLflow, validation reports and the review page

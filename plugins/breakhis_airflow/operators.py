@@ -20,6 +20,7 @@ from breakhis_airflow.connections import read_connection
 from breakhis_airflow.environment import select_stage_environment
 from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.notifications import notify_of_failure
+from breakhis_airflow.run_conf import refuse_unknown_conf
 from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED
 from ml.core.settings import read_settings
 
@@ -30,6 +31,7 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=15),
     "on_failure_callback": notify_of_failure,
+    "pre_execute": refuse_unknown_conf,
 }
 """Arguments of every DAG. Retries are for lost networks and lost machines; errors that would recur are not retried."""
 

@@ -7,11 +7,12 @@ from typing import Any
 from breakhis_airflow.addresses import build_answer_form_url, build_review_page_url
 from breakhis_airflow.connections import AIRFLOW, read_connection
 from breakhis_airflow.notifications import Review, notify_of_review
+from breakhis_airflow.review_pages import is_settled
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import Conflict
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
-from ml.promotion.reviews import PROMOTE, ROLLBACK
+from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id
 
 
 def send_reminders(context: Mapping[str, Any], now: datetime | None = None) -> list[str]:
@@ -31,7 +32,9 @@ def send_reminders(context: Mapping[str, Any], now: datetime | None = None) -> l
     for detail in api.list_pending_questions():
         ti = detail["task_instance"]
         age = ((now or datetime.now(UTC)) - datetime.fromisoformat(detail["created_at"])).total_seconds() / 3600
-        if ti["dag_id"] not in (PROMOTE, ROLLBACK) or not hours / 2 <= age < hours or not _mark_reminded(detail, store):
+        if ti["dag_id"] not in (PROMOTE, ROLLBACK) or not hours / 2 <= age < hours:
+            continue
+        if is_settled(ti["dag_id"], parse_bundle_id(detail["body"]), store) or not _mark_reminded(detail, store):
             continue
         form = build_answer_form_url(ti["dag_id"], ti["dag_run_id"], ti["task_id"])
         notify_of_review(

@@ -20,9 +20,9 @@ from ml.core.store import Json, Store, object_id
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
-from ml.promotion.alias_history import APPROVED, ROLLED_BACK
-from ml.promotion.audit_log import find_chain_faults, read_decisions
-from ml.promotion.reviews import BUNDLE_PATTERN, ROLLBACK, list_regressions
+from ml.promotion.alias_history import APPROVED, ROLLED_BACK, find_refusal
+from ml.promotion.audit_log import find_chain_faults, read_decisions, read_unverified_records
+from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, ROLLBACK, list_regressions
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,7 +48,7 @@ def render_review_list(waiting: list[WaitingReview], audit: AuditCheck, store: S
         _make_environment()
         .get_template("reviews.html")
         .render(
-            waiting=waiting,
+            waiting=[review for review in waiting if not is_settled(review.dag, review.bundle, store)],
             rollback=ROLLBACK,
             decisions=_read_shown_decisions(store)[:_MAX_DECISIONS],
             audit=audit,
@@ -82,7 +82,10 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             bundle=content,
             evidence=evidence,
             champion=champion,
-            waiting=next((review for review in waiting if review.bundle == bundle), None),
+            waiting=next(
+                (review for review in waiting if review.bundle == bundle and not is_settled(review.dag, bundle, store)),
+                None,
+            ),
             rollback=ROLLBACK,
             in_use=_find_current_approval(decisions),
             decided=next((decision for decision in decisions if decision["bundle"] == bundle), None),
@@ -104,6 +107,19 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             faults=find_chain_faults(store),
         )
     )
+
+
+def is_settled(dag: str, bundle: str | None, store: Store) -> bool:
+    """Returns whether no answer to a review can count any more, as its version was rejected or withdrawn since."""
+    if dag != PROMOTE or not bundle:
+        return False
+    try:
+        content = read_bundle(bundle, store)
+    except StoreError:
+        return False
+    evidence = content["evidence"]
+    records = read_unverified_records(store, evidence["model"])
+    return find_refusal(records, evidence["version"], content["evidence_id"], PROMOTE) is not None
 
 
 def read_bundle(bundle: str, store: Store) -> Json:

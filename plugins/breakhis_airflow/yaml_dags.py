@@ -37,15 +37,20 @@ def build_dags(files: Iterable[Path], build: Callable[[Path], DAG], *, prefix: s
         prefix: what the DAG ids begin with, for a file whose own DAG cannot be built.
     """
     dags: dict[str, DAG] = {}
+    invalid: dict[Path, Exception] = {}
     for file in files:
         try:
             dag = build(file)
             dag.validate()  # Airflow checks the schedule, among others, only when asked
             if dag.dag_id in dags:
                 raise ConfigError(f"{file}: another file declares {dag.dag_id} already; give this one another name")
+            dags[dag.dag_id] = dag
         except Exception as error:  # an error in one file must not affect the others
-            dag_id = f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}"
-            dag = _build_invalid_dag(file, error, _make_unique(dag_id, dags))
+            invalid[file] = error
+    # Last, so that a file that cannot be used takes no DAG id from a good one of the same name.
+    for file, problem in invalid.items():
+        dag_id = f"{prefix}_{re.sub(r'[^A-Za-z0-9_.-]', '_', file.stem)}"
+        dag = _build_invalid_dag(file, problem, _make_unique(dag_id, dags))
         dags[dag.dag_id] = dag
     return dags
 
@@ -86,7 +91,7 @@ def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
         dag_id,
         schedule=None,
         is_paused_upon_creation=False,
-        default_args=DEFAULT_ARGS,
+        default_args={**DEFAULT_ARGS, "pre_execute": None},  # whatever its conf, what is wrong with the file is said
         description=text,
         doc_md=_INVALID.format(file=file, error=text),
         tags=["invalid"],

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ml.core import progress
 from ml.registry import version_scoring
+from tests.helpers import pictures
 from tests.helpers.made_up import png, write_tree
 from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture: tiny models in an MLflow of their own
 
@@ -120,6 +121,15 @@ BAD = {
     "1x1": (encoded(COLOUR.resize((1, 1))), "size: {}: 1x1 pixels; a side has 8 at the least"),
     "16-bit": (encoded(Image.fromarray(np.zeros((50, 50), np.uint16))), "mode: {}: pixel format I;16"),
     "greyscale": (png(mode="L"), "mode: {}: greyscale"),
+    "16-bit colour": (
+        pictures.png(np.full((50, 50, 3), (300, 200, 100), np.uint16)),
+        "mode: {}: 16 bits a channel, and nothing says how to scale them to 8",
+    ),
+    "transparent": (
+        pictures.png(pictures.with_alpha(np.full((50, 50, 3), (200, 100, 150), np.uint8), np.eye(50) * 255)),
+        "mode: {}: 2,450 of 2,500 pixels are transparent",
+    ),
+    "grey as RGB": (encoded(COLOUR.convert("L").convert("RGB")), "mode: {}: greyscale, stored as RGB"),
     "cmyk": (encoded(COLOUR.convert("CMYK"), "JPEG"), "mode: {}: pixel format CMYK"),
     "huge": (bomb(), "size: {}: too many pixels; at most 100,000,000 are read"),
     "large": (bomb(11_000), "size: {}: 11000x11000 pixels; at most 100,000,000 are read"),
@@ -151,6 +161,22 @@ def test_transparency_is_taken_as_the_picture_under_it(predict, tmp_path):
     assert code == 0, err
     a, b = rows(out)
     assert a["p_malignant"] == b["p_malignant"]
+
+
+def test_deeper_pictures_are_refused_or_scaled_by_the_declared_bits(predict, tmp_path):
+    samples = np.random.default_rng(0).integers(0, 4096, (46, 70, 3), dtype=np.uint16)
+    eight = np.rint(samples * 255.0 / 4095).astype(np.uint8)
+    files = {"a.png": pictures.png(samples), "b.tif": pictures.planar_tiff(samples), "c.png": pictures.png(eight)}
+    folder = write_tree(tmp_path / "pictures", files)
+    code, out, _ = predict(folder, "--json")
+    assert code == 3
+    assert ["error" in row for row in rows(out)] == [True, True, False]
+    assert rows(out)[1]["error"].startswith(f"mode: {folder / 'b.tif'}: 16 bits a channel")
+    code, out, err = predict(folder, "--json", "--significant-bits", 12)
+    assert code == 0, err
+    assert len({row["p_malignant"] for row in rows(out)}) == 1
+    code, out, _ = predict(folder, "--json", "--significant-bits", 10)
+    assert ["error" in row for row in rows(out)] == [True, True, False]
 
 
 def test_nothing_usable_exits_3(predict, tmp_path):

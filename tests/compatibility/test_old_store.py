@@ -7,6 +7,7 @@ Its models carry the package under the module paths that it had then.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -153,8 +154,22 @@ def test_nothing_is_done_again(breakhis, before):
         assert again["metrics"] == pytest.approx(known["metrics"])
 
 
-def test_versions_are_what_their_evidence_says_and_pass_their_gates(breakhis, before):
+def test_versions_are_what_their_evidence_says_and_pass_their_gates(breakhis, before, command, environment):
+    """The policy of then asks for 0 at least, which gates nothing and is refused; a person writes a little more."""
+    policy = Path(environment["BREAKHIS_CONF"]) / "policies" / "lenient.yaml"
+    text = policy.read_text()
+    changed_with_the_policy = ("bundle", "bundle_sha256", "policy_hash", "review", "gates")
     for task in ("binary", "subtype"):
         registered = breakhis("register", before[f"train_{task}"]["run_id"])
         assert registered == before[f"register_{task}"]
-        assert breakhis("gate", f"old-{task}", "1") == before[f"gate_{task}"]
+        policy.write_text(text)
+        code, _, err = command("gate", f"old-{task}", "1")
+        assert code == 4
+        assert "a model that has learnt nothing keeps at_least: 0" in err
+        policy.write_text(re.sub(r"\b0\b", "0.001", text))
+        now, then = breakhis("gate", f"old-{task}", "1"), before[f"gate_{task}"]
+        for said in (now, then):
+            for gate in said["gates"]:
+                gate |= {key: None for key in ("limit", "distance") if gate["limit"] is not None}
+        assert now["gates"] == then["gates"]
+        assert {**now, **dict.fromkeys(changed_with_the_policy)} == {**then, **dict.fromkeys(changed_with_the_policy)}

@@ -254,3 +254,26 @@ def test_unpause_touches_nothing_else(airflow: FakeAirflow, api: AirflowApi) -> 
     airflow.routes["PATCH", "/api/v2/dags/d"] = (200, {"is_paused": False})
     api.unpause("d")
     assert airflow.requests[-1][2:] == ({"update_mask": ["is_paused"]}, {"is_paused": False})
+
+
+def test_all_answers_of_a_task_are_read_of_the_tries_before_too(airflow, api):
+    run = "/api/v2/dags/promote/dagRuns/m-v1"
+    tasks = [{"task_id": "review", "try_number": 3}, {"task_id": "gate", "try_number": 9}]
+    airflow.routes["GET", f"{run}/taskInstances"] = (200, {"task_instances": tasks, "total_entries": 2})
+    details = f"{run}/taskInstances/review/-1/hitlDetails/tries"
+    airflow.routes["GET", f"{details}/1"] = (200, {"chosen_options": ["Reject"]})
+    airflow.routes["GET", f"{details}/3"] = (200, {"chosen_options": ["Approve"]})  # the second try asked nothing
+    found = api.list_hitl_details("promote", "m-v1", "review")
+    assert [detail["chosen_options"] for detail in found] == [["Reject"], ["Approve"]]
+    assert api.list_hitl_details("promote", "m-v1", "review_2") == []
+
+
+def test_all_runs_of_a_dag_are_listed(airflow, api):
+    runs = [{"dag_run_id": f"m-v{k}"} for k in range(3)]
+
+    def page(query, body):
+        offset = int(query["offset"][0])
+        return 200, {"dag_runs": runs[offset : offset + 2], "total_entries": 3}
+
+    airflow.routes["GET", "/api/v2/dags/promote/dagRuns"] = page
+    assert api.dag_runs("promote") == runs

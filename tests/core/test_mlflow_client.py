@@ -1,5 +1,17 @@
+import os
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ml.core.errors import ConfigError, CredentialsError, RegistryError, TryAgain
 from ml.core.mlflow_client import connect, use_experiment
 from ml.core.settings import Settings
+from ml.registry.registered_model import RegisteredModel, find_training_run
 
 
 def test_artifacts_of_a_new_experiment_lie_beside_the_database(fresh_database, tmp_path, monkeypatch):
@@ -36,3 +48,86 @@ def test_an_experiment_that_another_process_creates_meanwhile_is_the_active_one(
     assert use_experiment("set", settings) == created
     with mlflow.start_run() as run:
         assert run.info.experiment_id == created
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Gives every request the status of the address, such as ``/503``, and a page."""
+
+    def do_GET(self):
+        page = b"<html>a page</html>"
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    do_POST = do_GET  # noqa: N815 - the name that http.server looks for
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (429, TryAgain, "cannot be reached or answers errors"),
+        (500, TryAgain, "cannot be reached or answers errors"),
+        (503, TryAgain, "too many 503 error responses"),
+        (401, CredentialsError, "refuses the login"),
+        (403, CredentialsError, "refuses the login"),
+        (404, ConfigError, "that is no MLflow server"),
+        (200, ConfigError, "that is no MLflow server"),
+    ],
+)
+def test_an_outage_is_not_told_as_something_missing(server, tmp_path, status, kind, words):
+    settings = Settings(home=tmp_path, mlflow_uri=f"{server}/{status}")
+    model = RegisteredModel("made-binary", settings)
+    for ask in (
+        lambda: find_training_run("0" * 32, settings),
+        lambda: model.find_version(1),
+        lambda: model.alias("champion"),
+    ):
+        with pytest.raises(kind, match=f"{server}/{status}.*{words}"):
+            ask()
+
+
+def test_a_server_that_does_not_listen_is_named(closed_port, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    settings = Settings(home=tmp_path, mlflow_uri=f"http://127.0.0.1:{closed_port}")
+    with pytest.raises(TryAgain, match=f":{closed_port} cannot be reached.*refused"):
+        find_training_run("0" * 32, settings)
+
+
+def test_what_mlflow_lacks_is_no_outage(fresh_database, tmp_path):
+    settings = Settings(home=tmp_path, mlflow_uri=f"sqlite:///{fresh_database}")
+    with pytest.raises(RegistryError, match="no run"):
+        find_training_run("0" * 32, settings)
+
+
+def test_an_outage_anywhere_in_a_stage_asks_for_another_try(server, tmp_path):
+    """The stage that lists models meets the outage where nothing expects one."""
+    environment = {
+        **os.environ,
+        "BREAKHIS_HOME": str(tmp_path),
+        "BREAKHIS_MLFLOW_URI": f"{server}/503",
+        "BREAKHIS_AUDIT_KEY": "key",
+    }
+    command = [Path(sys.executable).parent / "breakhis", "audit", "verify"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (75, False), ended.stderr
+    assert f"error: MLflow at {server}/503 cannot be reached" in ended.stderr

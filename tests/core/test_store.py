@@ -1,4 +1,5 @@
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -185,3 +186,41 @@ def test_stores_in_one_bucket_share_a_client(s3_endpoint):
     assert first.path("x").client is second.path("x").client
     other = Store("s3://shared-client/store", credentials | {"AWS_ACCESS_KEY_ID": "two"})
     assert other.path("x").client is not first.path("x").client
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b'{"a": 1}x', b"\xff\xfe{}", b'{"a": "\\ud800"}', b"[" * 100_000, b'{"a":' + b"[" * 100_000],
+)
+def test_damaged_json_names_its_file(store, damaged):
+    evidence = store.create("evidence", {}, {})
+    store.set_memo("judged", 1, {})
+    store.put_json("refs/sources/made.json", {})
+    readers = {
+        store.object_key(evidence) + "/object.json": lambda: store.meta(evidence),
+        f"objects/memos/judged/{digest(1)}.json": lambda: store.memo("judged", 1),
+        "refs/sources/made.json": lambda: store.read("refs/sources/made.json"),
+    }
+    for key, read in readers.items():
+        read()
+        store.path(key).write_bytes(damaged)
+        with pytest.raises(StoreError, match=f"{re.escape(store.uri(key))} is damaged: .*; restore it from a backup"):
+            read()
+
+
+def test_an_object_whose_file_holds_something_else_is_damaged(store):
+    evidence = store.create("evidence", {}, {})
+    store.path(store.object_key(evidence) + "/object.json").write_bytes(b"[1]")
+    with pytest.raises(StoreError, match="holds no JSON object"):
+        store.meta(evidence)
+
+
+def test_the_age_of_a_key_is_by_the_stores_own_clock(any_store, monkeypatch):
+    assert any_store.age("jobs/x.json") is None
+    any_store.put_json("jobs/x.json", {})
+    assert 0 <= any_store.age("jobs/x.json") < 60
+    path = any_store.path("jobs/x.json")
+    if isinstance(path, Path):
+        then = path.stat().st_mtime - 5000
+        os.utime(path, (then, then))
+        assert 5000 <= any_store.age("jobs/x.json") < 5060

@@ -43,10 +43,10 @@ def test_the_reviewer_sees_what_the_gate_wrote(dag):
     assert dag.get_task("promote").trigger_rule == "none_failed_min_one_success"
 
 
-def test_only_promotion_has_the_service_account_and_one_at_a_time(dag):
+def test_only_what_asks_and_what_decides_has_the_service_account_and_one_at_a_time(dag):
     connections = {task.task_id: getattr(task, "connections", {}) for task in dag.tasks}
     assert {task: used for task, used in connections.items() if used} == {
-        "gate": ("breakhis_mlflow_promoter",),
+        "gate": ("breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"),
         "promote": ("breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"),
     }
     assert dag.get_task("promote").pool == "promotion"

@@ -14,6 +14,7 @@ def dag(conf, read):
 def test_both_models_train_on_one_split_and_end_as_candidates(dag):
     downstream = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert downstream == {
+        "origin": {"register_binary", "register_subtype"},
         "assemble": {"split"},
         "split": {"features"},
         "weights": {"features"},
@@ -59,7 +60,10 @@ def test_ids_go_from_task_to_task(dag):
 
 def test_what_trains_cannot_change_the_registry_and_what_registers_can(dag):
     given = {task.task_id: task.connections for task in dag.tasks if getattr(task, "connections", ())}
-    assert given == dict.fromkeys(("register_binary", "register_subtype"), ("breakhis_mlflow_promoter",))
+    assert given == {
+        "origin": ("breakhis_airflow", "breakhis_audit"),
+        **dict.fromkeys(("register_binary", "register_subtype"), ("breakhis_audit", "breakhis_mlflow_promoter")),
+    }
 
 
 def test_each_candidate_is_handed_over_once(dag):
@@ -128,4 +132,15 @@ def test_a_set_that_cannot_be_used_disturbs_no_other(conf, read):
     assert dags["retrain_bad"].tags == {"invalid"}
     assert "unknown key 'sourcs'" in dags["retrain_bad"].doc_md
     assert len(dags["retrain_bad"].tasks) == 1
-    assert len(dags["retrain_demo"].tasks) == 10
+    assert len(dags["retrain_demo"].tasks) == 11
+
+
+def test_a_set_that_cannot_be_used_takes_no_dag_from_a_good_one_of_its_name(conf, read, tmp_path, monkeypatch):
+    good = tmp_path / "mine.yaml"
+    good.write_text(SET.format(name="mine"))
+    monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(good))
+    (conf / "training_sets" / "mine.yaml").write_text("name: mine\nsourcs: [demo]\n")
+    dags = read("retrain")
+    assert dags["retrain_mine"].get_task("assemble").arguments == [str(good)]
+    assert dags["retrain_mine_2"].tags == {"invalid"}
+    assert str(conf / "training_sets" / "mine.yaml") in dags["retrain_mine_2"].doc_md

@@ -18,7 +18,8 @@ def test_proposed_then_confirmed_then_carried_out(rollback):
     downstream = {task.task_id: task.downstream_task_ids for task in rollback.tasks}
     assert downstream == {"propose": {"review"}, "review": {"rollback"}, "rollback": set()}
     which = ["{{ params.model }}", "{{ params.version }}"]
-    assert rollback.get_task("propose").arguments == [*which, "--dry-run", "--reason", "{{ params.reason }}"]
+    although = ["--although-withdrawn", "{{ params.although_withdrawn }}"]
+    assert rollback.get_task("propose").arguments == [*which, "--dry-run", "--reason", "{{ params.reason }}", *although]
     assert rollback.get_task("rollback").arguments == [*which, "--dag-run", "{{ run_id }}"]
     assert rollback.get_task("review").body == "{{ ti.xcom_pull(task_ids='propose')['review'] }}"
 
@@ -37,6 +38,13 @@ def test_the_form_asks_for_everything(rollback, withdraw, wrong):
         dag.params.validate()
         with pytest.raises(ParamValidationError):
             dag.params.update({**CONF, **wrong})
+
+
+def test_a_withdrawn_version_has_to_be_asked_for_expressly(rollback):
+    rollback.params.update(CONF)
+    assert rollback.params["although_withdrawn"] is False
+    with pytest.raises(ParamValidationError):
+        rollback.params.update({**CONF, "although_withdrawn": "perhaps"})
 
 
 def test_the_audit_is_checked_every_day(conf, read):

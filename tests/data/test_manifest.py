@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from ml.data.sources.spec import DirectorySource
 from ml.images.decoding import decode, pixel_hash
 from ml.images.file_facts import PictureFacts
 from tests.helpers.made_up import name, png, write_tree
+from tests.helpers.pictures import png as deep_png
 
 
 @pytest.fixture
@@ -147,6 +149,44 @@ def test_a_new_tie_alone_is_a_change_of_the_content(tmp_path, store):
     after, again, _ = ingest(source_of(tmp_path, {name("F", "14-2"): png(1)}), store, tmp_path)
     assert again.equals(rows)
     assert store.meta(after["manifest"])["content"] != store.meta(before["manifest"])["content"]
+
+
+def deep(seed: int, greatest: int = 4095) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, greatest + 1, (46, 70, 3), dtype=np.uint16)
+
+
+def test_deeper_pictures_are_quarantined_or_scaled_as_the_source_says(tmp_path, store):
+    files = {name("F", "14-1", 40, n): deep_png(deep(n)) for n in (1, 2)}
+    files |= {name("F", "14-2"): png(1), name("F", "14-3"): deep_png(deep(3, 8000))}
+    result, rows, quarantine = ingest(source_of(tmp_path, files), store, tmp_path)
+    assert (len(rows), result["quarantined"]) == (1, {"mode": 3})
+    assert quarantine["detail"].str.contains("'significant_bits: 12' in the source's YAML").all()
+
+    scaled, rows, quarantine = ingest(source_of(tmp_path, files, significant_bits=12), store, tmp_path)
+    assert (len(rows), scaled["quarantined"]) == (3, {"mode": 1})
+    assert quarantine["detail"].str.contains("12 significant bits allow 4095 at most").all()
+    assert store.meta(scaled["manifest"])["significant_bits"] == 12
+    for row in rows.to_dict("records"):  # what later stages read, and any decoder
+        content = store.blob(row["sha256"])
+        pixels = decode(content, strict=True)
+        assert pixel_hash(pixels) == row["pixel_sha256"]
+        if row["patient"] == "14-1":
+            assert (pixels == np.rint(deep(row["seq"]) * 255.0 / 4095).astype(np.uint8)).all()
+        else:
+            assert content == png(1)
+
+    another, others, _ = ingest(source_of(tmp_path, files, significant_bits=14), store, tmp_path)
+    assert len(others) == 4
+    contents = {store.meta(made["manifest"])["content"] for made in (result, scaled, another)}
+    assert len(contents) == 3  # each is another version
+
+
+def test_the_content_is_that_of_releases_with_one_perceptual_hash(tmp_path, store):
+    result, rows, _ = ingest(source_of(tmp_path, {name("F", "14-1"): png(1)}), store, tmp_path)
+    (row,) = rows.to_dict("records")
+    assert len(row["perceptual_hash"]) == 8 * 16
+    before = {**row, "perceptual_hash": row["perceptual_hash"][:16]}
+    assert store.meta(result["manifest"])["content"] == digest([[before], []])
 
 
 def test_a_source_without_a_usable_image_says_why_and_leaves_no_manifest(tmp_path, store):

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -6,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.core.errors import DataError
-from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, read_inventory
+from ml.core.taxonomy import DUPLICATED_SLIDE, SIDES, SUBTYPES, case_of, label_of, read_inventory
 from ml.data import split_methods
 from ml.data.ledger import FRACTIONS
-from ml.data.split_methods import split_by_group_folds, split_by_search
+from ml.data.split_methods import split_by_group_folds, split_by_label, split_by_search
 
 
 def breakhis_counts() -> dict[str, list[int]]:
@@ -152,3 +153,34 @@ def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
 def test_sgkf_needs_two_images_of_a_class_at_both_stages(subtypes):
     with pytest.raises(DataError, match="no class has two images, too few to be folded"):
         split_by_group_folds(["c0", "c1", "c2"], subtypes, seed=0)
+
+
+COHORT = st.lists(
+    st.lists(st.sampled_from(["A", "F", "DC", "LC"]), min_size=1, max_size=4), min_size=1, max_size=14
+).map(lambda cohort: [(f"c{n}", subtype) for n, subtypes in enumerate(cohort) for subtype in subtypes])
+
+
+@settings(max_examples=80, deadline=None)
+@given(COHORT, st.sampled_from([split_by_group_folds, split_by_label]), st.integers(0, 5), st.data())
+def test_no_side_of_any_cohort_is_empty(images, split, seed, data):
+    """Or the error says how many groups there are of what."""
+    groups, subtypes = (list(column) for column in zip(*images, strict=True))
+    tied = [data.draw(st.sets(st.sampled_from(sorted(set(groups))), min_size=1))]
+    try:
+        sides = split(groups, subtypes, seed=seed, together=tied)
+    except DataError as error:
+        said = str(error)
+    else:
+        assert set(sides) == set(groups)
+        assert set(sides.values()) == set(SIDES)
+        assert all(len({sides[group] for group in together}) == 1 for together in tied)
+        if split is split_by_label:
+            on_side = {(sides[group], max(label_of(s) for g, s in images if g == group)) for group in groups}
+            malignant = {side for side, label in on_side if label == "malignant"}
+            assert malignant == set(SIDES)
+        return
+    assert re.search(r"[0-9]+ benign and [0-9]+ malignant|[0-9]+ of (A|F|DC|LC)", said)
+    assert "add data" in said
+    if split is split_by_group_folds:
+        units = {min(tied[0]) if tied and group in tied[0] else group for group in groups}
+        assert len(units) < 3 or "no class has two images" in said

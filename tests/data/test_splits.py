@@ -318,3 +318,74 @@ def add_at_random(seed):
             ledger = ledger.erase(str(rng.choice(sorted(ledger.sides))), "asked")
     ledger.verify()
     assert refused < 10
+
+
+# --- groups that early releases called otherwise ----------------------------------------------------------------------
+
+FORMS = ["{}", "{}.0", "{}.00"]
+
+
+def name_cases(frame, form):
+    """The rows with the cases of a clinic's table, written in this form."""
+    names = {case: f"clinic:{form.format(case.removeprefix('14-'))}" for case in frame["patient"].unique()}
+    return frame.assign(patient=frame["patient"].map(names), slide=frame["patient"].map(names))
+
+
+@given(st.sampled_from(FORMS), st.sampled_from(FORMS), st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_a_case_keeps_its_side_under_another_form_of_its_name(before, now, random):
+    cases = {f"14-{n}": (SUBTYPES[n % 8], 2) for n in range(1, 25)}
+    old = name_cases(made_up.manifest_rows(cases), before)
+    sides = {name: random.choice(SIDES) for name in sorted(old["patient"].unique())}
+    pixels = {name: part["pixel_sha256"].tolist() for name, part in old.groupby("patient")}
+    ledger = Ledger("made").append(sides, pixels, "dataset-0", 0)
+    new = name_cases(made_up.manifest_rows({**cases, "14-90": ("A", 2), "14-91": ("F", 2)}), now)
+    new["pixel_sha256"] = [make_hash("new", k) for k in range(len(new))]  # no picture of before ties the names
+    ties = pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
+    extended, quarantine = extend_ledger(ledger, new, ties, dataset="dataset-1", seed=0)
+    assert quarantine.empty
+    plain = {name.partition(".")[0]: side for name, side in sides.items()}
+    assert {name.partition(".")[0]: side for name, side in extended.sides.items()}.items() >= plain.items()
+    known = [name for name in new["patient"] if name.partition(".")[0] in plain]
+    assert len(known) == 48
+    assert all(extended.sides[name] == plain[name.partition(".")[0]] for name in known)
+
+
+def split_renamed(store, sides, erased=()):
+    """Splits three cases and a fourth, clinic:7, with a ledger that has these sides besides; returns its quarantine."""
+    others = {f"clinic:{n}": SIDES[n % 3] for n in range(1, 4)}
+    ledger = Ledger("made").append({**others, **sides}, {name: [make_hash(name)] for name in sides}, "dataset-0", 0)
+    for name in erased:
+        ledger = ledger.erase(name, "on request")
+    store.put_json("ledgers/made.json", ledger.to_json())
+    frame = name_cases(made_up.manifest_rows({f"14-{n}": ("DC", 2) for n in (1, 2, 3, 7)}), "{}")
+    report = split_dataset(made_up.create_dataset(store, frame), store)
+    quarantine = pd.read_parquet(store.file(report["split"], "quarantine.parquet"))
+    assert set(quarantine["patient"]) <= {"clinic:7"}
+    return quarantine[["reason", "detail"]].drop_duplicates().to_numpy().tolist()
+
+
+def test_a_case_on_two_sides_under_two_names_is_on_none(store):
+    said = "case clinic:7 has two names in the ledger: clinic:7.0 (test) and clinic:7 (train)"
+    assert split_renamed(store, {"clinic:7.0": "test", "clinic:7": "train"}) == [["opposite_sides", said]]
+
+
+def test_a_case_on_one_side_under_two_names_stays_there(store):
+    assert split_renamed(store, {"clinic:7.0": "test", "clinic:7": "test"}) == []
+
+
+@pytest.mark.parametrize("also", [{}, {"clinic:7": "test"}])
+def test_a_case_that_was_erased_under_its_old_name_does_not_come_back(store, also):
+    erased = split_renamed(store, {"clinic:7.0": "test", **also}, erased=["clinic:7.0"])
+    assert erased == [["erased", "case clinic:7 was erased"]]
+
+
+def test_a_row_without_a_group_is_an_error():
+    frame = made_up.manifest_rows(made_up.every_class())
+    frame.loc[5, "patient"] = None
+    said = rf"'patient' has no value in 1 of 96 rows, such as that of {frame['path'][5]}"
+    ties = pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
+    with pytest.raises(DataError, match=said):
+        extend_ledger(Ledger("made"), frame, ties, dataset="dataset-1", seed=0)
+    with pytest.raises(DataError, match=said):
+        look_up_sides(frame, Split("case", dict.fromkeys(frame["patient"].dropna(), "train")))

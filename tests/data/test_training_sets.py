@@ -208,6 +208,20 @@ def test_a_broken_set_does_not_hide_the_others(conf):
         find_training_set("aaa-binary", settings)
 
 
+def test_a_broken_set_takes_no_model_from_a_good_one_of_its_name(conf):
+    good = conf / "elsewhere" / "mine.yaml"
+    good.parent.mkdir()
+    good.write_text("name: mine\nsources: [one]\nledger: l\npolicy: strict\npreset: paper\n")
+    broken = conf / "training_sets" / "mine.yaml"
+    settings = Settings(home=conf / "home", conf=conf, training_sets=(good,))
+    for text in ("name: mine\npolicy: a\npolicy: b\n", "name: [", "name: mine\nbinary: {f1: {x: 1}}\n", "\x00", "- a"):
+        broken.write_text(text)
+        assert find_training_set("mine-binary", settings)[0].file == good
+        assert find_training_set("both-binary", settings)[0].name == "both"
+    broken.write_bytes(b"\xff\xfe\xff")
+    assert find_training_set("mine-binary", settings)[0].file == good
+
+
 def test_a_set_is_called_as_its_file(conf):
     (conf / "training_sets" / "both.yaml").rename(conf / "training_sets" / "twin.yaml")
     with pytest.raises(ConfigError, match="'name' is 'both'; call it 'twin'"):
@@ -261,3 +275,29 @@ def test_what_changed_between_two_datasets(tmp_path) -> None:
             "relabelled": {"images": 0, "cases": 0},
         },
     }
+
+
+# --- names that early releases gave patients -------------------------------------------------------------------------
+
+
+def test_a_patient_of_an_early_release_has_the_present_name(world):
+    store, settings, both = world
+    frame = made_up.manifest_rows({"clinic:1": ("F", 3), "clinic:2": ("DC", 2)})
+    publish(store, "one", frame.iloc[:3].assign(patient="clinic:1.0", slide="clinic:1.0"))
+    publish(store, "two", pd.concat([frame.iloc[3:], frame.iloc[:1].assign(pixel_sha256="9" * 64, path="9.png")]))
+    made = assemble_dataset(both, store, settings)
+    rows = read_dataset(made["dataset"], store)
+    assert (made["images"], made["cases"]) == (6, 2)
+    assert set(rows["patient"]) == set(rows["slide"]) == {"clinic:1", "clinic:2"}
+
+
+@pytest.mark.parametrize("published", ["clinic:1", "clinic:1.0"])
+@pytest.mark.parametrize("listed", ["clinic:1", "clinic:1.0"])
+def test_an_erased_patient_who_is_back_in_a_version_is_an_error(world, published, listed):
+    store, settings, both = world
+    frame = made_up.manifest_rows({"clinic:1": ("F", 3), "clinic:2": ("DC", 2)}).assign(cohort="clinic")
+    publish(store, "one", frame.assign(patient=frame["patient"].replace("clinic:1", published)))
+    publish(store, "two", frame.iloc[3:])
+    store.put_json("refs/erased/clinic.json", {listed: {"why": "on request"}})
+    with pytest.raises(DataError, match="images of clinic:1, who was erased; erase these too"):
+        assemble_dataset(both, store, settings)

@@ -10,7 +10,7 @@ import pytest
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, Refused
 from ml.core.store import Json
-from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.alias_history import DECISION_EVENTS
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back
@@ -26,11 +26,23 @@ class AirflowRecord:
     """The DAG run."""
     details: dict[str, Json]
     """Task -> its review."""
+    others: dict[str, Json]
+    """Id -> another run of the DAG ``promote``."""
+    earlier: dict[tuple[str, str], list[Json]]
+    """Run and task -> what was answered in the tries of that task."""
+    gone: set[str]
+    """Ids of runs that Airflow has no more."""
 
     def __init__(self, world: RegistryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
-        self.run, self.details = {}, {}
-        monkeypatch.setattr(AirflowApi, "dag_run", lambda _, dag, run: self.run)
+        self.run, self.details, self.others, self.earlier, self.gone = {}, {}, {}, {}, {"deleted-1"}
+        monkeypatch.setattr(AirflowApi, "dag_run", lambda _, dag, run: self._read_run(run))
+        monkeypatch.setattr(
+            AirflowApi, "dag_runs", lambda _, dag: [{"dag_run_id": name} | run for name, run in self.others.items()]
+        )
+        monkeypatch.setattr(
+            AirflowApi, "list_hitl_details", lambda _, dag, run, task: self.earlier.get((run, task), [])
+        )
         monkeypatch.setattr(AirflowApi, "hitl_detail", lambda _, dag, run, task: self._read_detail(task))
 
     @property
@@ -73,6 +85,17 @@ class AirflowRecord:
             body = "forged"
         self.details = {"review": _make_detail(body, **only)}
         return self
+
+    def reject_elsewhere(self, registered: Json, run: str, **only: Any) -> None:
+        """Have the review of a version rejected in another run, or before the review was cleared."""
+        conf = {key: registered[key] for key in ("model", "version", "evidence")}
+        self.others[run] = {"conf": conf, "triggering_user_name": "engineer"}
+        self.earlier[run, "review"] = [_make_detail("", **{"option": "Reject", "reason": "blurred"} | only)]
+
+    def _read_run(self, run: str) -> Json:
+        if run in self.gone:
+            raise AirflowError("no such run", status=404)
+        return self.run
 
     def _read_detail(self, task: str) -> Json:
         if task not in self.details:
@@ -118,7 +141,7 @@ def list_decisions(world: RegistryWorld) -> list[tuple[str, int, str]]:
     return [
         (r["event"], r["version"], r["by"])
         for r in open_log(world).read_model_records("made-binary")
-        if r["event"] != CARRIED_OUT
+        if r["event"] in DECISION_EVENTS
     ]
 
 

@@ -1,5 +1,6 @@
 """A test registry: made-up training runs in a real MLflow, with the store and the files that decisions need."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ml.evaluation.predictions import save_predictions
 from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
 from ml.images.decoding import decode, pixel_hash, resize
 from ml.promotion import evidence
+from ml.promotion.alias_history import STARTED
+from ml.promotion.audit_log import AuditLog
 from ml.promotion.registration import register_run
 from ml.registry.packaging import log_classifier
 from tests.helpers import made_up
@@ -34,6 +37,10 @@ NOT_RESCORED: Json = {"images": 0, "tolerance": 0.0}
 
 RULE = DecisionRule(threshold=0.5)
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
+
+
+TRAINED_BY = ("retrain_made", "r1")
+"""DAG and run that train in this world. The user ``engineer`` started it, as the audit log says."""
 
 
 class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -63,11 +70,13 @@ class RegistryWorld:
         sets: tuple[str, ...] = ("made",),
         *,
         pictures: bool = False,
+        with_starter: bool = True,
         **settings: Any,
     ) -> "RegistryWorld":
         """Creates a world in a folder that is empty or has only MLflow's database.
 
-        With ``pictures`` the store has the pictures of the first training set, which a network can score.
+        With ``pictures`` the store has the pictures of the first training set, which a network can score. Without a
+        starter the audit log is empty, for what gives it another key first.
         """
         conf = folder / "conf"
         for name in ("sources", "training_sets", "policies"):
@@ -97,7 +106,17 @@ class RegistryWorld:
         client = connect(configuration)
         for name in sets:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
-        return cls(store, configuration, client, policy, conf, data)
+        world = cls(store, configuration, client, policy, conf, data)
+        if with_starter:
+            world.record_starter()
+        return world
+
+    def record_starter(self, user: str = "engineer", run: tuple[str, str] = TRAINED_BY, unknown: str = "") -> None:
+        """Writes down who started a run, as the stage ``origin`` does in it."""
+        name = "/".join(run)
+        for training_set in self.data:
+            log = AuditLog(self.store, self.settings)
+            log.append(STARTED, f"{training_set}-binary", run=name, users={user: name}, unknown=unknown)
 
     def log_run(
         self, auc: float = 0.9, training_set: str = "made", *, scored_on: tuple[str, str] | None = None, **tags: str
@@ -176,6 +195,7 @@ class RegistryWorld:
                     "breakhis.seed": "0",
                     "breakhis.weights": self.store.create("weights", list(weights.values()), weights),
                     "breakhis.weights_kind": "imagenet",
+                    "breakhis.dag_runs": json.dumps([TRAINED_BY]),
                 }
                 | tags
             )

@@ -1,21 +1,37 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ml.core.store import Store
 from ml.data.sources.check_settings import NearDuplicates
 from ml.data.sources.demo import draw_files
 from ml.images.decoding import decode
-from ml.images.file_facts import PictureFactsCache, inspect_files, perceptual_hash
+from ml.images.file_facts import HASH_DIGITS, ORIENTATIONS, PictureFactsCache, inspect_files, perceptual_hashes
 from tests.helpers.made_up import png
+from tests.helpers.pictures import png as deep_png
 
 
-def test_perceptual_hash_barely_changes_when_an_image_is_resized_or_compressed():
+def hashes_of(pixels) -> list[int]:
+    text = perceptual_hashes(pixels)
+    return [int(text[start : start + HASH_DIGITS], 16) for start in range(0, len(text), HASH_DIGITS)]
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [decode(data) for _, data in draw_files(82, 1, 1)][:12]
+
+
+def test_perceptual_hash_barely_changes_when_an_image_is_resized_or_compressed(drawn):
     def distance(one, other):
-        return (int(perceptual_hash(one), 16) ^ int(perceptual_hash(other), 16)).bit_count()
+        return (hashes_of(one)[0] ^ hashes_of(other)[0]).bit_count()
 
-    drawn = [decode(data) for _, data in draw_files(82, 1, 1)][:12]
     for pixels in drawn:
         image = Image.fromarray(pixels)
         lossy = io.BytesIO()
@@ -23,6 +39,46 @@ def test_perceptual_hash_barely_changes_when_an_image_is_resized_or_compressed()
         assert distance(pixels, np.asarray(image.resize((224, 224)))) <= NearDuplicates().distance
         assert distance(pixels, decode(lossy.getvalue())) <= NearDuplicates().distance
     assert min(distance(a, b) for i, a in enumerate(drawn) for b in drawn[:i]) > NearDuplicates().distance
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_copy_in_any_orientation_is_found_also_if_it_was_resized_or_compressed(drawn, orientation):
+    """Each element of the dihedral group. The copy's first hash is near to one of the original's, and the reverse."""
+    limit = NearDuplicates().distance
+    for pixels in drawn:
+        image = Image.fromarray(pixels)
+        turned = image if orientation == "UPRIGHT" else image.transpose(Image.Transpose[orientation])
+        lossy = io.BytesIO()
+        turned.resize((turned.width // 2, turned.height // 2)).save(lossy, "JPEG", quality=85)
+        upright = hashes_of(pixels)
+        for copy in (np.asarray(turned), decode(lossy.getvalue())):
+            found = hashes_of(copy)
+            assert min((found[0] ^ look).bit_count() for look in upright) <= limit
+            assert min((upright[0] ^ look).bit_count() for look in found) <= limit
+        if orientation != "UPRIGHT":
+            assert (hashes_of(np.asarray(turned))[0] ^ upright[0]).bit_count() > 2 * limit  # one hash does not find it
+
+
+def test_different_pictures_stay_apart_in_all_orientations_and_distances_are_even(drawn):
+    looks = [hashes_of(pixels) for pixels in drawn]
+    apart = [(a[0] ^ look).bit_count() for i, a in enumerate(looks) for b in looks[:i] for look in b]
+    assert min(apart) > NearDuplicates().distance
+    assert {bits % 2 for bits in apart} == {0}
+
+
+def test_a_deeper_picture_is_scaled_once_and_made_again_if_it_is_gone(store: Store) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (40, 40, 3), dtype=np.uint16)
+    file = store.put_blob(deep_png(deep))
+    found, decoded = inspect_files({file}, store, 1, 12)
+    scaled = found[file].scaled_sha256
+    assert decoded == 1
+    assert (decode(store.blob(scaled), strict=True) == np.rint(deep * 255.0 / 4095).astype(np.uint8)).all()
+    assert inspect_files({file}, store, 1, 12) == (found, 0)
+    assert inspect_files({file}, store, 1)[0][file].reason == "mode"  # the rule is part of what is remembered
+    assert inspect_files({file}, store, 1, 10)[0][file].reason == "mode"
+    store.remove(store.blob_key(scaled))
+    assert inspect_files({file}, store, 1, 12) == (found, 1)
+    assert store.blob(scaled)
 
 
 def test_each_file_is_decoded_once_and_can_be_removed(any_store: Store) -> None:

@@ -1,6 +1,7 @@
 """The checks of ``breakhis doctor``: what each finds and advises."""
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ml.core.errors import BreakhisError
-from ml.core.settings import Settings
+from ml.core.errors import BreakhisError, TryAgain
+from ml.core.settings import PROJECT, Settings
 from ml.local import cli, doctor
+from ml.local.airflow_server import POOLS
 from ml.local.doctor import GIB, Check
 
 
@@ -160,3 +162,50 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = doctor.check_machine(Settings(home=tmp_path))
     assert {c.name for c in checks} >= {"Python", "Disk", "Memory", "Ports", "Store", "Kaggle", "GPU", "Docker"}
     assert next(c for c in checks if c.name == "Python").found == sys.version.split()[0]
+
+
+class Pools:
+    """As much of Airflow's API as the check of its pools asks."""
+
+    url = "http://airflow"
+
+    def __init__(self, *slots: tuple[str, int], error: BreakhisError | None = None) -> None:
+        self._slots, self._error = slots, error
+
+    def pools(self) -> list[dict[str, object]]:
+        if self._error:
+            raise self._error
+        return [{"name": name, "slots": slots} for name, slots in self._slots]
+
+
+@pytest.mark.parametrize(
+    ("pools", "state", "found"),
+    [
+        (Pools(("default_pool", 128), ("gpu", 2), ("promotion", 1)), "ok", "gpu and promotion"),
+        (Pools(("gpu", -1), ("promotion", 1)), "ok", "gpu and promotion"),
+        (Pools(("default_pool", 128), ("promotion", 1)), "missing", "gpu (missing)"),
+        (Pools(("gpu", 0)), "missing", "gpu (no slot), promotion (missing)"),
+        (Pools(error=TryAgain("Airflow cannot be reached")), "warning", "cannot be reached"),
+    ],
+)
+def test_pools_of_the_airflow_that_the_settings_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: Pools, state: str, found: str
+) -> None:
+    monkeypatch.setattr(doctor, "AirflowApi", lambda url, user, password, timeout: pools)
+    check = doctor.check_pools(Settings(home=tmp_path, airflow_url="http://airflow", airflow_user="u"))
+    assert (check.state, found in check.found) == (state, True)
+    assert bool(check.advice) == (state != "ok")
+
+
+def test_no_airflow_has_no_pools_to_lack(tmp_path: Path) -> None:
+    assert doctor.check_pools(Settings(home=tmp_path)).state == "ok"
+
+
+def test_the_pools_that_tasks_name_are_those_that_are_made_and_looked_for() -> None:
+    named = {
+        pool
+        for file in (PROJECT / "dags").glob("*.py")
+        for pool in re.findall(r"""["']?pool["']?\s*[=:]\s*["'](\w+)["']""", file.read_text())
+    }
+    assert named == set(POOLS)
+    assert all(f'"{pool}": (' in (PROJECT / "docker" / "servers.py").read_text() for pool in POOLS)

@@ -13,13 +13,13 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.errors import CredentialsError, TryAgain
 from ml.core.settings import Settings
+from ml.data.training_sets import registered_model_names
 from ml.local.mlflow_users import (
     ADMIN,
     GRANTS,
     PROMOTER,
     TRAINER,
     auth_config_text,
-    registered_model_names,
     set_up_mlflow_users,
 )
 from ml.promotion.judging import judge_version
@@ -157,6 +157,22 @@ def test_the_names_of_all_training_sets_belong_to_the_promoter(world: RegistryWo
     assert registered_model_names(world.settings) == ["made-binary", "made-subtype"]
     with as_user("engineer"), pytest.raises(MlflowException, match="RESOURCE_ALREADY_EXISTS"):
         world.client.create_registered_model("made-subtype")
+
+
+def test_a_model_that_somebody_made_before_its_set_was_declared_is_taken_over_loudly(
+    world: RegistryWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its maker owns it in MLflow, and could move its aliases for ever."""
+    with as_user("engineer"):
+        world.client.create_registered_model("later-binary")
+        world.client.set_registered_model_tag("later-binary", "whose", "mine")
+    names = ("made-binary", "made-subtype", "later-binary")
+    set_up_mlflow_users(world.settings.mlflow_uri, PASSWORDS, names)
+    assert "later-binary was engineer's (right MANAGE) in MLflow; it has been taken over" in capsys.readouterr().err
+    with as_user("engineer"), pytest.raises(MlflowException, match="Permission denied"):
+        world.client.set_registered_model_tag("later-binary", "whose", "mine")
+    set_up_mlflow_users(world.settings.mlflow_uri, PASSWORDS, names)
+    assert "taken over" not in capsys.readouterr().err
 
 
 def test_people_read_and_write_nothing(world: RegistryWorld, candidate: dict[str, Any], logged: str) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
 
+from ml.core.airflow_api import AirflowApi
 from ml.core.errors import StackError, TryAgain
 from ml.core.settings import Settings
-from ml.local import processes
+from ml.local import cli, processes
 from ml.local import stack as module
 from ml.local.airflow_server import make_breakhis_environment
 from ml.local.processes import Process
@@ -121,6 +123,33 @@ def test_servers_that_do_not_answer_are_not_healthy(
     assert not found["healthy"]
     assert "reached" in found["services"]["airflow"]["trouble"]
     assert "does not answer" in found["services"]["mlflow"]["trouble"]
+
+
+@pytest.mark.parametrize(
+    ("pools", "healthy", "status"), [(["gpu", "promotion"], True, 0), (["promotion"], False, 3), ([], False, 3)]
+)
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_missing_pool_is_an_error_of_the_status(
+    settings: Settings,
+    children: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    pools: list[str],
+    healthy: bool,
+    status: int,
+    options: list[str],
+) -> None:
+    process = Process.of(sleeper(children).pid)
+    recorded(settings, process, process)
+    monkeypatch.setattr(module, "_HEALTH_CHECKS", {name: lambda url: "" for name in ("airflow", "mlflow")})
+    monkeypatch.setattr(AirflowApi, "pools", lambda self: [{"name": name, "slots": 1} for name in pools])
+    monkeypatch.setattr(cli, "read_settings", lambda: settings)
+    assert Stack(settings).status()["healthy"] == healthy
+    result = CliRunner().invoke(cli.status, options)
+    assert getattr(result.exception, "exit_code", 0) == status
+    if status:
+        assert isinstance(result.exception, StackError)
+        assert "gpu (missing)" in str(result.exception)
+        assert "gpu (missing)" in result.stdout
 
 
 def test_a_damaged_record_is_said_to_be_one(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """A patient leaves the store, on disk and in S3, and does not come back with the next delivery."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from ml.images.pixel_cache import PixelCache
 from ml.operation.erasure import erase_patient
 from ml.training.backbone_weights import FEATURE_SIZE
 from ml.training.features import FeatureCache
+from tests.helpers import pictures as encoded
 from tests.helpers.made_up import name, png, write_tree
 
 pytestmark = pytest.mark.integration
@@ -166,6 +168,39 @@ def test_a_second_time_finishes_what_was_interrupted(world: SimpleNamespace, mon
     assert last["trainings"] == again["trainings"] != []
 
 
+def test_a_deeper_picture_is_erased_with_what_was_made_of_it(any_store: Store, tmp_path: Path) -> None:
+    """Also where a table names the patient, so that the file's own name tells nothing."""
+    samples = np.random.default_rng(0).integers(0, 4096, (3, 40, 40, 3), dtype=np.uint16)
+    delivered = [encoded.png(picture) for picture in samples]
+    rows = ["file,patient,type,power", "a.png,1,DC,40", "b.png,1,DC,40", "c.png,2,F,40"]
+    files = dict(zip(("a.png", "b.png", "c.png"), delivered, strict=True)) | {"t.csv": "\n".join(rows).encode()}
+    lines = [
+        "name: cam",
+        "kind: directory",
+        f"path: {write_tree(tmp_path / 'deep', files)}",
+        "layout: table",
+        "table: {file: t.csv, path: file, patient: patient, subtype: type, magnification: power}",
+        "significant_bits: 12",
+    ]
+    write_tree(tmp_path / "conf", {"sources/cam.yaml": "\n".join(lines).encode()})
+    settings = Settings(home=tmp_path / "home", store=any_store.root, conf=tmp_path / "conf", workers=1)
+    source = load_source("cam", settings.conf)
+    fetch_source(source, any_store, settings)
+    manifest = read_manifest(make_manifest(source, any_store, 1)["manifest"], any_store)
+    gone, kept = manifest[manifest["patient"] == "cam:1"], manifest[manifest["patient"] == "cam:2"]
+    result = erase_patient("cam:1", "cam", "request 12", any_store, settings)
+    assert (len(gone), result["files"], result["pictures"]) == (2, 4, 2)
+
+    def is_there(sha256: str) -> bool:
+        return any_store.path(any_store.blob_key(sha256)).exists()
+
+    hashes = [hashlib.sha256(content).hexdigest() for content in delivered]
+    assert [is_there(sha256) for sha256 in hashes] == [False, False, True]
+    assert not any(map(is_there, gone["sha256"]))
+    assert all(map(is_there, kept["sha256"]))
+    assert not set(hashes[:2]) & PictureFactsCache(any_store, 12).read().keys()
+
+
 def test_an_unknown_patient_is_an_error(world: SimpleNamespace) -> None:
     with pytest.raises(
         DataError, match=r"no image of a patient '14-99' in cohort 'breakhis'; cohorts with images: break"
@@ -207,3 +242,77 @@ def test_without_mlflow_it_says_what_to_do(world: SimpleNamespace) -> None:
     with pytest.raises(RegistryError, match="cannot tell which trainings took part"):
         erase_patient(PATIENT, "breakhis", "why", world.store, elsewhere)
     assert erase(world)["pictures"] == 4
+
+
+# --- patients of a table, and the names that early releases gave them ------------------------------------------------
+
+PATIENTS = pd.Series([1000, 1000, 1001, 1001, 1002, 1002])
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, fresh_database: Path) -> SimpleNamespace:
+    """A clinic whose table has numbers for patients; ``deliver`` writes it with them as they are given."""
+    folder = write_tree(tmp_path / "images", {f"{k}.png": png(k) for k in range(len(PATIENTS))})
+    declared = {
+        **{"name": "clinic", "kind": "directory", "path": str(folder), "layout": "table"},
+        "table": {"file": "t.parquet", "path": "Image", "patient": "Who", "subtype": "Dx", "magnification": "Zoom"},
+    }
+    write_tree(tmp_path / "conf", {"sources/clinic.yaml": json.dumps(declared).encode()})
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = Settings(home=tmp_path / "home", conf=tmp_path / "conf", mlflow_uri=uri, workers=1)
+    made = SimpleNamespace(store=Store((tmp_path / "store").as_uri()), settings=settings)
+    made.source = load_source("clinic", tmp_path / "conf")
+
+    def deliver(patients: "pd.Series[float]") -> tuple[str, pd.DataFrame]:
+        images = [f"{k}.png" for k in range(len(patients))]
+        for k in range(len(PATIENTS), len(patients)):
+            (folder / images[k]).write_bytes(png(k))
+        pd.DataFrame({"Image": images, "Who": patients, "Dx": "DC", "Zoom": 40}).to_parquet(folder / "t.parquet")
+        fetch_source(made.source, made.store, settings)
+        manifest: str = make_manifest(made.source, made.store, 1)["manifest"]
+        return manifest, pd.read_parquet(made.store.file(manifest, "quarantine.parquet"))
+
+    made.deliver = deliver
+    return made
+
+
+def write_as_early_release(manifest: str, store: Store) -> None:
+    """Gives the patients of a manifest the names that an early release gave floating-point numbers."""
+    rows = read_manifest(manifest, store)
+    rows = rows.assign(patient=rows["patient"] + ".0", slide=rows["slide"] + ".0")
+    rows.to_parquet(store.path(f"{store.object_key(manifest)}/manifest.parquet"))
+
+
+def test_an_erased_patient_stays_erased_when_numbers_become_floats(clinic: SimpleNamespace) -> None:
+    first, _ = clinic.deliver(PATIENTS)
+    erase_patient("clinic:1001", "clinic", "request 1", clinic.store, clinic.settings)
+    second, quarantine = clinic.deliver(pd.Series([*PATIENTS, np.nan]))
+    names = {"clinic:1000", "clinic:1002"}
+    assert set(read_manifest(first, clinic.store)["patient"]) == names
+    assert set(read_manifest(second, clinic.store)["patient"]) == names
+    assert sorted(quarantine["reason"]) == ["erased", "erased", "row"]
+
+
+@pytest.mark.parametrize("name", ["clinic:1001", "clinic:1001.0"])
+def test_what_an_early_release_called_otherwise_is_erased_with_the_patient(clinic: SimpleNamespace, name: str) -> None:
+    first, _ = clinic.deliver(PATIENTS)
+    write_as_early_release(first, clinic.store)
+    result = erase_patient(name, "clinic", "request 1", clinic.store, clinic.settings)
+    assert (result["patient"], result["files"], result["pictures"]) == ("clinic:1001", 2, 2)
+    assert set(read_manifest(first, clinic.store)["patient"]) == {"clinic:1000.0", "clinic:1002.0"}
+    second, quarantine = clinic.deliver(PATIENTS)
+    assert set(read_manifest(second, clinic.store)["patient"]) == {"clinic:1000", "clinic:1002"}
+    assert quarantine["reason"].tolist() == ["erased", "erased"]
+
+
+def test_who_was_erased_under_an_early_name_does_not_come_back(clinic: SimpleNamespace) -> None:
+    entry = {"why": "request 1", "when": "2026-01-01T00:00:00+00:00", "datasets": [], "slides": []}
+    clinic.store.put_json("refs/erased/clinic.json", {"clinic:1001.0": entry})
+    manifest, quarantine = clinic.deliver(PATIENTS)
+    assert set(read_manifest(manifest, clinic.store)["patient"]) == {"clinic:1000", "clinic:1002"}
+    assert quarantine["reason"].tolist() == ["erased", "erased"]
+    erase_patient("clinic:1001", "clinic", "again", clinic.store, clinic.settings)
+    erased, _ = clinic.store.read("refs/erased/clinic.json")
+    assert erased
+    assert erased.keys() == {"clinic:1001.0"}

@@ -45,6 +45,14 @@ def test_each_review_is_reminded_of_once_when_half_its_time_has_passed(sent_remi
     assert reminders.send_reminders({}, NOW + timedelta(hours=23)) == ["young"]
 
 
+def test_of_what_was_settled_nobody_is_reminded(sent_reminders, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reminders, "is_settled", lambda *about: asked.append(about[:2]) or True)
+    assert reminders.send_reminders({}, NOW) == []
+    assert asked == [("promote", "bundle-0123456789ab")]
+    assert sent_reminders == []
+
+
 def test_who_is_asked_is_told_at_once(monkeypatch):
     from breakhis_airflow import review_operator
 

@@ -18,6 +18,7 @@ from breakhis_airflow.web import create_app
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.evaluation.metric_names import METRIC_NAMES
+from ml.promotion.alias_history import NOBODY_IN_TIME
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
@@ -333,6 +334,27 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
     assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote")
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_offered"),
+    [
+        ({"event": "rejected", "evidence": "evidence-0123456789ab"}, False),
+        ({"event": "withdrawn"}, False),
+        ({"event": "rejected", "evidence": "evidence-of-another"}, True),
+        ({"event": "rejected", "evidence": "evidence-0123456789ab", "by": NOBODY_IN_TIME}, True),
+        ({"event": "rejected", "evidence": "evidence-0123456789ab", "version": 4}, True),
+        ({"event": "rejected", "run": "rollback/back-1"}, True),
+    ],
+)
+def test_what_was_settled_is_no_longer_asked(reader, store, waiting, tmp_path, facts, is_offered):
+    made = bundle(store)
+    form = "/dags/promote/runs/again/tasks/review/required_actions"
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
+    assert f'href="{form}"' in reader.get("/reviews/").text
+    decide(store, tmp_path, **{"version": 3, "run": "promote/made-binary-v3"} | facts)
+    for path in ("", f"{made}/"):
+        assert (f'href="{form}"' in reader.get(f"/reviews/{path}").text) == is_offered
 
 
 TEXTS = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml.core.errors import ConfigError, Refused, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.alias_history import ASKED, CARRIED_OUT, STARTED
 from ml.promotion.audit_log import AuditLog, SealedMemos, find_chain_faults, format_anchor, read_decisions
 
 
@@ -219,3 +219,15 @@ def test_a_memo_that_somebody_else_wrote_is_none(tmp_path):
     for forged in ({"result": {"value": 0.0}, "code": code}, {"result": {"value": 0.0}}, {}):
         store.set_memo("critical-sealed", [1], forged)
         assert sealed.memo("critical", [1]) is None
+
+
+def test_what_is_no_decision_is_no_decision_and_disturbs_none(log, tmp_path):
+    log.append(STARTED, "m-binary", run="retrain_m/r1", users={"engineer": "retrain_m/r1"}, unknown="")
+    log.append(ASKED, "m-binary", version=4, evidence="evidence-1", run="promote/a", begun="2026-01-01")
+    store = Store((tmp_path / "store").as_uri())
+    events = [record["event"] for record in read_decisions(store, "m-binary", log)]
+    assert len(events) == 4
+    assert not {STARTED, ASKED} & set(events)
+    assert log.append("withdrawn", "m-binary", after=4, version=4)["sequence"] == 7
+    with pytest.raises(TryAgain):
+        log.append("withdrawn", "m-binary", after=4, version=4)

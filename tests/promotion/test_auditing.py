@@ -52,10 +52,12 @@ def test_the_daily_check_looks_at_the_champion_before_too(two_champions):
 
 def test_a_champion_without_a_record_is_told(world):
     register_run(world.log_run(), world.store, world.settings)
+    register_run(world.log_run(auc=0.95), world.store, world.settings)
     world.client.set_registered_model_alias("made-binary", "champion", "1")
     faults = find_faults(world)
     assert "the alias champion is on version 1, but by the audit log it belongs to version none" in faults[0]
-    register_run(world.log_run(auc=0.95), world.store, world.settings)
+    with pytest.raises(Refused, match="alias champion on version 1, but the audit log has no decision about it"):
+        register_run(world.log_run(auc=0.96), world.store, world.settings)
     with pytest.raises(Refused, match="take the alias champion away in MLflow"):
         judge_version("made-binary", "2", world.store, world.settings)
 
@@ -89,4 +91,4 @@ def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
             promote(world, registered)
     assert find_faults(world) == []  # it may be at it
     monkeypatch.setattr(auditing, "_MAX_PENDING", timedelta(0))
-    assert "record 1 (approved, version 1) has not been carried out since" in find_faults(world)[0]
+    assert "record 2 (approved, version 1) has not been carried out since" in find_faults(world)[0]

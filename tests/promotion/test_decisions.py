@@ -1,14 +1,12 @@
 """Promotions against a real MLflow registry on SQLite; the tests give Airflow's record."""
 
-import json
 from pathlib import Path
 
 import mlflow
 import pytest
 from pydantic import SecretStr
 
-from ml.core.airflow_api import AirflowApi
-from ml.core.errors import AirflowError, ConfigError, Refused
+from ml.core.errors import ConfigError, Refused
 from ml.promotion.champion import read_champion_evidence
 from ml.promotion.decisions import promote_version
 from ml.promotion.judging import judge_version
@@ -45,6 +43,8 @@ def test_two_models_share_a_log(world, airflow):
     )
     dataset = made_up.create_dataset(world.store, made_up.manifest_rows(made_up.every_class()), set_name="other")
     tags = {"breakhis.set": "other", "breakhis.dataset": dataset}
+    world.data["other"] = (dataset, world.data["made"][1])
+    world.record_starter()
     for made in ({}, tags, {}, tags):
         registered = register_run(world.log_run(**made), world.store, world.settings)
         airflow.answer_promotion(registered)
@@ -120,49 +120,6 @@ def test_answers_that_decide_nothing(world, airflow, answer, message):
         promote(world, registered)
     assert read_aliases(world) == {"candidate": 1}
     assert list_decisions(world) == []
-
-
-ON_THE_WAY = {
-    ("promote", "made-binary-v1"): {"triggering_user_name": "engineer"},
-    ("retrain_made", "r1"): {"triggering_user_name": None, "run_type": "asset_triggered"},
-    ("retrain_made", "r2"): {"triggering_user_name": None},
-    ("ingest_made", "i1"): {"triggering_user_name": "reviewer"},
-}
-
-
-@pytest.mark.parametrize(
-    ("tag", "origin", "changes", "message"),
-    [
-        ([["retrain_made", "r1"]], None, {}, "reviewer started run i1 of the DAG ingest_made"),
-        ([], {"dag": "retrain_made", "run": "r1"}, {}, "reviewer started run i1 of the DAG ingest_made"),
-        ([["retrain_made", "r2"]], None, {("retrain_made", "r2"): {"triggering_user_name": "reviewer"}}, "run r2 of"),
-        ([["retrain_made", "gone"]], None, {}, "run gone of the DAG retrain_made, which Airflow has no more"),
-        ([["retrain_made", "r2"]], None, {("ingest_made", None): {}}, None),
-        ([["retrain_made", "r1"]], None, {("ingest_made", "i1"): {"triggering_user_name": "engineer"}}, None),
-        ([["retrain_made", "r1"]], None, {"by hand": True}, "an asset event that no run made"),
-    ],
-)
-def test_who_began_what_led_to_a_model_cannot_approve_it(world, airflow, monkeypatch, tag, origin, changes, message):
-    registered = register_run(world.log_run(**{"breakhis.dag_runs": json.dumps(tag)}), world.store, world.settings)
-    record = airflow.answer_promotion(registered)
-    runs = ON_THE_WAY | changes
-    events = [{"source_dag_id": "ingest_made", "source_run_id": None if "by hand" in changes else "i1"}]
-
-    def dag_run(self, dag, run):
-        if dag == "promote":
-            return record.run | {"conf": record.run["conf"] | ({"origin": origin} if origin else {})}
-        if (dag, run) not in runs:
-            raise AirflowError("no such run", status=404)
-        return {"conf": {}} | runs[dag, run]
-
-    monkeypatch.setattr(AirflowApi, "dag_run", dag_run)
-    monkeypatch.setattr(AirflowApi, "upstream_events", lambda self, dag, run: events)
-    if message is None:
-        assert promote(world, registered)["decision"] == "approved"
-        return
-    with pytest.raises(Refused, match=message):
-        promote(world, registered)
-    assert read_aliases(world) == {"candidate": 1}
 
 
 def test_no_answer_another_version_and_another_evidence(world, airflow):
@@ -257,23 +214,22 @@ def test_several_have_to_approve(world, airflow):
         promote(world, registered)
     airflow.answer_promotion(registered, {}, {"user": "second", "option": "Reject", "reason": "not yet"})
     assert promote(world, registered)["decision"] == "rejected"
+    registered = register_run(world.log_run(), world.store, world.settings)
     airflow.answer_promotion(registered, {}, {"user": "second", "reason": "agreed"})
     done = promote(world, registered, "another")
     assert (done["decision"], done["reviewers"]) == ("approved", ["reviewer", "second"])
-    assert read_aliases(world) == {"champion": 1}
+    assert read_aliases(world) == {"champion": 2}
 
 
-def test_a_rejection_ends_its_run_and_another_run_is_another_decision(world, airflow):
+def test_what_nobody_answered_in_time_may_be_asked_in_another_run(world, airflow):
     registered = register_run(world.log_run(), world.store, world.settings)
-    airflow.answer_promotion(registered, option="Reject", reason="not yet")
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
     promote(world, registered)
     airflow.answer_promotion(registered, at="2026-01-02T00:00:00Z")  # the review was cleared, and asked again
-    with pytest.raises(Refused, match="ended by reviewer, who rejected: not yet; start a new run of the DAG promote"):
+    with pytest.raises(Refused, match=r"was ended by .nobody, by the deadline.*; start a new run of the DAG promote"):
         promote(world, registered)
-    assert read_aliases(world) == {}
     assert promote(world, registered, "by hand")["decision"] == "approved"
-    assert read_aliases(world) == {"champion": 1}
-    assert list_decisions(world) == [("rejected", 1, "reviewer"), ("approved", 1, "reviewer")]
+    assert list_decisions(world) == [("rejected", 1, "(nobody, by the deadline)"), ("approved", 1, "reviewer")]
 
 
 @pytest.mark.parametrize(

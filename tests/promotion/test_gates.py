@@ -78,14 +78,14 @@ def test_random_weights_and_absent_classes():
     random = evidence(weights={"id": "w", "kind": "random"}, absent_classes=["PT"])
     failing = [g["name"] for g in judge_evidence(random, policy())["gates"] if not g["passed"]]
     assert failing == ["every class in the test side", "pretrained weights"]
-    lenient = Policy(name="p", binary={"roc_auc": 0, "macro_f1": 0}, require=("report",), absent_classes="allow")
+    lenient = Policy(name="p", binary={"roc_auc": 0.1, "macro_f1": 0.1}, require=("report",), absent_classes="allow")
     assert judge_evidence(random, lenient)["passed"]
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
+@given(st.floats(0, 1), st.floats(0, 1, exclude_min=True))
 def test_a_floor_passes_exactly_at_and_above_the_limit(value, limit):
     metrics = {"roc_auc": value, "macro_f1": 1.0}
-    assert judge_evidence(evidence(metrics=metrics), policy(roc_auc=limit, macro_f1=0))["passed"] == (value >= limit)
+    assert judge_evidence(evidence(metrics=metrics), policy(roc_auc=limit, macro_f1=0.1))["passed"] == (value >= limit)
 
 
 def test_an_upper_limit():

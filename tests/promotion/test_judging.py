@@ -30,7 +30,8 @@ def test_evidence_and_bundle_say_what_they_are_made_of(world, airflow):
     assert verdict["bundle_sha256"] in verdict["review"]
     airflow.answer_promotion(registered)
     promote(world, registered)
-    assert open_log(world).read_model_records("made-binary")[0]["bundle_sha256"] == digest(bundle)
+    approved = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == "approved"]
+    assert [record["bundle_sha256"] for record in approved] == [digest(bundle)]
 
 
 def test_gate_passes_and_records_its_verdict(world):
@@ -87,7 +88,7 @@ def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(worl
 def test_another_policy_is_only_shown(world):
     register_run(world.log_run(auc=0.7), world.store, world.settings)
     other = world.conf / "other.yaml"
-    other.write_text("name: other\nbinary: {roc_auc: 0, macro_f1: 0}\n")
+    other.write_text("name: other\nbinary: {roc_auc: 0.1, macro_f1: 0.1}\n")
     verdict = judge_version("made-binary", "1", world.store, world.settings, policy=str(other))
     assert verdict["passed"]
     assert not world.store.exists(verdict["bundle"])

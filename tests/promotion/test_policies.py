@@ -1,8 +1,13 @@
+from typing import get_args
+
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ml.core.errors import ConfigError
 from ml.core.settings import PROJECT
-from ml.promotion.policies import REQUIRED_EVIDENCE, Limit, Policy, load_policy
+from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
+from ml.promotion.policies import REQUIRED_EVIDENCE, BinaryMetric, Limit, Policy, SubtypeMetric, load_policy
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,75 @@ def test_shipped_policies():
     assert "pretrained_weights" not in demo.require
     for file in (conf / "policies").glob("*.yaml"):
         assert load_policy(file.stem, conf).name == file.stem
+
+
+def refused(folder, text):
+    (folder / "p.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_policy(str(folder / "p.yaml"), folder)
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"{folder / 'p.yaml'}: ")
+
+
+METRICS = st.sampled_from(
+    [("binary", metric) for metric in get_args(BinaryMetric)] + [("subtype", m) for m in get_args(SubtypeMetric)]
+)
+
+
+@given(METRICS, st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(-3, 3), st.booleans())
+def test_a_limit_that_is_none_is_refused_with_its_gate(tmp_path_factory, metric, bound, of_interval):
+    """Every model keeps it, or none can."""
+    folder = tmp_path_factory.getbasetemp()
+    (task, name), lower = metric, metric[1] in LOWER_IS_BETTER
+    side, of = ("at_most" if lower else "at_least"), ("interval" if of_interval else "value")
+    text = f"name: p\n{task}:\n  {name}: {{{side}: {bound:f}, of: {of}}}\n"
+    written = float(f"{bound:f}")
+    worst = 2 if task == "subtype" and name.endswith("brier") else 1
+    if 0 < written < worst or (written == 1 and not lower):
+        (folder / "p.yaml").write_text(text)
+        assert load_policy(str(folder / "p.yaml"), folder).limits(task)[name].bound == written
+        return
+    said = refused(folder, text)
+    assert said.startswith(f"line 3: '{task}.{name}': ")
+    assert f"{side}: {written:g}" in said
+    assert METRIC_NAMES[name] in said
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "0", "-1", "2", "yes", "1e", "'high'", "017", "[]"])
+@pytest.mark.parametrize("written", ["{}", "{{at_least: {}}}", "{{at_most: {}}}"])
+def test_a_number_that_no_metric_can_be(tmp_path, number, written):
+    said = refused(
+        tmp_path, f"name: p\nslices:\n  binary:\n    magnification:\n      roc_auc: {written.format(number)}\n"
+    )
+    assert said.startswith("line 5: 'slices.binary.magnification.roc_auc")
+
+
+@given(METRICS, st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=9))
+def test_an_unknown_key_within_a_limit_is_refused_with_its_gate(tmp_path_factory, metric, key):
+    assume(key not in {"at_least", "at_most", "of"})
+    (task, name), folder = metric, tmp_path_factory.getbasetemp()
+    side = "at_most" if name in LOWER_IS_BETTER else "at_least"
+    said = refused(folder, f"name: p\n{task}:\n  {name}:\n    {side}: 0.5\n    {key}: 0.9\n")
+    assert said == f"line 5: unknown key '{task}.{name}.{key}' (known: at_least, at_most, of)"
+
+
+@given(st.lists(st.sampled_from(["roc_auc", "macro_f1", "recall", "f1"]), min_size=2, max_size=5), st.data())
+def test_a_second_line_switches_no_gate_off(tmp_path_factory, metrics, data):
+    folder = tmp_path_factory.getbasetemp()
+    bounds = [data.draw(st.sampled_from([0.001, 0.5, 0.9])) for _ in metrics]
+    lines = [f"  {metric}: {bound}" for metric, bound in zip(metrics, bounds, strict=True)]
+    text = "\n".join(["name: p", "binary:", *lines, ""])
+    if len(set(metrics)) < len(metrics):
+        assert "stands there twice, first in line" in refused(folder, text)
+        return
+    (folder / "p.yaml").write_text(text)
+    limits = load_policy(str(folder / "p.yaml"), folder).limits("binary")
+    assert {metric: limit.bound for metric, limit in limits.items()} == dict(zip(metrics, bounds, strict=True))
+
+
+@pytest.mark.parametrize(
+    "rule", ["margin: 0", "margin: 1", "margin: .nan", "margin: -0.1", "least_power: 1.1", "least_power: .nan"]
+)
+def test_a_rule_of_non_inferiority_outside_its_range(tmp_path, rule):
+    said = refused(tmp_path, f"name: p\ncomparison:\n  {rule}\n")
+    assert said.startswith(f"line 3: 'comparison.{rule.partition(':')[0]}': ")

@@ -49,6 +49,27 @@ def test_a_run_that_says_it_is_of_another_set_makes_no_version(world):
     assert world.client.search_registered_models() == []
 
 
+def test_a_registered_model_that_somebody_made_before_is_refused(world):
+    """Reserved by the service account it is empty; one with a version or an alias is somebody's work."""
+    world.client.create_registered_model("made-binary")
+    stranger = world.log_run()
+    made = world.client.create_model_version("made-binary", f"runs:/{stranger}/model", stranger)
+    world.client.set_registered_model_alias("made-binary", "champion", made.version)
+    ours = world.log_run(auc=0.95)
+    with pytest.raises(Refused, match=r"has a version 1 that breakhis did not register: .*deletes or renames"):
+        register_run(ours, world.store, world.settings)
+    with pytest.raises(Refused, match="an alias champion on version 1, but the audit log has no decision about it"):
+        register_run(stranger, world.store, world.settings)
+    world.client.delete_registered_model_alias("made-binary", "champion")
+    assert register_run(stranger, world.store, world.settings)["version"] == 1  # an interrupted registration
+    assert register_run(ours, world.store, world.settings)["version"] == 2
+
+
+def test_an_empty_registered_model_is_used(world):
+    world.client.create_registered_model("made-binary")
+    assert register_run(world.log_run(), world.store, world.settings)["version"] == 1
+
+
 def log_changed_artifact(world, run, name, change):
     """Log an artifact of a run anew, changed."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -141,3 +141,43 @@ def test_the_champion_cannot_be_withdrawn(two_champions, airflow):
     airflow.answer_rollback(2)
     with pytest.raises(Refused, match="is the champion"):
         withdraw_version("made-binary", "2", "out", two_champions.store, two_champions.settings)
+
+
+def test_a_rejected_rollback_stays_rejected_where_its_review_was_cleared_before_it_was_carried_out(
+    two_champions, airflow
+):
+    world = two_champions
+    airflow.answer_rollback(1)
+    airflow.reject_elsewhere({"model": "made-binary", "version": 1, "evidence": None}, "back-1")
+    assert roll_back_to(world, 1)["decision"] == "rejected"
+    assert read_aliases(world) == {"champion": 2, "previous": 1}
+    airflow.answer_rollback(1)
+    assert roll_back_to(world, 1, "back-2")["decision"] == "rolled_back"  # another request, with reasons of its own
+
+
+def test_to_go_back_to_a_withdrawn_version_has_to_be_asked_for_expressly(two_champions, airflow):
+    world = two_champions
+    airflow.answer_rollback(1, reason="mislabelled slide")
+    withdraw_version("made-binary", "1", "out-1", world.store, world.settings)
+    asked = ("made-binary", "1", "it fails on 400X", world.store, world.settings)
+    with pytest.raises(
+        Refused, match=r'withdrawn by engineer on .*: mislabelled slide; .* \("although_withdrawn": true'
+    ):
+        propose_rollback(*asked)
+    body = propose_rollback(*asked, although_withdrawn=True)["review"]
+    assert "**Withdrawn.** engineer withdrew this version on" in body
+    assert "mislabelled slide" in body
+
+    airflow.answer_rollback(1)
+    airflow.detail["body"] = body
+    for said in (False, "true", 1):
+        airflow.run["conf"]["although_withdrawn"] = said
+        with pytest.raises(Refused, match="was withdrawn by engineer"):
+            roll_back_to(world, 1)
+    assert read_aliases(world)["champion"] == 2
+    airflow.run["conf"]["although_withdrawn"] = True
+    assert roll_back_to(world, 1)["decision"] == "rolled_back"
+
+    airflow.answer_rollback(2)  # and back: having been champion again, version 1 is withdrawn no more
+    roll_back_to(world, 2, "back-2")
+    assert "Withdrawn" not in propose_rollback(*asked)["review"]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ml.core.errors import RegistryError
 from ml.images import decoding
+from tests.helpers import pictures
 from tests.helpers.made_up import png
 from tests.helpers.served_models import encoded, logged  # noqa: F401  # a fixture
 
@@ -74,6 +75,8 @@ GREY, COLOUR = Image.new("L", (50, 50), 128), Image.new("RGB", (50, 50), (200, 1
         (png()[:-200], "image 2: "),
         (b"text", "image 2: not an image file"),
         (np.zeros((50, 50, 3)), "image 2: array of float64"),
+        (np.full((50, 50, 3), 128, np.uint8), "image 2: greyscale, stored as RGB"),
+        (pictures.png(np.full((50, 50, 3), (300, 200, 100), np.uint16)), "image 2: 16 bits a channel"),
         (np.zeros((4, 50, 3), np.uint8), "image 2: 50x4 pixels"),
         (7, "image 2 is a int"),
     ],

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ml.core import leases
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.store import Store
 from ml.training import checkpoints
-from ml.training.checkpoints import Checkpoint, remove_abandoned
+from ml.training.checkpoints import Checkpoint, remove_abandoned, wait_for_concurrent_training
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 
@@ -16,6 +17,14 @@ ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 @pytest.fixture
 def store(any_store: Store) -> Store:
     return any_store
+
+
+@pytest.fixture
+def take_over(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Takes the training over from a process that gives no heartbeat."""
+    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
+    monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_CHECKS", 0.0)
+    return lambda: Checkpoint(store, "job", wait_for_concurrent_training(store, "job"))
 
 
 def test_what_was_saved_is_taken_over(store: Store) -> None:
@@ -56,7 +65,7 @@ def test_a_finished_part_is_kept_beside_the_next(store: Store) -> None:
     assert len(store.keys("jobs/training/job")) == 3  # the state and what it names
 
 
-def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Store, monkeypatch) -> None:
+def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Store, take_over, monkeypatch) -> None:
     class Killed(BaseException):
         pass
 
@@ -68,8 +77,7 @@ def test_killed_between_the_arrays_and_the_state_the_older_one_holds(store: Stor
     monkeypatch.setattr(first, "_write", killed)
     with pytest.raises(Killed):
         first.save("head", 2, {"loss": [0.5, 0.4]}, [np.zeros(2)])
-    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
-    second = Checkpoint(store, "job")
+    second = take_over()
     epoch, history, arrays = second.read_unfinished("head")
     assert (epoch, history) == (1, {"loss": [0.5]})
     assert np.array_equal(arrays[0], ARRAYS[0])
@@ -87,11 +95,11 @@ def test_signs_of_life_go_on_after_the_store_was_away(store: Store, monkeypatch,
     came, write = threading.Event(), Checkpoint._write
     answers = iter([OSError("no route"), None])
 
-    def once_away(self: Checkpoint, beat: float) -> None:
+    def once_away(self: Checkpoint, *, released: bool = False) -> None:
         answer = next(answers, None)
         if isinstance(answer, OSError):
             raise answer
-        write(self, beat)
+        write(self, released=released)
         came.set()
 
     monkeypatch.setattr(checkpoints, "_SECONDS_BETWEEN_HEARTBEATS", 0.0)
@@ -109,20 +117,51 @@ def test_two_do_not_train_the_same(store: Store) -> None:
     Checkpoint(store, "another")
 
 
-def test_the_dead_are_replaced_and_find_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dead_are_replaced_and_find_out(store: Store, take_over) -> None:
     first = Checkpoint(store, "job")
     first.save("head", 1, {}, ARRAYS)
-    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
-    second = Checkpoint(store, "job")
+    second = take_over()
     for late in (lambda: first.save("head", 2, {}, ARRAYS), lambda: first.record_run("run-1"), first.forget):
         with pytest.raises(Conflict, match="has taken this training over"):
             late()
     second.save("head", 5, {}, ARRAYS)
-    assert Checkpoint(store, "job").read_unfinished("head").epoch == 5
+    assert take_over().read_unfinished("head").epoch == 5
+
+
+def test_a_dead_process_that_comes_to_life_before_it_is_replaced_keeps_the_training(store: Store, take_over) -> None:
+    first = Checkpoint(store, "job")
+    first.save("head", 1, {}, ARRAYS)
+    left = wait_for_concurrent_training(store, "job")
+    first.save("head", 2, {}, ARRAYS)
+    with pytest.raises(TryAgain, match="trained already"):
+        Checkpoint(store, "job", left)
+    first.save("head", 3, {}, ARRAYS)
+
+
+def set_clocks(monkeypatch: pytest.MonkeyPatch, **clocks) -> None:
+    """Gives the code under test other clocks than everything else in this process."""
+    own = {"time": time.time, "monotonic": time.monotonic, "sleep": time.sleep}
+    for module in (leases, checkpoints):
+        monkeypatch.setattr(module, "time", SimpleNamespace(**own | clocks))
+
+
+@pytest.mark.parametrize("ahead", [-10 * 365 * 24 * 3600.0, 0.0, 10 * 365 * 24 * 3600.0])
+def test_whatever_its_clock_showed_a_killed_training_is_waited_for_as_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """The watcher measures the silence, on a clock of its own."""
+    set_clocks(monkeypatch, time=lambda: time.time() + ahead)
+    Checkpoint(store, "job").record_run("run-1")  # and is killed
+    now = [0.0]
+    set_clocks(monkeypatch, monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
+    left = wait_for_concurrent_training(store, "job")
+    assert checkpoints._SECONDS_UNTIL_DEAD <= now[0] <= checkpoints._SECONDS_UNTIL_DEAD + 10
+    assert Checkpoint(store, "job", left).run_id == "run-1"
 
 
 def test_of_two_that_take_over_at_once_one_is_sent_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_SECONDS_UNTIL_DEAD", 0.0)
+    with Checkpoint(store, "job").alive():
+        pass
     read = store.read
 
     def overtaken(key):
@@ -185,13 +224,15 @@ def test_damaged_arrays_are_named(store: Store, content: bytes | None) -> None:
 
 def test_what_nobody_takes_up_again_is_removed_in_the_end(store: Store, monkeypatch, capsys) -> None:
     left, living = Checkpoint(store, "left"), Checkpoint(store, "living")
-    left.save("head", 3, {}, ARRAYS)
+    for checkpoint in (left, living):
+        checkpoint.save("head", 3, {}, ARRAYS)
+    # Whoever cleans up has a clock that runs ahead. It is the store's that counts.
+    set_clocks(monkeypatch, time=lambda: time.time() + 40 * 24 * 3600.0)
     remove_abandoned(store)
     assert store.keys("jobs/training") == ["left", "living"]
-    # By a clock that has gone on for 40 days, and the other's sign of life of then.
-    now = time.time() + 40 * 24 * 3600
-    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
-    living.save("head", 1, {}, ARRAYS)
+    age = Store.age
+    more = {"jobs/training/left/state.json": 40 * 24 * 3600.0}
+    monkeypatch.setattr(Store, "age", lambda self, key: age(self, key) + more.get(key, 0.0))
     remove_abandoned(store)
     assert "left, a training that nobody resumed (head after epoch 3)" in capsys.readouterr().err
     assert store.keys("jobs/training/left") == []

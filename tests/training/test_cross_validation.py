@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -54,6 +54,42 @@ def test_folds_keep_cases_whole_and_no_class_in_one_fold(cases_of, folds):
         assert set(one) <= set(range(folds))
         assert all(len(set(one[cases == case])) == 1 for case in set(cases))
         assert all(len(set(one[subtypes == s])) > 1 for s, n in cases_of.items() if n > 1)
+
+
+COHORT = st.lists(
+    st.tuples(st.sets(st.sampled_from(["A", "F", "PT", "DC"]), min_size=1, max_size=2), st.integers(1, 4)),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(COHORT, st.integers(2, 5), st.integers(1, 3))
+def test_no_fold_of_any_cohort_is_empty(cohort, folds, repeats):
+    """Or the error says how many cases of which subtype there are; where there is a way, it is found."""
+    rows = [(name, f"c{n}") for n, (names, each) in enumerate(cohort) for name in sorted(names) for _ in range(each)]
+    subtypes, cases = (np.array(column) for column in zip(*rows, strict=True))
+    cases_of = {name: sum(name in names for names, _ in cohort) for name in set(subtypes)}
+
+    def holds(fold_of_case):
+        folds_of = {
+            name: {f for f, (names, _) in zip(fold_of_case, cohort, strict=True) if name in names} for name in cases_of
+        }
+        return set(fold_of_case) == set(range(folds)) and all(
+            len(folds_of[s]) > 1 for s, n in cases_of.items() if n > 1
+        )
+
+    try:
+        dealt = assign_folds(subtypes, cases, folds, repeats)
+    except DataError as error:
+        said = str(error)
+    else:
+        for one in dealt:
+            assert all(len(set(one[cases == case])) == 1 for case in set(cases))
+            assert holds([one[cases == f"c{n}"][0] for n in range(len(cohort))])
+        return
+    assert all(f"{n} of {name}" in said for name, n in cases_of.items())
+    assert not any(holds(ways) for ways in product(range(folds), repeat=len(cohort)))
 
 
 def test_repeats_have_other_folds():

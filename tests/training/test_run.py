@@ -211,7 +211,8 @@ def test_the_logged_model_takes_images_as_they_come(world, runs, tmp_path):
 def test_the_subtype_model_gives_eight_probabilities(world, runs):
     mlflow.set_tracking_uri(world.settings.mlflow_uri)
     model = mlflow.pyfunc.load_model(f"runs:/{runs['subtype']['run_id']}/model")
-    (row,) = model.predict(pd.DataFrame({"image": [np.full((224, 224, 3), 200, np.uint8)]})).to_dict("records")
+    pink = np.full((224, 224, 3), (220, 150, 200), np.uint8)
+    (row,) = model.predict(pd.DataFrame({"image": [pink]})).to_dict("records")
     assert sum(row[f"p_{name}"] for name in SUBTYPES) == pytest.approx(1, abs=1e-5)
     assert row["label"] == max(SUBTYPES, key=lambda name: row[f"p_{name}"])
     assert row["run_id"] == runs["subtype"]["run_id"]

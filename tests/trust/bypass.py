@@ -27,7 +27,7 @@ from ml.core.settings import PROJECT, SECRETS_FILE, Settings
 from ml.local import airflow_server
 from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
-from ml.promotion.alias_history import CARRIED_OUT
+from ml.promotion.alias_history import APPROVED, ROLLED_BACK
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.registration import register_run
 from tests.helpers.registry_world import POLICY, RegistryWorld
@@ -62,9 +62,9 @@ class AttackedProduct:
     def api(self, user: str) -> AirflowApi:
         return self.stack.api(user)
 
-    def register_candidate(self, auc: float = 0.9) -> dict[str, Any]:
+    def register_candidate(self, auc: float = 0.9, **tags: str) -> dict[str, Any]:
         """Register a new candidate version."""
-        return self.world.register(self.world.log_run(auc))
+        return self.world.register(self.world.log_run(auc, **tags))
 
     def try_to_register(self, run: str) -> str:
         """Register a run as the stage does; returns what came of it."""
@@ -84,12 +84,12 @@ class AttackedProduct:
     def make_conf(self, candidate: dict[str, Any]) -> dict[str, Any]:
         return {"model": MODEL, "version": str(candidate["version"]), "evidence": candidate["evidence"]}
 
-    def read_state(self, run: str, task: str) -> str | None:
-        return next(t["state"] for t in self.api("admin").task_instances("promote", run) if t["task_id"] == task)
+    def read_state(self, run: str, task: str, dag: str = "promote") -> str | None:
+        return next((t["state"] for t in self.api("admin").task_instances(dag, run) if t["task_id"] == task), None)
 
-    def wait_for_state(self, run: str, task: str, *states: str) -> str:
+    def wait_for_state(self, run: str, task: str, *states: str, dag: str = "promote") -> str:
         deadline = time.monotonic() + _SECONDS
-        while (state := self.read_state(run, task)) not in states:
+        while (state := self.read_state(run, task, dag)) not in states:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{run}: {task} is {state}, not {' or '.join(states)}")
             time.sleep(0.5)
@@ -111,6 +111,26 @@ class AttackedProduct:
                 time.sleep(0.5)
         raise RuntimeError(f"{run}: the answer was lost over and over")
 
+    def wait_for_question(self, dag: str, run: str) -> str:
+        """Wait until a review of another DAG waits for an answer; returns which warning its text begins with."""
+        self.wait_for_state(run, "review", "awaiting_input", "deferred", dag=dag)
+        time.sleep(6)
+        body = self.api("admin").hitl_detail(dag, run, "review")["body"]
+        return "Withdrawn" if "**Withdrawn.** engineer withdrew this version" in body else "no warning"
+
+    def mark_failed(self, run: str, task: str, user: str = "engineer") -> None:
+        path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}"
+        self.api(user)._call("PATCH", path, body={"new_state": "failed"})
+
+    def delete_run(self, dag: str, run: str, user: str = "engineer") -> None:
+        path = f"/api/v2/dags/{dag}/dagRuns/{run}"
+        self.api(user)._call("PATCH", path, body={"state": "failed"})  # Airflow deletes no run that is running
+        with suppress(AirflowError):  # it answers with nothing, where the client expects JSON
+            self.api(user)._call("DELETE", path)
+        with suppress(AirflowError):
+            self.api(user).dag_run(dag, run)
+            raise RuntimeError(f"{user} cannot delete {run}, so this tries nothing")
+
     def mark_success(self, run: str, task: str, user: str = "engineer") -> None:
         path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}"
         self.api(user)._call("PATCH", path, body={"new_state": "success"})
@@ -130,30 +150,36 @@ class AttackedProduct:
             self.api(user)._call("DELETE", f"{path}/return_value")
         self.api(user)._call("POST", path, body={"key": "return_value", "value": value})
 
-    def wait_for_end(self, run: str, task: str = "promote") -> str:
+    def wait_for_end(self, run: str, task: str = "promote", dag: str = "promote") -> str:
         """Wait until a task has ended; returns its state with the last line of its error."""
-        state = self.wait_for_state(run, task, "success", "failed", "upstream_failed", "skipped")
+        state = self.wait_for_state(run, task, "success", "failed", "upstream_failed", "skipped", dag=dag)
         lines = [
             line
             for attempt in range(1, 8)
-            for line in _read_task_log(self.api("admin"), run, task, attempt)
+            for line in _read_task_log(self.api("admin"), run, task, attempt, dag)
             if "error: " in line or "refused" in line.lower()
         ]
         message = lines[-1].split("error: ")[-1].strip() if lines else ""
         return f"{task} {state}: {message}"[:220] if message else f"{task} {state}"
 
     @contextmanager
-    def approved_but_not_carried_out(self, candidate: dict[str, Any]) -> Iterator[str]:
-        """Have a candidate approved, and hold the promotion up until the block has ended; yields the run's id."""
+    def held_up(self) -> Iterator[None]:
+        """Have no decision carried out until the block has ended."""
         admin = self.api("admin")
         admin.set_pool("promotion", 0, "held up")
         try:
+            yield
+        finally:
+            admin.set_pool("promotion", 1, "one at a time")
+
+    @contextmanager
+    def approved_but_not_carried_out(self, candidate: dict[str, Any]) -> Iterator[str]:
+        """Have a candidate approved, and hold the promotion up until the block has ended; yields the run's id."""
+        with self.held_up():
             run = self.start_promotion(candidate)
             self.wait_for_review(run)
             self.answer(run)
             yield run
-        finally:
-            admin.set_pool("promotion", 1, "one at a time")
 
     def run_breakhis(self, *arguments: str) -> str:
         """Run ``breakhis`` as somebody on the machine would; returns exit status and last line of its errors."""
@@ -173,9 +199,9 @@ class AttackedProduct:
         return f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"[:220]
 
 
-def _read_task_log(api: AirflowApi, run: str, task: str, attempt: int) -> list[str]:
+def _read_task_log(api: AirflowApi, run: str, task: str, attempt: int, dag: str) -> list[str]:
     try:
-        return api.task_log("promote", run, task, attempt)
+        return api.task_log(dag, run, task, attempt)
     except BreakhisError:
         return []
 
@@ -220,6 +246,107 @@ def clear_after_a_rejection(product: AttackedProduct) -> str:
     product.clear_tasks(run, "promote")
     time.sleep(3)
     return product.wait_for_end(run) + ", " + product.wait_for_end(run, "rejected")
+
+
+def review_again_in_another_run(product: AttackedProduct) -> str:
+    """having a rejected version reviewed again, in a new run"""
+    candidate = product.register_candidate()
+    run = product.start_promotion(candidate)
+    product.wait_for_review(run)
+    product.answer(run, option="Reject")
+    product.wait_for_state(run, "promote", "success")
+    again = product.start_promotion(candidate)
+    return product.wait_for_end(again, "gate") + ", " + product.wait_for_end(again)
+
+
+def pause_before_a_rejection_is_carried_out(product: AttackedProduct) -> str:
+    """holding up a promotion after a rejection, and an approval in another run"""
+    candidate = product.register_candidate()
+    run, other = product.start_promotion(candidate), product.start_promotion(candidate)
+    product.wait_for_review(run)
+    product.wait_for_review(other)
+    with product.held_up():
+        product.answer(run, option="Reject")
+        # Of the first run nothing is left but Airflow's record of the answer.
+        product.mark_failed(run, "promote")
+        product.answer(other)
+    return product.wait_for_end(other) + ", " + product.wait_for_end(other, "rejected")
+
+
+def clear_a_rejected_review(product: AttackedProduct) -> str:
+    """clearing a review that was rejected before it is carried out, and another reviewer's approval"""
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    with product.held_up():
+        product.answer(run, option="Reject")
+        product.clear_tasks(run, "review")
+        product.wait_for_review(run)
+        product.answer(run)
+    return product.wait_for_end(run) + ", " + product.wait_for_end(run, "rejected")
+
+
+def delete_a_rejected_run(product: AttackedProduct) -> str:
+    """deleting a run before its rejection is carried out, and a new run of the same name"""
+    candidate = product.register_candidate()
+    run = product.start_promotion(candidate)
+    product.wait_for_review(run)
+    with product.held_up():
+        product.answer(run, option="Reject")
+        product.delete_run("promote", run)
+    product.api("engineer").trigger("promote", run, product.make_conf(candidate))
+    return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
+
+
+def approve_what_nobody_is_known_to_have_started(product: AttackedProduct) -> str:
+    """removing the tag that says which run trained a model, and naming a run that is in no record"""
+    outcomes = []
+    for told in ([], [["retrain_made", "deleted"]]):
+        candidate = product.register_candidate(**{"breakhis.dag_runs": json.dumps(told)})
+        run = product.start_promotion(candidate)
+        outcomes.append(product.wait_for_end(run, "gate"))
+    return "; ".join(outcomes)
+
+
+def approve_what_one_trained_oneself(product: AttackedProduct) -> str:
+    """approving a model whose training one started, after the run was deleted from Airflow"""
+    product.world.record_starter("reviewer", ("retrain_made", "of-the-reviewer"))
+    told = json.dumps([["retrain_made", "of-the-reviewer"]])
+    run = product.start_promotion(product.register_candidate(**{"breakhis.dag_runs": told}))
+    product.wait_for_review(run)
+    product.answer(run)
+    return product.wait_for_end(run)
+
+
+def make_the_model_before_its_set(product: AttackedProduct) -> str:
+    """making a registered model with a champion before its training set is declared"""
+    client, name = product.world.client, "real-binary"
+    stranger = product.world.log_run(0.9)
+    version = client.create_model_version(name, f"runs:/{stranger}/model", stranger).version
+    client.set_registered_model_alias(name, "champion", version)
+    dataset, split = product.world.data["real"]
+    tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
+    try:
+        register_run(product.world.log_run(0.95, "real", **tags), product.world.store, product.world.settings)
+        return "registered beside it"
+    except BreakhisError as error:
+        return f"refused: {error}"[:160]
+    finally:
+        client.delete_registered_model_alias(name, "champion")
+        client.delete_model_version(name, version)
+
+
+def go_back_to_a_withdrawn_version(product: AttackedProduct) -> str:
+    """rolling back to a version that was withdrawn, without saying so, and saying so"""
+    conf = {"model": MODEL, "version": "1", "reason": "mislabelled slide"}
+    product.api("engineer").trigger("withdraw", "out-1", conf)
+    product.wait_for_end("out-1", "withdraw", dag="withdraw")
+    outcomes = []
+    for run, more in (("back-1", {}), ("back-2", {"although_withdrawn": True})):
+        product.api("engineer").trigger("rollback", run, conf | more)
+        outcomes.append(product.wait_for_end(run, "propose", dag="rollback"))
+    title = product.wait_for_question("rollback", "back-2")
+    product.api("reviewer").answer("rollback", "back-2", "review", "Reject", {"reason": "keep it"})
+    return f"{outcomes[0]}; saying so: {outcomes[1]}, {title}"
 
 
 def write_the_reviews_xcom(product: AttackedProduct) -> str:
@@ -500,6 +627,14 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     mark_a_blocked_gate: r"promote failed: .*gates come first",
     mark_the_promotion: r"promote success",
     clear_after_a_rejection: r"promote success, rejected success",
+    review_again_in_another_run: r"gate failed: .*was rejected by reviewer on .*, promote upstream_failed",
+    pause_before_a_rejection_is_carried_out: r"promote success.*, rejected success",
+    clear_a_rejected_review: r"promote success.*, rejected success",
+    delete_a_rejected_run: r"gate failed: .*which was deleted from Airflow.*, promote upstream_failed",
+    approve_what_nobody_is_known_to_have_started: r"gate failed: .*nobody is entitled.*; gate failed: .*nobody is ent",
+    approve_what_one_trained_oneself: r"promote failed: .*reviewer started run of-the-reviewer of the DAG retrain_made",
+    make_the_model_before_its_set: r"refused: the registered model real-binary has a version \d+ that breakhis did not",
+    go_back_to_a_withdrawn_version: r"propose failed: .*withdrawn by engineer.*; saying so: propose success, Withdrawn",
     write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
     write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
     trigger_with_a_forged_conf: r"gate failed: .*its evidence is evidence-\w+, not evidence-\w+, promote upstream_fail",
@@ -586,7 +721,7 @@ def _read_outcome(product: AttackedProduct) -> tuple[dict[str, int], list[Any], 
     # The stack has made a key for the audit log by now, which these settings read.
     settings = Settings(home=product.stack.home, store=product.world.store.root)
     records = AuditLog(product.world.store, settings).read_records()
-    promoting = [r["sequence"] for r in records if r["event"] not in (CARRIED_OUT, "rejected")]
+    promoting = [r["sequence"] for r in records if r["event"] in (APPROVED, ROLLED_BACK)]
     return aliases, promoting, len({model.name for model in models})
 
 
@@ -596,7 +731,8 @@ def _start_product() -> Iterator[AttackedProduct]:
         folder = Path(name)
         home = folder / "home"
         home.mkdir()
-        world = RegistryWorld.create(folder, f"sqlite:///{home / 'mlflow.db'}", ("made", "real"), pictures=True)
+        sets, uri = ("made", "real"), f"sqlite:///{home / 'mlflow.db'}"
+        world = RegistryWorld.create(folder, uri, sets, pictures=True, with_starter=False)
         dags = folder / "dags"
         dags.mkdir()
         for dag in ("promote", "rollback", "withdraw", "audit"):
@@ -607,6 +743,10 @@ def _start_product() -> Iterator[AttackedProduct]:
         try:
             stack.up()
             _wait_for_dags(stack)
+            # The stack has made a key for the audit log by now, which its stages use.
+            key = Settings(home=home, store=world.store.root).audit_key
+            world.settings = world.settings.model_copy(update={"audit_key": key})
+            world.record_starter()
             yield AttackedProduct(world, stack)
         finally:
             stack.down()

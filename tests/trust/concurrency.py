@@ -70,7 +70,7 @@ class AirflowStandIn:
                 self._send({})
 
             def do_GET(self) -> None:
-                answer = stand_in.answers.get(self.path)
+                answer = stand_in.find(self.path.partition("?")[0])
                 self._send(answer if answer else {"detail": "not found"}, 200 if answer else 404)
 
             def _send(self, body: Any, status: int = 200) -> None:
@@ -84,7 +84,21 @@ class AirflowStandIn:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._start(Handler)
+
+    def find(self, path: str) -> Any:
+        """Returns what Airflow answers to a request for this path; None where it has nothing there."""
+        if path.endswith("/dagRuns"):
+            prefix = f"{path}/"
+            runs = {key.removeprefix(prefix): run for key, run in self.answers.items() if key.startswith(prefix)}
+            listed = [run | {"dag_run_id": name} for name, run in runs.items() if "/" not in name]
+            return {"dag_runs": listed, "total_entries": len(listed)}
+        if path.endswith("/taskInstances"):
+            return {"task_instances": [{"task_id": "review", "try_number": 1}], "total_entries": 1}
+        return self.answers.get(path.removesuffix("/tries/1"))
+
+    def _start(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

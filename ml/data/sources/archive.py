@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.core.errors import SourceError
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
 
 MAX_FILES = 200_000
 MAX_RATIO = 100
@@ -103,10 +103,9 @@ class ZipArchive:
         images: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             link = stat.S_ISLNK(member.external_attr >> 16)
-            if listing.add_member(
-                member.filename, member.file_size, is_link=link, is_folder=member.filename.endswith("/")
-            ):
-                images[member.filename] = member
+            is_folder = member.filename.endswith("/")
+            if name := listing.add_member(member.filename, member.file_size, is_link=link, is_folder=is_folder):
+                images[name] = member
         self.images, self.skipped, self.unpacked_bytes = listing.finish()
         return images
 
@@ -142,10 +141,10 @@ class TarArchive:
         wanted = set(self.images)
         with self._open() as tar:
             for member in tar:
-                if member.isreg() and member.name in wanted:
+                if member.isreg() and (name := shorten_path(member.name)) in wanted:
                     file = tar.extractfile(member)
                     assert file
-                    yield member.name, partial(bytes, file.read())
+                    yield name, partial(bytes, file.read())
 
     @contextmanager
     def _open(self) -> Iterator[tarfile.TarFile]:
@@ -178,8 +177,8 @@ class _Listing:
         self._skipped: list[str] = []
         self._count = 0
 
-    def add_member(self, name: str, size: int, *, is_link: bool, is_folder: bool) -> bool:
-        """Checks a member; returns whether it is one of the images."""
+    def add_member(self, name: str, size: int, *, is_link: bool, is_folder: bool) -> str | None:
+        """Checks a member; returns its path if it is one of the images, without a leading ``./`` as tar writes it."""
         self._count += 1
         if self._count > MAX_FILES:
             raise SourceError(f"{self._path}: more files than the {MAX_FILES:,} allowed")
@@ -188,16 +187,17 @@ class _Listing:
         if is_link:
             raise SourceError(f"{self._path}: {name!r} is a link; an archive of images has no need of links")
         if is_folder:
-            return False
+            return None
+        name = shorten_path(name)
         if not self._is_wanted(name):
             self._skipped.append(name)
-            return False
+            return None
         if name in self._images:
             raise SourceError(f"{self._path}: {name!r} is in it twice; which one is meant cannot be told")
         if size > MAX_FILE_BYTES:
             raise SourceError(f"{self._path}: {name!r} unpacks to {size:,} bytes, more than {MAX_FILE_BYTES:,}")
         self._images[name] = size
-        return True
+        return name
 
     def finish(self) -> tuple[list[str], list[str], int]:
         """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""

@@ -60,7 +60,13 @@ class NearDuplicates(CheckSettings):
     """Pictures of two patients that are nearly the same: one has a wrong name, or both patients are one person."""
 
     severity: Severity = Field("warning", description=_SEVERITY_HELP)
-    distance: int = Field(6, ge=0, le=16, description="Bits of 64 in which two perceptual hashes may differ.")
+    distance: int = Field(
+        6,
+        ge=0,
+        le=16,
+        description="Bits of 64 in which two perceptual hashes may differ, in any of eight orientations. Distances are "
+        "even, so an odd number is as the even one below it.",
+    )
 
 
 class AdditionalExpectation(CheckSettings):

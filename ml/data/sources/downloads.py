@@ -84,24 +84,40 @@ def open_partial(part: Path, *, resume: bool) -> Iterator[IO[bytes]]:
         raise ConfigError(f"{part}: cannot be written ({error.strerror}); see to the disk, fetch again") from None
 
 
-def write_with_progress(chunks: Iterable[bytes], file: IO[bytes], size: int) -> None:
-    """Writes a download of ``size`` bytes as it arrives, and shows its progress in megabytes."""
+def write_with_progress(chunks: Iterable[bytes], file: IO[bytes], size: int, limit: int, origin: str) -> None:
+    """Writes a download as it arrives, and shows its progress in megabytes.
+
+    Args:
+        chunks: what arrives.
+        file: where it is written.
+        size: how many bytes are announced; 0 if unknown.
+        limit: how many bytes may come, whatever was announced.
+        origin: the file and address that are at fault if more come.
+
+    Raises:
+        SourceError: more than ``limit`` bytes came.
+    """
 
     def megabytes() -> Iterator[None]:
         done = 0
+        if size > limit:
+            raise SourceError(f"{origin} is {size:,} bytes, more than the {limit:,} that may come; it was not taken")
         for chunk in chunks:
+            if done + len(chunk) > limit:
+                raise SourceError(f"{origin} sends more than the {limit:,} bytes that may come; it was not taken")
             file.write(chunk)
             yield from [None] * ((done + len(chunk)) // 2**20 - done // 2**20)
             done += len(chunk)
 
-    deque(track(megabytes(), total=size // 2**20, what="downloading, MB"), maxlen=0)
+    deque(track(megabytes(), total=size // 2**20 or None, what="downloading, MB"), maxlen=0)
 
 
 def download_archive(spec: HttpSource, target: Path) -> None:
     """Downloads the archive to ``target``, resuming an interrupted download.
 
     Raises:
-        SourceError: there is nothing at that address, or not the archive with the YAML's SHA-256.
+        SourceError: there is nothing at that address, or not the archive with the YAML's SHA-256, or more than
+            ``max_bytes`` or the disk allow; then no partial download is kept.
         CredentialsError: the server requires a login.
         TryAgain: the server cannot be reached, is busy or broke off; the partial download is kept for the next try.
         ConfigError: not enough space for it, or the disk is broken.
@@ -132,17 +148,37 @@ def _download_rest(spec: HttpSource, part: Path, have: int) -> str:
                 if not response.ok:
                     raise _translate_status(response, spec)
                 resumed = response.status_code == requests.codes.partial_content
-                size = int(response.headers.get("Content-Length") or 0)
+                size = _read_length(response)
                 say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
                 require_space([(part, size)])
-                with open_partial(part, resume=resumed) as file:
-                    write_with_progress(response.iter_content(_CHUNK), file, size)
+                limit, origin = _find_limit(spec, part, have if resumed else 0), f"{spec.file}: {spec.url}"
+                chunks = response.iter_content(_CHUNK)
+                try:
+                    with open_partial(part, resume=resumed) as file:
+                        write_with_progress(chunks, file, size, limit, origin)
+                except SourceError:  # too large: it will be so the next time
+                    part.unlink(missing_ok=True)
+                    raise
+    except requests.TooManyRedirects:
+        raise SourceError(f"{spec.file}: {spec.url} leads in circles; correct 'url'") from None
     except requests.exceptions.InvalidURL as error:
         raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None
     except requests.RequestException as error:
         raise TryAgain(f"{spec.url} cannot be reached or broke off ({error}); try again") from None
     with part.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_length(response: requests.Response) -> int:
+    """Returns how many bytes a server announces; 0 if it announces none, or no number."""
+    announced = response.headers.get("Content-Length", "")
+    return int(announced) if announced.isascii() and announced.isdecimal() else 0
+
+
+def _find_limit(spec: HttpSource, part: Path, have: int) -> int:
+    """Returns how many bytes may come after the first ``have``: what ``max_bytes`` leaves and what fits on the disk."""
+    free = shutil.disk_usage(part.parent).free - _SPARE_BYTES
+    return max(0, free if spec.max_bytes is None else min(free, spec.max_bytes - have))
 
 
 def _translate_status(response: requests.Response, spec: HttpSource) -> BreakhisError:

@@ -21,11 +21,12 @@ from ml.core.errors import SourceError
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
+from ml.data.identifiers import normalize_path
 from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
 from ml.data.sources.downloads import download_archive, require_space, reserve_folder
-from ml.data.sources.files import IMAGE_SUFFIXES, FileReader, Files, PathFilter, is_image
+from ml.data.sources.files import IMAGE_SUFFIXES, FileReader, Files, PathFilter, is_image, shorten_path
 from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _reuse_or_make(
     """Returns the raw version that was made of the same state of the source before, or else what ``make`` returns."""
     inputs = {"source": spec.name, "identity": identity, "taken": _list_wanted(spec)}
     known = store.memo(spec.kind, inputs)
-    if known and store.exists(known["raw"]):
+    if known and store.exists(known["raw"]) and _has_present_names(known["raw"], spec, store):
         say(f"{spec.name}: {unchanged}; nothing to download")
         return str(known["raw"])
     raw = make()
@@ -175,9 +176,19 @@ def _reuse_or_make(
     return raw
 
 
+def _has_present_names(raw: str, spec: SourceSpec, store: Store) -> bool:
+    """Says whether a raw version has the names that fetching gives files now.
+
+    Early releases took AppleDouble files for images, and ``./a.png`` for another file than ``a.png``.
+    """
+    is_wanted = _path_filter(spec)
+    paths = parquet.read_table(store.file(raw, "files.parquet"), columns=["path"])["path"].to_pylist()
+    return all(is_wanted(path) and path == shorten_path(path) for path in paths)
+
+
 def _path_filter(spec: SourceSpec) -> PathFilter:
     """Returns the filter of a source's files to fetch: its images, and its table if it has one."""
-    return lambda name: is_image(name) or (spec.table is not None and name == spec.table.file)
+    return lambda name: is_image(name) or (spec.table is not None and normalize_path(name) == spec.table.file)
 
 
 def _list_wanted(spec: SourceSpec) -> list[str]:

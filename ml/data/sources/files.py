@@ -18,7 +18,7 @@ class Files(Protocol):
     """The files below a source's root.
 
     ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` are the files without
-    an image's suffix, and links that lead elsewhere.
+    an image's suffix, AppleDouble files, and links that lead elsewhere.
     """
 
     images: list[str]
@@ -33,5 +33,15 @@ PathFilter = Callable[[str], bool]
 
 
 def is_image(name: str) -> bool:
-    """Says whether a file counts as an image, by its suffix in upper or lower case."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    """Says whether a file counts as an image, by its suffix in upper or lower case.
+
+    Files called ``._NAME`` do not: macOS puts one beside each file on a disk that cannot hold a Mac's own attributes
+    (AppleDouble), with the same suffix.
+    """
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+
+
+def shorten_path(path: str) -> str:
+    """Returns a POSIX path without what means nothing: ``./a//b.png`` is ``a/b.png``."""
+    return str(PurePosixPath(path)) if path else ""

@@ -11,7 +11,7 @@ from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgai
 from ml.core.progress import say
 from ml.core.store import Json
 from ml.data.sources.downloads import count_downloaded_bytes, open_partial, require_space, write_with_progress
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
 from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
 
 _CHUNK = 1 << 16
@@ -77,9 +77,9 @@ class Bucket:
                 if "Name" not in page:
                     raise self._not_s3_error()
                 for entry in page.get("Contents", []):
-                    name = entry["Key"].removeprefix(spec.prefix).lstrip("/")
                     if entry["Key"].endswith("/"):  # some clients make this for a folder
                         continue
+                    name = shorten_path(entry["Key"].removeprefix(spec.prefix).lstrip("/"))
                     if not self._is_wanted(name):
                         self.skipped.append(name)
                         continue
@@ -134,7 +134,8 @@ class Bucket:
                     Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **byte_range
                 )
                 with open_partial(part, resume=True) as file:
-                    write_with_progress(response["Body"].iter_chunks(_CHUNK), file, size - have)
+                    chunks, left = response["Body"].iter_chunks(_CHUNK), size - have
+                    write_with_progress(chunks, file, left, left, f"{spec.file}: {self._uri(spec.archive)}")
         part.replace(target)
 
     def _read(self, entry: Object) -> bytes:

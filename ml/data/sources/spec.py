@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from ml.core.errors import ConfigError
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
+from ml.data.identifiers import normalize_identifier, normalize_path
 from ml.data.sources.check_settings import ValidationSettings
 
 if TYPE_CHECKING:
@@ -59,13 +60,18 @@ class TableSpec(YamlModel):
     @field_validator("file", mode="after")
     @classmethod
     def _readable(cls, value: str) -> str:
-        if not value.endswith((".csv", ".parquet")) or value.startswith("/") or ".." in PurePosixPath(value).parts:
+        path = normalize_path(value)
+        if not path.endswith((".csv", ".parquet")) or path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise ValueError(f"{value!r} must be the path of a .csv or .parquet file within the source")
-        return value
+        return path
 
     @field_validator("subtypes", mode="after")
     @classmethod
     def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        meanings: dict[str, str] = {}
+        for said, subtype in value.items():
+            if meanings.setdefault(normalize_identifier(said), subtype) != subtype:
+                raise ValueError(f"{said!r} is there twice, as {meanings[normalize_identifier(said)]} and as {subtype}")
         return require_known_subtypes(value)
 
 
@@ -92,6 +98,13 @@ class SourceSpec(YamlModel):
         default_factory=dict,
         description="Slide -> subtype, for a slide that stands under two, such as {14-13412: LC}. Its images under any "
         "other are quarantined; without this, all of them are.",
+    )
+    significant_bits: int | None = Field(
+        None,
+        ge=9,
+        le=16,
+        description="For pictures with 16 bits a channel: how many of them the camera fills, such as 12. A value v "
+        "becomes round(255 v / (2^bits - 1)); without this, such pictures are quarantined.",
     )
     validation: ValidationSettings = Field(
         ValidationSettings(),
@@ -129,7 +142,8 @@ class SourceSpec(YamlModel):
 
     def trusted_subtype(self, slide: str) -> str | None:
         """Returns the subtype that the source trusts for a slide of a manifest; None if it names none."""
-        return self.trust.get(slide.removeprefix(f"{self.cohort}:"))
+        trust = {normalize_identifier(trusted): subtype for trusted, subtype in self.trust.items()}
+        return trust.get(slide.removeprefix(f"{self.cohort}:"))
 
 
 class DirectorySource(SourceSpec):
@@ -215,6 +229,9 @@ class HttpSource(SourceSpec):
     kind: Literal["http"]
     url: str = Field(pattern=r"^https?://[^\s]+$", description="Address of a .zip, .tar or .tar.gz.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The archive's SHA-256, as sha256sum prints it.")
+    max_bytes: int | None = Field(
+        None, ge=1, description="The largest archive that is downloaded, in bytes; default: what fits on the disk."
+    )
 
     @field_validator("url", mode="after")
     @classmethod
@@ -253,7 +270,8 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
         ConfigError: the file is missing or invalid; names the file and each offending key.
     """
     path = find_yaml(conf / "sources", str(reference), relative_to)
-    data = read_mapping(path)
+    block = read_mapping(path)
+    data = block.texts()
     kind = data.get("kind")
     known = ", ".join(SOURCE_KINDS)
     if kind is None:
@@ -264,7 +282,7 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     values = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
     if unfilled := [key for key, value in values.items() if value == PLACEHOLDER]:
         raise ConfigError(f"{path}: still to be filled in: {', '.join(unfilled)}")
-    spec = validate_mapping(data, SOURCE_KINDS[kind], path)
+    spec = validate_mapping(block, SOURCE_KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
         raise ConfigError(f"{path}: 'name' is {spec.name!r}, but the file is called {path.name}: make them agree")
@@ -284,7 +302,7 @@ def source_files(settings: "Settings") -> list[Path]:
     paths = {path.resolve() for path in (settings.conf / "sources").glob("*.yaml")}
     for training_set in [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]:
         try:
-            references = read_mapping(training_set).get("sources")
+            references = read_mapping(training_set).texts().get("sources")
         except ConfigError:
             continue
         for reference in references if isinstance(references, list) else []:

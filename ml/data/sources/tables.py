@@ -2,16 +2,23 @@
 
 import io
 import re
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import SourceError
 from ml.core.taxonomy import SUBTYPES
+from ml.data.identifiers import (
+    compose_letters,
+    explain_unusable_identifier,
+    format_value,
+    normalize_identifier,
+    normalize_path,
+)
 from ml.data.sources.spec import SourceSpec, TableSpec
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
 _MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:\.0+)?\s*[xX×]?")
 _FIRST_ROW = 2  # the first line below a CSV file's header, as an editor counts lines
@@ -31,12 +38,13 @@ class TableRow(NamedTuple):
 def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, TableRow]:
     """Reads a source's table.
 
-    The source's cohort is put before patients and slides, since two hospitals may use the same numbers.
+    The source's cohort is put before patients and slides, since two hospitals may use the same numbers. A row that
+    names a folder means the image at that path; one that gives a file name alone, the only image of that name.
 
     Args:
         spec: the source; it has a table.
         data: the content of the table's file.
-        paths: the source's image files, which rows may also name by their file name alone.
+        paths: the source's image files.
 
     Returns:
         the row of each path. Rows that name no image of the source have a problem, and so have images with rows that
@@ -47,79 +55,154 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     """
     table = spec.table
     assert table
-    frame = _read_columns(spec, table, data)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_name[path.rpartition("/")[2]].append(path)
-    known = {path for same_name in by_name.values() for path in same_name}
+    parsed = [
+        _parse_row(spec, table, cells, f"{table.file} row {number}")
+        for number, cells in enumerate(_read_cells(spec, table, data), start=_FIRST_ROW)
+    ]
+    images = _ImagesByName(paths, (row.path for row in parsed))
     rows: dict[str, TableRow] = {}
-    for number, cells in enumerate(frame.to_dict("records"), start=_FIRST_ROW):
-        row = _parse_row(spec, table, cells, f"{table.file} row {number}")
-        path = row.path
-        if path not in known and len(by_name.get(path.rpartition("/")[2], ())) == 1:
-            [path] = by_name[path.rpartition("/")[2]]
-        if path not in known:
-            detail = f"{table.file} row {number}: there is no such image in the source"
-            row = row._replace(problem=("missing_file", detail))
-        elif path in rows and rows[path]._replace(path=row.path) != row:
-            row = row._replace(problem=("conflicting_rows", f"{table.file} row {number} contradicts an earlier one"))
-        rows[path] = row
+    for number, row in enumerate(parsed, start=_FIRST_ROW):
+        image, why_none = images.find(row.path)
+        problem = row.problem
+        if image is None:
+            problem = ("missing_file", f"{table.file} row {number}: {why_none}")
+        elif image in rows and rows[image]._replace(path=row.path) != row:
+            problem = ("conflicting_rows", f"{table.file} row {number} contradicts an earlier one")
+        rows[image or row.path] = row._replace(problem=problem)
     return rows
 
 
-def _read_columns(spec: SourceSpec, table: TableSpec, data: bytes) -> "pd.DataFrame":
-    """Returns the table's declared columns as strings; empty cells are empty strings."""
+class _ImagesByName:
+    """The images of a source, to be found by what a row of its table calls them.
+
+    Args:
+        delivered: the paths of the source's images.
+        named: what the rows call images, as :func:`normalize_path` writes it.
+    """
+
+    def __init__(self, delivered: Iterable[str], named: Iterable[str]) -> None:
+        self._by_path: dict[str, list[str]] = defaultdict(list)
+        for path in delivered:
+            self._by_path[normalize_path(path)].append(path)
+        self._paths_by_file_name: dict[str, set[str]] = defaultdict(set)
+        for path in {*self._by_path, *(path for path in named if "/" in path)}:
+            self._paths_by_file_name[_file_name(path)].add(path)
+
+    def find(self, name: str) -> tuple[str | None, str]:
+        """Returns the image that a row means; or None, and why it means none of them.
+
+        A file name alone is no path: it is the image's only if no other image has it, delivered or named by a row.
+        """
+        same_name, path = sorted(self._paths_by_file_name.get(_file_name(name), ())), name
+        if name not in self._by_path and "/" not in name and same_name:
+            if len(same_name) > 1:
+                return None, f"several images have this name, such as {' and '.join(same_name[:2])}; give the path"
+            [path] = same_name
+        images = self._by_path.get(path, [])
+        if len(images) > 1:
+            return None, f"{len(images)} images have this name, which differ in how it is encoded; rename them"
+        if images:
+            return images[0], ""
+        elsewhere = [other for other in same_name if other in self._by_path]
+        hint = f"; {elsewhere[0]} lies in another folder than the row says" if elsewhere else ""
+        return None, f"there is no such image in the source{hint}"
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[dict[str, str]]:
+    """Yields the declared columns of each row as text, by column; empty cells are empty."""
+    import pyarrow as pa
+
+    names = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
+    try:
+        columns = _read_parquet(data) if table.file.endswith(".parquet") else _read_csv(data)
+        same_name = {name: [text for other, text in columns if other == compose_letters(name)] for name in names}
+        if missing := [name for name in names if not same_name[name]]:
+            raise SourceError(
+                f"{spec.file}: {table.file} has no column {', '.join(map(repr, missing))}; it has: "
+                + ", ".join(name for name, _ in columns)
+            )
+        if twice := [name for name in names if len(same_name[name]) > 1]:
+            raise SourceError(f"{spec.file}: {table.file} has the column {twice[0]!r} twice")
+        cells = {name: list(same_name[name][0]) for name in names}
+    except (ValueError, OSError, pa.ArrowException) as error:  # the exceptions of pandas are kinds of ValueError
+        raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
+    return (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+
+
+def _read_csv(data: bytes) -> list[tuple[str, Iterable[str]]]:
+    """Returns each column's name and texts. What a CSV file holds is text, also where it looks like numbers."""
     import pandas as pd
 
-    try:
-        if table.file.endswith(".parquet"):
-            frame = pd.read_parquet(io.BytesIO(data))
-        else:
-            # The column names are read as a row: in a header, pandas would rename one that occurs twice.
-            cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-            frame = cells[1:].set_axis(cells.iloc[0], axis=1)
-    except (
-        ValueError,
-        OSError,
-        UnicodeDecodeError,
-    ) as error:  # the exceptions of pandas and pyarrow are kinds of these
-        raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
-    columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise SourceError(
-            f"{spec.file}: {table.file} has no column {', '.join(map(repr, missing))}; it has: "
-            + ", ".join(map(str, frame.columns))
-        )
-    twice = [name for name, count in Counter(frame.columns).items() if count > 1 and name in columns]
-    if twice:
-        raise SourceError(f"{spec.file}: {table.file} has the column {twice[0]!r} twice")
-    return frame[columns].astype(object).where(frame[columns].notna(), "").astype(str)
+    # The column names are read as a row: in a header, pandas would rename one that occurs twice.
+    cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    columns = [cells[number].tolist() for number in cells]
+    return [(compose_letters(str(name)), map(format_value, values)) for name, *values in columns]
 
 
-def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[Hashable, str], where: str) -> TableRow:
+def _read_parquet(data: bytes) -> list[tuple[str, Iterable[str]]]:
+    """Returns each column's name and texts.
+
+    Read with Arrow: pandas would make numbers with a decimal point of whole numbers among which one is missing.
+    """
+    from pyarrow import parquet
+
+    table = parquet.read_table(io.BytesIO(data))
+    return [
+        (compose_letters(name), _format_column(name, column))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+
+
+def _format_column(name: str, column: "pa.ChunkedArray") -> Iterator[str]:
+    """Yields a column's values as text.
+
+    Raises:
+        ValueError: it holds lists or other nested values.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        column = column.cast(kind)
+    if pa.types.is_nested(kind):
+        raise ValueError(f"the column {name!r} holds {kind}, neither text nor numbers")
+    if not pa.types.is_floating(kind):
+        yield from map(format_value, column.to_pylist())
+        return
+    # Written and read once more, so that a short type's value is not shown with the digits of a long one.
+    values = [float(str(value)) for value in column.to_numpy()]
+    exact_below = 2.0 ** {16: 11, 32: 24, 64: 53}[kind.bit_width]
+    yield from (format_value(value, exact_below) for value in values)
+
+
+def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[str, str], where: str) -> TableRow:
     """Returns the row of one image, with its problem if it has one; ``where`` names the row in messages."""
-
-    def cell(column: str) -> str:
-        return cells[column].strip()
-
-    path = cell(table.path).replace("\\", "/").removeprefix("./")
-    patient, subtype_cell = cell(table.patient), cell(table.subtype)
-    slide = cell(table.slide) if table.slide else patient
-    subtype = table.subtypes.get(subtype_cell, subtype_cell if subtype_cell in SUBTYPES else "")
-    magnification = _MAGNIFICATION.fullmatch(cell(table.magnification))
+    patient, subtype_cell = cells[table.patient], cells[table.subtype]
+    slide = cells[table.slide] if table.slide else patient
+    meanings = {normalize_identifier(said): subtype for said, subtype in table.subtypes.items()}
+    subtype = meanings.get(subtype_cell, subtype_cell if subtype_cell in SUBTYPES else "")
+    magnification = _MAGNIFICATION.fullmatch(cells[table.magnification])
     row = TableRow(
-        path,
+        normalize_path(cells[table.path]) if cells[table.path] else "",
         f"{spec.cohort}:{patient}" if patient else "",
         f"{spec.cohort}:{slide}" if slide else "",
         subtype,
         int(magnification[1]) if magnification else 0,
     )
-    empty = [column for column in (table.path, table.patient, table.slide) if column and not cell(column)]
-    if empty:
-        return row._replace(problem=("row", f"{where}: {', '.join(map(repr, empty))} is empty"))
+    unusable = {
+        **({} if cells[table.path] else {table.path: "is empty"}),
+        **{column: explain_unusable_identifier(cells[column]) for column in (table.patient, table.slide) if column},
+    }
+    if faults := [f"{column!r} {fault}" for column, fault in unusable.items() if fault]:
+        return row._replace(problem=("row", f"{where}: {', '.join(faults)}"))
     if not subtype:
         return row._replace(problem=("subtype", f"{where}: {subtype_cell!r} is no subtype that 'subtypes' knows"))
     if not magnification:
-        detail = f"{where}: {cell(table.magnification)!r} is no magnification such as 40 or 40x"
+        detail = f"{where}: {cells[table.magnification]!r} is no magnification such as 40 or 40x"
         return row._replace(problem=("magnification", detail))
     return row

@@ -27,6 +27,7 @@ from great_expectations.expectations.metrics.metric_provider import metric_value
 from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider  # noqa: TID253
 
 from ml.core.taxonomy import parse_name
+from ml.images.file_facts import HASH_DIGITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -278,7 +279,11 @@ class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
 
 
 class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[misc]
-    """No two pictures of different patients have perceptual hashes that differ in ``distance`` bits or fewer."""
+    """No two pictures of different patients look the same, also where one is mirrored or turned.
+
+    A picture has a perceptual hash for each orientation. Two look the same if the first hash of one and any of the
+    other's differ in ``distance`` bits or fewer.
+    """
 
     distance: int
 
@@ -288,7 +293,7 @@ class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[mi
 
     def _validate(self, metrics: Json, **_: Any) -> Json:
         looks = metrics["table.looks"]
-        hashes = np.array([int(look[2], 16) for look in looks], dtype=np.uint64)
+        hashes = _parse_hashes([look[2] for look in looks])
         patients = np.array([look[1] for look in looks], dtype=object)
         rows, pairs = [], 0
         for first, second, bits in _find_near_duplicates(hashes, patients, self._get_success_kwargs()["distance"]):
@@ -302,12 +307,27 @@ class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[mi
         return {"success": not pairs, "result": {"observed_value": observed, "details": {"pairs": rows}}}
 
 
+def _parse_hashes(texts: list[str]) -> "NDArray[np.uint64]":
+    """Returns hashes: uint64 (pictures, orientations). A manifest of an earlier release has one a picture."""
+    orientations = min((len(text) for text in texts), default=HASH_DIGITS) // HASH_DIGITS
+    starts = range(0, orientations * HASH_DIGITS, HASH_DIGITS)
+    hashes = [[int(text[start : start + HASH_DIGITS], 16) for start in starts] for text in texts]
+    return np.array(hashes, dtype=np.uint64).reshape(len(texts), orientations)
+
+
 def _find_near_duplicates(
     hashes: "NDArray[np.uint64]", groups: "NDArray[np.object_]", distance: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Yields (i, j, bits) for the pairs i < j of different groups whose hashes differ in at most ``distance`` bits."""
+    """Yields (i, j, bits) for the pairs i < j of different groups whose hashes differ in at most ``distance`` bits.
+
+    Args:
+        hashes: (pictures, orientations); the first of a picture is compared with all of each other's.
+        groups: (pictures,).
+        distance: the greatest number of bits.
+    """
+    upright, oriented = hashes[:, 0], np.ascontiguousarray(hashes.T)
     for i in range(len(hashes) - 1):
-        apart = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
+        apart = np.bitwise_count(oriented[:, i + 1 :] ^ upright[i]).min(axis=0)
         for j in np.flatnonzero(apart <= distance):
             if groups[i] != groups[i + 1 + j]:
                 yield i, int(i + 1 + j), int(apart[j])

@@ -99,6 +99,7 @@ def finish_docs(
         "Claims to be whole BreakHis": "yes" if manifest["inventory"] else "no",
         "Trusted labels": ", ".join(f"slide {slide}: {subtype}" for slide, subtype in manifest["trust"].items())
         or "none",
+        **_describe_scaling(manifest),
         "Suite": f"{suite}, Great Expectations {version_of('great-expectations')}",
         "Checked": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -120,6 +121,12 @@ def finish_docs(
     back = _render_header(manifest, outcomes, '<p><a href="index.html">All checks</a></p>')
     listed = f"<h2>Quarantine</h2><p>{escape(facts['In quarantine'])}</p>{_render_files(quarantine)}"
     _write_page(docs / "quarantine.html", f"Quarantine of {manifest['id']}", back, listed)
+
+
+def _describe_scaling(manifest: Json) -> dict[str, str]:
+    """Returns the fact of how deeper pictures became 8-bit, where the source says so."""
+    bits = manifest.get("significant_bits")
+    return {"Pictures of 16 bits a channel": f"scaled to 8, of {bits} significant bits"} if bits else {}
 
 
 def _clean_pages(docs: Path, outcomes: Sequence[Outcome], manifest: Json) -> None:

@@ -277,7 +277,7 @@ CASES = {
     ),
     # --- its YAML -------------------------------------------------------------------------------------------------
     "an unknown key": reported(
-        r"my-folder.yaml: unknown key 'colour' \(known: ", lambda source: source.declare(colour=1)
+        r"my-folder.yaml: line \d+: unknown key 'colour' \(known: ", lambda source: source.declare(colour=1)
     ),
     "a kind that is none": reported(
         r"unknown kind 'ftp' \(known: directory, kaggle", lambda source: source.declare(kind="ftp")
@@ -286,13 +286,13 @@ CASES = {
         "my-folder.yaml: still to be filled in: path", lambda source: source.declare(path="TO FILL IN")
     ),
     "YAML that is none": reported(
-        "my-folder.yaml: is not valid YAML", lambda source: source.yaml.write_text("name: [a\n")
+        r"my-folder.yaml: line \d+: is not valid YAML", lambda source: source.yaml.write_text("name: [a\n")
     ),
     "another name": reported(
         "my-folder.yaml: 'name' is 'b', .* make them agree", lambda source: source.declare(name="b")
     ),
     "a hash that is none": reported(
-        "my-archive.yaml: 'sha256'", lambda source: source.declare(sha256="unknown"), "archive"
+        r"my-archive.yaml: line \d+: 'sha256'", lambda source: source.declare(sha256="unknown"), "archive"
     ),
     "a claim to be all of BreakHis": reported(
         "inventory", lambda source: source.declare(inventory=True), status=EXIT_REFUSED

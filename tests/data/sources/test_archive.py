@@ -13,6 +13,7 @@ from kaggle_server import mirror_zip, some_names
 from ml.core.errors import SourceError
 from ml.data.sources import archive
 from ml.data.sources.archive import TarArchive, ZipArchive, open_archive
+from ml.data.sources.files import is_image
 
 
 def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -223,3 +224,26 @@ def test_a_tar_that_was_cut_off_is_refused(tmp_path: Path, data: st.DataObject) 
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(SourceError, match="not a whole zip or tar archive"):
         open_archive(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_member_is_called_the_same_with_and_without_a_dot(tmp_path: Path, kind: str) -> None:
+    names = ["./", "./b.csv", "./a/./1.png", "a//2.png", "3.png", "./a/._1.png"]
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        zipped(path, *((name, b"" if name.endswith("/") else b"x") for name in names))
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name in names[1:]:
+                member = tarfile.TarInfo(name)
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"x"))
+    with open_archive(path, lambda name: is_image(name) or name == "b.csv") as found:
+        assert found.images == ["3.png", "a/1.png", "a/2.png", "b.csv"]
+        assert found.skipped == ["a/._1.png"]
+        assert {name: read() for name, read in found.items()} == dict.fromkeys(found.images, b"x")
+
+
+def test_the_same_member_with_and_without_a_dot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"'a\.png' is in it twice"):
+        ZipArchive(zipped(tmp_path / "a.zip", ("a.png", b"x"), ("./a.png", b"y")))

@@ -29,6 +29,9 @@ class Site:
     cut_at: int | None = None
     data: bytes = DATA
     ignores_ranges: bool = False
+    announced: str | None = None
+    """The Content-Length, if not the right one; empty: none."""
+    leads_to: str = ""
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -44,12 +47,19 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             if made.status != 200:
                 self.send_error(made.status)
                 return
+            if made.leads_to:
+                self.send_response(302)
+                self.send_header("Location", made.leads_to)
+                self.end_headers()
+                return
             begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not made.ignores_ranges else 0
             if begin and begin >= len(made.data):
                 self.send_error(416)
                 return
             self.send_response(206 if begin else 200)
-            self.send_header("Content-Length", str(len(made.data) - begin))
+            announced = str(len(made.data) - begin) if made.announced is None else made.announced
+            if announced:
+                self.send_header("Content-Length", announced)
             self.end_headers()
             self.wfile.write(made.data[begin : made.cut_at])
 
@@ -160,6 +170,43 @@ def test_refusals(
 ) -> None:
     site.status = status
     with pytest.raises(error, match=str(status)):
+        fetch_source(source(), store, settings)
+
+
+@pytest.mark.parametrize("announced", ["", "many", "-5", "1e9", "\xb2"])
+def test_a_length_that_is_no_number_is_no_length(
+    source: Any, site: Site, store: Store, settings: Settings, announced: str
+) -> None:
+    site.announced = announced
+    assert fetch_source(source(), store, settings)["files"] == 164
+
+
+@pytest.mark.parametrize(("announced", "message"), [(None, "bytes, more than the"), ("", "sends more than the")])
+def test_what_is_larger_than_the_yaml_allows_is_not_taken(
+    source: Any, site: Site, store: Store, settings: Settings, announced: str | None, message: str
+) -> None:
+    site.announced = announced
+    with pytest.raises(SourceError, match=rf"mine\.yaml: http.* {message} {len(DATA) - 1:,}"):
+        fetch_source(source(max_bytes=len(DATA) - 1), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+    assert fetch_source(source(max_bytes=len(DATA)), store, settings)["files"] == 164
+
+
+def test_what_does_not_fit_on_the_disk_is_not_taken(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server announces no length, so the lack of room shows only while the archive comes."""
+    site.announced = ""
+    free = downloads._SPARE_BYTES + len(DATA) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(SourceError, match="sends more than"):
+        fetch_source(source(), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+
+
+def test_an_address_that_leads_in_circles(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    site.leads_to = site.url
+    with pytest.raises(SourceError, match=r"mine\.yaml: .* leads in circles; correct 'url'"):
         fetch_source(source(), store, settings)
 
 

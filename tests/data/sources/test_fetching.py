@@ -10,7 +10,7 @@ from ml.core.errors import SourceError
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, demo, fetch_source
-from ml.data.sources.fetching import _map_in_threads
+from ml.data.sources.fetching import _create_raw_version, _map_in_threads, _reuse_or_make, _Row
 
 Declare = Callable[..., SourceSpec]
 
@@ -153,3 +153,25 @@ def test_results_keep_their_order_and_the_first_error_ends_it() -> None:
     with pytest.raises(ValueError, match="fifty"):
         results.extend(_map_in_threads(work, iter(range(10_000))))
     assert results == list(range(50))
+
+
+def test_files_that_macos_puts_beside_pictures_are_left_aside_and_counted(
+    declare: Declare, images: Path, store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in list(images.rglob("*.png")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    result = fetch_source(declare(kind="directory", path=str(images)), store, settings)
+    assert (result["files"], result["skipped"]) == (5, 5)
+    assert "mine: 5 other files left aside, such as ._0.png, ._2.png, ._4.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "made_anew"), [("a/1.png", False), ("./a/1.png", True), ("a/._1.png", True)])
+def test_what_an_early_release_called_otherwise_is_read_anew(
+    declare: Declare, store: Store, name: str, made_anew: bool
+) -> None:
+    spec = declare(kind="http", url="https://example.org/a.tar", sha256="0" * 64)
+    old = _create_raw_version(spec, [_Row(name, "0" * 64, 1)], [], store, {})
+    new = _create_raw_version(spec, [_Row("b.png", "0" * 64, 1)], [], store, {})
+    identity = {"sha256": spec.model_dump()["sha256"]}
+    assert _reuse_or_make(spec, identity, store, lambda: old) == old
+    assert _reuse_or_make(spec, identity, store, lambda: new) == (new if made_anew else old)

@@ -1,5 +1,6 @@
 """Checks of a delivery as a whole, and what the YAML of a source changes in its checks."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import Keep, manifest_table, named_wrongly, row, with_values
+from PIL import Image
 
 from ml.core.errors import ConfigError, Refused
 from ml.core.store import Json, Store
@@ -155,13 +157,32 @@ def test_pictures_that_look_the_same_under_two_patients_are_a_warning(
     assert not validate_manifest(keep(alike, near_duplicates={"distance": 1}), store)["warned"]
 
 
+def test_a_copy_in_any_orientation_under_another_patient_is_a_warning(
+    small: pd.DataFrame, keep: Keep, store: Store
+) -> None:
+    from ml.data.sources.demo import draw_files
+    from ml.images.decoding import decode
+    from ml.images.file_facts import ORIENTATIONS, perceptual_hashes
+
+    first, *others = (decode(data) for _, data in islice(draw_files(82, 1, 1), 4))
+    image = Image.fromarray(first)
+    copies = [image, *(image.transpose(Image.Transpose[name]) for name in ORIENTATIONS[1:])]
+    # Four pictures of the first patient, then the copies of one of them under the other two.
+    for at, pixels in enumerate([first, *others, *map(np.asarray, copies)]):
+        small = with_values(small, at, perceptual_hash=perceptual_hashes(pixels))
+    (warned,) = validate_manifest(keep(small), store)["warned"]
+    pairs = [pair for pair in warned["rows"] if pair["path"] == small.loc[0, "path"]]
+    assert [pair["looks_like"] for pair in pairs] == small.loc[4:11, "path"].tolist()
+    assert {pair["path"] for pair in warned["rows"]}.isdisjoint(small.loc[1:3, "path"])
+
+
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))
 def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, int]], distance: int) -> None:
     from ml.data.validation.expectations import _find_near_duplicates
 
     hashes = np.array([look for look, _ in looks], dtype=np.uint64)
     patients = np.array([patient for _, patient in looks], dtype=object)
-    found = set(_find_near_duplicates(hashes, patients, distance))
+    found = set(_find_near_duplicates(hashes[:, None], patients, distance))
     assert found == {
         (i, j, (a ^ b).bit_count())
         for j, (b, q) in enumerate(looks)

@@ -1,0 +1,109 @@
+"""Names of patients, slides and files: what is the same gets the same text, whoever wrote it and into what.
+
+A table's column of numbers changes its type with a single empty cell, and a spreadsheet or pandas writes such a column
+out again as ``1001.0``. A patient must not get another name by that: an erased one would come back, and one on a side
+of a split could be put on another.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")
+_MIDNIGHT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00:00(\.0+)?")
+_ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
+
+_MISSING = frozenset(
+    {"nan", "NaN", "-nan", "-NaN", "NaT", "<NA>", "NA", "N/A", "n/a", "None", "null", "NULL", "inf", "-inf"}
+    | {"#N/A", "#N/A N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"}
+)
+"""What pandas, R, databases and spreadsheets write where a value is missing or could not be computed."""
+
+
+def compose_letters(text: str) -> str:
+    """Returns a text with composed letters (Unicode's NFC): ``é`` is one character, not two as macOS has it."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalize_identifier(text: str) -> str:
+    """Returns the one form of an identifier: ``1001.0`` becomes ``1001``, and decomposed letters are composed.
+
+    The rule looks at one identifier alone, so that no other row of a table changes it: blanks around it and the decimal
+    point of a whole number go, as does the time of a date at midnight. All else stays: ``01001``, ``1e3`` and ``12.50``
+    are text.
+    """
+    text = compose_letters(text.strip())
+    if number := _WHOLE_NUMBER.fullmatch(text):
+        text = number[1]
+    if date := _MIDNIGHT.fullmatch(text):
+        text = date[1]
+    return "0" if text == "-0" else text
+
+
+def normalize_name(name: str) -> str:
+    """Returns the one form of a patient's or slide's name: a case of BreakHis, or ``<cohort>:<identifier>``.
+
+    Names in a store may be older than that form.
+    """
+    cohort, colon, identifier = name.partition(":")
+    return f"{cohort}:{normalize_identifier(identifier)}" if colon else normalize_identifier(name)
+
+
+def normalize_names(names: "pd.Series[str]") -> "pd.Series[str]":
+    """Returns the names of a column in their one form; missing ones stay missing."""
+    return names.map(normalize_name, na_action="ignore")
+
+
+def find_namesakes(names: Iterable[str]) -> dict[str, set[str]]:
+    """Groups names that have the same form: form -> names as they were given."""
+    namesakes: dict[str, set[str]] = {}
+    for name in names:
+        namesakes.setdefault(normalize_name(name), set()).add(name)
+    return namesakes
+
+
+def explain_unusable_identifier(text: str) -> str:
+    """Says why an identifier that :func:`normalize_identifier` returned names nobody; empty if it does."""
+    if not text:
+        return "is empty"
+    if text in _MISSING:
+        return f"is {text!r}, which stands for a missing value"
+    if _ROUNDED.fullmatch(text):
+        return f"is {text!r}, a rounded number that several may share; export the column as text"
+    return ""
+
+
+def format_value(value: object, exact_below: float = math.inf) -> str:
+    """Returns a table's value as text, by the same rule for every type of column; a missing one is empty.
+
+    Args:
+        value: as Arrow hands it out: a text, bytes, number, date, or None.
+        exact_below: floating-point numbers of the column's type tell whole numbers apart below this. Larger ones are
+            written as rounded, in scientific notation.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        text = value.decode(errors="backslashreplace")
+    elif isinstance(value, Decimal):
+        text = format(value, "f")
+    elif isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
+        text = f"{value:.9E}"
+    else:
+        text = str(value)
+    return normalize_identifier(text)
+
+
+def normalize_path(path: str) -> str:
+    """Returns the one form of a path within a source, to compare two of them.
+
+    ``./a/b.png``, ``a//b.png`` and ``a\\b.png`` are ``a/b.png``, and decomposed letters are composed.
+    """
+    return str(PurePosixPath(compose_letters(path).replace("\\", "/")))

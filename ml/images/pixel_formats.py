@@ -1,0 +1,185 @@
+"""Finds what a decoder would drop from a picture without a word: bits, samples, transparency, pages, colour.
+
+Pillow hands out many formats as 8-bit RGB, whatever the file holds. These checks read what its parsers know of the file
+and refuse what cannot become 8-bit RGB without a loss. docs/sources.md has the table.
+"""
+
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
+
+from ml.core.errors import ImageError
+
+FORMATS = frozenset({"BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
+"""Pillow's names of the file formats that are read. Others may hold deeper channels and do not say so to Pillow."""
+
+DEEP_BITS = 16
+"""Bits of a channel in the deeper pictures that a declared rule can scale to 8 bits."""
+
+_WIDTH, _LENGTH = 256, 257
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 254, 255, 258, 339, 338, 320
+_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
+
+
+def check_pixel_format(image: Image.Image) -> None:
+    """Checks the header of an opened picture: it holds 8-bit colour, and nothing besides that would be dropped.
+
+    Raises:
+        ImageError: its ``reason`` is ``mode``.
+    """
+    if image.format not in FORMATS:
+        raise ImageError(
+            "mode", f"file format {image.format}, whose depth is not known; export it as PNG, TIFF, JPEG or BMP"
+        )
+    if image.mode in _GREY_MODES or image.mode.startswith("I;16"):
+        raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
+    if image.mode == "CMYK":
+        raise ImageError("mode", "pixel format CMYK, made for print; its colours are not those of the stain")
+    if image.mode not in {"P", "PA", "RGB", "RGBA"}:
+        raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB")
+    if find_sample_bits(image) == DEEP_BITS:
+        raise ImageError(
+            "mode",
+            "16 bits a channel, and nothing says how to scale them to 8; export it with 8 bits a channel, or declare "
+            "how many of them the camera fills: 'significant_bits: 12' in the source's YAML, --significant-bits 12 "
+            "for predict",
+        )
+    check_pages(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff_samples(image.tag_v2)
+
+
+def find_sample_bits(image: Image.Image) -> int:
+    """Returns the bits of a channel in the file: 16 for deeper pictures, which Pillow may show as 8-bit, else 8."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return DEEP_BITS if max(image.tag_v2.get(_BITS, (1,))) == DEEP_BITS else 8
+    raw_modes = (str(argument) for tile in getattr(image, "tile", ()) for argument in _as_tuple(tile[3]))
+    return DEEP_BITS if any(";16B" in raw_mode for raw_mode in raw_modes) and image.format == "PNG" else 8
+
+
+def check_pages(image: Image.Image) -> None:
+    """Checks that a file holds one picture. Smaller versions of it, as in a pyramid, and thumbnails do not count.
+
+    Raises:
+        ImageError: its ``reason`` is ``mode``.
+    """
+    pages = _count_pages(image)
+    if pages > 1:
+        raise ImageError("mode", f"{pages} pictures in one file, and only the first would be read; save each as a file")
+
+
+def check_opacity(image: Image.Image) -> None:
+    """Checks that no pixel of a picture is transparent: what would be under it is no tissue.
+
+    Raises:
+        ImageError: its ``reason`` is ``mode``.
+    """
+    if image.mode not in {"RGBA", "PA"} and "transparency" not in image.info:
+        return
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    check_alpha(alpha, 255)
+
+
+def check_alpha(alpha: NDArray[Any], opaque: int) -> None:
+    """Checks that an alpha channel (height, width) is ``opaque`` everywhere.
+
+    Raises:
+        ImageError: its ``reason`` is ``mode``.
+    """
+    transparent = int((alpha < opaque).sum())
+    if transparent:
+        raise ImageError(
+            "mode",
+            f"{transparent:,} of {alpha.size:,} pixels are transparent, as beyond a slide's edge; cut the picture "
+            "where there is tissue, or export it without transparency",
+        )
+
+
+def check_colour(pixels: NDArray[np.uint8]) -> None:
+    """Checks that the channels of a picture differ somewhere: a grey picture in RGB is as grey as one in greyscale.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+
+    Raises:
+        ImageError: its ``reason`` is ``mode``.
+    """
+    # Nearly every picture shows its colour in a sample.
+    for part in (pixels[::16, ::16], pixels):
+        if (part[..., :1] != part[..., 1:]).any():
+            return
+    raise ImageError("mode", "greyscale, stored as RGB: all three channels are equal; a stained section is in colour")
+
+
+def explain_unidentified(file: BinaryIO) -> str | None:
+    """Says which pixel format a file has that Pillow does not open; None if it is no such picture."""
+    file.seek(0)
+    start = file.read(8)
+    file.seek(0)
+    try:
+        if start.startswith(b"\xff\xd8"):
+            JpegImagePlugin.JpegImageFile(file)
+        if start.startswith(tuple(TiffImagePlugin.PREFIXES)):
+            file.seek(0)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if start[2] == 43 else 8))
+            file.seek(tags.next)
+            tags.load(file)
+            other = "channels or a compression that are not read" if {_WIDTH, _LENGTH} <= set(tags) else None
+            described = _describe_samples(tags) or other
+            return described and f"TIFF with {described}"
+    except SyntaxError as error:
+        return f"JPEG ({error})" if "-bit layers" in str(error) else None
+    except Exception:  # Pillow's parsers raise many kinds on a damaged header
+        return None
+    return None
+
+
+def _check_tiff_samples(tags: Mapping[int, Any]) -> None:
+    """Raises ImageError if a TIFF's samples are not colour (with alpha) of 8 unsigned bits, as its tags say."""
+    if described := _describe_samples(tags):
+        raise ImageError("mode", f"TIFF with {described}; export it with 8 bits a channel")
+    if 0 in tags.get(_EXTRA_SAMPLES, ()):
+        raise ImageError("mode", "TIFF with a further channel beside colour and alpha; export it as RGB alone")
+    # Entries of a TIFF's palette have 16 bits. Those of 8-bit colours are multiples of 257, or of 256.
+    palette = np.array(tags.get(_COLOUR_MAP, ()), dtype=np.int64)
+    if ((palette % 257 != 0) & (palette % 256 != 0)).any():
+        raise ImageError("mode", "TIFF with a palette of 16-bit colours; export it as 8-bit RGB")
+
+
+def _describe_samples(tags: Mapping[int, Any]) -> str | None:
+    """Describes a TIFF's samples if they are not unsigned integers of up to 8 bits."""
+    bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if max(bits) <= 8 and set(formats) == {1}:
+        return None
+    kind = _SAMPLE_FORMATS.get(max(formats), "other")
+    return f"{kind} channels of {max(bits)} bits"
+
+
+def _count_pages(image: Image.Image) -> int:
+    """Counts the pictures in a file; leaves it at the first."""
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1:
+        return 1
+    if image.format == "MPO":  # a JPEG of a camera with large thumbnails behind it
+        kinds = [entry["Attribute"]["MPType"] for entry in getattr(image, "mpinfo", {}).get(0xB002, [])]
+        return 1 + sum(not kind.startswith("Large Thumbnail") for kind in kinds[1:])
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(frames)
+    pages = 1
+    for frame in range(1, frames):
+        try:
+            image.seek(frame)
+            reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1 or image.tag_v2.get(_SUBFILE_TYPE) == 2
+        except (SyntaxError, KeyError, TypeError, ValueError, OSError):  # a picture that Pillow cannot read
+            reduced = False
+        pages += not reduced
+    image.seek(0)
+    return pages
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

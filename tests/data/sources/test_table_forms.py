@@ -1,0 +1,218 @@
+"""One table, however it is written: the same images get the same patients."""
+
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from ml.core.errors import SourceError
+from ml.data.sources import TableSpec
+from ml.data.sources.spec import DirectorySource
+from ml.data.sources.tables import TableRow, read_table
+
+COLUMNS = {"path": "Image", "patient": "Patient", "subtype": "Dx", "magnification": "Zoom"}
+
+
+def declare(file: str, **table: object) -> DirectorySource:
+    return DirectorySource.model_validate(
+        {
+            "name": "x",
+            "kind": "directory",
+            "path": "/",
+            "layout": "table",
+            "table": TableSpec.model_validate({"file": file, **COLUMNS, **table}),
+        }
+    )
+
+
+def read(rows: list[tuple[str, str]], paths: list[str]) -> dict[str, TableRow]:
+    """The rows of a CSV file with these images and patients."""
+    frame = pd.DataFrame([(*row, "DC", "40") for row in rows], columns=list(COLUMNS.values()))
+    return read_table(declare("t.csv"), frame.to_csv(index=False).encode(), paths)
+
+
+def used(rows: dict[str, TableRow], paths: list[str]) -> dict[str, str]:
+    """The patient of each delivered image that has a usable row."""
+    return {path: rows[path].patient.removeprefix("x:") for path in paths if path in rows and not rows[path].problem}
+
+
+# --- which image a row means ------------------------------------------------------------------------------------------
+
+FOLDERS, FILES = ("P1", "P2", "Zoe\u0301"), ("a.png", "e\u0301.png", "IMG_1.png")
+IMAGES = [f"{folder}/{file}" for folder in FOLDERS for file in FILES]
+WRITTEN: list[Callable[[str], str]] = [
+    str,
+    lambda path: unicodedata.normalize("NFC", path),
+    lambda path: unicodedata.normalize("NFD", path),
+    lambda path: f"./{path}",
+    lambda path: path.replace("/", "\\"),
+    lambda path: path.replace("/", "//"),
+]
+some_images = st.lists(st.sampled_from(IMAGES), unique=True)
+in_some_form = st.lists(st.sampled_from(WRITTEN), min_size=len(IMAGES), max_size=len(IMAGES))
+
+
+@given(listed=some_images, delivered=some_images, forms=in_some_form, disk=in_some_form)
+def test_a_row_with_a_folder_means_that_path_alone(
+    listed: list[str],
+    delivered: list[str],
+    forms: list[Callable[[str], str]],
+    disk: list[Callable[[str], str]],
+) -> None:
+    on_disk = {path: form(path) for path, form in zip(delivered, disk, strict=False)}
+    owner = {on_disk[path]: path.partition("/")[0] for path in delivered}
+    told = read([(form(path), path.partition("/")[0]) for path, form in zip(listed, forms, strict=False)], list(owner))
+    patients = used(told, list(owner))
+    expected = {on_disk[path]: path for path in listed if path in on_disk}
+    assert set(patients) == set(expected)
+    assert patients == {path: unicodedata.normalize("NFC", owner[path]) for path in expected}
+    unmatched = [row for row in told.values() if row.problem]
+    assert len(unmatched) == len(set(listed) - set(delivered))
+    assert all(row.problem and row.problem[0] == "missing_file" for row in unmatched)
+
+
+@given(
+    listed=st.lists(st.sampled_from(FILES), unique=True),
+    with_folder=some_images,
+    delivered=st.lists(st.sampled_from([*IMAGES, *FILES]), unique=True),
+    form=st.sampled_from(WRITTEN[:3]),
+)
+def test_a_file_name_alone_means_the_only_image_of_that_name(
+    listed: list[str], with_folder: list[str], delivered: list[str], form: Callable[[str], str]
+) -> None:
+    rows = [(form(name), f"by name {name}") for name in listed] + [(path, f"by path {path}") for path in with_folder]
+    told = read(rows, delivered)
+    patients = used(told, delivered)
+    named = Counter(path.rpartition("/")[2] for path in {*delivered, *with_folder})
+    for path in delivered:
+        name = path.rpartition("/")[2]
+        by_name = name in listed and (path == name or (named[name] == 1 and name not in delivered))
+        expected = [f"by name {name}"] * by_name + [f"by path {path}"] * (path in with_folder)
+        composed = [unicodedata.normalize("NFC", patient) for patient in expected]
+        if len(expected) == 2:
+            problem = told[path].problem
+            assert problem
+            assert problem[0] == "conflicting_rows"
+        else:
+            assert [patients[path]] == composed if expected else path not in patients
+
+
+def test_two_files_whose_names_differ_in_encoding_alone_get_no_row() -> None:
+    paths = ["a/\u00e9.png", "a/e\u0301.png"]
+    told = read([(paths[0], "p1"), (paths[1], "p2")], paths)
+    assert used(told, paths) == {}
+    assert {row.problem[0] for row in told.values() if row.problem} == {"missing_file"}
+    assert any("encoded" in row.problem[1] for row in told.values() if row.problem)
+
+
+def test_a_row_says_that_its_image_lies_elsewhere() -> None:
+    told = read([("P1/IMG_1.png", "P1")], ["P2/IMG_1.png"])
+    assert told["P1/IMG_1.png"].problem == (
+        "missing_file",
+        "t.csv row 2: there is no such image in the source; P2/IMG_1.png lies in another folder than the row says",
+    )
+
+
+# --- what a patient is called -----------------------------------------------------------------------------------------
+
+NUMBER_COLUMNS: dict[str, Callable[[list[int | None]], pa.Array]] = {
+    "int64": lambda ids: pa.array(ids, pa.int64()),
+    "int32": lambda ids: pa.array(ids, pa.int32()),
+    "float64": lambda ids: pa.array(ids, pa.float64()),
+    "float32": lambda ids: pa.array(ids, pa.float32()),
+    "decimal": lambda ids: pa.array([None if n is None else Decimal(n) for n in ids], pa.decimal128(20, 2)),
+    "text": lambda ids: pa.array([None if n is None else str(n) for n in ids]),
+    "text of floats": lambda ids: pa.array([None if n is None else f"{n}.0" for n in ids]),
+    "bytes": lambda ids: pa.array([None if n is None else str(n).encode() for n in ids], pa.binary()),
+    "dictionary": lambda ids: pa.array(ids, pa.int64()).dictionary_encode(),
+    "dictionary of floats": lambda ids: pa.array(ids, pa.float64()).dictionary_encode(),
+    "pandas floats": lambda ids: pa.array(pd.Series(ids, dtype="float64")),
+    "pandas Int64": lambda ids: pa.array(pd.Series(ids, dtype="Int64")),
+    "pandas category": lambda ids: pa.array(pd.Series(ids, dtype="Int64").astype("category")),
+}
+CSV_COLUMNS: dict[str, Callable[[list[int | None]], pd.Series]] = {
+    "integers": lambda ids: pd.Series(ids, dtype="Int64"),
+    "floats": lambda ids: pd.Series(ids, dtype="float64"),
+    "numpy": lambda ids: pd.Series([None if n is None else np.int32(n) for n in ids], dtype="object"),
+    "blanks": lambda ids: pd.Series(["" if n is None else f"  {n} " for n in ids]),
+    "text of missing": lambda ids: pd.Series(ids, dtype="float64").astype(str),
+}
+
+
+def pack(patients: pa.Array) -> bytes:
+    count = len(patients)
+    images = pa.array([f"{k}.png" for k in range(count)])
+    table = pa.table([images, patients, pa.array(["DC"] * count), pa.array([40.0] * count)], list(COLUMNS.values()))
+    packed = io.BytesIO()
+    parquet.write_table(table, packed)
+    return packed.getvalue()
+
+
+def name_patients(file: str, data: bytes, count: int, **table: object) -> list[str]:
+    paths = [f"{k}.png" for k in range(count)]
+    rows = read_table(declare(file, **table), data, paths)
+    problems = {rows[path].problem[0] for path in paths if rows[path].problem}
+    assert problems <= {"row"}
+    return ["" if rows[path].problem else rows[path].patient for path in paths]
+
+
+@given(
+    st.lists(st.none() | st.integers(0, 2**24 - 1), min_size=1, max_size=6),
+    st.sampled_from([*NUMBER_COLUMNS]),
+    st.data(),
+)
+def test_a_number_is_one_patient_in_every_type_of_column(ids: list[int | None], kind: str, data: st.DataObject) -> None:
+    expected = ["" if n is None else f"x:{n}" for n in ids]
+    assert name_patients("t.parquet", pack(NUMBER_COLUMNS[kind](ids)), len(ids)) == expected
+    values = CSV_COLUMNS[data.draw(st.sampled_from([*CSV_COLUMNS]))](ids)
+    frame = pd.DataFrame({"Image": [f"{k}.png" for k in range(len(ids))], "Patient": values, "Dx": "DC", "Zoom": "40x"})
+    assert name_patients("t.csv", frame.to_csv(index=False).encode(), len(ids)) == expected
+    bom = frame.to_csv(index=False).encode("utf-8-sig")  # as a spreadsheet writes it
+    assert name_patients("t.csv", bom, len(ids)) == expected
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6))
+def test_whole_numbers_keep_all_digits_or_are_refused(ids: list[int]) -> None:
+    with_gap = [*ids, None]
+    assert name_patients("t.parquet", pack(pa.array(with_gap, pa.int64())), len(with_gap))[:-1] == [
+        f"x:{n}" for n in ids
+    ]
+    floats = name_patients("t.parquet", pack(pa.array([float(n) for n in ids], pa.float64())), len(ids))
+    assert floats == [f"x:{n}" if abs(n) < 2**53 and abs(float(n)) < 2**53 else "" for n in ids]
+
+
+def test_codes_of_subtypes_may_be_numbers_too() -> None:
+    table = pa.table([["0.png", "1.png"], [1, 2], [3.0, None], [40, 40]], list(COLUMNS.values()))
+    packed = io.BytesIO()
+    parquet.write_table(table, packed)
+    for key in ("3", "3.0"):
+        rows = read_table(declare("t.parquet", subtypes={key: "DC"}), packed.getvalue(), ["0.png", "1.png"])
+        assert (rows["0.png"].subtype, rows["0.png"].problem) == ("DC", None)
+        assert rows["1.png"].problem
+
+
+def test_a_column_of_lists_is_refused() -> None:
+    with pytest.raises(SourceError, match="'Patient' holds list"):
+        read_table(declare("t.parquet"), pack(pa.array([[1], [2]])), ["0.png"])
+
+
+def test_a_column_is_found_in_composed_and_decomposed_letters() -> None:
+    for header, declared in (("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe"), ("Gro\u0308\u00dfe", "Gr\u00f6\u00dfe")):
+        data = f"Image,Patient,Dx,{header}\na.png,p,DC,40\n".encode()
+        [row] = read_table(declare("t.csv", magnification=declared), data, ["a.png"]).values()
+        assert (row.magnification, row.problem) == (40, None)
+
+
+def test_a_trusted_slide_is_found_under_its_former_name(tmp_path: Path) -> None:
+    spec = declare("t.csv").model_copy(update={"trust": {"7.0": "LC"}})
+    assert spec.trusted_subtype("x:7") == "LC"

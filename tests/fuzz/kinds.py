@@ -1,0 +1,331 @@
+"""The kinds of input: what each starts from, and how it reaches the product."""
+
+import io
+import json
+import random
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ml.core.settings import Settings
+from ml.core.store import Json, Store
+from ml.core.taxonomy import SUBTYPES
+from ml.core.yaml_files import read_yaml
+from ml.data.ledger import Ledger, read_ledger
+from ml.data.sources.archive import open_archive
+from ml.data.sources.spec import DirectorySource, load_source
+from ml.data.sources.tables import read_table
+from ml.data.training_sets import load_training_set
+from ml.images.decoding import decode
+from ml.promotion.audit_log import AuditLog, find_chain_faults, read_decisions, read_unverified_records
+from ml.promotion.gates import judge_evidence
+from ml.promotion.policies import load_policy
+from ml.promotion.reviews import format_review_body
+from ml.training.presets import Preset
+from tests.fuzz.harness import Kind
+from tests.fuzz.mutation import ODD_TEXTS, dump_json, mutate_bytes, mutate_json, mutate_text
+from tests.helpers.made_up import evidence
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+
+class _YamlFiles(NamedTuple):
+    texts: list[str]
+    file: Path
+    conf: Path
+
+
+def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
+    def prepare(scratch: Path) -> _YamlFiles:
+        conf = scratch / "conf"
+        for kind in ("sources", "training_sets", "policies"):
+            (conf / kind).mkdir(parents=True)
+            for file in (_ROOT / "dags" / kind).glob("*.yaml"):
+                (conf / kind / file.name).write_bytes(file.read_bytes())
+        texts = [file.read_text() for example in examples for file in sorted(_ROOT.glob(example))]
+        assert texts
+        return _YamlFiles(texts, conf / folder / "made.yaml", conf)
+
+    return prepare
+
+
+def _use_yaml(read: Callable[[_YamlFiles], object]) -> Callable[[_YamlFiles, random.Random], None]:
+    def use(files: _YamlFiles, rng: random.Random) -> None:
+        files.file.write_bytes(mutate_text(rng.choice(files.texts), rng))
+        read(files)
+
+    return use
+
+
+# --- tables, archives, pictures -----------------------------------------------------------------------------------
+
+_COLUMNS = {"path": "file", "patient": "patient", "subtype": "kind", "magnification": "zoom"}
+_PATHS = [f"P{number // 3}/image_{number}.png" for number in range(12)]
+
+
+def _prepare_table(scratch: Path) -> tuple[pd.DataFrame, Path]:
+    rows = [(path, 1001 + number // 3, SUBTYPES[number % 8], "40x") for number, path in enumerate(_PATHS)]
+    return pd.DataFrame(rows, columns=list(_COLUMNS.values())), scratch
+
+
+def _use_table(prepared: tuple[pd.DataFrame, Path], rng: random.Random) -> None:
+    frame, scratch = prepared[0].copy(), prepared[1]
+    is_parquet = rng.random() < 0.4
+    table = {"file": "cases.parquet" if is_parquet else "cases.csv", **_COLUMNS}
+    facts = {"kind": "directory", "path": str(scratch), "layout": "table", "table": table, "name": "made"}
+    spec = DirectorySource.model_validate(facts, context={"path": scratch / "made.yaml"})
+    if is_parquet:
+        buffer = io.BytesIO()
+        _change_columns(frame, rng).to_parquet(buffer)
+        data = mutate_bytes(buffer.getvalue(), rng) if rng.random() < 0.5 else buffer.getvalue()
+    else:
+        data = mutate_text(frame.to_csv(index=False).replace(",", rng.choice(",,,,;\t")), rng)
+    read_table(spec, data, _PATHS)
+
+
+def _change_columns(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
+    """Returns a table with a column of another type, or with odd cells."""
+    column = rng.choice(list(frame.columns))
+    cells: list[Any] = list(frame[column])
+    kind = rng.randrange(7)
+    if kind == 0:
+        cells = [str(cell).encode() for cell in cells]
+    elif kind == 1:
+        cells = list(np.arange(len(cells)) * 0.5)
+    elif kind == 2:
+        cells = [None if rng.random() < 0.3 else cell for cell in cells]
+    elif kind == 3:
+        cells = [[cell] for cell in cells]
+    elif kind == 4:
+        cells = list(pd.date_range("2024-01-02", periods=len(cells)))
+    elif kind == 5:
+        cells = [{"cell": cell} for cell in cells]
+    else:
+        texts = [text for text in ODD_TEXTS if text.isprintable()]
+        cells = [rng.choice(texts) for _ in cells]
+    return frame.assign(**{column: cells})
+
+
+def _make_picture(format_: str, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format_)
+    return buffer.getvalue()
+
+
+def _prepare_archive(scratch: Path) -> tuple[list[bytes], Path]:
+    members = {path: _make_picture("PNG") for path in _PATHS[:4]} | {"cases.csv": b"a,b\n1,2\n"}
+    archives: list[bytes] = []
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", compression) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        archives.append(buffer.getvalue())
+    for mode in ("w:", "w:gz", "w:bz2", "w:xz"):
+        for format_ in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode=mode, format=format_) as tar:
+                for name, data in members.items():
+                    info = tarfile.TarInfo("./" + name if format_ == tarfile.USTAR_FORMAT else name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+            archives.append(buffer.getvalue())
+    return archives, scratch / "archive"
+
+
+def _use_archive(prepared: tuple[list[bytes], Path], rng: random.Random) -> None:
+    archives, path = prepared
+    path.write_bytes(mutate_bytes(rng.choice(archives), rng))
+    with open_archive(path) as archive:
+        for _, read in archive.items():
+            read()
+
+
+def _prepare_pictures(_: Path) -> list[bytes]:
+    pictures = [_make_picture(name) for name in ("PNG", "JPEG", "TIFF", "BMP")]
+    pictures += [_make_picture("PNG", mode) for mode in ("L", "P", "RGBA", "1", "LA")]
+    pictures += [_make_picture("JPEG", mode) for mode in ("L", "CMYK")]
+    pictures += [_make_picture("TIFF", mode) for mode in ("L", "CMYK", "RGBA", "F", "I;16", "LAB", "YCbCr")]
+    for compression in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits", "group4"):
+        buffer = io.BytesIO()
+        image = Image.open(io.BytesIO(pictures[0]))
+        image.convert("1" if compression == "group4" else "RGB").save(buffer, "TIFF", compression=compression)
+        pictures.append(buffer.getvalue())
+    return [*pictures, *(_make_picture(name) for name in ("GIF", "WEBP", "PPM", "ICO", "TGA"))]
+
+
+def _use_picture(pictures: list[bytes], rng: random.Random) -> None:
+    decode(mutate_bytes(rng.choice(pictures), rng), strict=rng.random() < 0.5)
+
+
+# --- JSON of the store --------------------------------------------------------------------------------------------
+
+
+def _prepare_store(scratch: Path) -> Store:
+    return Store((scratch / "store").as_uri())
+
+
+class _StoredObject(NamedTuple):
+    store: Store
+    oid: str
+    content: Json
+    file: Path
+
+
+def _prepare_object(scratch: Path) -> _StoredObject:
+    store = _prepare_store(scratch)
+    content = evidence()
+    oid = store.create("evidence", content, content)
+    file = store.local(f"{store.object_key(oid)}/object.json")
+    return _StoredObject(store, oid, json.loads(file.read_bytes()), file)
+
+
+def _use_object(stored: _StoredObject, rng: random.Random) -> None:
+    from ml.promotion.evidence import read_verified_object
+
+    stored.file.write_bytes(dump_json(mutate_json(stored.content, rng), rng))
+    read_verified_object(stored.oid, stored.store)
+
+
+class _StoredLedger(NamedTuple):
+    store: Store
+    content: Json
+    file: Path
+
+
+def _prepare_ledger(scratch: Path) -> _StoredLedger:
+    ledger = Ledger("made")
+    for number in range(3):
+        added = {f"made:{number}-{side}": side for side in ("train", "validation", "test")}
+        images = {group: [f"{number}{side}"] for side, group in enumerate(added)}
+        ledger = ledger.append(added, images, dataset=f"dataset-{number}", seed=1)
+    store = _prepare_store(scratch)
+    file = scratch / "store" / "ledgers" / "made.json"
+    file.parent.mkdir(parents=True)
+    return _StoredLedger(store, ledger.to_json(), file)
+
+
+def _use_ledger(stored: _StoredLedger, rng: random.Random) -> None:
+    stored.file.write_bytes(dump_json(mutate_json(stored.content, rng), rng))
+    read_ledger("made", stored.store)
+
+
+class _StoredLog(NamedTuple):
+    store: Store
+    log: AuditLog
+    records: dict[Path, Json]
+
+
+def _prepare_log(scratch: Path) -> _StoredLog:
+    store = _prepare_store(scratch)
+    log = AuditLog(store, Settings(home=scratch, store=store.root, audit_key="key"))
+    for number in (1, 2, 3):
+        log.append("approved", "made-binary", version=number, by="reviewer", reason="fine", champion=None, evidence="e")
+        log.append("carried out", "made-binary", of=[2 * number - 1], champion=number, previous=None)
+    files = sorted((scratch / "store" / "audit" / "log").glob("*.json"))
+    return _StoredLog(store, log, {file: json.loads(file.read_bytes()) for file in files})
+
+
+def _use_log(stored: _StoredLog, rng: random.Random) -> None:
+    for file, record in stored.records.items():
+        file.write_text(json.dumps(record))
+    file = rng.choice(list(stored.records))
+    file.write_bytes(dump_json(mutate_json(stored.records[file], rng), rng))
+    find_chain_faults(stored.store)
+    stored.log.verify({"made-binary": "6:x"})
+    read_decisions(stored.store, log=stored.log)
+    read_unverified_records(stored.store, "made-binary")
+
+
+# --- gates and reviews --------------------------------------------------------------------------------------------
+
+
+def _prepare_verdict(_: Path) -> Any:
+    return load_policy("demo", _ROOT / "dags")
+
+
+def _use_verdict(policy: Any, rng: random.Random) -> None:
+    """Judges evidence with values of the right types and any content, and writes the review of it."""
+    made = evidence(absent_classes=rng.sample(SUBTYPES, rng.randrange(4)))
+    for name in made["metrics"]:
+        made["metrics"][name] = rng.choice((0.0, 1.0, 0.5, rng.random()))
+    for key in ("set", "preset", "dataset", "split", "ledger", "model"):
+        if rng.random() < 0.3:
+            made[key] = rng.choice(ODD_TEXTS)
+    verdict = judge_evidence(made, policy)
+    bundle = {"evidence_id": "evidence-0", "evidence": made, "champion": None, "comparison": None, **verdict}
+    format_review_body(bundle, "bundle-0", {rng.choice(ODD_TEXTS): "http://127.0.0.1/"})
+
+
+# --- Airflow's answers --------------------------------------------------------------------------------------------
+
+
+def _prepare_answers(_: Path) -> Any:
+    from tests.fuzz.airflow_server import AnsweringAirflow
+
+    return AnsweringAirflow()
+
+
+def _use_answers(airflow: Any, rng: random.Random) -> None:
+    from ml.promotion.answers import ReviewRun
+
+    airflow.mutate(rng)
+    run = ReviewRun(airflow.settings, "promote", "made")
+    answers = run.read_answers("made-binary", "1", None)
+    run.check_approvers_independent(answers, [["train", "first"]])
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+
+def _prepare_pages(scratch: Path) -> Any:
+    from tests.fuzz.pages import open_pages
+
+    return open_pages(scratch)
+
+
+def _use_pages(pages: Any, rng: random.Random) -> None:
+    with closing(pages.ask(rng)) as response:
+        assert response.status_code < 500, response.text[:300]
+
+
+KINDS = [
+    Kind(
+        "sources' YAML",
+        _prepare_yaml("sources", "dags/sources/*.yaml", "docs/examples/sources/*.yaml"),
+        _use_yaml(lambda files: load_source(files.file, files.conf)),
+    ),
+    Kind(
+        "training sets' YAML",
+        _prepare_yaml("training_sets", "dags/training_sets/*.yaml"),
+        _use_yaml(lambda files: load_training_set("made", files.conf)),
+    ),
+    Kind(
+        "policies' YAML",
+        _prepare_yaml("policies", "dags/policies/*.yaml"),
+        _use_yaml(lambda files: load_policy("made", files.conf)),
+    ),
+    Kind(
+        "presets' YAML",
+        _prepare_yaml("policies", "ml/training/presets/*.yaml"),
+        _use_yaml(lambda files: read_yaml(files.file, Preset)),
+    ),
+    Kind("tables", _prepare_table, _use_table),
+    Kind("archives", _prepare_archive, _use_archive),
+    Kind("pictures", _prepare_pictures, _use_picture),
+    Kind("objects of the store", _prepare_object, _use_object),
+    Kind("ledgers", _prepare_ledger, _use_ledger),
+    Kind("audit records", _prepare_log, _use_log),
+    Kind("evidence in gates and reviews", _prepare_verdict, _use_verdict),
+]

@@ -1,0 +1,45 @@
+"""Encoded pictures of every depth, mode and layout that files come in."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Samples = NDArray[Any]
+
+
+def tiff(samples: Samples, **options: Any) -> bytes:
+    """Returns a TIFF with these samples; options are tifffile's."""
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, **options)
+    return buffer.getvalue()
+
+
+def planar_tiff(samples: Samples, **options: Any) -> bytes:
+    """Returns a TIFF that holds the channels (height, width, channels) one after the other."""
+    planes = np.ascontiguousarray(np.moveaxis(samples, -1, 0))
+    return tiff(planes, photometric="rgb", planarconfig="separate", **options)
+
+
+def png(samples: Samples) -> bytes:
+    """Returns a PNG with 8 or 16 bits a channel: grey, grey and alpha, RGB or RGBA by the number of channels."""
+    import imagecodecs
+
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(samples)))
+
+
+def pillow(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    """Returns a picture as Pillow saves it."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def with_alpha(samples: Samples, alpha: Samples | int) -> Samples:
+    """Returns RGB samples with an alpha channel."""
+    channel = np.broadcast_to(np.asarray(alpha, samples.dtype), samples.shape[:2])
+    return np.concatenate([samples, channel[..., None]], axis=2)

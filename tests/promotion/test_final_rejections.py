@@ -1,0 +1,167 @@
+"""A rejection is final for a version and its evidence, whatever somebody pauses, clears, deletes or runs again."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml.core.errors import Refused
+from ml.promotion.alias_history import ASKED, NOBODY_IN_TIME, REJECTED, find_rejection
+from ml.promotion.judging import judge_version
+from ml.promotion.registration import register_run
+from tests.helpers.decisions import is_consistent, list_decisions, open_log, promote, read_aliases
+
+FINAL = r"version 1 was rejected by reviewer on .*: not yet. That is final for this version and its evidence"
+
+
+@pytest.fixture
+def registered(world):
+    return register_run(world.log_run(), world.store, world.settings)
+
+
+@pytest.fixture
+def asking(world):
+    """The settings of a stage in a run of the DAG ``promote``."""
+    return world.settings.model_copy(update={"dag": "promote", "dag_run": "asked-1"})
+
+
+@pytest.mark.parametrize("run", ["made-binary-v1", "by hand"])
+def test_neither_the_cleared_run_nor_another_one_undoes_it(world, airflow, registered, run):
+    airflow.answer_promotion(registered, option="Reject", reason="not yet")
+    promote(world, registered)
+    airflow.answer_promotion(registered, at="2026-01-02T00:00:00Z")
+    with pytest.raises(Refused, match=FINAL):
+        promote(world, registered, run)
+    assert read_aliases(world) == {}
+    assert list_decisions(world) == [("rejected", 1, "reviewer")]
+
+
+def test_training_another_version_is_the_way_on(world, airflow, registered):
+    airflow.answer_promotion(registered, option="Reject", reason="not yet")
+    promote(world, registered)
+    second = register_run(world.log_run(auc=0.95), world.store, world.settings)
+    airflow.answer_promotion(second)
+    assert promote(world, second, "made-binary-v2")["decision"] == "approved"
+
+
+@pytest.mark.parametrize("run", ["made-binary-v1", "paused"])
+def test_one_that_was_not_carried_out_yet_is_carried_out_first(world, airflow, registered, run):
+    """Somebody pauses the DAG after the answer, and has it reviewed again: in the same run, or in another one."""
+    airflow.answer_promotion(registered, user="reviewer")
+    airflow.reject_elsewhere(registered, run)
+    done = promote(world, registered)
+    assert (done["decision"], done["reason"]) == ("rejected", "blurred")
+    assert read_aliases(world) == {}
+    [record] = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == REJECTED]
+    assert record["run"] == f"promote/{run}"
+    with pytest.raises(Refused, match=r"rejected by reviewer on .*: blurred"):
+        promote(world, registered)
+    assert is_consistent(world)
+
+
+def test_its_own_run_then_finds_it_carried_out(world, airflow, registered):
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered, "paused")
+    promote(world, registered)
+    airflow.answer_promotion(registered, option="Reject", reason="blurred")
+    assert promote(world, registered, "paused")["decision"] == "rejected"
+    assert list_decisions(world) == [("rejected", 1, "reviewer")]
+
+
+@pytest.mark.parametrize(
+    "only", [{"option": "Approve"}, {"user": None, "reason": None}, {"reason": " "}, {"user": "engineer"}]
+)
+def test_what_is_no_rejection_elsewhere_ends_nothing(world, airflow, registered, only):
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered, "another", **only)
+    assert promote(world, registered)["decision"] == "approved"
+
+
+def test_one_of_another_version_ends_nothing(world, airflow, registered):
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered | {"version": 7}, "another")
+    assert promote(world, registered)["decision"] == "approved"
+
+
+@pytest.mark.parametrize("run", ["deleted-1", "made-binary-v1"])
+def test_a_run_that_was_deleted_may_have_held_one(world, airflow, registered, run):
+    """Also where another run was started under its name since."""
+    airflow.answer_promotion(registered)
+    airflow.run["run_after"] = "2026-01-02T00:00:00Z"
+    question = {"version": 1, "evidence": registered["evidence"], "begun": "2026-01-01T00:00:00Z"}
+    open_log(world).append(ASKED, "made-binary", run=f"promote/{run}", **question)
+    with pytest.raises(Refused, match=f"asked about this version in run {run} as well, which was deleted .*train it"):
+        promote(world, registered)
+    assert read_aliases(world) == {"candidate": 1}
+
+
+def test_a_decision_of_an_earlier_run_of_the_name_says_nothing_of_a_later_one(world, airflow, registered):
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
+    promote(world, registered, "was-there")
+    airflow.gone = {"was-there"}
+    question = {"version": 1, "evidence": registered["evidence"], "begun": "2026-01-01T00:00:00Z"}
+    open_log(world).append(ASKED, "made-binary", run="promote/was-there", **question)
+    airflow.answer_promotion(registered)
+    with pytest.raises(Refused, match="which was deleted"):
+        promote(world, registered, "by hand")
+
+
+def test_each_question_is_recorded_once(world, airflow, registered, asking):
+    airflow.answer_promotion(registered)
+    airflow.run["run_after"] = "2026-01-01T00:00:00Z"
+    for _ in range(2):
+        assert judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])["passed"]
+    [asked] = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == ASKED]
+    assert (asked["run"], asked["begun"]) == ("promote/asked-1", "2026-01-01T00:00:00Z")
+    assert list_decisions(world) == []
+    assert is_consistent(world)
+    assert promote(world, registered, "asked-1")["decision"] == "approved"
+
+
+def test_reviewers_are_not_asked_again(world, airflow, registered, asking):
+    airflow.answer_promotion(registered, option="Reject", reason="not yet")
+    promote(world, registered)
+    with pytest.raises(Refused, match=FINAL):
+        judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
+    assert judge_version("made-binary", "1", world.store, world.settings)["passed"]  # by hand, to look at it
+
+
+def test_reviewers_are_not_asked_again_before_a_rejection_is_carried_out_either(world, airflow, registered, asking):
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered, "paused")
+    with pytest.raises(Refused, match="rejected by reviewer in the run promote/paused, which has not carried it out"):
+        judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
+    assert list_decisions(world) == []
+
+
+def test_registering_again_makes_no_new_evidence(world, airflow, registered):
+    """Otherwise a change that matters to nobody would have a rejected version judged anew."""
+    run = world.client.get_model_version("made-binary", "1").run_id
+    assert register_run(run, world.store, world.settings) == registered
+    world.client.log_text(run, "harmless", "evaluation/note.md")
+    with pytest.raises(Refused, match=r"changed after evidence-.* was recorded: artifacts"):
+        register_run(run, world.store, world.settings)
+
+
+records = st.fixed_dictionaries(
+    {
+        "event": st.sampled_from(["approved", REJECTED, "withdrawn", "carried out"]),
+        "version": st.integers(1, 3),
+        "by": st.sampled_from(["reviewer", "second", NOBODY_IN_TIME]),
+        "run": st.sampled_from(["promote/a", "promote/b", "rollback/a"]),
+        "evidence": st.sampled_from([None, "evidence-1", "evidence-2"]),
+    }
+)
+
+
+@given(st.lists(records, max_size=8), st.lists(records, max_size=8), st.integers(1, 3))
+def test_no_later_record_undoes_a_rejection(before, after, number):
+    rejection = {"event": REJECTED, "version": number, "by": "reviewer", "run": "promote/a", "evidence": "evidence-1"}
+    assert find_rejection([*before, rejection, *after], number, "evidence-1", "promote")
+    found = find_rejection([*before, *after], number, "evidence-1", "promote")
+    assert found is None or (
+        found["event"] == REJECTED
+        and found["version"] == number
+        and found["by"] != NOBODY_IN_TIME
+        and found["run"].startswith("promote/")
+        and found["evidence"] in (None, "evidence-1")
+    )
