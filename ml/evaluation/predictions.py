@@ -7,7 +7,7 @@ against the split, and the figures are computed again from the predictions.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FACTS = ["patient", "slide", "subtype", "label", "magnification", "source"]
-_COMPUTED = ("metrics", "intervals", "per_class", "absent_classes", "slices")
+_COMPUTED = ("metrics", "intervals", "interval_notes", "per_class", "absent_classes", "slices")
 _MAX_DRAWS = 10_000
+_MAX_THRESHOLD = math.nextafter(1.0, 2.0)  # under which no image is labelled malignant
 
 
 def save_predictions(file: Path, predictions: LabelledPredictions) -> None:
@@ -70,7 +71,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             f"{len(expected - predicted)} images are missing, and {len(test) - len(predicted & expected)} rows are of "
             "other images or duplicates; train the model again"
         )
-    predictions = _label_predictions(test, rows, task, _read_rule(evaluation))
+    predictions = _label_predictions(test, rows, task, _read_rule(evaluation, task))
     if [class_names(task)[k] for k in predictions.predicted] != test["called"].tolist():
         raise Refused(
             "test_predictions.parquet: the labels in the column called do not follow from the probabilities and the "
@@ -111,11 +112,39 @@ def _read_predictions(file: Path) -> "pd.DataFrame":
     return table
 
 
-def _read_rule(evaluation: Json) -> DecisionRule:
+def _read_rule(evaluation: Json, task: Task) -> DecisionRule:
     rules = evaluation.get("rules")
     if not isinstance(rules, list) or len(rules) != 1:
         raise Refused("metrics.json does not name exactly one decision rule of the test side; train the model again")
-    return DecisionRule.from_json(rules[0])
+    return parse_rule(rules[0], task, "metrics.json")
+
+
+def parse_rule(facts: object, task: Task, where: str) -> DecisionRule:
+    """Returns the decision rule that a run logged as JSON.
+
+    Args:
+        facts: the JSON; keys other than those of the rule are ignored.
+        task: the task: a binary model has a threshold, a subtype model may have offsets.
+        where: the file, for the error.
+
+    Raises:
+        Refused: it is no rule of the task.
+    """
+    found = facts if isinstance(facts, dict) else {}
+    threshold, offsets = found.get("threshold"), found.get("offsets")
+    if task == "binary":
+        is_rule = offsets is None and _is_number(threshold) and 0 <= threshold <= _MAX_THRESHOLD
+    else:
+        count = len(class_names(task))
+        is_list = isinstance(offsets, list) and len(offsets) == count and all(map(_is_number, offsets))
+        is_rule = threshold is None and (offsets is None or is_list)
+    if not is_rule:
+        raise Refused(f"{where}: holds no decision rule of a {task} model; train the model again")
+    return DecisionRule.from_json(found)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _label_predictions(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ml.core.columns import read_texts
+from ml.core.markdown import escape_markdown
 from ml.core.store import Json
 from ml.core.taxonomy import class_names
 from ml.data.splits import GROUP_COLUMNS
@@ -115,7 +116,7 @@ def write_evaluation(
     figures.plot_history(history, facts["chosen"]["epochs"], folder / "training_curve.png")
     _plot_surest_errors(predictions, pictures, folder / "errors.png")
     _plot_grad_cam(predictions, pictures, network, folder / "grad_cam.png")
-    card = render_model_card(evaluation, facts)
+    card = render_model_card(evaluation.to_json(), facts)
     (folder / "model_card.md").write_text(card, encoding="utf-8")
     page = render_report(folder, evaluation, held_out[1], card, facts, single_case_classes)
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -137,11 +138,18 @@ def find_single_case_classes(held_out: LabelledPredictions, facts: Json) -> list
     return [name for k, name in enumerate(names) if len(set(groups[held_out.truth == k])) == 1]
 
 
-def render_model_card(test: Evaluation, facts: Json) -> str:
-    """Returns the model card as Markdown. The report shows it, and it becomes the registered version's description."""
-    headline = [name for name in _HEADLINE[test.task] if name in test.metrics]
+def render_model_card(test: Json, facts: Json) -> str:
+    """Returns the model card as Markdown. The report shows it, and it becomes the registered version's description.
+
+    Args:
+        test: ``task``, ``metrics``, ``intervals`` and ``interval_notes`` of the test side, as
+            :meth:`ml.evaluation.evaluation.Evaluation.to_json` returns them.
+        facts: of the run: ``set``, ``task``, ``preset``, ``seed``, ``run_id``, ``weights_kind``, ``dataset``,
+            ``split_group``, ``sources`` (name -> ``version``) and ``sides`` (name -> ``images``, ``cases``).
+    """
+    headline = [name for name in _HEADLINE[test["task"]] if name in test["metrics"]]
     return _template("model_card.md").render(
-        facts=facts, test=test, headline=headline, names=METRIC_NAMES, what=_CLASS_DESCRIPTIONS[test.task]
+        facts=facts, test=test, headline=headline, names=METRIC_NAMES, what=_CLASS_DESCRIPTIONS[test["task"]]
     )
 
 
@@ -197,7 +205,7 @@ def _template(name: str) -> "Template":
     def read(name: str) -> str:
         return files("ml.evaluation.templates").joinpath(name).read_text(encoding="utf-8")
 
-    # Markdown is escaped where it becomes HTML.
+    # Markdown has a filter of its own.
     environment = Environment(
         loader=FunctionLoader(read),
         autoescape=select_autoescape(["html"]),
@@ -205,6 +213,7 @@ def _template(name: str) -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["markdown"] = escape_markdown
     return environment.get_template(name)
 
 

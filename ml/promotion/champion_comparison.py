@@ -18,6 +18,7 @@ from ml.evaluation.comparison_simulation import Memos
 from ml.evaluation.metric_names import GATED_METRICS
 from ml.evaluation.scores import ClassNumbers, Probabilities
 from ml.promotion.policies import NonInferiorityRule
+from ml.registry.sandbox import find_isolation
 from ml.registry.version_scoring import classify_pictures
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def compare_with_champion(evidence: Json, champion: Json, rule: NonInferiorityRu
     Returns:
         ``{version, comparable, reason, pairs}``: the champion's version, whether the two could be compared and, if not,
         why; the pairs are those of :func:`ml.evaluation.comparison.compare_models`, one per metric and set of images.
+        Where the champion had to classify, ``isolation`` says how its logged code was isolated from this machine; see
+        :mod:`ml.registry.sandbox`.
 
     Raises:
         TryAgain: predictions or the champion's files cannot be read.
@@ -68,6 +71,7 @@ def compare_with_champion(evidence: Json, champion: Json, rule: NonInferiorityRu
             continue
         if where == TEST and (unseen := new.loc[~new["pixel_sha256"].isin(old["pixel_sha256"])]).size:
             old = _add_predictions(old, unseen, champion, evidence["dataset"], store)
+            result["isolation"] = find_isolation()
         result["pairs"] += compare_models(
             where, _pair_predictions(task, new, old), memos, margin=rule.margin, least_power=rule.least_power
         )

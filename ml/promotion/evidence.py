@@ -19,10 +19,11 @@ from ml.core.errors import Refused, RegistryError
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
-from ml.core.taxonomy import SIDES, Task, class_names
-from ml.evaluation.metric_names import METRIC_NAMES
+from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id
+from ml.promotion.rescoring import rescore_predictions
+from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-RECORDED_AT_REGISTRATION = frozenset({"starters"})
-"""What is recorded when a version is registered, and cannot be collected again later."""
+RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored"})
+"""What is recorded when a version is registered, and is not collected again later.
+
+Who started its trainings may be gone from Airflow by then, and what scoring the test side again gave follows from files
+whose hashes are compared.
+"""
 
 
 def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
@@ -53,7 +58,9 @@ def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
         )
 
 
-def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False) -> Json:
+def collect_evidence(
+    version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False, rescore: bool = False
+) -> Json:
     """Collect the evidence of a model version from MLflow and the store: what it is made of and what it scored.
 
     Args:
@@ -61,13 +68,19 @@ def collect_evidence(version: "ModelVersion", store: Store, settings: Settings, 
         store: has its dataset and split.
         settings: say where MLflow is.
         recompute: whether to compute its metrics again from its predictions, too.
+        rescore: whether to score the pictures of the test side again with its network, too, as
+            :mod:`ml.promotion.rescoring` does; only with ``recompute``.
+
+    Returns:
+        The evidence; with ``rescore`` it has ``rescored``.
 
     Raises:
         RegistryError: its run, evaluation or model files are missing.
-        Refused: what its run says of itself cannot be true, or is not what its predictions give.
+        Refused: what its run logged is not of the kind that :mod:`ml.promotion.run_claims` demands, cannot be true, or
+            is not what its predictions and its network give.
     """
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        return _collect(version, store, settings, Path(scratch), recompute=recompute)
+        return _collect(version, store, settings, Path(scratch), recompute=recompute, rescore=rescore)
 
 
 class _Artifacts(NamedTuple):
@@ -99,6 +112,8 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
         raise find_outage(error) or RegistryError(
             f"{version.name} version {version.version}: artifacts cannot be read: {error}"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{version.name} version {version.version}: its metrics.json is not JSON: {error}") from None
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
 
 
@@ -137,15 +152,18 @@ def _read_origin(name: str, tags: dict[str, str], store: Store) -> _Origin:
     return _Origin(split, sources, validations, validated, {"id": oid, "kind": kind})
 
 
-def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool) -> Json:
+def _collect(
+    version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool, rescore: bool
+) -> Json:
     name = f"{version.name} version {version.version}"
     run = find_training_run(version.run_id, settings)
     tags = run.data.tags
+    check_tags(name, tags)
     check_training_set(version.run_id, tags, store)
     origin = _read_origin(name, tags, store)
     artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
     evaluation = artifacts.evaluation
-    _check_evaluation(name, evaluation, tags["breakhis.task"])
+    check_evaluation(name, evaluation, tags["breakhis.task"])
     if recompute:
         try:
             check_predictions(
@@ -155,7 +173,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         except Refused as error:
             raise Refused(f"{name}, run {version.run_id}: {error}") from None
     split = origin.split
-    return {
+    evidence: Json = {
         "model": str(version.name),
         "version": int(version.version),
         "run_id": str(version.run_id),
@@ -174,7 +192,7 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         "preset_sha256": hashlib.sha256(artifacts.preset.encode()).hexdigest(),
         "code_sha256": tags.get("breakhis.code_sha256"),
         "lock_sha256": tags.get("breakhis.lock_sha256"),
-        "dag_runs": _parse_dag_runs(name, tags),
+        "dag_runs": parse_dag_runs(name, tags),
         "seed": int(tags["breakhis.seed"]),
         "weights": origin.weights,
         # The run's metrics and its metrics.json have to agree.
@@ -187,33 +205,10 @@ def _collect(version: "ModelVersion", store: Store, settings: Settings, scratch:
         },
         "model_files": _hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
-
-
-def _check_evaluation(name: str, evaluation: Json, task: Task) -> None:
-    """Check that an evaluation has only finite numbers, and only known metrics and classes: a reviewer reads the names.
-
-    Raises:
-        Refused: it has others, or lacks a class.
-    """
-    try:
-        canonical(evaluation)
-    except ValueError:
-        raise Refused(f"{name}: its metrics.json holds a value that is not a finite number (NaN or infinite)") from None
-    known = {"metrics": set(METRIC_NAMES), "intervals": set(METRIC_NAMES), "absent_classes": set(class_names(task))}
-    for key, names in known.items():
-        if unknown := sorted(set(map(str, evaluation.get(key, ()))) - names):
-            raise Refused(f"{name}: its metrics.json has unknown {key}: {unknown[0][:80]!r}")
-    missing = [class_name for class_name in class_names(task) if class_name not in evaluation.get("per_class", {})]
-    if missing:
-        raise Refused(f"{name}: its metrics.json lacks the classes {', '.join(missing)}")
-
-
-def _parse_dag_runs(name: str, tags: dict[str, str]) -> list[list[str]]:
-    """Returns DAG and run of each training that contributed to the model."""
-    try:
-        return [[str(dag), str(run)] for dag, run in json.loads(tags.get("breakhis.dag_runs", "[]"))]
-    except (ValueError, TypeError):
-        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {tags['breakhis.dag_runs']!r}") from None
+    if rescore:
+        folders = artifacts.evaluation_folder, artifacts.model_folder, scratch
+        evidence["rescored"] = rescore_predictions(name, evidence, evaluation, *folders, store)
+    return evidence
 
 
 def verify_evidence(
@@ -226,7 +221,8 @@ def verify_evidence(
         store: has the evidence, its dataset and split.
         settings: say where MLflow is.
         expected: the id that the evidence must have; None accepts any.
-        recompute: as of :func:`collect_evidence`.
+        recompute: as of :func:`collect_evidence`. Where the evidence is of an earlier release, which did not score the
+            test side again when it registered, that is done now.
 
     Raises:
         RegistryError: the version was not registered by ``breakhis register``.
@@ -241,13 +237,20 @@ def verify_evidence(
     if expected and expected != recorded:
         raise Refused(f"{name}: its evidence is {recorded}, not {expected}")
     evidence = read_verified_object(recorded, store)
-    # An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
-    collected = json.loads(canonical(collect_evidence(version, store, settings, recompute=recompute)))
-    compared = evidence.keys() - RECORDED_AT_REGISTRATION
-    changed = sorted(key for key in compared if evidence[key] != collected.get(key))
-    if changed:
+    rescore = recompute and "rescored" not in evidence
+    collected = collect_evidence(version, store, settings, recompute=recompute, rescore=rescore)
+    if changed := _list_changes(evidence, collected):
         raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
     return str(recorded), evidence
+
+
+def _list_changes(recorded: Json, collected: Json) -> list[str]:
+    """Returns the names of what recorded evidence says otherwise than evidence that was collected now.
+
+    An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
+    """
+    now = json.loads(canonical(collected))
+    return sorted(key for key in recorded.keys() - RECORDED_AT_REGISTRATION if recorded[key] != now.get(key))
 
 
 def read_verified_object(oid: str, store: Store) -> Json:

@@ -13,6 +13,7 @@ from ml.core.store import Json, digest
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, class_names
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
 from ml.promotion.policies import Limit, Policy, RequiredEvidence
+from ml.registry.sandbox import ISOLATION_TEXTS, WEAK_ISOLATION
 
 
 def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
@@ -187,7 +188,7 @@ def _judge_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]
     """Yields a gate for each compared metric: the difference's lower end must be above minus the margin.
 
     Candidate and champion that cannot be compared, or a difference that cannot be estimated, are a warning, unless the
-    policy blocks the latter.
+    policy blocks the latter. So is a champion whose logged code ran with little or no isolation.
     """
     if comparison is None:
         return
@@ -195,6 +196,12 @@ def _judge_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]
     if not comparison["comparable"]:
         yield _make_gate(f"not worse than the {champion}", passed=True, warning=comparison["reason"])
         return
+    isolation = comparison.get("isolation")  # missing where no logged code had to run
+    if isolation in WEAK_ISOLATION:
+        warning = (
+            f"to classify images that came after it, the {champion} ran its logged code {ISOLATION_TEXTS[isolation]}"
+        )
+        yield _make_gate(f"isolation of the {champion}", passed=True, warning=warning)
     for pair in comparison["pairs"]:
         name = f"{METRIC_NAMES[pair['metric']]} {pair['where']}, not worse than the {champion}"
         figures = {"metric": pair["metric"], "value": pair["low"], "limit": -policy.comparison.margin}

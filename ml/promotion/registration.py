@@ -6,9 +6,11 @@ from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
+from ml.evaluation.report import render_model_card
 from ml.promotion.answers import explain_unknown_starters
 from ml.promotion.audit_log import AuditLog, find_last_sequence, read_unverified_records
 from ml.promotion.evidence import check_training_set, collect_evidence, verify_evidence
+from ml.promotion.run_claims import check_tags
 from ml.promotion.starters import find_training_starters
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
 
@@ -30,9 +32,10 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     Raises:
         RegistryError: there is no such run, it is unfinished, or it is not a training run of breakhis.
         DataError: no training set declares the model.
-        Refused: its tags name another training set than its dataset belongs to, or its metrics are not those of its
-            predictions; it was changed after it was registered; or the registered model has something that neither
-            this stage nor a decision has made.
+        Refused: its tags or metrics are not of the kind that a training logs, its tags name another training set than
+            its dataset belongs to, its metrics are not those of its predictions, or these not those of its network; it
+            was changed after it was registered; or the registered model has something that neither this stage nor a
+            decision has made.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -40,6 +43,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     client = connect(settings)
     run = find_training_run(run_id, settings)
     tags = run.data.tags
+    check_tags(f"run {run_id}", tags)
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
     find_training_set(model, settings)  # a set without a YAML file has no policy to judge its model by
     check_training_set(run_id, tags, store)
@@ -63,7 +67,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     if recorded and store.exists(recorded):
         oid, evidence = verify_evidence(version, store, settings, recompute=True)
     else:
-        evidence = collect_evidence(version, store, settings, recompute=True)
+        evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
         evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], store, settings)
         oid = store.create("evidence", evidence, evidence)
         if recorded and recorded != oid:
@@ -73,9 +77,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             )
     client.set_model_version_tag(model, number, "breakhis.evidence", oid)
     client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
-    if "evaluation/model_card.md" in evidence["artifacts"]:
-        card = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evaluation/model_card.md")
-        client.update_model_version(model, number, description=card)
+    client.update_model_version(model, number, description=_describe(evidence))
     if registered.alias(CHAMPION) != int(number):
         registered.set_candidate(int(number))
     return {"model": model, "version": int(number), "evidence": oid}
@@ -114,3 +116,14 @@ def _check_made_by_us(model: RegisteredModel, run_id: str, store: Store) -> None
             f"the registered model {model.name} has an alias {name} on version {number}, but the audit log has no "
             f"decision about it: {remedy}"
         )
+
+
+def _describe(evidence: Json) -> str:
+    """Returns the version's description: the model card, made of the evidence and not of the run's own text."""
+    facts = {
+        **evidence,
+        "weights_kind": evidence["weights"]["kind"],
+        "sources": {name: {"version": version} for name, version in evidence["sources"].items()},
+        "split_group": evidence.get("split_group", "case"),
+    }
+    return render_model_card({"intervals": {}, "interval_notes": {}, **evidence}, facts)

@@ -6,6 +6,7 @@ The Airflow plugin asks the question, the promotion reads the answer, and ``brea
 import re
 from collections.abc import Mapping
 
+from ml.core.markdown import escape_markdown, format_link
 from ml.core.store import Json, digest
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
@@ -35,6 +36,9 @@ BUNDLE_PATTERN = r"bundle-[0-9a-f]{12}"
 
 MIN_REASON_LENGTH = 3
 """In characters, without blanks around them."""
+
+_MAX_REASON_LENGTH, _MAX_WARNING_LENGTH = 2_000, 1_000
+"""In characters, of what is shown of each to a reviewer; the audit log keeps a reason as a whole."""
 
 _LAST_WORDS = re.compile(rf"judged as `({BUNDLE_PATTERN})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
 
@@ -89,22 +93,22 @@ def format_rollback_body(
         withdrawal: audit record of the version's withdrawal, or None.
     """
     withdrawn = withdrawal and (
-        f"> **Withdrawn.** {withdrawal['by']} withdrew this version on {withdrawal['at'][:10]}: "
-        f"{withdrawal['reason']}. Whoever asks to go back to it knew that."
+        f"> **Withdrawn.** {escape_markdown(withdrawal['by'])} withdrew this version on {withdrawal['at'][:10]}: "
+        f"{escape_markdown(withdrawal['reason'], limit=_MAX_REASON_LENGTH)}. Whoever asks to go back to it knew that."
     )
     champion_metrics = champion["metrics"] if champion else {}
     title = f"version {champion['version']}" if champion else "none"
     lines = [
-        f"**{version['model']} version {version['version']}** was champion once and would be again, at once. "
-        f"The champion now: {title}.",
+        f"**{escape_markdown(version['model'])} version {version['version']}** was champion once and would be again, "
+        f"at once. The champion now: {title}.",
         "",
         *([withdrawn, ""] if withdrawn else []),
-        f"Asked for because: {reason}",
+        f"Asked for because: {escape_markdown(reason, limit=_MAX_REASON_LENGTH)}",
         "",
         "| metric, test | former champion | champion now |",
         "|---|---|---|",
         *(
-            f"| {METRIC_NAMES.get(name, name)}{' of patients' if name.startswith('patient_') else ''} | {value:.4f} "
+            f"| {_title_metric(name)}{' of patients' if name.startswith('patient_') else ''} | {value:.4f} "
             f"| {f'{champion_metrics[name]:.4f}' if name in champion_metrics else ''} |"
             for name, value in version["metrics"].items()
         ),
@@ -113,7 +117,8 @@ def format_rollback_body(
     approved = [one["version"] for one in (version, champion) if one and one["version"] in bundles]
     if approved:
         links = [
-            f"- [What version {number} was approved on]({review_page_path(bundles[number])})" for number in approved
+            f"- {format_link(f'What version {number} was approved on', review_page_path(bundles[number]))}"
+            for number in approved
         ]
         lines += ["### Look closer", "", *links, ""]
     judged = f", judged as `{bundles[version['version']]}`" if version["version"] in bundles else ""
@@ -136,7 +141,7 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
     """
     evidence, champion = bundle["evidence"], bundle["champion"]
     lines = [
-        f"**{evidence['model']} version {evidence['version']}** would become champion"
+        f"**{escape_markdown(evidence['model'])} version {evidence['version']}** would become champion"
         + (f" in place of version {champion['version']}." if champion else "; there is no champion yet."),
         "",
     ]
@@ -150,7 +155,7 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
         "The candidate's whole report": f"{review_page_path(bundle_id)}candidate/report.html",
         **links,
     }
-    lines += ["### Look closer", "", *(f"- [{text}]({address})" for text, address in links.items()), ""]
+    lines += ["### Look closer", "", *(f"- {format_link(text, address)}" for text, address in links.items()), ""]
     lines += [
         f"Evidence `{bundle['evidence_id']}`, judged as `{bundle_id}` (SHA-256 `{digest(bundle)}`). Your answer is "
         "recorded with your name and reason, and holds for exactly this.",
@@ -158,8 +163,17 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
     return "\n".join(lines)
 
 
+def _title_metric(name: str) -> str:
+    """Returns the display name of a metric, as Markdown; one that this release does not know keeps its own."""
+    return METRIC_NAMES.get(name) or escape_markdown(name)
+
+
 def _format_warnings(bundle: Json) -> list[str]:
-    return [line for warning in bundle["warnings"] for line in (f"> **Warning.** {warning}", "")]
+    return [
+        line
+        for warning in bundle["warnings"]
+        for line in (f"> **Warning.** {escape_markdown(warning, limit=_MAX_WARNING_LENGTH)}", "")
+    ]
 
 
 def _format_gates(bundle: Json) -> list[str]:
@@ -170,8 +184,8 @@ def _format_gates(bundle: Json) -> list[str]:
             for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
         )
         outcome = ("warning" if gate["warning"] else "passed") if gate["passed"] else "FAILED"
-        lines.append(f"| {gate['name']} | {value} | {limit} | {distance} | {outcome} |")
-    return [*lines, "", f"Policy: {bundle['policy']} (`{bundle['policy_hash']}`)", ""]
+        lines.append(f"| {escape_markdown(gate['name'])} | {value} | {limit} | {distance} | {outcome} |")
+    return [*lines, "", f"Policy: {escape_markdown(bundle['policy'])} (`{bundle['policy_hash']}`)", ""]
 
 
 def _format_data(evidence: Json) -> list[str]:
@@ -180,13 +194,17 @@ def _format_data(evidence: Json) -> list[str]:
     # In the order of SIDES: a stored object comes back in alphabetical order.
     sides = ((side, evidence["sides"][side]) for side in SIDES)
     lines += [f"| {side} | {counts['images']} | {counts['cases']} |" for side, counts in sides]
-    sources = ", ".join(f"{name} ({version})" for name, version in evidence["sources"].items())
-    split = f"{evidence['split']}, by {evidence.get('split_group', 'case')}"
+    shown = {key: escape_markdown(evidence.get(key, "")) for key in ("dataset", "split", "split_group", "split_method")}
+    sources = ", ".join(
+        f"{escape_markdown(name)} ({escape_markdown(version)})" for name, version in evidence["sources"].items()
+    )
+    split = f"{shown['split']}, by {shown['split_group'] or 'case'}"
     if "split_method" in evidence:
-        split += f" with the method {evidence['split_method']}"
-    lines += ["", f"Dataset {evidence['dataset']} of {sources}; {split}.", ""]
+        split += f" with the method {shown['split_method']}"
+    lines += ["", f"Dataset {shown['dataset']} of {sources}; {split}.", ""]
     if evidence["absent_classes"]:
-        lines += [f"**Not measured, no test image:** {', '.join(evidence['absent_classes'])}.", ""]
+        absent = ", ".join(escape_markdown(name) for name in evidence["absent_classes"])
+        lines += [f"**Not measured, no test image:** {absent}.", ""]
     return lines
 
 
@@ -201,10 +219,11 @@ def _format_metrics(evidence: Json, champion_metrics: Mapping[str, float]) -> li
         for metric in metrics:
             value, ends = evidence["metrics"][metric], evidence.get("intervals", {}).get(metric)
             range_text = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-            interval = "; ".join(filter(None, (range_text, evidence.get("interval_notes", {}).get(metric))))
+            note = escape_markdown(evidence.get("interval_notes", {}).get(metric, ""))
+            interval = "; ".join(filter(None, (range_text, note)))
             before = f"{champion_metrics[metric]:.4f}" if metric in champion_metrics else ""
             change = f"{value - champion_metrics[metric]:+.4f}" if metric in champion_metrics else ""
-            lines.append(f"| {METRIC_NAMES.get(metric, metric)} | {value:.4f} | {interval} | {before} | {change} |")
+            lines.append(f"| {_title_metric(metric)} | {value:.4f} | {interval} | {before} | {change} |")
         lines.append("")
     return lines
 
@@ -247,7 +266,7 @@ def _format_regressions(bundle: Json) -> list[str]:
     regressions = []
     for name, of_class, before, now in list_regressions(bundle["evidence"], bundle["champion"]):
         of_whom = " of patients" if name.startswith("patient_") else ""
-        title = f"recall of {of_class}" if of_class else f"{METRIC_NAMES.get(name, name)}{of_whom}"
+        title = f"recall of {escape_markdown(of_class)}" if of_class else f"{_title_metric(name)}{of_whom}"
         digits = 3 if of_class else 4
         regressions.append(f"{title} {before:.{digits}f} → {now:.{digits}f}")
     return ["### What got worse", "", *(f"- {line}" for line in regressions or ["Nothing that was measured."]), ""]
@@ -268,7 +287,7 @@ def _format_comparison(bundle: Json) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for pair in comparison["pairs"]:
-        name = f"{METRIC_NAMES[pair['metric']]}, {pair['where']}"
+        name = f"{_title_metric(pair['metric'])}, {escape_markdown(pair['where'])}"
         if pair["difference"] is None:
             lines.append(f"| {name} | {pair['images']} ({pair['cases']}) | | | not estimable | | | |")
             continue

@@ -1,4 +1,4 @@
-"""Runs a logged model in a process of its own that has imported nothing of this package.
+"""Runs a logged model in a process of its own, isolated, that has imported nothing of this package.
 
 There are two reasons. A model is code that somebody has logged, and the process that decides about models holds
 passwords and the key of the audit log, so it never runs that code itself. And a model brings along the package that it
@@ -19,55 +19,61 @@ from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from ml.core.errors import RegistryError, TryAgain
 from ml.core.mlflow_client import fetch_artifacts
+from ml.core.progress import say
 from ml.core.store import Json
+from ml.registry.sandbox import (
+    ISOLATION_TEXTS,
+    WEAK_ISOLATION,
+    find_isolation,
+    isolate_command,
+    make_environment,
+    share_with_user,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
 
-_WORKER = Path(__file__).with_name("model_worker.py")
-_KEPT_VARIABLES = (
-    *("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"),
-)
-"""Environment variables that the process gets. They locate Python, its packages and the GPU; none is an address or a
-secret."""
+_FOLDER = Path(__file__).parent
 
 MAX_PICTURES, MAX_BYTES = 32, 64 * 2**20
 """Limits of a batch: its number of pictures, and the size in bytes beyond which it takes no further picture."""
 
 
-class ModelProcess:
-    """A logged model in a process of its own. Use it as a context manager.
+class ScoringProcess:
+    """A process of its own, isolated, that is sent pictures and answers with rows. Use it as a context manager.
 
     Args:
-        folder: the model's files, as MLflow downloads them.
+        given: the folder or file that it works with.
         name: of the model, for error messages.
 
     Raises:
         RegistryError: the model cannot be loaded, or its process has ended.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
+    _worker: Path
+    """The program, which reads pictures and writes rows as ``model_worker.py`` describes it."""
+
+    def __init__(self, given: Path, name: str) -> None:
+        self._given = given
         self._name = name
 
     def __enter__(self) -> Self:
+        isolation = find_isolation()
         with ExitStack() as stack:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="breakhis-"))
-            self._log: IO[str] = stack.enter_context((Path(scratch) / "log").open("w+", encoding="utf-8"))
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="breakhis-")))
+            self._log: IO[str] = stack.enter_context((scratch / "log").open("w+", encoding="utf-8"))
+            given = share_with_user(isolation, self._given.resolve(), scratch)
             reading, writing = os.pipe()
             self._answers = stack.enter_context(os.fdopen(reading, encoding="utf-8"))
             try:
-                own = {"HOME": scratch, "TMPDIR": scratch, "MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/none.db"}
-                # Compiled code beside the model's files would change what the evidence has hashed.
-                own |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-                kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+                # -P keeps the worker's folder off the path: it has modules that are named like libraries.
+                command = [sys.executable, "-P", str(self._worker), str(given), str(writing)]
                 self._process = subprocess.Popen(
-                    # -P keeps the worker's folder off the path: it has modules that are named like libraries.
-                    [sys.executable, "-P", str(_WORKER), str(self._folder.resolve()), str(writing)],
+                    isolate_command(isolation, command, readable=[given], scratch=scratch),
                     cwd=scratch,
-                    env=kept | own,
+                    env=make_environment(scratch) | self._make_settings(scratch),
                     stdin=subprocess.PIPE,
                     stdout=self._log,
                     stderr=subprocess.STDOUT,
@@ -86,12 +92,15 @@ class ModelProcess:
     ) -> None:
         self._stack.close()
 
+    def _make_settings(self, scratch: Path) -> dict[str, str]:
+        """Returns further environment variables of the process."""
+        raise NotImplementedError
+
     def predict(self, pictures: Sequence[bytes]) -> list[Json]:
         """Classify encoded pictures.
 
         Returns:
-            A row a picture: the columns of :class:`ml.registry.pyfunc.ImageClassifier`, or ``{error}`` for a picture
-            that the model refuses.
+            A row a picture, as the worker makes it, or ``{error}`` for a picture that the model refuses.
         """
         stdin = self._process.stdin
         assert stdin
@@ -120,6 +129,36 @@ class ModelProcess:
             with suppress(OSError):  # the rest of the input has no reader
                 self._process.stdin.close()
         self._process.wait()
+
+
+class ModelProcess(ScoringProcess):
+    """A logged model, given by its folder, with the code that it was logged with.
+
+    A row has the columns of :class:`ml.registry.pyfunc.ImageClassifier`.
+    """
+
+    _worker = _FOLDER / "model_worker.py"
+
+    def __enter__(self) -> Self:
+        if (isolation := find_isolation()) in WEAK_ISOLATION:
+            say(f"{self._name}: its logged code runs {ISOLATION_TEXTS[isolation]}")
+        return super().__enter__()
+
+    def _make_settings(self, scratch: Path) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/none.db"}
+
+
+class NetworkProcess(ScoringProcess):
+    """A trained network, given by its file ``network.keras``, with this release's code and on the CPU.
+
+    A row has ``probabilities``, the network's outputs. The file has to be checked before, by
+    :func:`ml.registry.network_archive.check_network_archive`.
+    """
+
+    _worker = _FOLDER / "network_worker.py"
+
+    def _make_settings(self, scratch: Path) -> dict[str, str]:  # noqa: ARG002
+        return {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def classify_pictures(model: str, number: int, pictures: Iterable[bytes]) -> "pd.DataFrame":

@@ -2,9 +2,11 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import mlflow
 import numpy as np
@@ -12,17 +14,28 @@ from mlflow.tracking import MlflowClient
 
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
-from ml.core.store import Store, digest
+from ml.core.store import Json, Store, digest
 from ml.data.splits import look_up_sides, read_split, split_dataset
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
 from ml.evaluation.predictions import save_predictions
-from ml.evaluation.scores import LabelledPredictions
+from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
+from ml.images.decoding import decode, pixel_hash, resize
+from ml.promotion import evidence
 from ml.promotion.alias_history import STARTED
 from ml.promotion.audit_log import AuditLog
+from ml.promotion.registration import register_run
+from ml.registry.packaging import log_classifier
 from tests.helpers import made_up
 
+if TYPE_CHECKING:
+    import keras
+
+NOT_RESCORED: Json = {"images": 0, "tolerance": 0.0}
+"""Stands in for the result of scoring the test side again, where a made-up model scores nothing."""
+
+RULE = DecisionRule(threshold=0.5)
 POLICY = "name: lenient\nbinary: {roc_auc: 0.8, macro_f1: 0.5}\n"
 
 
@@ -56,12 +69,14 @@ class RegistryWorld:
         mlflow_uri: str,
         sets: tuple[str, ...] = ("made",),
         *,
+        pictures: bool = False,
         with_starter: bool = True,
         **settings: Any,
     ) -> "RegistryWorld":
         """Creates a world in a folder that is empty or has only MLflow's database.
 
-        Without a starter the audit log is empty, for what gives it another key first.
+        With ``pictures`` the store has the pictures of the first training set, which a network can score. Without a
+        starter the audit log is empty, for what gives it another key first.
         """
         conf = folder / "conf"
         for name in ("sources", "training_sets", "policies"):
@@ -80,6 +95,10 @@ class RegistryWorld:
         data = {}
         for name in sets:
             rows = made_up.manifest_rows(made_up.every_class(images=5))
+            if pictures and name == sets[0]:
+                files = [made_up.png(seed) for seed in range(len(rows))]
+                rows["sha256"] = [store.put_blob(file) for file in files]
+                rows["pixel_sha256"] = [pixel_hash(decode(file)) for file in files]
             if name != sets[0]:  # each set has its own images
                 rows["pixel_sha256"] = [digest([name, sha256]) for sha256 in rows["pixel_sha256"]]
             dataset = made_up.create_dataset(store, rows, set_name=name)
@@ -106,9 +125,59 @@ class RegistryWorld:
 
         ``scored_on`` are the dataset and the split of its predictions; default: those of the training set.
         """
-        dataset, split = self.data[training_set]
-        dataset, split = tags.get("breakhis.dataset", dataset), tags.get("breakhis.split", split)
+        dataset, split = self._data(training_set, tags)
         scores = self.scores(auc, *(scored_on or (dataset, split)))
+        return self._log(
+            training_set,
+            scores,
+            lambda _: mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[]),
+            tags,
+        )
+
+    def log_trained_run(
+        self,
+        network: "keras.Model",
+        claim: Callable[[Probabilities, ClassNumbers], Probabilities] = lambda outputs, truth: outputs,
+        rule: DecisionRule = RULE,
+        **tags: str,
+    ) -> str:
+        """Logs a finished run with a network, as a training does; needs pictures. Returns its id.
+
+        Its predictions are what ``claim`` makes of the network's outputs for the test side and the true classes, and
+        its metrics follow from them. ``rule`` is the decision rule that the model is logged with; that of its metrics
+        is ``RULE``.
+        """
+        dataset, split = self._data("made", tags)
+        known = self.scores(0.9, dataset, split)
+        files = [self.store.blob(sha256) for sha256 in known.rows["sha256"]]
+        pixels = np.stack([resize(decode(file)) for file in files]).astype(np.float32)
+        outputs = np.asarray(network(pixels, training=False), dtype=np.float64)[:, 0]
+        scores = LabelledPredictions("binary", known.rows, known.truth, claim(outputs, known.truth), RULE)
+        facts = {"preset": "demo"}
+        return self._log(
+            "made", scores, lambda run: log_classifier(network, "binary", rule, run, files[0], facts), tags
+        )
+
+    def register(self, run: str) -> Json:
+        """Registers a run whose model is no network: its test side is not scored again."""
+        with patch.object(evidence, "rescore_predictions", return_value=NOT_RESCORED):
+            return register_run(run, self.store, self.settings)
+
+    def model_folder(self, run: str) -> Path:
+        """Returns the folder of the model that a run logged."""
+        (model,) = self.client.search_logged_models(
+            [self.client.get_run(run).info.experiment_id], filter_string=f"source_run_id = '{run}'"
+        )
+        return Path(model.artifact_location.removeprefix("file://"))
+
+    def _data(self, training_set: str, tags: dict[str, str]) -> tuple[str, str]:
+        dataset, split = self.data[training_set]
+        return tags.get("breakhis.dataset", dataset), tags.get("breakhis.split", split)
+
+    def _log(
+        self, training_set: str, scores: LabelledPredictions, log_model: Callable[[str], Any], tags: dict[str, str]
+    ) -> str:
+        dataset, split = self._data(training_set, tags)
         evaluation = evaluate(scores, draws=0)
         weights = {"kind": "imagenet", "sha256": "0"}
         connect(self.settings)
@@ -139,7 +208,7 @@ class RegistryWorld:
             for name in ("report.html", "model_card.md"):
                 mlflow.log_text("made up", f"evaluation/{name}")
             mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
-            mlflow.pyfunc.log_model(name="model", python_model=Echo(), pip_requirements=[])
+            log_model(active.info.run_id)
         return str(active.info.run_id)
 
     def scores(self, auc: float, dataset: str, split: str) -> LabelledPredictions:
@@ -154,4 +223,4 @@ class RegistryWorld:
         probabilities = np.empty(len(rows))
         probabilities[truth == 0] = (np.arange(benign) + 1) / (benign + 1)
         probabilities[truth == 1] = (exceeded + 0.5) / (benign + 1)
-        return LabelledPredictions("binary", rows, truth, probabilities, DecisionRule(threshold=0.5))
+        return LabelledPredictions("binary", rows, truth, probabilities, RULE)

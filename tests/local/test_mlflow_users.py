@@ -23,7 +23,6 @@ from ml.local.mlflow_users import (
     set_up_mlflow_users,
 )
 from ml.promotion.judging import judge_version
-from ml.promotion.registration import register_run
 from ml.registry.registered_model import Aliases, RegisteredModel
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.servers import mlflow_server
@@ -79,7 +78,7 @@ def logged(world: RegistryWorld) -> str:
 def candidate(world: RegistryWorld, logged: str) -> dict[str, Any]:
     """A version of it, by the promoter."""
     with as_user(PROMOTER):
-        return register_run(logged, world.store, world.settings)
+        return world.register(logged)
 
 
 def test_the_trainer_logs_and_takes_away_what_a_killed_training_left(world: RegistryWorld, logged: str) -> None:
@@ -102,7 +101,7 @@ def test_the_promoter_registers_and_sets_aliases(world: RegistryWorld, candidate
 def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: RegistryWorld) -> None:
     run = world.log_run(0.95)
     with as_user(PROMOTER):
-        made = register_run(run, world.store, world.settings)
+        made = world.register(run)
         number = str(made["version"])
         judged = judge_version(made["model"], number, world.store, world.settings, evidence=made["evidence"])
         assert world.client.get_model_version(made["model"], number).tags["breakhis.bundle"] == judged["bundle"]

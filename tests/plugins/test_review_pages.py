@@ -1,12 +1,14 @@
 import base64
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from markupsafe import escape
 
 from breakhis_airflow import airflow_database, review_pages
@@ -20,6 +22,7 @@ from ml.promotion.alias_history import NOBODY_IN_TIME
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
+from tests.helpers.hostile_text import STORABLE, read_tags
 from tests.helpers.made_up import create_dataset, evidence, manifest_rows
 
 PICTURE = b"\x89PNG made up"
@@ -352,3 +355,34 @@ def test_what_was_settled_is_no_longer_asked(reader, store, waiting, tmp_path, f
     decide(store, tmp_path, **{"version": 3, "run": "promote/made-binary-v3"} | facts)
     for path in ("", f"{made}/"):
         assert (f'href="{form}"' in reader.get(f"/reviews/{path}").text) == is_offered
+
+
+TEXTS = (
+    "interval_notes",
+    "absent_classes",
+    "sources",
+    "split_method",
+    "preset",
+    "policy",
+    "warnings",
+    "slices",
+    "note",
+)
+
+
+@settings(max_examples=40, deadline=timedelta(seconds=10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.fixed_dictionaries(dict.fromkeys(TEXTS, STORABLE)))
+def test_no_text_becomes_more_than_text(store, texts):
+    """Whatever evidence and bundle hold as text: the page has the same tags with the same attributes."""
+
+    def render(texts):
+        facts = {"interval_notes": {"macro_f1": texts["interval_notes"]}, "absent_classes": [texts["absent_classes"]]}
+        facts |= {"sources": {texts["sources"]: "version-0"}, "split_method": texts["split_method"]}
+        facts |= {"validated": {texts["sources"]: True}, "preset": texts["preset"]}
+        facts["slices"] = {"source": {texts["slices"]: slices(0.8)["magnification"]["100"]}}
+        made = bundle(store, champion=False, **facts)
+        content = review_pages.read_bundle(made, store)
+        content |= {"policy": texts["policy"], "warnings": [texts["warnings"]]}
+        return review_pages.render_review(store.create("bundle", content, content), [], AuditCheck(), store)
+
+    assert read_tags(render(texts)) == read_tags(render(dict.fromkeys(TEXTS, "x")))

@@ -5,10 +5,11 @@ import shutil
 import pytest
 
 from ml.evaluation import comparison_simulation
+from ml.promotion import evidence
 from ml.promotion.decisions import promote_version
 from ml.promotion.registration import register_run
 from tests.helpers.decisions import AirflowRecord, read_aliases
-from tests.helpers.registry_world import RegistryWorld
+from tests.helpers.registry_world import NOT_RESCORED, RegistryWorld
 
 
 @pytest.fixture
@@ -16,6 +17,7 @@ def world(tmp_path, fresh_database, monkeypatch):
     """A store, MLflow on SQLite, a training set ``made`` with a policy, and a way to make finished runs."""
     monkeypatch.setattr(comparison_simulation, "_SIMULATED", 50)  # the simulation is tested elsewhere
     monkeypatch.setattr(comparison_simulation, "_DRAWS_SIMULATED", 20)
+    monkeypatch.setattr(evidence, "rescore_predictions", lambda *_: NOT_RESCORED)  # tested in test_rescoring.py
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     return RegistryWorld.create(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
 

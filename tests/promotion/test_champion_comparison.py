@@ -19,6 +19,7 @@ from ml.core.taxonomy import SUBTYPES
 from ml.evaluation import comparison_simulation
 from ml.promotion.champion_comparison import OUT_OF_FOLD, TEST, compare_with_champion
 from ml.promotion.policies import NonInferiorityRule
+from ml.registry.sandbox import find_isolation
 from tests.helpers.made_up import evidence, png
 
 LOOSE = NonInferiorityRule(least_power=0)
@@ -107,6 +108,7 @@ def test_the_order_of_rows_does_not_matter(world, tmp_path):
         version(world, 2, tmp_path, **tables), version(world, 1, tmp_path, **shuffled), LOOSE, world[0], world[0]
     )
     assert all(one["difference"] == 0 and one["error"] == 0 for one in result["pairs"])
+    assert "isolation" not in result  # no logged code had to run
 
 
 def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, monkeypatch):
@@ -126,7 +128,9 @@ def test_the_champion_classifies_test_images_it_has_not_seen(world, tmp_path, mo
     rows = new["test"][["pixel_sha256"]].assign(sha256=[store.put_blob(png(k)) for k in range(len(new["test"]))])
     dataset = store.create("dataset", ["grown"], {}, lambda folder: rows.to_parquet(folder / "dataset.parquet"))
     candidate = version(world, 2, tmp_path, **new) | {"dataset": dataset}
-    on_test = compare_with_champion(candidate, champion, LOOSE, store, store)["pairs"][2]
+    result = compare_with_champion(candidate, champion, LOOSE, store, store)
+    assert result["isolation"] == find_isolation()
+    on_test = result["pairs"][2]
     assert (on_test["where"], on_test["cases"], on_test["images"]) == (TEST, 14, 28)
     both = pd.concat([old["test"], new["test"].iloc[20:].assign(p_malignant=0.5)])
     from sklearn.metrics import roc_auc_score

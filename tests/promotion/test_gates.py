@@ -197,6 +197,24 @@ def test_the_comparison_is_a_gate():
     assert "too few cases" in judged(unknown, not_estimable="block")["summary"]
 
 
+@pytest.mark.parametrize(
+    ("isolation", "told"),
+    [
+        ({}, None),  # no logged code had to run
+        ({"isolation": "bubblewrap"}, None),
+        ({"isolation": "unshare"}, None),
+        ({"isolation": "user"}, "the network was not cut off"),
+        ({"isolation": "none"}, "this machine allows no isolation"),
+    ],
+)
+def test_logged_code_that_ran_with_little_isolation_is_a_warning(isolation, told):
+    comparison = {"version": 2, "comparable": True, "reason": "", "pairs": [pair()]} | isolation
+    verdict = judge_evidence(evidence(), policy(), comparison)
+    assert verdict["passed"]
+    assert len(verdict["warnings"]) == (told is not None)
+    assert all("the champion (version 2) ran its logged code" in one and told in one for one in verdict["warnings"])
+
+
 def test_without_a_comparison_the_reviewer_is_told():
     comparison = {"version": 2, "comparable": False, "reason": "another ledger", "pairs": []}
     verdict = judge_evidence(evidence(), policy(), comparison)

@@ -45,7 +45,10 @@ def test_gate_passes_and_records_its_verdict(world):
     assert verdict["bundle"] in verdict["review"]
     tags = world.client.get_model_version("made-binary", "1").tags
     assert tags["breakhis.bundle"] == verdict["bundle"]
-    assert world.client.get_model_version("made-binary", "1").description == "made up"  # the model card
+    description = world.client.get_model_version("made-binary", "1").description  # the model card, of the evidence
+    assert "## made-binary" in description
+    assert "| ROC AUC | 0.900 |" in description
+    assert "made up" not in description  # the run's own text
     tags = world.client.get_model_version("made-binary", "1").tags
     assert tags["breakhis.gates"] == "passed"
     assert json.dumps(verdict)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from ml.promotion.alias_history import APPROVED, ROLLED_BACK
 from ml.promotion.audit_log import AuditLog
 from ml.promotion.registration import register_run
 from tests.helpers.registry_world import POLICY, RegistryWorld
+from tests.helpers.served_models import network
 from tests.trust.rows import Row
 
 MODEL = "made-binary"
@@ -62,7 +64,15 @@ class AttackedProduct:
 
     def register_candidate(self, auc: float = 0.9, **tags: str) -> dict[str, Any]:
         """Register a new candidate version."""
-        return register_run(self.world.log_run(auc, **tags), self.world.store, self.world.settings)
+        return self.world.register(self.world.log_run(auc, **tags))
+
+    def try_to_register(self, run: str) -> str:
+        """Register a run as the stage does; returns what came of it."""
+        try:
+            made = register_run(run, self.world.store, self.world.settings)
+        except BreakhisError as error:
+            return f"refused: {error}"
+        return f"registered as {made['model']} version {made['version']}"
 
     def start_promotion(self, candidate: dict[str, Any], user: str = "engineer", **more: Any) -> str:
         """Start a candidate's promotion; returns the run's id."""
@@ -559,17 +569,57 @@ def pass_a_demo_model_off(product: AttackedProduct) -> str:
     dataset, split = product.world.data["real"]
     try:
         run = product.world.log_run(0.95, **{"breakhis.set": "real"})
-        register_run(run, product.world.store, product.world.settings)
+        product.world.register(run)
         return "registered by its set's name alone"
     except BreakhisError as error:
         outcome = f"refused: {error}"[:110]
     tags = {"breakhis.set": "real", "breakhis.dataset": dataset, "breakhis.split": split}
     run = product.world.log_run(0.95, scored_on=product.world.data["made"], **tags)
     try:
-        made = register_run(run, product.world.store, product.world.settings)
+        made = product.world.register(run)
     except BreakhisError as error:
         return f"{outcome}; with the dataset's name: refused: {error}"[:240]
     return f"registered as {made['model']} version {made['version']}"
+
+
+def register_what_the_model_does_not_predict(product: AttackedProduct) -> str:
+    """logging predictions that the model does not give, and metrics that follow from them"""
+    run = product.world.log_trained_run(network(1), lambda outputs, truth: (outputs + 9 * truth) / 10)
+    return product.try_to_register(run)
+
+
+def register_a_network_with_code(product: AttackedProduct) -> str:
+    """logging a network with a Lambda layer, and one with a class of another package"""
+    outcomes = []
+    for change in (
+        lambda text: text.replace('"class_name": "Rescaling"', '"class_name": "Lambda"'),
+        lambda text: text.replace('"module": "keras.layers"', '"module": "package.of.ones.own"', 1),
+    ):
+        run = product.world.log_trained_run(network(1))
+        file = product.world.model_folder(run) / "artifacts" / "network.keras"
+        with zipfile.ZipFile(file) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members["config.json"] = change(members["config.json"].decode()).encode()
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        outcomes.append(product.try_to_register(run))
+    return "; ".join(outcomes)
+
+
+def write_markdown_into_a_note(product: AttackedProduct) -> str:
+    """logging metrics whose notes are Markdown, for the reviewer's form: a link, a picture, a heading"""
+    notes = ("[all is well](https://bad.example)", "![x](https://bad.example/x.png)", "|\n\n# Approved by the board")
+    outcomes = []
+    for note in notes:
+        run = product.world.log_trained_run(network(1))
+        with tempfile.TemporaryDirectory() as scratch:
+            uri = f"runs:/{run}/evaluation/metrics.json"
+            file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"interval_notes": {"roc_auc": note}}))
+            product.world.client.log_artifact(run, str(file), "evaluation")
+        outcomes.append(product.try_to_register(run))
+    return "; ".join(outcomes)
 
 
 ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
@@ -601,6 +651,9 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     replay_an_old_approval: r"^exit status 0: .*; another version: exit status 4: .*is about made-binary version 1",
     set_the_alias_as_a_trainer: r"^(\S+: 403(, )?){4}$",
     swap_the_champions_files: r"^before: exit status 0; after: exit status 4: .*was recorded: model_files",
+    register_what_the_model_does_not_predict: r"^refused: .*does not give the predictions that its run logged",
+    register_a_network_with_code: r"^refused: .* names keras\.layers\.Lambda, .*; refused: .* names package\.of\.ones",
+    write_markdown_into_a_note: r"^(refused: .*?interval_notes\.roc_auc: .*? is nothing that a training.*?(; |$)){3}",
     pass_a_demo_model_off: r"^refused: .*; with the dataset.s name: refused: ",
 }
 """Each attempt with the pattern of its right outcome.
@@ -678,8 +731,8 @@ def _start_product() -> Iterator[AttackedProduct]:
         folder = Path(name)
         home = folder / "home"
         home.mkdir()
-        sets = ("made", "real")
-        world = RegistryWorld.create(folder, f"sqlite:///{home / 'mlflow.db'}", sets, with_starter=False)
+        sets, uri = ("made", "real"), f"sqlite:///{home / 'mlflow.db'}"
+        world = RegistryWorld.create(folder, uri, sets, pictures=True, with_starter=False)
         dags = folder / "dags"
         dags.mkdir()
         for dag in ("promote", "rollback", "withdraw", "audit"):

@@ -27,7 +27,6 @@ from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault, reconcile_aliases
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back
 from ml.promotion.judging import judge_version
-from ml.promotion.registration import register_run
 from ml.registry.registered_model import RegisteredModel, audit_anchors
 from tests.helpers.registry_world import RegistryWorld
 from tests.trust.rows import Row
@@ -172,7 +171,7 @@ def _rows(folder: Path, mlflow_uri: str, airflow: AirflowStandIn, rng: random.Ra
     world = RegistryWorld.create(folder, mlflow_uri, SETS, airflow_url=airflow.url)
     evidence: dict[Decision, str] = {}
     for name in SETS:
-        versions = [register_run(world.log_run(0.85 + 0.01 * k, name), world.store, world.settings) for k in range(7)]
+        versions = [world.register(world.log_run(0.85 + 0.01 * k, name)) for k in range(7)]
         for version in versions:
             decision = Decision(version["model"], version["version"], rollback=False)
             if version["version"] <= _FORMER_CHAMPIONS:
