@@ -58,6 +58,7 @@ run_engine() {
   for _ in {1..120}; do
     if answers "$host"; then
       say "started a Docker engine at $host, its data in $root"
+      remove_leftovers "$host"
       return
     fi
     kill -0 "$pid" 2>/dev/null || break
@@ -66,6 +67,13 @@ run_engine() {
   tail -n 20 "$root/dockerd.log" >&2
   ! kill "$pid" 2>/dev/null || say "stopping it"
   fail "dockerd did not start; its log is $root/dockerd.log"
+}
+
+# Stacks of tests that were killed: with the engine their containers would start again.
+remove_leftovers() {
+  local found
+  found=$(docker --host "$1" ps --all --quiet --filter name=breakhis-test-)
+  [[ -z $found ]] || { say "removing what an earlier run has left"; xargs docker --host "$1" rm --force --volumes <<<"$found" >/dev/null; }
 }
 
 # Debian 12 has no 'docker compose'; Debian 13's runs here, too. For this user alone, and without a change to what apt
