@@ -1,6 +1,11 @@
 """Registration: a finished training run becomes a candidate version, with its evidence."""
 
-from ml.core.errors import Refused, RegistryError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ml.core.errors import BreakhisError, Refused, RegistryError
+from ml.core.leases import hold_lease
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -13,6 +18,14 @@ from ml.promotion.evidence import check_training_set, collect_evidence, verify_e
 from ml.promotion.run_claims import check_tags
 from ml.promotion.starters import find_training_starters
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+_SECONDS_TO_WAIT = 1800.0
+"""How long a registration waits for another of the same model, which may be scoring pictures."""
 
 
 def register_run(run_id: str, store: Store, settings: Settings) -> Json:
@@ -35,11 +48,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         Refused: its tags or metrics are not of the kind that a training logs, its tags name another training set than
             its dataset belongs to, its metrics are not those of its predictions, or these not those of its network; it
             was changed after it was registered; or the registered model has something that neither this stage nor a
-            decision has made.
+            decision has made. Nothing of a refused run stays in the registry.
+        TryAgain: another registration of the model did not end.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     client = connect(settings)
     run = find_training_run(run_id, settings)
     tags = run.data.tags
@@ -47,40 +58,71 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     model = f"{tags['breakhis.set']}-{tags['breakhis.task']}"
     find_training_set(model, settings)  # a set without a YAML file has no policy to judge its model by
     check_training_set(run_id, tags, store)
-    registered = RegisteredModel(model, settings)
-    _check_made_by_us(registered, run_id, store)
-    earlier = client.search_model_versions(f"name='{model}' and run_id='{run_id}'")
-    if earlier:
-        version = min(earlier, key=lambda v: int(v.version))
-    else:
-        # Not the run's own list: it still names a model that a killed training left half-written and that was deleted.
-        logged = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
-        if len(logged) != 1:
-            raise RegistryError(f"run {run_id} logged {len(logged)} models; a training run logs exactly one")
-        try:
-            version = mlflow.register_model(f"models:/{logged[0].model_id}", model)
-        except MlflowException as error:
-            raise find_outage(error) or RegistryError(
-                f"run {run_id} cannot be registered as {model}: {error}"
-            ) from None
-    number, recorded = str(version.version), version.tags.get("breakhis.evidence")
-    if recorded and store.exists(recorded):
-        oid, evidence = verify_evidence(version, store, settings, recompute=True)
-    else:
-        evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
-        evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], store, settings)
-        oid = store.create("evidence", evidence, evidence)
-        if recorded and recorded != oid:
-            raise Refused(
-                f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and what can "
-                f"be collected now is another ({oid}); restore the store from a backup, or train another version"
-            )
-    client.set_model_version_tag(model, number, "breakhis.evidence", oid)
-    client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
-    client.update_model_version(model, number, description=_describe(evidence))
-    if registered.alias(CHAMPION) != int(number):
-        registered.set_candidate(int(number))
+    # One at a time, since another's version has no evidence while it is being checked.
+    with hold_lease(store, f"register-{model}", timeout=_SECONDS_TO_WAIT):
+        registered = RegisteredModel(model, settings)
+        _check_made_by_us(registered, run_id, store)
+        version = _find_or_make_version(model, run, client)
+        number, recorded = str(version.version), version.tags.get("breakhis.evidence")
+        if recorded and store.exists(recorded):
+            oid, evidence = verify_evidence(version, store, settings, recompute=True)
+        else:
+            with _withdrawn_if_refused(version, client):
+                evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
+                evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], store, settings)
+            oid = store.create("evidence", evidence, evidence)
+            if recorded and recorded != oid:
+                raise Refused(
+                    f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and what "
+                    f"can be collected now is another ({oid}); restore the store from a backup, or train another version"
+                )
+        client.set_model_version_tag(model, number, "breakhis.evidence", oid)
+        client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
+        client.update_model_version(model, number, description=_describe(evidence))
+        if registered.alias(CHAMPION) != int(number):
+            registered.set_candidate(int(number))
     return {"model": model, "version": int(number), "evidence": oid}
+
+
+def _find_or_make_version(model: str, run: "Run", client: "MlflowClient") -> "ModelVersion":
+    """Returns the version that was made of a run, or makes it.
+
+    Raises:
+        RegistryError: the run did not log exactly one model, or MLflow makes no version of it.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    run_id = run.info.run_id
+    if earlier := client.search_model_versions(f"name='{model}' and run_id='{run_id}'"):
+        return min(earlier, key=lambda v: int(v.version))
+    # Not the run's own list: it still names a model that a killed training left half-written and that was deleted.
+    logged = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    if len(logged) != 1:
+        raise RegistryError(f"run {run_id} logged {len(logged)} models; a training run logs exactly one")
+    try:
+        return mlflow.register_model(f"models:/{logged[0].model_id}", model)
+    except MlflowException as error:
+        raise find_outage(error) or RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
+
+
+@contextmanager
+def _withdrawn_if_refused(version: "ModelVersion", client: "MlflowClient") -> Iterator[None]:
+    """Delete a version whose evidence cannot be collected: without any it would pass for somebody else's.
+
+    Its run and the model that this logged stay. A version that has recorded evidence is left as it is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except BreakhisError:
+        if "breakhis.evidence" not in version.tags:
+            try:
+                client.delete_model_version(version.name, str(version.version))
+            except MlflowException as error:
+                say(f"warning: {version.name} version {version.version} has no evidence and is still there: {error}")
+        raise
 
 
 def _find_starters(model: str, number: str, training_runs: list[list[str]], store: Store, settings: Settings) -> Json:

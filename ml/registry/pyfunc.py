@@ -23,7 +23,7 @@ from ml.evaluation.decision_rule import DecisionRule
 from ml.images.decoding import MIN_SIDE, PREPROCESSING, Pixels, decode, read_image, resize
 from ml.images.pixel_formats import check_colour
 
-_BATCH = 32
+_BATCH = 8  # 32 take 3.9 GB
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

@@ -65,6 +65,16 @@ def test_a_registered_model_that_somebody_made_before_is_refused(world):
     assert register_run(ours, world.store, world.settings)["version"] == 2
 
 
+def test_a_refused_run_leaves_no_version_that_others_are_refused_for(world):
+    forged = world.log_run(auc=0.9, **{"breakhis.ledger": "another"})
+    with pytest.raises(Refused, match="tagged with the ledger another"):
+        world.register(forged)
+    assert world.client.search_model_versions("name='made-binary'") == []
+    experiment = world.client.get_run(forged).info.experiment_id
+    assert len(world.client.search_logged_models([experiment])) == 1  # the run keeps its model
+    assert world.register(world.log_run(auc=0.95))["version"] == 2  # MLflow gives no number twice
+
+
 def test_an_empty_registered_model_is_used(world):
     world.client.create_registered_model("made-binary")
     assert register_run(world.log_run(), world.store, world.settings)["version"] == 1

@@ -39,6 +39,13 @@ def honest(world):
     return run, register_run(run, world.store, world.settings)
 
 
+def register_anew(world, run):
+    """Registers a run that was registered before, as if it had not been: its test side is scored again."""
+    for version in world.client.search_model_versions(f"run_id='{run}'"):
+        world.client.delete_model_version(version.name, version.version)
+    return register_run(run, world.store, world.settings)
+
+
 def in_this_process(monkeypatch, probabilities):
     """Has these probabilities in place of those of a network in a process of its own, which takes seconds to start."""
     monkeypatch.setattr(rescoring, "_score", lambda *_: np.asarray(probabilities, dtype=float))
@@ -76,7 +83,6 @@ def test_forged_predictions_with_figures_that_follow_from_them_are_refused(world
 @settings(max_examples=15, deadline=timedelta(seconds=30))
 @given(row=st.integers(0), by=st.sampled_from([-2e-3, -1.1e-3, -0.9e-3, 0.0, 0.9e-3, 1.1e-3, 2e-3, float("nan")]))
 def test_a_probability_may_differ_by_the_tolerance(world, honest, row, by):
-    _, registered = honest
     outputs = read_outputs(world) if not KNOWN else KNOWN[0]
     KNOWN[:] = [outputs]
     scored = outputs.copy()
@@ -84,10 +90,11 @@ def test_a_probability_may_differ_by_the_tolerance(world, honest, row, by):
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_this_process(monkeypatch, scored)
         if abs(by) <= rescoring.TOLERANCE:
-            assert register_run(honest[0], world.store, world.settings) == registered
+            recorded = world.store.meta(register_anew(world, honest[0])["evidence"])
+            assert recorded["rescored"] == {"images": len(scored), "tolerance": rescoring.TOLERANCE}
         else:
             with pytest.raises(Refused, match=r"does not give the predictions|gives no 1 finite"):
-                register_run(honest[0], world.store, world.settings)
+                register_anew(world, honest[0])
 
 
 KNOWN: list[np.ndarray] = []
@@ -96,7 +103,7 @@ KNOWN: list[np.ndarray] = []
 def test_outputs_of_another_shape_are_refused(world, honest, monkeypatch):
     in_this_process(monkeypatch, np.full((3, 1), 0.5))
     with pytest.raises(Refused, match="gives no 1 finite probabilities for each picture"):
-        register_run(honest[0], world.store, world.settings)
+        register_anew(world, honest[0])
 
 
 def test_a_model_that_would_decide_otherwise_is_refused(world):
@@ -167,9 +174,10 @@ def test_a_picture_that_was_erased(world, honest):
         with pytest.raises(
             StoreError, match=r"test images cannot be scored again: .*not in the store. If a patient was"
         ):
-            register_run(honest[0], world.store, world.settings)
+            register_anew(world, honest[0])
     finally:
         blob.write_bytes(content)
+    assert register_anew(world, honest[0])["model"] == "made-binary"
 
 
 def test_evidence_of_an_earlier_release_keeps_its_id_and_is_scored_by_the_gate(world, honest, monkeypatch):
