@@ -73,8 +73,9 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
             oid = store.create("evidence", evidence, evidence)
             if recorded and recorded != oid:
                 raise Refused(
-                    f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and what "
-                    f"can be collected now is another ({oid}); restore the store from a backup, or train another version"
+                    f"{model} version {number}: its evidence {recorded} is gone from the store {store.root}, and "
+                    f"what can be collected now is another ({oid}); restore the store from a backup, or train another "
+                    "version"
                 )
         client.set_model_version_tag(model, number, "breakhis.evidence", oid)
         client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
