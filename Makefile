@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint screenshots
+.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint advisories sbom screenshots
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -67,11 +67,18 @@ images: ## Build the images of docker-compose.yaml
 secrets: ## Write .env for docker-compose.yaml, with passwords and keys of its own
 	@python3 docker/make_secrets.py
 
-lint: .venv/.dev ## Check style, types, and who imports whom
+lint: .venv/.dev ## Check style, types, who imports whom, and that no secret is in a file
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@PYTHONPATH=plugins .venv/bin/lint-imports
+	@.ci/scan-secrets
+
+advisories: .venv-uv/.$(UV_VERSION) ## Ask the OSV database for known weaknesses in what uv.lock names (needs the network)
+	@$(UV) audit --frozen --preview-features audit-command $(ARGS)
+
+sbom: .venv-uv/.$(UV_VERSION) ## Write sbom.cdx.json: what uv.lock names, with hashes, as CycloneDX 1.5
+	@$(UV) export --quiet --frozen --no-dev --all-extras --format cyclonedx1.5 --preview-features sbom-export --output-file sbom.cdx.json
 
 screenshots: .venv/.dev ## Set up, and take the pictures of README and docs from a stack of its own (needs chromium)
 	@$(SYNC) --group screenshots
