@@ -57,7 +57,8 @@ def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> 
     """Read every file of SOURCE's raw version into a manifest, and quarantine what cannot be used."""
     from ml.data.manifest import make_manifest
 
-    return make_manifest(load_source(source, settings.conf), store, settings.worker_count, raw)
+    spec = load_source(source, settings.conf)
+    return make_manifest(spec, store, settings.worker_count, raw, settings.decoding_bytes)
 
 
 @stage_command
@@ -86,7 +87,7 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
-    made = make_manifest(spec, store, settings.worker_count, fetched["version"])
+    made = make_manifest(spec, store, settings.worker_count, fetched["version"], settings.decoding_bytes)
     validated = _validate_manifest(store, made["manifest"])
     published = publish_manifest(made["manifest"], store)
     return {**fetched, "raw": fetched["version"], **made, **validated, **published}
