@@ -9,6 +9,7 @@ import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command
 from ml.core.parameters import FilledPath
+from ml.core.progress import warn
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
@@ -373,6 +374,8 @@ def _validate_manifest(store: Store, manifest: str) -> Json:
     from ml.data.validation import validate_manifest
 
     result = validate_manifest(manifest, store)
+    for check in result["warned"]:
+        warn(f"{result['source']}: the check {check['name']} found {check['observed']}")
     if not result["passed"]:
         names = [check["name"] for check in [*result["failed"], *result["errored"]]]
         raise RefusedResult(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")
