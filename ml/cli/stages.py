@@ -9,6 +9,7 @@ import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command
 from ml.core.parameters import FilledPath
+from ml.core.progress import warn
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES
@@ -57,7 +58,8 @@ def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> 
     """Read every file of SOURCE's raw version into a manifest, and quarantine what cannot be used."""
     from ml.data.manifest import make_manifest
 
-    return make_manifest(load_source(source, settings.conf), store, settings.worker_count, raw)
+    spec = load_source(source, settings.conf)
+    return make_manifest(spec, store, settings.worker_count, raw, settings.decoding_bytes)
 
 
 @stage_command
@@ -86,7 +88,7 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
-    made = make_manifest(spec, store, settings.worker_count, fetched["version"])
+    made = make_manifest(spec, store, settings.worker_count, fetched["version"], settings.decoding_bytes)
     validated = _validate_manifest(store, made["manifest"])
     published = publish_manifest(made["manifest"], store)
     return {**fetched, "raw": fetched["version"], **made, **validated, **published}
@@ -372,6 +374,8 @@ def _validate_manifest(store: Store, manifest: str) -> Json:
     from ml.data.validation import validate_manifest
 
     result = validate_manifest(manifest, store)
+    for check in result["warned"]:
+        warn(f"{result['source']}: the check {check['name']} found {check['observed']}")
     if not result["passed"]:
         names = [check["name"] for check in [*result["failed"], *result["errored"]]]
         raise RefusedResult(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")

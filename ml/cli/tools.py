@@ -162,9 +162,10 @@ def _read_images(files: Iterable[Path], significant_bits: int | None) -> Iterato
     """
     from ml.images.deep_pictures import read_scaled
 
+    memory = read_settings().decoding_bytes
     for file in files:
         try:
-            yield file, read_scaled(file, significant_bits)
+            yield file, read_scaled(file, significant_bits, memory)
         except ImageError as error:
             yield file, error
 

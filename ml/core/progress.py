@@ -21,6 +21,11 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def warn(message: str) -> None:
+    """Prints one line that begins with ``warning:`` to stderr, which Airflow's log shows as a warning."""
+    say(f"warning: {message}")
+
+
 def track(items: Iterable[T], *, total: int | None, what: str) -> Iterator[T]:
     """Yields ``items`` and shows how many of ``total`` (None: unknown) are done; ``what`` is the description shown."""
     if console.is_terminal:

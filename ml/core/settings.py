@@ -50,6 +50,12 @@ class Settings(BaseSettings):
         "auto", description="What runs the frozen backbone: auto takes TensorFlow on a GPU and OpenVINO on a CPU."
     )
     workers: int = Field(0, ge=0, description="Processes that decode and draw pictures; 0: one per core.")
+    decoding_memory: int = Field(
+        512,
+        ge=16,
+        description="MB of memory that decoding one picture may take, in each of these processes; a new picture whose "
+        "header asks for more is quarantined.",
+    )
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
     gpu_required: bool = Field(
         False, description="Fail at once where TensorFlow sees no GPU, rather than compute on the CPU."
@@ -138,6 +144,11 @@ class Settings(BaseSettings):
     def worker_count(self) -> int:
         """Number of processes that decode: the setting, or else the number of cores this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Bytes of memory that decoding one picture may take."""
+        return self.decoding_memory * 1_000_000
 
 
 def _read_audit_key(file: Path) -> str:

@@ -46,24 +46,127 @@ def map_in_processes(
     if workers <= 1:
         yield from map(function, jobs)
         return
-    remaining = iter(jobs)
-    # Processes are spawned, not forked: TensorFlow and threads of the caller do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialize_worker)
-    pending: deque[Future[list[Result]]] = deque()
+    pending: deque[_Chunk[Job, Result]] = deque()
     try:
-        while True:
-            while len(pending) <= 2 * workers and (chunk := list(islice(remaining, _CHUNK_SIZE))):
-                with _hide_main_module():
-                    pending.append(pool.submit(_run_jobs, function, chunk))
-            if not pending:
-                break
-            yield from pending.popleft().result()
+        yield from _map_chunks(function, iter(jobs), workers, pending)
     except BrokenProcessPool:
         raise TryAgain(
             "a worker process was killed (out of memory?); try again with fewer processes, such as BREAKHIS_WORKERS=1"
         ) from None
+
+
+def map_surviving_crashes(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, on_crash: Callable[[Job], Result]
+) -> Generator[Result, None, None]:
+    """Does what :func:`map_in_processes` does, and goes on after a job has killed the process that does it.
+
+    Which of the pending jobs killed its process is not known. So each of them is done again alone, in a fresh process
+    that has the machine's memory to itself; the one that kills this as well is at fault. A process that was killed
+    because several large jobs met therefore costs no job.
+
+    Args:
+        function: a module-level function; it and the jobs are pickled.
+        jobs: consumed as they are needed.
+        workers: number of processes; with none, this process does the work, and a crash ends it.
+        on_crash: returns the result of a job that killed its process.
+
+    Raises:
+        TryAgain: not even an idle process stays alive.
+        Exception: whatever ``function`` raises.
+    """
+    if workers < 1:
+        yield from map(function, jobs)
+        return
+    remaining = iter(jobs)
+    while True:
+        pending: deque[_Chunk[Job, Result]] = deque()
+        try:
+            yield from _map_chunks(function, remaining, workers, pending)
+            return
+        except BrokenProcessPool:
+            pass
+        with _LonelyProcess() as process:
+            for chunk, future in pending:
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    yield from future.result()
+                    continue
+                for job in chunk:
+                    yield process.run(function, job, on_crash)
+
+
+_Chunk = tuple[list[Job], "Future[list[Result]]"]
+
+
+def _map_chunks(
+    function: Callable[[Job], Result], remaining: Iterator[Job], workers: int, pending: "deque[_Chunk[Job, Result]]"
+) -> Generator[Result, None, None]:
+    """Yields the result of each job, in order; ``pending`` holds the chunks whose results were not yielded."""
+    pool = _start_pool(workers)
+    try:
+        while True:
+            while len(pending) <= 2 * workers and (chunk := list(islice(remaining, _CHUNK_SIZE))):
+                future: Future[list[Result]] = Future()
+                pending.append((chunk, future))  # before it is submitted, which a broken pool refuses
+                with _hide_main_module():
+                    pending[-1] = (chunk, pool.submit(_run_jobs, function, chunk))
+            if not pending:
+                break
+            results = pending[0][1].result()
+            pending.popleft()
+            yield from results
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    # Processes are spawned, not forked: TensorFlow and threads of the caller do not survive a fork.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialize_worker)
+
+
+class _LonelyProcess:
+    """Does jobs one by one in one process, which is replaced after a job has killed it. Used in a ``with`` block."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "_LonelyProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job], Result]) -> Result:
+        """Returns the job's result, or ``on_crash``'s where it killed the process.
+
+        Raises:
+            TryAgain: the process does not even live before it gets the job, which is then not at fault.
+        """
+        if self._pool is None:
+            self._pool = self._start()
+        with _hide_main_module():
+            future = self._pool.submit(function, job)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            return on_crash(job)
+
+    @staticmethod
+    def _start() -> ProcessPoolExecutor:
+        pool = _start_pool(1)
+        with _hide_main_module():
+            future = pool.submit(os.getpid)
+        try:
+            future.result()
+        except BrokenProcessPool:
+            pool.shutdown(cancel_futures=True)
+            raise TryAgain(
+                "worker processes are killed before they do anything; look for what kills them, such as a limit on "
+                "this machine's memory, and try again"
+            ) from None
+        return pool
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_n
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import TableRow
-from ml.images.file_facts import HASH_DIGITS, inspect_files
+from ml.images.decoding import MEMORY
+from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 5
+VERSION = 6
 """Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {
@@ -63,14 +64,15 @@ TIE_COLUMNS = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patie
 image was kept in its place."""
 
 
-def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None = None) -> Json:
+def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None = None, memory: int = MEMORY) -> Json:
     """Reads every file of a raw version and separates usable images from the rest (the ``manifest`` stage).
 
     Args:
         spec: the source.
         store: where the raw version lies and the manifest goes.
-        workers: processes that decode.
+        workers: processes that decode; with none, this process does.
         raw: the raw version's id; default: the source's latest.
+        memory: bytes that decoding a picture may take.
 
     Returns:
         ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is
@@ -101,7 +103,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
     hashes = {f.sha256 for f in files if f.sha256}
-    pictures, decoded = inspect_files(hashes, store, workers, spec.significant_bits)
+    pictures, decoded = inspect_files(hashes, store, workers, spec.significant_bits, memory)
     rows, quarantine, ties, duplicates = screen_files(files, pictures, spec, read_facts)
     quarantine += [
         make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched
@@ -123,7 +125,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     }
     say(f"{spec.name}: {len(rows):,} images in {result['tree']}, {len(quarantine):,} files in quarantine")
     result = {"manifest": _store_manifest(spec, declared, result, rows, quarantine, ties, store), **result}
-    store.set_memo("manifest", inputs, result)
+    if UNSETTLED.isdisjoint(result["quarantined"]):
+        store.set_memo("manifest", inputs, result)
     return {**result, "decoded": decoded}
 
 

@@ -1,18 +1,22 @@
 """Facts about the image in each file: its hashes and its size. Each file is decoded once."""
 
+import io
 from collections.abc import Collection
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, replace
+from typing import Any, NamedTuple
 
 from ml.core.errors import ImageError
 from ml.core.progress import track
 from ml.core.store import Store, digest
-from ml.core.workers import map_in_processes
-from ml.images.decoding import Pixels, decode, pixel_hash
+from ml.core.workers import map_surviving_crashes
+from ml.images.decoding import MEMORY, Pixels, decode, explained_errors, pixel_hash
 from ml.images.deep_pictures import decode_scaled
 
-VERSION = 2
+VERSION = 3
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
+
+UNSETTLED = frozenset({"memory", "crashed"})
+"""Reasons that another machine or setting may not give: such facts are not remembered, and the file is tried again."""
 
 ORIENTATIONS = (
     *("UPRIGHT", "FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"),
@@ -43,28 +47,29 @@ class PictureFacts:
 
 
 def inspect_files(
-    hashes: set[str], store: Store, workers: int, significant_bits: int | None = None
+    hashes: set[str], store: Store, workers: int, significant_bits: int | None = None, memory: int = MEMORY
 ) -> tuple[dict[str, PictureFacts], int]:
     """Returns the facts of each file by its SHA-256, and the number of files that had to be decoded.
 
-    A file is decoded once, whichever sources and versions contain it.
+    A file is decoded once, whichever sources and versions contain it. One that kills the process that decodes it has
+    the reason ``crashed``.
 
     Args:
         hashes: SHA-256 of each file in the store.
         store: the store with the files and the cache of facts.
-        workers: processes that decode.
+        workers: processes that decode; with none, this process does, and such a file ends it.
         significant_bits: bits that deeper pictures fill, which are scaled to 8; None refuses such pictures.
+        memory: bytes that decoding a picture may take.
     """
     cache = PictureFactsCache(store, significant_bits)
     known = {sha256: facts for sha256, facts in cache.read().items() if sha256 in hashes and _is_kept(facts, store)}
     missing = sorted(hashes - known.keys())
     if not missing:
         return known, 0
-    jobs = ((store.root, sha256, significant_bits) for sha256 in missing)
+    jobs = (_DecodingJob(store.root, sha256, significant_bits, memory) for sha256 in missing)
     fresh: dict[str, PictureFacts] = {}
-    for sha256, facts in track(
-        map_in_processes(_decode_file, jobs, workers), total=len(missing), what="reading images"
-    ):
+    decoded = map_surviving_crashes(_decode_file, jobs, workers, _explain_crash)
+    for sha256, facts in track(decoded, total=len(missing), what="reading images"):
         fresh[sha256] = facts
         if len(fresh) == _PART:
             cache.write(fresh)
@@ -110,9 +115,10 @@ class PictureFactsCache:
                 store.remove(f"{folder}/{name}")
 
     def write(self, pictures: dict[str, PictureFacts]) -> None:
-        """Adds these facts to the cache as one part."""
-        part = [[sha256, *astuple(picture)] for sha256, picture in pictures.items()]
-        _write_part(self.prefix, part, self.store)
+        """Adds these facts to the cache as one part, but for those that are not settled."""
+        settled = {sha256: picture for sha256, picture in pictures.items() if picture.reason not in UNSETTLED}
+        if settled:
+            _write_part(self.prefix, [[sha256, *astuple(picture)] for sha256, picture in settled.items()], self.store)
 
 
 def _write_part(folder: str, part: list[list[Any]], store: Store) -> None:
@@ -124,24 +130,38 @@ def _is_kept(facts: PictureFacts, store: Store) -> bool:
     return not facts.scaled_sha256 or store.path(store.blob_key(facts.scaled_sha256)).exists()
 
 
-def _decode_file(job: tuple[str, str, int | None]) -> tuple[str, PictureFacts]:
-    root, sha256, significant_bits = job
-    store, scaled_sha256 = Store(root), ""
+class _DecodingJob(NamedTuple):
+    """A file in a store, and how it may be decoded."""
+
+    root: str
+    sha256: str
+    significant_bits: int | None
+    memory: int
+
+
+def _decode_file(job: _DecodingJob) -> tuple[str, PictureFacts]:
+    store = Store(job.root)
+    content = store.blob(job.sha256)
     try:
-        if significant_bits is None:
-            with store.open_blob(sha256) as file:
-                pixels = decode(file, strict=True)
+        if job.significant_bits is None:
+            # From memory, so that a disk's or a network's errors are not taken for those of the picture.
+            pixels, readable = decode(io.BytesIO(content), strict=True, memory=job.memory), content
         else:
-            content = store.blob(sha256)
-            pixels, readable = decode_scaled(content, significant_bits)
-            if readable is not content:
-                scaled_sha256 = store.put_blob(readable)
+            pixels, readable = decode_scaled(content, job.significant_bits, job.memory)
+        with explained_errors():
+            height, width, _ = pixels.shape
+            facts = PictureFacts(pixel_hash(pixels), perceptual_hashes(pixels), width, height)
     except ImageError as error:
-        return sha256, PictureFacts(reason=error.reason, detail=error.detail)
-    height, width, _ = pixels.shape
-    return sha256, PictureFacts(
-        pixel_hash(pixels), perceptual_hashes(pixels), width, height, scaled_sha256=scaled_sha256
+        return job.sha256, PictureFacts(reason=error.reason, detail=error.detail)
+    return job.sha256, replace(facts, scaled_sha256="" if readable is content else store.put_blob(readable))
+
+
+def _explain_crash(job: _DecodingJob) -> tuple[str, PictureFacts]:
+    detail = (
+        "reading it killed the process that did, also alone: the decoder crashed, or memory ran out; look at the file "
+        "with other software, export it anew, or remove it"
     )
+    return job.sha256, PictureFacts(reason="crashed", detail=detail)
 
 
 def perceptual_hashes(pixels: Pixels) -> str:

@@ -248,5 +248,5 @@ def _quickly(data: bytes) -> Pixels | None:
 
     try:
         return np.asarray(pyspng.load(data, format="RGB"))
-    except (RuntimeError, ValueError):
+    except Exception:  # the other decoder says what is wrong
         return None

@@ -13,13 +13,30 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from ml.core.errors import ImageError
 
-FORMATS = frozenset({"BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
-"""Pillow's names of the file formats that are read. Others may hold deeper channels and do not say so to Pillow."""
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+"""Pillow's names of the file formats that are opened; a camera's JPEG with a thumbnail behind it calls itself MPO."""
+
+EARLIER_FORMATS = (*FORMATS, "GIF", "WEBP")
+"""Formats that earlier releases opened as well, under an image's suffix: their manifests may have such files."""
+
+_OTHER_FORMATS = {
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"8BPS": "PSD",
+    b"\x00\x00\x00\x0cjP  ": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+}
+"""What files of other formats begin with, for the message alone."""
 
 DEEP_BITS = 16
 """Bits of a channel in the deeper pictures that a declared rule can scale to 8 bits."""
 
-_WIDTH, _LENGTH = 256, 257
+_BAND = 2**20
+"""Pixels that are copied at once."""
+
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 254, 255, 258, 339, 338, 320
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
@@ -31,10 +48,6 @@ def check_pixel_format(image: Image.Image) -> None:
     Raises:
         ImageError: its ``reason`` is ``mode``.
     """
-    if image.format not in FORMATS:
-        raise ImageError(
-            "mode", f"file format {image.format}, whose depth is not known; export it as PNG, TIFF, JPEG or BMP"
-        )
     if image.mode in _GREY_MODES or image.mode.startswith("I;16"):
         raise ImageError("mode", f"greyscale (pixel format {image.mode}); a stained section is in colour")
     if image.mode == "CMYK":
@@ -72,6 +85,36 @@ def check_pages(image: Image.Image) -> None:
         raise ImageError("mode", f"{pages} pictures in one file, and only the first would be read; save each as a file")
 
 
+def estimate_memory(image: Image.Image, *, deep: bool) -> int:
+    """Estimates from an opened picture's header how many bytes it takes to decode it; rather more than fewer.
+
+    Pillow holds 4 bytes a pixel and the array 3; what decoders need besides was measured
+    (tests/images/test_decoding_memory.py). A tile of a TIFF is decoded whole, however little of it shows.
+    """
+    pixels = image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        pixels = max(pixels, int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)))
+    each = 12 if image.info.get("progressive") else 8  # a progressive JPEG's coefficients lie in memory together
+    return pixels * (16 if deep else each)
+
+
+def read_array(image: Image.Image, channel: str | None = None) -> NDArray[np.uint8]:
+    """Copies a loaded picture to an array in bands of rows: whole, Pillow would hold three copies of it.
+
+    Returns:
+        uint8 (height, width, 3), RGB; with ``channel`` "A", uint8 (height, width): the alpha.
+    """
+    array = np.empty((image.height, image.width, 3)[: 2 if channel else 3], np.uint8)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
+        mode = "RGBA" if channel else "RGB"
+        converted = band if band.mode == mode else band.convert(mode)
+        array[top : top + rows] = np.asarray(converted.getchannel(channel) if channel else converted)
+    return array
+
+
 def check_opacity(image: Image.Image) -> None:
     """Checks that no pixel of a picture is transparent: what would be under it is no tissue.
 
@@ -80,8 +123,7 @@ def check_opacity(image: Image.Image) -> None:
     """
     if image.mode not in {"RGBA", "PA"} and "transparency" not in image.info:
         return
-    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-    check_alpha(alpha, 255)
+    check_alpha(read_array(image, "A"), 255)
 
 
 def check_alpha(alpha: NDArray[Any], opaque: int) -> None:
@@ -118,8 +160,10 @@ def check_colour(pixels: NDArray[np.uint8]) -> None:
 def explain_unidentified(file: BinaryIO) -> str | None:
     """Says which pixel format a file has that Pillow does not open; None if it is no such picture."""
     file.seek(0)
-    start = file.read(8)
+    start = file.read(12)
     file.seek(0)
+    if other := _find_other_format(start):
+        return f"file format {other}, and only PNG, TIFF, JPEG and BMP are read"
     try:
         if start.startswith(b"\xff\xd8"):
             JpegImagePlugin.JpegImageFile(file)
@@ -136,6 +180,15 @@ def explain_unidentified(file: BinaryIO) -> str | None:
     except Exception:  # Pillow's parsers raise many kinds on a damaged header
         return None
     return None
+
+
+def _find_other_format(start: bytes) -> str | None:
+    """Returns the name of another file format by a file's first 12 bytes; None where they say nothing."""
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return "WEBP"
+    if start[4:8] == b"ftyp":
+        return {b"heic": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}.get(start[8:])
+    return next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
 
 
 def _check_tiff_samples(tags: Mapping[int, Any]) -> None:

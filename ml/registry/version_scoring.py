@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from ml.core.errors import RegistryError, TryAgain
 from ml.core.mlflow_client import fetch_artifacts
-from ml.core.progress import say
+from ml.core.progress import warn
 from ml.core.store import Json
 from ml.registry.sandbox import (
     ISOLATION_TEXTS,
@@ -145,7 +145,7 @@ class ModelProcess(ScoringProcess):
 
     def __enter__(self) -> Self:
         if (isolation := find_isolation()) in WEAK_ISOLATION:
-            say(f"{self._name}: its logged code runs {ISOLATION_TEXTS[isolation]}")
+            warn(f"{self._name}: its logged code runs {ISOLATION_TEXTS[isolation]}")
         return super().__enter__()
 
     def _make_settings(self, scratch: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import StoreError, WeightsError
-from ml.core.progress import say
+from ml.core.progress import say, warn
 from ml.core.store import Json, Store
 from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
 from ml.images.decoding import INPUT_SIZE, resize
@@ -84,8 +84,8 @@ def resolve_weights(wanted: str, store: Store, *, allow_random: bool = False) ->
         if not allow_random:
             raise
         say("=" * 100)
-        say("RANDOM BACKBONE WEIGHTS: " + str(error))
-        say("This preset goes on with an untrained backbone. Its models are for trying the workflow only.")
+        warn(f"RANDOM BACKBONE WEIGHTS: {error}")
+        warn("This preset goes on with an untrained backbone. Its models are for trying the workflow only.")
         say("=" * 100)
         return resolve_weights("random", store)
     weights = Weights(_store_backbone(backbone, kind, wanted, store), kind)

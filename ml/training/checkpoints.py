@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.leases import OwnerWatch, is_released, mark_beat
-from ml.core.progress import say
+from ml.core.progress import say, warn
 from ml.core.store import Json, Store
 
 Arrays = list[NDArray[np.generic]]
@@ -231,7 +231,7 @@ class Checkpoint:
                 except Conflict:  # the next save will raise it
                     return
                 except Exception as error:  # the next heartbeat may reach the store
-                    say(f"this training cannot write its heartbeat to the store, and tries again: {error}")
+                    warn(f"this training cannot write its heartbeat to the store, and tries again: {error}")
 
         thread = threading.Thread(target=write_heartbeats, daemon=True)
         thread.start()

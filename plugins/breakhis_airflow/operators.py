@@ -177,8 +177,12 @@ def _new_version_alias(asset: Asset) -> AssetAlias:
 # --- a stage's output -------------------------------------------------------------------------------------------------
 
 
+_ERROR, _WARNING = "error: ", "warning: "
+"""What the stages' own errors and warnings begin with; click's about how a stage is called have a capital."""
+
+
 class _OutputLogger:
-    """Passes a stage's lines on to the task's log, and keeps its last error.
+    """Passes a stage's lines on to the task's log, errors and warnings as such, and keeps its last error.
 
     It masks secrets. Airflow does so in the task's log, but not where the supervisor repeats that log in the output of
     the scheduler or worker.
@@ -192,9 +196,14 @@ class _OutputLogger:
     def __call__(self, line: str) -> None:
         for secret in self._hidden:
             line = line.replace(secret, "***")
-        self._log.info("%s", line)
-        if line.lower().startswith("error: "):  # the stages' own errors, and click's about how they are called
-            self.error = line[len("error: ") :]
+        start = line.lower()
+        if start.startswith(_ERROR):
+            self._log.error("%s", line)
+            self.error = line[len(_ERROR) :]
+        elif start.startswith(_WARNING):
+            self._log.warning("%s", line)
+        else:
+            self._log.info("%s", line)
 
 
 def _describe_problem(ended: JobEnd, error: str) -> str:

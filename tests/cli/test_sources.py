@@ -110,7 +110,7 @@ def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Pat
     store, spec = Store(own.store), load_source("ours", own.conf)
     fetched = fetch_source(spec, store, own)
     assert state()["ours"]["state"] == "fetched, not published"
-    made = make_manifest(spec, store, 1, fetched["version"])
+    made = make_manifest(spec, store, 0, fetched["version"])
     version = publish_manifest(made["manifest"], store)["version"]
     assert state()["ours"] | {"published": ""} == {
         **{"name": "ours", "file": str(conf / "sources" / "ours.yaml"), "kind": "directory", "schedule": None},

@@ -17,7 +17,7 @@ from tests.helpers.made_up import every_class, manifest_rows, name, png, write_t
 def breakhis(tmp_path, monkeypatch, command):
     """Runs the command; returns (exit status, stdout, stderr)."""
     monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BREAKHIS_WORKERS", "1")
+    monkeypatch.setattr("ml.core.settings.Settings.worker_count", 0)  # decode here: a process starts in seconds
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow leaves behind, of another test's server
 

@@ -1,15 +1,18 @@
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import psutil
 import pytest
 
+from ml.core import workers as workers_module
 from ml.core.errors import ImageError, TryAgain
-from ml.core.workers import _CHUNK_SIZE, map_in_processes
+from ml.core.workers import _CHUNK_SIZE, map_in_processes, map_surviving_crashes
 
 
 def square(n: int) -> int:
@@ -83,3 +86,47 @@ def test_closing_the_results_early_ends_the_processes() -> None:
     assert len(set(multiprocessing.active_children()) - before) == 2
     results.close()  # type: ignore[attr-defined]
     assert set(multiprocessing.active_children()) <= before
+
+
+def kill_itself_for_multiples_of_13(n: int) -> int:
+    if n % 13 == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+def kill_itself_beside_others(n: int) -> int:
+    """Dies in a pool of several, as a process does whose neighbours use up the memory."""
+    if n == 40 and len(psutil.Process(os.getppid()).children()) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+def say_that_it_crashed(n: int) -> int:
+    return -n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_that_kill_their_process_cost_no_other(workers: int) -> None:
+    found = list(map_surviving_crashes(kill_itself_for_multiples_of_13, range(60), workers, say_that_it_crashed))
+    assert found == [-n if n % 13 == 5 else n for n in range(60)]
+
+
+def test_a_job_that_succeeds_alone_is_not_at_fault() -> None:
+    assert list(map_surviving_crashes(kill_itself_beside_others, range(60), 2, say_that_it_crashed)) == list(range(60))
+
+
+def test_errors_in_jobs_are_no_crashes() -> None:
+    with pytest.raises(ImageError, match="no square of -1"):
+        list(map_surviving_crashes(square, [1, -1], 2, say_that_it_crashed))
+    assert list(map_surviving_crashes(square, [], 2, say_that_it_crashed)) == []
+    assert list(map_surviving_crashes(square, range(9), 0, say_that_it_crashed)) == [n * n for n in range(9)]
+
+
+def test_no_job_is_blamed_where_no_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "_initialize_worker", end_at_once)
+    with pytest.raises(TryAgain, match="killed before they do anything"):
+        list(map_surviving_crashes(square, range(9), 2, say_that_it_crashed))
+
+
+def end_at_once() -> None:
+    os._exit(1)

@@ -1,4 +1,6 @@
+import hashlib
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from ml.data.sources import fetch_source, load_source
 from ml.data.sources.spec import DirectorySource
 from ml.images.decoding import decode, pixel_hash
 from ml.images.file_facts import PictureFacts
+from ml.images.file_facts import _decode_file as decode_file
 from tests.helpers.made_up import name, png, write_tree
 from tests.helpers.pictures import png as deep_png
 
@@ -37,7 +40,7 @@ def source_of(tmp_path: Path, files: dict[str, bytes], **more):
 
 def ingest(spec, store, tmp_path):
     fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
-    result = make_manifest(spec, store, workers=1)
+    result = make_manifest(spec, store, workers=0)
     quarantine = pd.read_parquet(store.file(result["manifest"], "quarantine.parquet"))
     return result, read_manifest(result["manifest"], store), quarantine
 
@@ -198,14 +201,14 @@ def test_a_source_without_a_usable_image_says_why_and_leaves_no_manifest(tmp_pat
 
 def test_a_source_that_was_never_fetched(tmp_path, store):
     with pytest.raises(SourceError, match="breakhis fetch made"):
-        make_manifest(source_of(tmp_path, {name("F", "14-1"): png(1)}), store, workers=1)
+        make_manifest(source_of(tmp_path, {name("F", "14-1"): png(1)}), store, workers=0)
 
 
 def test_a_raw_version_of_another_source_is_refused(tmp_path, store):
     spec = source_of(tmp_path, {name("F", "14-1"): png(1)})
     raw = store.create("raw", 1, {"source": "other"})
     with pytest.raises(StoreError, match="of source 'other', not of 'made'"):
-        make_manifest(spec, store, workers=1, raw=raw)
+        make_manifest(spec, store, workers=0, raw=raw)
 
 
 names = st.builds(
@@ -249,5 +252,52 @@ def test_what_is_not_in_colour_is_quarantined(tmp_path: Path, store: Store, mode
     grey = name("F", "14-2")
     spec = source_of(tmp_path, {name("F", "14-1"): png(1), grey: png(2, mode=mode)})
     fetch_source(spec, store, Settings(store=store.root))
-    made = make_manifest(spec, store, workers=1)
+    made = make_manifest(spec, store, workers=0)
     assert (made["images"], made["quarantined"]) == (1, {"mode": 1})
+
+
+THREE = {name("F", "14-1", 40, n): png(n) for n in range(1, 4)}
+FATAL = hashlib.sha256(png(2)).hexdigest()
+
+
+def kill_the_process_for_one(job):
+    """Stands in for a decoder that crashes on one file."""
+    if job.sha256 == FATAL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode_file(job)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_kills_its_process_is_quarantined_and_tried_again_next_time(tmp_path, store, monkeypatch, workers):
+    spec = source_of(tmp_path, THREE)
+    fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
+    with monkeypatch.context() as patch:
+        patch.setattr("ml.images.file_facts._decode_file", kill_the_process_for_one)
+        result = make_manifest(spec, store, workers)
+    quarantine = pd.read_parquet(store.file(result["manifest"], "quarantine.parquet"))
+    assert (result["images"], result["quarantined"]) == (2, {"crashed": 1})
+    assert quarantine["path"].tolist() == [name("F", "14-1", 40, 2)]
+    assert "killed the process" in quarantine["detail"].item()
+    again = make_manifest(spec, store, 0)
+    assert (again["images"], again["quarantined"], again["decoded"]) == (3, {}, 1)
+
+
+def test_a_picture_that_takes_more_memory_than_allowed_is_read_once_more_is_allowed(tmp_path, store):
+    spec = source_of(tmp_path, {**THREE, name("F", "14-1", 40, 9): png(9, size=(2000, 1500))})
+    fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
+    result = make_manifest(spec, store, 0, memory=16_000_000)
+    assert (result["images"], result["quarantined"]) == (3, {"memory": 1})
+    assert make_manifest(spec, store, 0, memory=16_000_000) == {**result, "decoded": 1}
+    assert make_manifest(spec, store, 0, memory=32_000_000)["quarantined"] == {}
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_picture(tmp_path, store, monkeypatch):
+    spec = source_of(tmp_path, THREE)
+    fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Store, "blob", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        make_manifest(spec, store, 0)

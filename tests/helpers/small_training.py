@@ -142,7 +142,7 @@ def prepare(root, source):
     training_set = load_training_set("small", conf)
     with pytest.raises(DataError, match="no published version yet; run the DAG ingest_drawn"):
         assemble_dataset(training_set, store, settings)
-    publish_manifest(make_manifest(spec, store, 1)["manifest"], store)
+    publish_manifest(make_manifest(spec, store, 0)["manifest"], store)
     dataset = assemble_dataset(training_set, store, settings)["dataset"]
     split = split_dataset(dataset, store)["split"]
     connect(settings).create_experiment("small", artifact_location=(root / "artifacts").as_uri())

@@ -69,25 +69,25 @@ def test_different_pictures_stay_apart_in_all_orientations_and_distances_are_eve
 def test_a_deeper_picture_is_scaled_once_and_made_again_if_it_is_gone(store: Store) -> None:
     deep = np.random.default_rng(0).integers(0, 4096, (40, 40, 3), dtype=np.uint16)
     file = store.put_blob(deep_png(deep))
-    found, decoded = inspect_files({file}, store, 1, 12)
+    found, decoded = inspect_files({file}, store, 0, 12)
     scaled = found[file].scaled_sha256
     assert decoded == 1
     assert (decode(store.blob(scaled), strict=True) == np.rint(deep * 255.0 / 4095).astype(np.uint8)).all()
-    assert inspect_files({file}, store, 1, 12) == (found, 0)
-    assert inspect_files({file}, store, 1)[0][file].reason == "mode"  # the rule is part of what is remembered
-    assert inspect_files({file}, store, 1, 10)[0][file].reason == "mode"
+    assert inspect_files({file}, store, 0, 12) == (found, 0)
+    assert inspect_files({file}, store, 0)[0][file].reason == "mode"  # the rule is part of what is remembered
+    assert inspect_files({file}, store, 0, 10)[0][file].reason == "mode"
     store.remove(store.blob_key(scaled))
-    assert inspect_files({file}, store, 1, 12) == (found, 1)
+    assert inspect_files({file}, store, 0, 12) == (found, 1)
     assert store.blob(scaled)
 
 
 def test_each_file_is_decoded_once_and_can_be_removed(any_store: Store) -> None:
     files = [any_store.put_blob(data) for data in (png(1), png(2), b"no picture")]
-    found, decoded = inspect_files(set(files), any_store, 1)
+    found, decoded = inspect_files(set(files), any_store, 0)
     assert decoded == 3
     assert (found[files[0]].width, found[files[0]].height, found[files[2]].reason) == (70, 46, "undecodable")
-    assert inspect_files({*files, any_store.put_blob(png(3))}, any_store, 1)[1] == 1
+    assert inspect_files({*files, any_store.put_blob(png(3))}, any_store, 0)[1] == 1
     PictureFactsCache.forget({files[0]}, any_store)
     assert files[0] not in PictureFactsCache(any_store).read()
-    again, decoded = inspect_files(set(files), any_store, 1)
+    again, decoded = inspect_files(set(files), any_store, 0)
     assert (again, decoded) == (found, 1)

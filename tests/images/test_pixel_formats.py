@@ -299,7 +299,7 @@ def test_a_damaged_deep_picture_is_refused_or_whole(kind, where, cut):
         ("RGBA beyond a slide's edge, TIFF", "288 of 768 pixels are transparent, as beyond a slide's edge; cut"),
         ("two pages, TIFF", "2 pictures in one file, and only the first would be read; save each as a file"),
         ("grey stored as RGB, PNG", "greyscale, stored as RGB"),
-        ("16-bit RGB, JPEG 2000", "file format JPEG2000, whose depth is not known; export it as PNG"),
+        ("16-bit RGB, JPEG 2000", "file format JPEG2000, and only PNG, TIFF, JPEG and BMP are read"),
         ("RGB and a fourth channel, TIFF", "a further channel beside colour and alpha"),
     ],
 )

@@ -83,7 +83,7 @@ def world(any_store: Store, tmp_path: Path, fresh_database: Path) -> SimpleNames
 
 def ingest(world: SimpleNamespace) -> str:
     fetch_source(world.source, world.store, world.settings)
-    manifest: str = make_manifest(world.source, world.store, 1)["manifest"]
+    manifest: str = make_manifest(world.source, world.store, 0)["manifest"]
     assert publish_manifest(manifest, world.store)["changed"]
     return manifest
 
@@ -148,7 +148,7 @@ def test_the_next_delivery_leaves_the_patient_out(world: SimpleNamespace) -> Non
     assert quarantine["reason"].tolist() == ["erased"] * 5
     assert quarantine["sha256"].tolist() == [""] * 5
     fetch_source(world.source, store, world.settings)
-    assert make_manifest(world.source, store, 1)["manifest"] == manifest
+    assert make_manifest(world.source, store, 0)["manifest"] == manifest
     assert not any(store.path(store.blob_key(sha256)).exists() for sha256 in world.patient_rows["sha256"])
     dataset = assemble_dataset(load_training_set("set", world.conf), store, world.settings)["dataset"]
     split = split_dataset(dataset, store)
@@ -186,7 +186,7 @@ def test_a_deeper_picture_is_erased_with_what_was_made_of_it(any_store: Store, t
     settings = Settings(home=tmp_path / "home", store=any_store.root, conf=tmp_path / "conf", workers=1)
     source = load_source("cam", settings.conf)
     fetch_source(source, any_store, settings)
-    manifest = read_manifest(make_manifest(source, any_store, 1)["manifest"], any_store)
+    manifest = read_manifest(make_manifest(source, any_store, 0)["manifest"], any_store)
     gone, kept = manifest[manifest["patient"] == "cam:1"], manifest[manifest["patient"] == "cam:2"]
     result = erase_patient("cam:1", "cam", "request 12", any_store, settings)
     assert (len(gone), result["files"], result["pictures"]) == (2, 4, 2)
@@ -270,7 +270,7 @@ def clinic(tmp_path: Path, fresh_database: Path) -> SimpleNamespace:
             (folder / images[k]).write_bytes(png(k))
         pd.DataFrame({"Image": images, "Who": patients, "Dx": "DC", "Zoom": 40}).to_parquet(folder / "t.parquet")
         fetch_source(made.source, made.store, settings)
-        manifest: str = make_manifest(made.source, made.store, 1)["manifest"]
+        manifest: str = make_manifest(made.source, made.store, 0)["manifest"]
         return manifest, pd.read_parquet(made.store.file(manifest, "quarantine.parquet"))
 
     made.deliver = deliver

@@ -216,10 +216,27 @@ def test_a_stage_that_decides_is_the_promoter_in_mlflow_and_any_other_the_traine
 def test_secrets_are_struck_out_before_airflow_sees_them():
     # Airflow masks what goes to the task's log, but its supervisor repeats that log unmasked on its own output.
     lines = []
-    output = _OutputLogger(SimpleNamespace(info=lambda _, line: lines.append(line)), hidden=["planted-4", ""])
+    output = _OutputLogger(SimpleNamespace(error=lambda _, line: lines.append(line)), hidden=["planted-4", ""])
     output("error: user:planted-4@host")
     assert lines == ["error: user:***@host"]
     assert output.error == "user:***@host"
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("error: made.yaml: no such folder", "error"),
+        ("Error: Missing argument 'SOURCE'.", "error"),  # as click says it
+        ("warning: 3 of 640 files", "warning"),
+        ("reading images: 640 in 2.0 s", "info"),
+        ("test: error: 0.1, warning: none", "info"),
+    ],
+)
+def test_a_line_reaches_the_tasks_log_at_its_level(line, level):
+    seen = []
+    log = {name: lambda _, text, name=name: seen.append((name, text)) for name in ("info", "warning", "error")}
+    _OutputLogger(SimpleNamespace(**log), hidden=[])(line)
+    assert seen == [(level, line)]
 
 
 def test_a_missing_connection_says_what_to_do(breakhis, context):

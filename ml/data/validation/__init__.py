@@ -85,7 +85,7 @@ def _run_validation(
     parameters = {
         ONLY_IN_QUARANTINE: count_only_in_quarantine(frame, quarantine),
         QUARANTINED: int((quarantine["reason"] != "erased").sum()),  # erased files are no fault of the delivery
-        BEFORE: count_images_before(before, frame),
+        BEFORE: count_images_before(before, frame, quarantine),
     }
     with store.staging() as scratch:
         docs = scratch / "docs"
@@ -133,16 +133,25 @@ def count_only_in_quarantine(frame: "pd.DataFrame", quarantine: "pd.DataFrame") 
     return [[*stratum, images] for stratum, images in sorted(counts.items())]
 
 
-def count_images_before(before: "pd.DataFrame | None", now: "pd.DataFrame") -> dict[str, list[int]]:
-    """Counts the images of each subtype in the previous manifest, and those of them that are gone, by their pixels.
+def count_images_before(
+    before: "pd.DataFrame | None", now: "pd.DataFrame", quarantine: "pd.DataFrame"
+) -> dict[str, list[int]]:
+    """Counts the images of each subtype in the previous manifest, and those that are lost, by their pixels.
+
+    A lost image whose file or path was delivered and set aside is not gone: it is in quarantine.
 
     Returns:
-        ``{subtype: [images, gone]}``; empty without a previous manifest.
+        ``{subtype: [images, lost, lost and in quarantine]}``; empty without a previous manifest.
     """
     if before is None or "pixel_sha256" not in now.columns:
         return {}
-    gone = ~before["pixel_sha256"].isin(now["pixel_sha256"])
-    return {str(subtype): [len(rows), int(gone[rows.index].sum())] for subtype, rows in before.groupby("subtype")}
+    delivered = quarantine[quarantine["reason"] != "missing_file"]  # those are rows of a table, without a file
+    lost = ~before["pixel_sha256"].isin(now["pixel_sha256"])
+    aside = lost & (before["path"].isin(delivered["path"]) | before["sha256"].isin(delivered["sha256"]))
+    return {
+        str(subtype): [len(rows), int(lost[rows.index].sum()), int(aside[rows.index].sum())]
+        for subtype, rows in before.groupby("subtype")
+    }
 
 
 def _read_result(validation: str, store: Store) -> Json:

@@ -28,7 +28,7 @@ QUARANTINED = "quarantined"
 
 BEFORE = "images_before"
 """Name of the parameter of comparisons with the version published before: the number of its images of each subtype, and
-how many of these are gone; empty where nothing was published."""
+how many of these are lost, and how many of the lost ones are in quarantine; empty where nothing was published."""
 
 
 class Rule(NamedTuple):

@@ -229,9 +229,10 @@ class ExpectQuarantineRateToBeAtMost(BatchExpectation):  # type: ignore[misc]
 
 
 class ExpectImagesNotToBeLost(BatchExpectation):  # type: ignore[misc]
-    """At most the share ``limit`` of the images of each subtype in the version published before is gone.
+    """At most the share ``limit`` of the images of each subtype in the version published before is lost.
 
-    ``before`` is ``{subtype: [images, images that are gone]}``; empty where nothing was published.
+    ``before`` is ``{subtype: [images, lost images, lost images that are in quarantine]}``; empty where nothing was
+    published. The others of the lost ones are gone.
     """
 
     limit: float
@@ -243,13 +244,17 @@ class ExpectImagesNotToBeLost(BatchExpectation):  # type: ignore[misc]
 
     def _validate(self, metrics: Json, **_: Any) -> Json:  # noqa: ARG002
         arguments = self._get_success_kwargs()
-        lost = {subtype: (gone, images) for subtype, (images, gone) in arguments["before"].items() if gone}
-        too_many = {subtype: counts for subtype, counts in lost.items() if counts[0] > arguments["limit"] * counts[1]}
-        details = ", ".join(f"{subtype} {gone:,} of {images:,}" for subtype, (gone, images) in lost.items())
+        before = arguments["before"]
+        too_many = {subtype for subtype, (images, lost, _) in before.items() if lost > arguments["limit"] * images}
+        gone = {subtype: (lost - aside, images) for subtype, (images, lost, aside) in before.items()}
+        set_aside = {subtype: (aside, images) for subtype, (images, _, aside) in before.items()}
+        details = "; ".join(
+            f"{what}: " + ", ".join(f"{subtype} {count:,} of {images:,}" for subtype, (count, images) in some.items())
+            for what, counts in (("gone", gone), ("in quarantine", set_aside))
+            if (some := {subtype: pair for subtype, pair in counts.items() if pair[0]})
+        )
         observed = (
-            f"gone: {details} (at most {arguments['limit']:.0%} of a subtype)"
-            if details
-            else _describe_no_change(arguments["before"])
+            f"{details} (at most {arguments['limit']:.0%} of a subtype)" if details else _describe_no_change(before)
         )
         return {"success": not too_many, "result": {"observed_value": observed}}
 
@@ -268,7 +273,7 @@ class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
         arguments, found = self._get_success_kwargs(), metrics["table.class_sizes"]
         grown = {
             subtype: (images, found[subtype][0])
-            for subtype, (images, _gone) in arguments["before"].items()
+            for subtype, (images, *_) in arguments["before"].items()
             if subtype in found and found[subtype][0] > images * (1 + arguments["limit"])
         }
         details = ", ".join(f"{subtype} from {was:,} to {now:,} images" for subtype, (was, now) in grown.items())

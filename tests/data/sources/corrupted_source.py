@@ -94,7 +94,7 @@ class Source:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.setenv("BREAKHIS_HOME", str(self.root / "home"))
             patch.setenv("BREAKHIS_CONF", str(self.root / "conf"))
-            patch.setenv("BREAKHIS_WORKERS", "1")
+            patch.setattr("ml.core.settings.Settings.worker_count", 0)  # decode here: a process starts in seconds
             patch.setenv("NO_PROXY", "127.0.0.1")
             patch.setattr(sys, "argv", ["breakhis", "ingest", self.name, "--json"])
             try:

@@ -47,7 +47,7 @@ def use(settings: Settings) -> Callable[..., SourceSpec]:
 
 def ingested(spec: SourceSpec, store: Store, settings: Settings) -> pd.DataFrame:
     """The rows that are published."""
-    made = make_manifest(spec, store, 1, fetch_source(spec, store, settings)["version"])
+    made = make_manifest(spec, store, 0, fetch_source(spec, store, settings)["version"])
     assert made["quarantined"] == {}
     assert publish_manifest(made["manifest"], store)["changed"]
     return read_manifest(made["manifest"], store)

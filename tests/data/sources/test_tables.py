@@ -52,7 +52,7 @@ def ingest(store: Store, settings: Settings) -> Callable[[SourceSpec], tuple[pd.
     """The manifest, and of the quarantine reason and detail of each path."""
 
     def run(spec: SourceSpec) -> tuple[pd.DataFrame, dict[str, tuple[str, str]]]:
-        made = make_manifest(spec, store, 1, fetch_source(spec, store, settings)["version"])
+        made = make_manifest(spec, store, 0, fetch_source(spec, store, settings)["version"])
         out = pd.read_parquet(store.file(made["manifest"], "quarantine.parquet"))
         return read_manifest(made["manifest"], store), {r.path: (r.reason, r.detail) for r in out.itertuples()}
 
@@ -70,7 +70,7 @@ def test_a_table_becomes_a_manifest_that_passes(source: Any, ingest: Any, store:
         ("scans/b1.tif", "clinic:p2", "clinic:p2", "F", "benign", 20, 1),
         ("scans/b2.tif", "clinic:p2", "clinic:p2", "F", "benign", 40, 1),
     ]
-    validation = validate_manifest(make_manifest(spec, store, 1)["manifest"], store)
+    validation = validate_manifest(make_manifest(spec, store, 0)["manifest"], store)
     assert (validation["passed"], validation["failed"]) == (True, [])
     assert [one["name"] for one in validation["warned"]] == ["class_sizes"]  # of two images each
 

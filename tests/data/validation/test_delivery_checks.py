@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import Keep, manifest_table, named_wrongly, row, with_values
+from made_up import Keep, manifest_table, named_wrongly, quarantine_table, row, with_values
 from PIL import Image
 
 from ml.core.errors import ConfigError, Refused
@@ -113,6 +113,50 @@ def test_a_delivery_is_held_against_the_version_before(small: pd.DataFrame, keep
     assert publish_manifest(allowed, store)["diff"] == {"added": 0, "removed": 1, "relabelled": 0}
 
 
+@given(fates=st.lists(st.sampled_from(["kept", "gone", "same file", "same path", "no file"]), min_size=40, max_size=40))
+def test_an_image_in_quarantine_is_not_called_gone(fates: list[str]) -> None:
+    before = pd.DataFrame(
+        {
+            "path": [f"{n}.png" for n in range(40)],
+            "sha256": [f"file {n}" for n in range(40)],
+            "pixel_sha256": [f"pixels {n}" for n in range(40)],
+            "subtype": [("A", "DC")[n % 2] for n in range(40)],
+        }
+    )
+    quarantine = pd.DataFrame(
+        [
+            {
+                "path": f"elsewhere/{n}.png" if fate == "same file" else f"{n}.png",
+                "sha256": f"file {n}" if fate == "same file" else "" if fate == "no file" else "spoilt",
+                "reason": "missing_file" if fate == "no file" else "truncated",
+            }
+            for n, fate in enumerate(fates)
+            if fate not in {"kept", "gone"}
+        ],
+        columns=["path", "sha256", "reason"],
+    )
+    now = before[[fate == "kept" for fate in fates]]
+    counts = {
+        subtype: [
+            20,
+            sum(fate != "kept" for fate in fates[start::2]),
+            sum(fate in {"same file", "same path"} for fate in fates[start::2]),
+        ]
+        for start, subtype in enumerate(("A", "DC"))
+    }
+    assert count_images_before(before, now, quarantine) == counts
+
+
+def test_the_report_tells_what_is_gone_from_what_is_in_quarantine(
+    small: pd.DataFrame, keep: Keep, store: Store
+) -> None:
+    published(store, keep(small))
+    aside = [named_wrongly(path) for path in small["path"].iloc[[0, 4]]]
+    less = validate_manifest(keep(small.drop(index=[0, 1, 4]), aside), store)
+    [lost] = [check for check in less["failed"] if check["name"] == "images_lost"]
+    assert lost["observed"] == "gone: A 1 of 4; in quarantine: A 1 of 4, DC 1 of 4 (at most 10% of a subtype)"
+
+
 def test_a_version_is_not_held_against_itself(small: pd.DataFrame, keep: Keep, store: Store) -> None:
     manifest = published(store, keep(small))
     assert (
@@ -193,5 +237,6 @@ def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, i
 
 def test_images_before_counts_by_pixels(small: pd.DataFrame) -> None:
     renamed = small.assign(path="elsewhere/" + small["path"]).iloc[2:]
-    assert count_images_before(small, renamed) == {"A": [4, 2], "DC": [4, 0], "PC": [4, 0]}
-    assert count_images_before(None, small) == {}
+    nothing = quarantine_table([])
+    assert count_images_before(small, renamed, nothing) == {"A": [4, 2, 0], "DC": [4, 0, 0], "PC": [4, 0, 0]}
+    assert count_images_before(None, small, nothing) == {}
