@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ml.core.errors import ImageError
+from ml.core.messages import cut_text
 from ml.images.pixel_formats import check_colour, check_opacity, check_pixel_format, explain_unidentified
 
 Pixels = NDArray[np.uint8]
@@ -53,20 +54,17 @@ def decode(data: bytes | BinaryIO, *, strict: bool = False) -> Pixels:
             (too large, or too small).
     """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
-    try:
-        with open_image(file) as image:
-            if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
-                raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
-            if strict:
-                check_pixel_format(image)
-                if min(image.size) < MIN_SIDE:
-                    raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
-            image.load()
-            if strict:
-                check_opacity(image)
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise explain_damage(error) from None
+    with named_damage(), open_image(file) as image:
+        if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+            raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
+        if strict:
+            check_pixel_format(image)
+            if min(image.size) < MIN_SIDE:
+                raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
+        image.load()
+        if strict:
+            check_opacity(image)
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if strict:
         check_colour(pixels)
     return pixels
@@ -94,8 +92,21 @@ def open_image(file: BinaryIO) -> Image.Image:
     return image
 
 
-def explain_damage(error: Exception) -> ImageError:
-    """Returns the error for a picture whose decoder failed."""
+@contextmanager
+def named_damage() -> Iterator[None]:
+    """Has whatever a reader of pictures raises inside be an ImageError.
+
+    On a damaged file Pillow and tifffile raise errors of many kinds, such as a TypeError where a number is a text.
+    """
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise _explain_damage(error) from None
+
+
+def _explain_damage(error: Exception) -> ImageError:
     if "unknown raw mode" in str(error):  # such as separate planes with premultiplied alpha
         return ImageError("mode", "a layout of channels that is not read; export it as 8-bit RGB")
     # Pillow reports "image file is truncated" or "broken PNG file"; a cut stream may also raise a struct error.
@@ -147,5 +158,5 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     # Pillow's message contains the address of the BytesIO object, which helps nobody.
-    text = " ".join(str(error).split())
+    text = cut_text(error) or type(error).__name__
     return "not an image file" if "cannot identify image file" in text else text

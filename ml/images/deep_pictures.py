@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from ml.core.errors import ImageError
-from ml.images.decoding import MIN_SIDE, Pixels, decode, explain_damage, named_in_errors, open_image
+from ml.images.decoding import MIN_SIDE, Pixels, decode, named_damage, named_in_errors, open_image
 from ml.images.pixel_formats import DEEP_BITS, check_alpha, check_colour, check_pages, find_sample_bits
 
 
@@ -63,7 +63,7 @@ def read_scaled(path: Path, significant_bits: int | None) -> bytes:
 
 def _is_deep_colour(data: bytes) -> bool:
     try:
-        with open_image(io.BytesIO(data)) as image:
+        with named_damage(), open_image(io.BytesIO(data)) as image:
             return (
                 image.mode in {"RGB", "RGBA"}
                 and image.format in {"PNG", "TIFF"}
@@ -75,7 +75,7 @@ def _is_deep_colour(data: bytes) -> bool:
 
 def _read_deep_samples(data: bytes) -> NDArray[np.uint16]:
     """Returns the samples of a 16-bit RGB picture: uint16 (height, width, 3)."""
-    with open_image(io.BytesIO(data)) as image:
+    with named_damage(), open_image(io.BytesIO(data)) as image:
         check_pages(image)
         if min(image.size) < MIN_SIDE:
             raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
@@ -92,28 +92,22 @@ def _read_deep_samples(data: bytes) -> NDArray[np.uint16]:
 def _decode_png(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     import imagecodecs
 
-    try:
-        image.load()  # Pillow notices every damage, and libpng does not
-        samples: NDArray[np.uint16] = imagecodecs.png_decode(data)
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
-        raise explain_damage(error) from None
+    image.load()  # Pillow notices every damage, and libpng does not
+    samples: NDArray[np.uint16] = imagecodecs.png_decode(data)
     return samples
 
 
 def _decode_tiff(data: bytes) -> NDArray[np.uint16]:
     import tifffile
 
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages.first
-            if page.tags.valueof("Orientation", 1) != 1:
-                raise ImageError("mode", "TIFF of 16 bits that is to be turned (Orientation); export it upright")
-            # tifffile fills up what is missing of a cut file.
-            if any(sum(segment) > len(data) for segment in zip(page.dataoffsets, page.databytecounts, strict=True)):
-                raise ImageError("truncated", "the TIFF's data lie beyond its end")
-            samples: NDArray[np.uint16] = page.asarray()
-            if 0 in getattr(page, "extrasamples", ()):
-                raise ImageError("mode", "TIFF with a further channel beside colour and alpha; export it as RGB alone")
-            return np.moveaxis(samples, 0, -1) if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else samples
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, TypeError, IndexError) as error:
-        raise explain_damage(error) from None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        if page.tags.valueof("Orientation", 1) != 1:
+            raise ImageError("mode", "TIFF of 16 bits that is to be turned (Orientation); export it upright")
+        # tifffile fills up what is missing of a cut file.
+        if any(sum(segment) > len(data) for segment in zip(page.dataoffsets, page.databytecounts, strict=True)):
+            raise ImageError("truncated", "the TIFF's data lie beyond its end")
+        samples: NDArray[np.uint16] = page.asarray()
+        if 0 in getattr(page, "extrasamples", ()):
+            raise ImageError("mode", "TIFF with a further channel beside colour and alpha; export it as RGB alone")
+        return np.moveaxis(samples, 0, -1) if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else samples

@@ -20,7 +20,7 @@ from typing import Any
 from ml.core.errors import BreakhisError
 
 MAX_SECONDS = 5
-MAX_MESSAGE = 4_000
+MAX_MESSAGE = 2_000
 """Characters of an error's message. A message names several things at most, each cut."""
 
 _SHOWN_FAULTS = 10
