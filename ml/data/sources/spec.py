@@ -160,9 +160,8 @@ class DirectorySource(SourceSpec):
     @classmethod
     def _anchored(cls, value: Path, info: ValidationInfo) -> Path:
         base = info.context["path"].parent if info.context else Path.cwd()
-        return Path(
-            os.path.realpath(base / expand_home(value))
-        )  # resolve() would raise on a link that points to itself
+        # resolve() would raise on a link that points to itself
+        return Path(os.path.realpath(base / expand_home(value)))
 
 
 class KaggleSource(SourceSpec):
