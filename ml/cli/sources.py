@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ConfigError
+from ml.core.messages import quote_value
 from ml.core.parameters import FilledPath
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
@@ -42,7 +43,7 @@ def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
-            f"{name!r} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
+            f"{quote_value(name)} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
         )
     path = read_settings().conf / "sources" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command
+from ml.core.messages import quote_value
 from ml.core.parameters import FilledPath
 from ml.core.progress import warn
 from ml.core.settings import Settings
@@ -38,7 +39,7 @@ class _ShardType(click.ParamType["Shard"]):
 
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
         if not match or int(match[1]) > int(match[2]):
-            self.fail(f"{value!r} is not a part such as 1/3, 2/3 or 3/3", param, ctx)
+            self.fail(f"{quote_value(value)} is not a part such as 1/3, 2/3 or 3/3", param, ctx)
         return Shard(int(match[1]), int(match[2]))
 
 

@@ -13,11 +13,13 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from ml.core.errors import AirflowError, ConfigError, CredentialsError, TryAgain
+from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.settings import Settings
 
 Json = dict[str, Any]
 
 _PAGE_SIZE = 100
+_MAX_DETAIL = 1000
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -101,7 +103,9 @@ class AirflowApi:
         except AirflowError as error:
             if error.status != 409:
                 raise
-            raise AirflowError(f"DAG {dag!r} has a run {run_id!r} already", 409) from None  # Airflow's is obscure
+            raise AirflowError(
+                f"DAG {quote_value(dag)} has a run {quote_value(run_id)} already", 409
+            ) from None  # Airflow's is obscure
 
     def dag_runs(self, dag: str) -> list[Json]:
         """Returns all runs of a DAG, each as :meth:`dag_run` does, with its ``dag_run_id``."""
@@ -278,17 +282,17 @@ def _error_detail(response: requests.Response) -> str:
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        return response.text.strip()[:300] or response.reason
+        return cut_text(response.text) or response.reason
     if isinstance(detail, list):
         fields = (
             f"{'.'.join(str(part) for part in field.get('loc', ()))}: {field.get('msg')}"
             for field in detail
             if isinstance(field, dict)
         )
-        return "; ".join(fields)
+        return list_items(fields, "; ")
     if isinstance(detail, dict):
-        return str(detail.get("message") or detail.get("reason") or detail)
-    return str(detail)
+        return cut_text(detail.get("message") or detail.get("reason") or detail, _MAX_DETAIL)
+    return cut_text(detail, _MAX_DETAIL)
 
 
 def _format_log_entry(entry: Json | str) -> list[str]:
@@ -310,4 +314,4 @@ def _root_cause(error: requests.RequestException) -> str:
         return "no answer in time"
     if isinstance(error, requests.ConnectionError) and "refused" in str(error):
         return "connection refused"
-    return type(error).__name__ + ": " + str(error)[:200]
+    return type(error).__name__ + ": " + cut_text(error)

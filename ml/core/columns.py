@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ml.core.errors import DataError
+from ml.core.messages import cut_text, quote_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +23,9 @@ def read_texts(rows: "pd.DataFrame", column: str) -> "NDArray[np.str_]":
     values = rows[column]
     if values.isna().any():
         first = rows[values.isna()].iloc[0]
-        where = f", such as that of {first['path']}" if "path" in rows else ""
+        where = f", such as that of {cut_text(first['path'])}" if "path" in rows else ""
         raise DataError(
-            f"the column {column!r} has no value in {int(values.isna().sum())} of {len(rows)} rows{where}; every image "
-            "needs one: ingest its source again"
+            f"the column {quote_value(column)} has no value in {int(values.isna().sum())} of {len(rows)} rows{where}; "
+            "every image needs one: ingest its source again"
         )
     return values.astype(str).to_numpy(dtype=str)

@@ -4,6 +4,8 @@ An error names the file, row or setting at fault and says what to do next. The e
 a retry can help: 3 and 4 remain until somebody acts, 75 (EX_TEMPFAIL in sysexits.h) may pass by itself.
 """
 
+from ml.core.messages import cut_message
+
 EXIT_BAD_INPUT = 3
 EXIT_REFUSED = 4
 EXIT_TRY_AGAIN = 75
@@ -13,6 +15,9 @@ class BreakhisError(Exception):
     """The user's input is wrong; the message says what is wrong and how to correct it. Exit status 3."""
 
     exit_code = EXIT_BAD_INPUT
+
+    def __str__(self) -> str:
+        return cut_message(super().__str__())
 
 
 class ConfigError(BreakhisError):
@@ -36,7 +41,7 @@ class ImageError(BreakhisError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+        return cut_message(f"{self.reason}: {self.detail}")
 
 
 class StoreError(BreakhisError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
+from ml.core.messages import cut_text
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def find_outage(error: Exception) -> BreakhisError | None:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
     if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):
         # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
-        cause = text.rpartition("Caused by ")[2].strip("()")[:200]
+        cause = cut_text(text.rpartition("Caused by ")[2].strip("()"))
         return TryAgain(f"{server} cannot be reached or answers errors: {cause}; is it running?")
     if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text:
         return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml.core.errors import ConfigError
+from ml.core.names import expand_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout that contains this package, dags/ and plugins/."""
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
     @field_validator("home", "conf")
     @classmethod
     def _resolve_path(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+        return expand_home(value).resolve()
 
     @field_validator("store")
     @classmethod

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -28,6 +29,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from ml.core.errors import Conflict, StoreError, TryAgain
+from ml.core.messages import quote_value
 from ml.core.s3_access import find_boto_client, make_s3_client, read_object
 from ml.core.stored_json import parse_json, parse_mapping
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which wou
 
 Json = dict[str, Any]
 
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SECONDS_UNTIL_ABANDONED = 24 * 3600
 
 
@@ -186,7 +189,15 @@ class Store:
 
     @staticmethod
     def object_key(oid: str) -> str:
-        """Returns the key of an object's folder."""
+        """Returns the key of an object's folder.
+
+        Raises:
+            StoreError: the text cannot be an id: it is empty, too long, or has characters that no id has.
+        """
+        if not _ID.fullmatch(oid):
+            raise StoreError(
+                f"{quote_value(oid)} is no id; give one that a stage printed, such as dataset-0123456789ab"
+            )
         return f"objects/{oid.rpartition('-')[0]}/{oid}"
 
     def exists(self, oid: str) -> bool:
@@ -233,7 +244,7 @@ class Store:
         try:
             data = self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{oid!r}: no such {kind or 'object'} in the store {self.root}") from None
+            raise StoreError(f"{quote_value(oid)}: no such {kind or 'object'} in the store {self.root}") from None
         return parse_mapping(data, self.uri(key))
 
     def file(self, oid: str, name: str) -> Path:

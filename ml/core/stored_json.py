@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from ml.core.errors import StoreError
+from ml.core.messages import cut_text
 
 
 def parse_json(data: bytes, uri: str) -> Any:
@@ -18,7 +19,7 @@ def parse_json(data: bytes, uri: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else cut_text(error)
         raise StoreError(f"{uri} is damaged: {reason}; restore it from a backup of the store") from None
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, NamedTuple, get_args
 
+from ml.core.messages import quote_value
+
 LABELS = ("benign", "malignant")
 """Binary classes; the position is the class index, and 1 (malignant) is the positive class."""
 
@@ -68,7 +70,7 @@ def label_of(subtype: str) -> str:
         ValueError: the code is unknown.
     """
     if subtype not in SUBTYPE_NAMES:
-        raise ValueError(f"unknown subtype {subtype!r}; known: {', '.join(SUBTYPES)}")
+        raise ValueError(f"unknown subtype {quote_value(subtype)}; known: {', '.join(SUBTYPES)}")
     return "benign" if subtype in _BENIGN_SUBTYPES else "malignant"
 
 
@@ -83,7 +85,7 @@ def case_of(slide: str) -> str:
     """
     match = _SLIDE_PATTERN.fullmatch(slide)
     if not match:
-        raise ValueError(f"{slide!r} is not a BreakHis slide id such as 14-22549AB")
+        raise ValueError(f"{quote_value(slide)} is not a BreakHis slide id such as 14-22549AB")
     return f"{match[1]}-{match[2]}"
 
 
@@ -118,7 +120,8 @@ def parse_name(name: str) -> ImageName:
     match = _NAME_PATTERN.fullmatch(name)
     if not match:
         raise ValueError(
-            f"{name!r} is not a BreakHis name: SOB_<B|M>_<{'|'.join(SUBTYPES)}>-<yy>-<slide>-<40|100|200|400>-<nnn>.png"
+            f"{quote_value(name)} is not a BreakHis name: "
+            f"SOB_<B|M>_<{'|'.join(SUBTYPES)}>-<yy>-<slide>-<40|100|200|400>-<nnn>.png"
         )
     letter, subtype, year, number, suffix, magnification, seq = match.groups()
     return ImageName(

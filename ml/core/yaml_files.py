@@ -13,11 +13,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ml.core.errors import ConfigError
-from ml.core.names import suggest_name
+from ml.core.messages import cut_text, list_items, quote_value
+from ml.core.names import expand_home, suggest_name
+from ml.core.text_files import decode_text
 from ml.core.yaml_nodes import Block, Items, MisreadValue, Node, Scalar, parse_yaml, read_anything, read_number
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """Pattern of the names of sources, training sets and policies, which become part of DAG ids and model names."""
+
+_MAX_FAULT = 400  # characters; it quotes a value, and says what would be right
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and the numbers in lists, that lead to it."""
@@ -43,17 +47,21 @@ def _check_schedule(value: str) -> str:
         return value
     fields = value.split()
     if len(fields) != 5:
-        raise ValueError(f"{value!r} is neither {', '.join(presets)} nor five cron fields such as '0 3 * * 1'")
+        raise ValueError(
+            f"{quote_value(value)} is neither {', '.join(presets)} nor five cron fields such as '0 3 * * 1'"
+        )
     from croniter import CroniterBadDateError, CroniterError, croniter  # what Airflow reads schedules with
 
     if any(field[:1] in {"r", "R"} for field in fields):
-        raise ValueError(f"{value!r} is at another time whenever the file is read; name the time")
+        raise ValueError(f"{quote_value(value)} is at another time whenever the file is read; name the time")
     try:
         croniter(value, datetime(2024, 1, 1, tzinfo=UTC)).get_next(datetime)
     except CroniterBadDateError:
-        raise ValueError(f"{value!r} never comes: no month that it names has such a day") from None
+        raise ValueError(f"{quote_value(value)} never comes: no month that it names has such a day") from None
     except (CroniterError, ValueError) as error:
-        raise ValueError(f"{value!r} is no time that cron can read: {error}; such as '0 3 * * 1'") from None
+        raise ValueError(
+            f"{quote_value(value)} is no time that cron can read: {cut_text(error)}; such as '0 3 * * 1'"
+        ) from None
     return value
 
 
@@ -81,13 +89,15 @@ def read_mapping(path: Path, *, optional: bool = False) -> Block:
     """
     empty = Block({}, {}, line=1, size=0)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(path.read_bytes())
     except FileNotFoundError:
         if optional:
             return empty
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     root = parse_yaml(text, path)
     if root is None and optional:
         return empty
@@ -111,7 +121,8 @@ def validate_mapping(data: Block | Mapping[str, object], model: type[Model], pat
     except MisreadValue as error:
         raise ConfigError(f"{path}: line {error.node.line}: {_join(error.keys)}: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_describe_error(e, model, root) for e in error.errors())) from None
+        faults = (_describe_error(fault, model, root) for fault in error.errors())
+        raise ConfigError(f"{path}: {list_items(faults, '; ', limit=_MAX_FAULT)}") from None
 
 
 def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
@@ -120,16 +131,19 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
     Raises:
         ConfigError: there is no such file; the message lists the names in ``folder``, and the nearest one.
     """
-    if reference.endswith(".yaml"):
-        path = Path(reference).expanduser()
-        path = path if path.is_absolute() else (relative_to or Path.cwd()) / path
-    else:
-        path = folder / f"{reference}.yaml"
-    if path.is_file():
-        return path.resolve()
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    path = folder / f"{reference}.yaml"
+    try:
+        if reference.endswith(".yaml"):
+            path = (relative_to or Path.cwd()) / expand_home(reference)
+        if path.is_file():
+            return path.resolve()
+    except OSError as error:  # the name is too long, or a folder above may not be read
+        raise ConfigError(f"{quote_value(reference)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    known = list_items(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
     meant = suggest_name(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
-    raise ConfigError(f"{path}: no such file; in {folder} there are: {known}{meant}")
+    raise ConfigError(f"{cut_text(path)}: no such file; in {folder} there are: {known}{meant}")
 
 
 # --- values as the model asks for them --------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ def _say_what_is_wrong(error: Any, model: type[BaseModel], keys: Keys) -> str:
 
 
 def _join(keys: Keys) -> str:
-    return f"'{'.'.join(map(str, keys))}'" if keys else "'file'"
+    return quote_value(".".join(map(str, keys))) if keys else "'file'"
 
 
 def _find_line(root: Block | None, keys: Keys) -> int | None:

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML, MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ml.core.errors import ConfigError
+from ml.core.messages import cut_text, quote_value
 
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000
@@ -28,6 +29,8 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAGS = {kind: f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 _OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?(0o?[0-9_]+|[0-9][0-9_]*(:[0-9_.]+)+)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NEXT_LINE = "\x85"
+"""U+0085, which some programs end lines with. To one version of YAML it is such an end, to another part of a text."""
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+][0-9]+)?|\.inf|\.nan)", re.IGNORECASE)
 
 
@@ -97,6 +100,10 @@ def parse_yaml(text: str, path: Path) -> Node | None:
         ConfigError: it is no YAML, a key stands twice, or something in it is not meant for such files: tags, keys that
             are no texts, a value within itself. The message names the file, the line and the key.
     """
+    if _NEXT_LINE in text:
+        line = text[: text.index(_NEXT_LINE)].count("\n") + 1
+        problem = 'is not valid YAML: the character U+0085 may end a line or not; remove it, or write it as "\\N"'
+        raise ConfigError(f"{path}: line {line}: {problem}")
     parser = YAML(typ="safe", pure=True)
     parser.max_depth = _MAX_DEPTH
     parser.composer.warn_double_anchors = False  # they are refused below
@@ -106,9 +113,9 @@ def parse_yaml(text: str, path: Path) -> Node | None:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         reasons = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{path}: {where}is not valid YAML: {' '.join(reasons.split())}") from None
+        raise ConfigError(f"{path}: {where}is not valid YAML: {cut_text(reasons)}") from None
     except Exception as error:  # on some texts the scanner fails by itself: ValueError, OverflowError, IndexError
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {cut_text(error)}") from None
     return None if root is None else _Conversion(path).convert(root, ())
 
 
@@ -129,7 +136,9 @@ class _Conversion:
             raise self._refuse(line, keys, "stands within itself")
         self._open.add(id(node))
         if node.anchor and self._anchors.setdefault(node.anchor, line) != line:
-            problem = f"the anchor &{node.anchor} stands there twice, first in line {self._anchors[node.anchor]}"
+            problem = (
+                f"the anchor &{cut_text(node.anchor)} stands there twice, first in line {self._anchors[node.anchor]}"
+            )
             raise self._refuse(line, keys, problem)
         converted: Node
         if isinstance(node, ScalarNode):
@@ -198,10 +207,10 @@ class _Conversion:
     def _refuse_tag(self, node: Any, kind: str, line: int, keys: tuple[str, ...]) -> None:
         if str(node.tag) not in {_TAGS[kind], "!"}:
             tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
-            raise self._refuse(line, keys, f"the tag {tag} has no meaning here; leave it out")
+            raise self._refuse(line, keys, f"the tag {cut_text(tag)} has no meaning here; leave it out")
 
     def _refuse(self, line: int, keys: tuple[str, ...], problem: str) -> ConfigError:
-        named = f"'{'.'.join(keys)}': " if keys else ""
+        named = f"{quote_value('.'.join(keys))}: " if keys else ""
         return ConfigError(f"{self._path}: line {line}: {named}{problem}")
 
 
@@ -228,13 +237,13 @@ def read_number(value: Scalar, keys: tuple[str | int, ...], *, is_truth: bool = 
         return None if value.is_null else value.text
     older, newer = _read_as_older_yaml(value.text), _read_as_newer_yaml(value.text)
     if older != newer and _OCTAL_OR_SEXAGESIMAL.fullmatch(value.text):
-        problem = f"YAML 1.1 and 1.2 read {value.text} differently; write it as a plain decimal number"
+        problem = f"YAML 1.1 and 1.2 read {cut_text(value.text)} differently; write it as a plain decimal number"
         raise MisreadValue(keys, value, problem)
     read = newer if isinstance(older, str) and not is_truth else older
     if isinstance(read, date):
         return value.text
     if isinstance(read, bool) and not is_truth:
-        raise MisreadValue(keys, value, f"{value.text} is no number")
+        raise MisreadValue(keys, value, f"{cut_text(value.text)} is no number")
     return read
 
 
@@ -253,7 +262,8 @@ def read_anything(value: Scalar, keys: tuple[str | int, ...]) -> object:
     is_number = isinstance(older, int | float) and type(older) is type(newer) and _DECIMAL.fullmatch(value.text)
     if is_truth or is_number:
         return older
-    problem = f"{value.text} may be read as text or as something else; put it in quotes: '{value.text}'"
+    shown = cut_text(value.text)
+    problem = f"{shown} may be read as text or as something else; put it in quotes: '{shown}'"
     raise MisreadValue(keys, value, problem)
 
 

@@ -13,6 +13,8 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from ml.core.messages import quote_value
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -74,9 +76,9 @@ def explain_unusable_identifier(text: str) -> str:
     if not text:
         return "is empty"
     if text in _MISSING:
-        return f"is {text!r}, which stands for a missing value"
+        return f"is {quote_value(text)}, which stands for a missing value"
     if _ROUNDED.fullmatch(text):
-        return f"is {text!r}, a rounded number that several may share; export the column as text"
+        return f"is {quote_value(text)}, a rounded number that several may share; export the column as text"
     return ""
 
 

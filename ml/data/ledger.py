@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ml.core.errors import Conflict, DataError, StoreError
+from ml.core.messages import cut_text, quote_value
 from ml.core.store import Json, Store, digest
 from ml.data.identifiers import normalize_name
 from ml.data.training_sets import SplitLevel, SplitMethod
@@ -92,11 +93,12 @@ class Ledger:
         again = sorted(added.keys() & self.sides.keys())
         if again:
             raise DataError(
-                f"ledger {self.name!r}: {self.group} {again[0]} has its side already and cannot be given another"
+                f"ledger {self.name!r}: {self.group} {cut_text(again[0])} has its side already and "
+                "cannot be given another"
             )
         unknown = sorted(images.keys() - self.sides.keys() - added.keys()) + sorted(filter(self.is_erased, images))
         if unknown:
-            raise DataError(f"ledger {self.name!r}: {self.group} {unknown[0]} has no side or was erased")
+            raise DataError(f"ledger {self.name!r}: {self.group} {cut_text(unknown[0])} has no side or was erased")
         entry: Json = {
             "added": dict(sorted(added.items())),
             "images": {group: sorted({h[:HASH_DIGITS] for h in images[group]}) for group in sorted(images)},
@@ -118,7 +120,7 @@ class Ledger:
             DataError: the ledger does not know the group.
         """
         if group not in self.sides:
-            raise DataError(f"ledger {self.name!r} knows no {self.group} {group!r}")
+            raise DataError(f"ledger {self.name!r} knows no {self.group} {quote_value(group)}")
         if group in self.erased:
             return self
         entries = tuple(_erase_images(entry, group) for entry in self.entries)
@@ -142,13 +144,13 @@ class Ledger:
                 )
             again = assigned & entry.get("added", {}).keys()
             if again:
-                raise StoreError(f"{file}: {self.group} {min(again)} is given a side twice; restore a backup")
+                raise StoreError(f"{file}: {self.group} {cut_text(min(again))} is given a side twice; restore a backup")
             assigned |= entry.get("added", {}).keys()
             missing = {g for g, hashes in entry.get("images", {}).items() if isinstance(hashes, str)} - self.erased
             if missing:
                 raise StoreError(
-                    f"{file}: the pictures of {self.group} {min(missing)} are missing in entry {number}, but it was "
-                    "never erased; restore a backup"
+                    f"{file}: the pictures of {self.group} {cut_text(min(missing))} are missing in entry "
+                    f"{number}, but it was never erased; restore a backup"
                 )
         leaked = _find_leak(self)
         if leaked:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.core.errors import SourceError, StoreError
+from ml.core.messages import cut_text, quote_value
 from ml.core.progress import say
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import detect_folder_layout
@@ -110,7 +111,8 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     ]
     if not rows:
         example = (
-            f": {_count_reasons(quarantine)}; first: {quarantine[0]['path']}: {quarantine[0]['detail']}"
+            f": {_count_reasons(quarantine)}; first: {cut_text(quarantine[0]['path'])}: "
+            f"{cut_text(quarantine[0]['detail'])}"
             if quarantine
             else ""
         )
@@ -139,7 +141,7 @@ def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
         raw = str(ref["raw"])
     source = store.meta(raw)["source"]
     if source != spec.name:
-        raise StoreError(f"{raw} is a raw version of source {source!r}, not of {spec.name!r}")
+        raise StoreError(f"{raw} is a raw version of source {quote_value(source)}, not of {spec.name!r}")
     return raw
 
 

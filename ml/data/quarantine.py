@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ml.core.messages import cut_text, list_items
 from ml.core.taxonomy import find_folder_contradiction, label_of
 from ml.data.image_facts import ImageFacts, ReadFacts, SourceFile, UnusableFile, read_file_name_facts
 from ml.data.sources import SourceSpec
@@ -57,7 +58,7 @@ def screen_files(
     rows, ties = [], []
     for copies in by_pixels.values():
         if len({copy.facts.subtype for copy in copies}) > 1:
-            paths = ", ".join(copy.file.path for copy in copies)
+            paths = list_items(copy.file.path for copy in copies)
             detail = f"the same pixels under names of different subtypes: {paths}"
             quarantine += [
                 make_quarantine_row(copy.file, copy.facts, spec.name, "conflicting_labels", detail) for copy in copies
@@ -129,10 +130,12 @@ def _select_consistent_images(
         slide = image.facts.slide
         trusted = spec.trusted_subtype(slide)
         if trusted and trusted != image.facts.subtype:
-            detail = f"{spec.file.name} trusts {trusted} for slide {slide}, and this says {image.facts.subtype}"
+            detail = (
+                f"{spec.file.name} trusts {trusted} for slide {cut_text(slide)}, and this says {image.facts.subtype}"
+            )
             quarantine.append(make_quarantine_row(image.file, image.facts, spec.name, "not_trusted", detail))
         elif not trusted and len(subtypes[slide]) > 1:
-            detail = f"slide {slide} stands under {' and '.join(sorted(subtypes[slide]))}"
+            detail = f"slide {cut_text(slide)} stands under {' and '.join(sorted(subtypes[slide]))}"
             quarantine.append(
                 make_quarantine_row(image.file, image.facts, spec.name, "slide_with_two_subtypes", detail)
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PrivateAttr
 
 from ml.core.errors import ConfigError, DataError
+from ml.core.messages import list_items, quote_value
 from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -78,7 +79,9 @@ def load_training_set(reference: str, conf: Path) -> TrainingSet:
     file = find_yaml(conf / "training_sets", reference)
     training_set = read_yaml(file, TrainingSet)
     if training_set.name != file.stem:
-        raise ConfigError(f"{file}: 'name' is {training_set.name!r}; call it {file.stem!r} or rename the file")
+        raise ConfigError(
+            f"{file}: 'name' is {quote_value(training_set.name)}; call it {file.stem!r} or rename the file"
+        )
     training_set._file = file
     return training_set
 
@@ -106,7 +109,9 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
                 return training_set, task
             known.append(name)
     meant = suggest_name(model, known)
-    raise DataError(f"no training set declares the model {model!r}; known models: {', '.join(known)}{meant}")
+    raise DataError(
+        f"no training set declares the model {quote_value(model)}; known models: {list_items(known, limit=200)}{meant}"
+    )
 
 
 def registered_model_names(settings: Settings) -> list[str]:
@@ -186,7 +191,7 @@ def _read_sources(
         ref, _ = store.read(f"refs/sources/{source.name}.json")
         if ref is None:
             raise DataError(
-                f"{training_set.file}: source {source.name!r} has no published version yet; "
+                f"{training_set.file}: source {quote_value(source.name)} has no published version yet; "
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
         versions[source.name] = ref["version"]

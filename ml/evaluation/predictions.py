@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from ml.core.errors import Refused
+from ml.core.messages import cut_text, quote_value
 from ml.core.store import Json, Store
 from ml.core.taxonomy import LABELS, Task, class_names, label_of
 from ml.data.splits import look_up_sides, read_split
@@ -79,7 +80,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
         )
     draws = evaluation.get("draws", 0)
     if not isinstance(draws, int) or not 0 <= draws <= _MAX_DRAWS:
-        raise Refused(f"metrics.json: draws is {draws!r}; it must be between 0 and {_MAX_DRAWS}")
+        raise Refused(f"metrics.json: draws is {quote_value(draws)}; it must be between 0 and {_MAX_DRAWS}")
     recomputed = evaluate(predictions, draws=draws).to_json()
     for key in _COMPUTED:
         if differing := list(
@@ -105,7 +106,7 @@ def _read_predictions(file: Path) -> "pd.DataFrame":
     try:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise Refused(f"the run's evaluation/{file.name} cannot be read: {error}") from None
+        raise Refused(f"the run's evaluation/{file.name} cannot be read: {cut_text(error)}") from None
     lacking = [column for column in ("pixel_sha256", *_FACTS, "called") if column not in table]
     if lacking:
         raise Refused(f"{file.name} has no column {', '.join(lacking)}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ml.core.errors import ImageError
+from ml.core.messages import cut_text
 from ml.images.pixel_formats import (
     EARLIER_FORMATS,
     FORMATS,
@@ -198,5 +199,5 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     # Pillow's message contains the address of the BytesIO object, which helps nobody.
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = cut_text(error) or type(error).__name__
     return "not an image file" if "cannot identify image file" in text else text

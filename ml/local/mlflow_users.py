@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from ml.core.errors import CredentialsError, RegistryError, TryAgain
+from ml.core.messages import cut_text
 from ml.core.progress import say
 
 ADMIN, TRAINER, PROMOTER = "admin", "breakhis-trainer", "breakhis-promoter"
@@ -137,7 +138,7 @@ class _MlflowApi:
         try:
             content = answer.json()
         except ValueError:
-            content = {"message": answer.text.strip()[:200]}
+            content = {"message": cut_text(answer.text)}
         if none_if and content.get("error_code") == none_if:
             return None
         if not answer.ok:

@@ -15,6 +15,7 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
+from ml.core.messages import cut_text
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.data.sources import load_source
@@ -256,7 +257,7 @@ class Workflow:
         if answer.status_code in {400, 404}:  # a missing alias is an "invalid parameter value"
             return None
         if answer.status_code != 200:
-            raise TryAgain(f"MLflow answered {answer.status_code} to {path}: {answer.text[:200]}")
+            raise TryAgain(f"MLflow answered {answer.status_code} to {path}: {cut_text(answer.text)}")
         return dict(answer.json())
 
     # --- addresses ----------------------------------------------------------------------------------------------

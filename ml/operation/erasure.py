@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ml.core.errors import DataError, RegistryError
+from ml.core.messages import list_items, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -73,8 +74,11 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
     data = _find_patient(patient, cohort, store)
     erased = read_erased_patients(cohort, store)
     if not (data.files or data.pictures or patient in erased):
-        cohorts = ", ".join(sorted(data.cohorts)) or "none"
-        raise DataError(f"no image of a patient {patient!r} in cohort {cohort!r}; cohorts with images: {cohorts}")
+        cohorts = list_items(sorted(data.cohorts)) or "none"
+        raise DataError(
+            f"no image of a patient {quote_value(patient)} in cohort {quote_value(cohort)}; "
+            f"cohorts with images: {cohorts}"
+        )
     datasets, slides = _put_on_list(patient, cohort, why, data, store)
     trainings = _list_trainings(patient, datasets, slides, store, settings)
     ledgers = erase_from_ledgers(patient, slides, store, why)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from ml.core.errors import Refused, RegistryError
+from ml.core.messages import list_items
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
@@ -240,7 +241,7 @@ def verify_evidence(
     rescore = recompute and "rescored" not in evidence
     collected = collect_evidence(version, store, settings, recompute=recompute, rescore=rescore)
     if changed := _list_changes(evidence, collected):
-        raise Refused(f"{name}: changed after {recorded} was recorded: {', '.join(changed)}")
+        raise Refused(f"{name}: changed after {recorded} was recorded: {list_items(changed)}")
     return str(recorded), evidence
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from ml.core.errors import Refused, StoreError
+from ml.core.messages import quote_value
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
 from ml.core.taxonomy import Task, class_names
@@ -149,8 +150,8 @@ def _check_facts(name: str, file: Path, evidence: Json, evaluation: Json) -> Non
     found = {**facts, **rule.to_json()}
     if wrong := [key for key, value in expected.items() if found.get(key) != value]:
         raise Refused(
-            f"{name}: facts.json of its model says that {wrong[0]} is {str(found.get(wrong[0]))[:80]!r}; by its run "
-            f"and this release it is {expected[wrong[0]]!r}. Train the model again"
+            f"{name}: facts.json of its model says that {wrong[0]} is {quote_value(str(found.get(wrong[0])), 80)}; by "
+            f"its run and this release it is {expected[wrong[0]]!r}. Train the model again"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ml.core.errors import Refused
+from ml.core.messages import quote_value
 from ml.core.store import Json, canonical
 from ml.core.taxonomy import SUBTYPES, Task, class_names
 from ml.core.yaml_files import NAME_PATTERN
@@ -149,7 +150,7 @@ def parse_dag_runs(name: str, tags: Mapping[str, str]) -> list[list[str]]:
     except (ValueError, RecursionError):
         is_valid = False
     if not is_valid:
-        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {text[:200]!r}")
+        raise Refused(f"{name}: its tag breakhis.dag_runs does not name runs: {quote_value(text)}")
     return [[dag, run] for dag, run in pairs]
 
 
@@ -182,12 +183,12 @@ def check_evaluation(name: str, evaluation: object, task: Task) -> None:
     for key, names in known.items():
         value = evaluation.get(key, ())
         if isinstance(value, dict | list) and (unknown := sorted(set(map(str, value)) - names)):
-            raise Refused(f"{where} has unknown {key}: {unknown[0][:80]!r}")
+            raise Refused(f"{where} has unknown {key}: {quote_value(unknown[0], 80)}")
     per_class = evaluation.get("per_class", {})
     if isinstance(per_class, dict) and (missing := [one for one in class_names(task) if one not in per_class]):
         raise Refused(f"{where} lacks the classes {', '.join(missing)}")
     if isinstance(per_class, dict) and (unknown := sorted(set(per_class) - classes)):
-        raise Refused(f"{where} has unknown per_class: {unknown[0][:80]!r}")
+        raise Refused(f"{where} has unknown per_class: {quote_value(unknown[0], 80)}")
     content: Json = {key: evaluation[key] for key in _Evaluation.model_fields if key in evaluation}
     try:
         claims = _Evaluation.model_validate(content)

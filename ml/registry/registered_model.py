@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import DataError, RegistryError
+from ml.core.messages import cut_text, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.names import suggest_name
 from ml.core.settings import Settings
@@ -55,7 +56,7 @@ class RegisteredModel:
             return self._client.get_model_version(self.name, str(number))
         except MlflowException as error:
             raise find_outage(error) or RegistryError(
-                f"no version {number} of a registered model {self.name!r} in MLflow"
+                f"no version {cut_text(number)} of a registered model {quote_value(self.name)} in MLflow"
             ) from None
 
     def list_versions(self) -> "list[ModelVersion]":
@@ -153,7 +154,9 @@ def require_known_model(name: str, settings: Settings) -> None:
     names = [str(model.name) for model in _list_models(connect(settings))]
     if name not in names:
         meant = suggest_name(name, {*names, *declared})
-        raise RegistryError(f"MLflow has no registered model {name!r}, and no training set declares it{meant}")
+        raise RegistryError(
+            f"MLflow has no registered model {quote_value(name)}, and no training set declares it{meant}"
+        )
 
 
 def declared_models(settings: Settings) -> list[str]:
@@ -192,7 +195,7 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
     try:
         run = connect(settings).get_run(run_id)
     except MlflowException as error:
-        raise find_outage(error) or RegistryError(f"no run {run_id!r} in MLflow") from None
+        raise find_outage(error) or RegistryError(f"no run {quote_value(run_id)} in MLflow") from None
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import StoreError, WeightsError
+from ml.core.messages import quote_value
+from ml.core.names import expand_home
 from ml.core.progress import say, warn
 from ml.core.store import Json, Store
 from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
@@ -100,7 +102,7 @@ def look_up_weights(weights: str, store: Store) -> Weights:
         StoreError: the store has no such weights.
     """
     if not weights.startswith("weights-"):
-        raise StoreError(f"{weights!r} is not an id of weights; run: weights, which prints one")
+        raise StoreError(f"{quote_value(weights)} is not an id of weights; run: weights, which prints one")
     return Weights(weights, store.meta(weights)["kind"])
 
 
@@ -328,6 +330,6 @@ def find_weights_file(wanted: str) -> Path | None:
             path = S3Path(wanted)
             return Path(path.fspath) if path.is_file() else None
         local = Path(unquote(wanted.removeprefix("file://"))) if wanted.startswith("file://") else Path(wanted)
-        return local.expanduser() if local.expanduser().is_file() else None
-    except (OSError, BotoCoreError, ClientError, CloudPathException) as error:
+        return expand_home(local) if expand_home(local).is_file() else None
+    except (OSError, ValueError, BotoCoreError, ClientError, CloudPathException) as error:
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: cannot be read: {error}") from None

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 
 from breakhis_airflow.links import STAGE_LINKS
 from ml.core.errors import ConfigError
+from ml.core.messages import cut_text, quote_value
 from ml.core.settings import read_settings
 from ml.core.yaml_files import YamlModel, read_yaml
 
@@ -43,7 +44,8 @@ class Notification(YamlModel):
         for key, text in _find_texts(value):
             if _SECRET.search(key) or _PASSWORD_IN_ADDRESS.search(text):
                 raise ValueError(
-                    f"{key!r} is, or holds, a secret; put that into an Airflow connection and name it (…_conn_id)"
+                    f"{quote_value(key)} is, or holds, a secret; put that into an Airflow connection and "
+                    "name it (…_conn_id)"
                 )
         return value
 
@@ -161,8 +163,8 @@ def read_notifications(file: Path) -> Notifications:
                 for _, text in _find_texts({field: getattr(notifier, field)}):
                     environment.from_string(text)
         except Exception as error:  # a notifier's constructor may raise anything
-            named = f"{place}: {notification.notifier}"
-            raise ConfigError(f"{file}: {named}: {' '.join(str(error).split()) or type(error).__name__}") from error
+            named = f"{place}: {cut_text(notification.notifier)}"
+            raise ConfigError(f"{file}: {named}: {cut_text(error) or type(error).__name__}") from error
     return notifications
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
+from ml.core.messages import quote_value
 from ml.core.store import Json, Store, object_id
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
@@ -129,7 +130,7 @@ def read_bundle(bundle: str, store: Store) -> Json:
         StoreError: there is no such one, or it was changed.
     """
     if not re.fullmatch(BUNDLE_PATTERN, bundle):
-        raise StoreError(f"{bundle!r} is no bundle")
+        raise StoreError(f"{quote_value(bundle)} is no bundle")
     content = {key: value for key, value in store.meta(bundle).items() if key != "id"}
     if object_id("bundle", content) != bundle:
         raise StoreError(f"{bundle} was changed after it was judged")

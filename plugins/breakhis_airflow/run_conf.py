@@ -10,6 +10,8 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from ml.core.messages import list_items, quote_value
+
 KEYS_OF_EVERY_DAG = frozenset({"origin"})
 """Keys that a run may have besides the params of its DAG: ``origin`` names the run that started it."""
 
@@ -24,7 +26,7 @@ def refuse_unknown_conf(context: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in context["dag_run"].conf or {} if key not in known]
     if not unknown:
         return
-    listed = ", ".join(_describe_key(key, known) for key in sorted(unknown))
+    listed = list_items(_describe_key(key, known) for key in sorted(unknown))
     takes = ", ".join(key for key in known if key not in KEYS_OF_EVERY_DAG) or "none"
     raise AirflowFailException(
         f"the conf of this run has keys that {context['dag'].dag_id} does not know: {listed}; it takes: {takes}. "
@@ -34,4 +36,4 @@ def refuse_unknown_conf(context: Mapping[str, Any]) -> None:
 
 def _describe_key(key: str, known: list[str]) -> str:
     nearest = get_close_matches(key, known, n=1)
-    return f"{key!r} (did you mean {nearest[0]!r}?)" if nearest else repr(key)
+    return f"{key!r} (did you mean {nearest[0]!r}?)" if nearest else quote_value(key, 80)

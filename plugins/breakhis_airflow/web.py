@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ml.core.errors import StoreError
+from ml.core.messages import quote_value
 from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.core.yaml_files import NAME_PATTERN
@@ -67,7 +68,7 @@ def _add_reports(app: Any) -> None:
         try:
             file = find_report_file(Store(read_settings().store), validation, path)
         except StoreError:
-            raise HTTPException(404, f"There is no such page in the report of {validation!r}.") from None
+            raise HTTPException(404, f"There is no such page in the report of {quote_value(validation)}.") from None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return FileResponse(file, media_type=kind, headers=_HEADERS)
 
@@ -77,7 +78,7 @@ def _add_reports(app: Any) -> None:
         is_name = re.fullmatch(NAME_PATTERN, name)
         published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if is_name else (None, "")
         if not published:
-            raise HTTPException(404, f"No version of a source {name!r} has been published yet.")
+            raise HTTPException(404, f"No version of a source {quote_value(name)} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"
         return RedirectResponse(address, headers={"Cache-Control": "no-store"})
 

@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from ml.core.errors import BreakhisError, ConfigError
+from ml.core.messages import cut_text
 
 _INVALID = """
 ### This file cannot be used
@@ -80,7 +81,7 @@ def schedule_on_new_versions(sources: Iterable[str], schedule: str | None) -> As
 
 
 def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
-    text = str(error) if isinstance(error, BreakhisError) else f"{file}: {error}"
+    text = str(error) if isinstance(error, BreakhisError) else f"{file}: {cut_text(error)}"
 
     @task(task_id="read_yaml")
     def refuse() -> None:

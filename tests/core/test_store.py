@@ -224,3 +224,11 @@ def test_the_age_of_a_key_is_by_the_stores_own_clock(any_store, monkeypatch):
         then = path.stat().st_mtime - 5000
         os.utime(path, (then, then))
         assert 5000 <= any_store.age("jobs/x.json") < 5060
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "../../etc", "a/b", "a\0b", "\ud800", "--help", " "])
+def test_what_cannot_be_an_id_is_refused_in_words(store, name):
+    for read in (store.meta, store.exists, lambda oid: store.file(oid, "x")):
+        with pytest.raises(StoreError, match="is no id; give one that a stage printed") as refused:
+            read(name)
+        assert len(str(refused.value)) < 400

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from ml.core.errors import ConfigError
-from ml.core.yaml_files import Schedule, YamlModel, read_yaml
+from ml.core.yaml_files import Schedule, YamlModel, find_yaml, read_yaml
 
 
 class Inner(YamlModel):
@@ -356,3 +356,28 @@ def test_presets_of_airflow(file: Path, preset: str) -> None:
 @pytest.mark.parametrize("cron", ["61 0 * * *", "0 0 32 1 *", "a b c d e", "0 0 * * 1#6", "*/0 * * * *"])
 def test_a_schedule_that_no_cron_reads_is_refused(file: Path, cron: str) -> None:
     assert f"'{cron}' is no time that cron can read" in refused(file, f"schedule: '{cron}'\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x" * 100_000, "a\0b", "--help", "\ud800", "~no-such-user/x.yaml", "/", ".yaml"]
+)
+def test_an_odd_name_of_a_file_is_refused_shortly(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        find_yaml(tmp_path, name)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+def test_a_file_in_another_encoding_is_refused_with_a_remedy(file: Path, encoding: str) -> None:
+    file.write_bytes("name: café\n".encode(encoding))
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        read_yaml(file, Example)
+
+
+@given(st.lists(st.text("abcdefgh", min_size=1, max_size=300), min_size=1, max_size=40, unique=True))
+def test_a_message_does_not_grow_with_the_mistakes(file: Path, keys: list[str]) -> None:
+    file.write_text("name: x\n" + "\n".join(f"{key}x: 1" for key in keys))
+    with pytest.raises(ConfigError) as error:
+        read_yaml(file, Example)
+    assert len(str(error.value)) < 5_000
+    assert str(error.value).endswith(f" and {len(keys) - 10} more") == (len(keys) > 10)

@@ -1,7 +1,8 @@
 """Feeds made inputs to the product, each kind in a process of its own, and counts how they end.
 
 An input may be accepted, or refused with one of our errors. Everything else is a fault: another exception, a time of
-more than :data:`MAX_SECONDS`, a process that ends, or a message that grows with its input. The input with number n of a
+more than :data:`MAX_SECONDS`, memory of more than :data:`MAX_MB`, a process that ends, or a message that grows with its
+input. The input with number n of a
 kind is the same for the same seed, so a fault is seen again by its number.
 """
 
@@ -20,10 +21,15 @@ from typing import Any
 from ml.core.errors import BreakhisError
 
 MAX_SECONDS = 5
-MAX_MESSAGE = 4_000
+MAX_MB = 1_500
+"""Memory of a kind's process at its peak, in MB. The libraries that a kind imports take up to a third of it."""
+
+MAX_MESSAGE = 2_000
 """Characters of an error's message. A message names several things at most, each cut."""
 
 _SHOWN_FAULTS = 10
+_SECONDS_TO_PREPARE = 180
+_PREPARED, _ACCEPTED, _REFUSED = "prepared", "accepted", "refused"
 
 
 class _Hang(BaseException):
@@ -39,6 +45,8 @@ class Kind:
     """Makes what all inputs of the kind start from, in an empty folder."""
     use: Callable[[Any, random.Random], None]
     """Makes one input with the random generator, and gives it to the product."""
+    refusals: tuple[type[Exception], ...] = ()
+    """Errors of Airflow and of the command line that refuse an input as ours do."""
 
 
 @dataclass
@@ -52,6 +60,15 @@ class Tally:
     faults: dict[str, list[int]] = field(default_factory=dict)
     """What happened -> numbers of the inputs."""
 
+    def add(self, number: int, outcome: str) -> None:
+        """Counts how an input ended."""
+        if outcome == _ACCEPTED:
+            self.accepted += 1
+        elif outcome == _REFUSED:
+            self.refused += 1
+        else:
+            self.faults.setdefault(outcome, []).append(number)
+
     @property
     def inputs(self) -> int:
         """Returns how many inputs were tried."""
@@ -59,7 +76,11 @@ class Tally:
 
 
 def run_kind(kind: Kind, inputs: int, seed: int) -> Tally:
-    """Tries inputs 0 to ``inputs`` - 1 of a kind. Where a process ends, another goes on after its input."""
+    """Tries inputs 0 to ``inputs`` - 1 of a kind. Where a process ends, another goes on after its input.
+
+    Raises:
+        RuntimeError: what the inputs start from could not be made.
+    """
     tally, start = Tally(kind.name), 0
     context = multiprocessing.get_context("fork")
     while start < inputs:
@@ -67,28 +88,33 @@ def run_kind(kind: Kind, inputs: int, seed: int) -> Tally:
         process = context.Process(target=_work, args=(kind, start, inputs, seed, writer))
         process.start()
         writer.close()
-        last = start - 1
-        try:
-            while True:
-                # A hang in C code is not interrupted by the alarm, so the process is ended from here.
-                if not reader.poll(MAX_SECONDS * 6):
-                    process.kill()
-                    break
-                last, outcome, peak_mb = reader.recv()
-                tally.peak_mb = max(tally.peak_mb, peak_mb)
-                if outcome == "accepted":
-                    tally.accepted += 1
-                elif outcome == "refused":
-                    tally.refused += 1
-                else:
-                    tally.faults.setdefault(outcome, []).append(last)
-        except EOFError:
-            pass
+        start, is_hung = _receive(reader, tally, start)
+        if is_hung:
+            process.kill()
         process.join()
-        if last < inputs - 1:
-            tally.faults.setdefault(f"the process ended with {process.exitcode}", []).append(last + 1)
-        start = last + 2
+        if start < inputs and process.exitcode:
+            tally.add(start, f"the process ended with {process.exitcode}")
+            start += 1
     return tally
+
+
+def _receive(reader: Connection, tally: Tally, start: int) -> tuple[int, bool]:
+    """Counts what a process sends until it ends; returns the number of the next input, and whether the process hangs.
+
+    A hang in C code is not interrupted by the alarm in the process, so it is noticed here.
+    """
+    number = start
+    try:
+        if not reader.poll(_SECONDS_TO_PREPARE) or reader.recv() != _PREPARED:
+            raise RuntimeError(f"{tally.kind}: what its inputs start from was not made in {_SECONDS_TO_PREPARE} s")
+        while reader.poll(MAX_SECONDS * 3):
+            number, outcome, peak_mb = reader.recv()
+            tally.peak_mb = max(tally.peak_mb, peak_mb)
+            tally.add(number, outcome)
+            number += 1
+        return number, True
+    except EOFError:
+        return number, False
 
 
 def show_faults(tally: Tally) -> None:
@@ -106,25 +132,31 @@ def _work(kind: Kind, start: int, inputs: int, seed: int, writer: Connection) ->
     signal.signal(signal.SIGALRM, _raise_hang)
     with tempfile.TemporaryDirectory(prefix="breakhis-fuzz-") as folder:
         prepared = kind.prepare(Path(folder))
+        writer.send(_PREPARED)
         for number in range(start, inputs):
             outcome = _try_input(kind, prepared, make_generator(kind.name, number, seed))
-            writer.send((number, outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+            peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            if peak_mb > MAX_MB:
+                outcome = f"more than {MAX_MB:,} MB of memory"
+            writer.send((number, outcome, peak_mb))
+            if peak_mb > MAX_MB:
+                return  # the peak of a process does not fall again, so another one goes on
 
 
 def _try_input(kind: Kind, prepared: Any, rng: random.Random) -> str:
     signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
     try:
         kind.use(prepared, rng)
-    except BreakhisError as error:
-        length = len(str(error))
-        return "refused" if length <= MAX_MESSAGE else f"a long message from {_find_place(error)}"
+    except (BreakhisError, *kind.refusals) as error:
+        length = len(str(error)) if isinstance(error, BreakhisError) else 0
+        return _REFUSED if length <= MAX_MESSAGE else f"a long message from {_find_place(error)}"
     except _Hang as hang:
         return f"more than {MAX_SECONDS} s in {_find_place(hang)}"
     except Exception as error:
         return f"{type(error).__name__} in {_find_place(error)}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return "accepted"
+    return _ACCEPTED
 
 
 def _find_place(error: BaseException) -> str:

@@ -6,10 +6,10 @@ import random
 import tarfile
 import zipfile
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -24,17 +24,17 @@ from ml.data.sources.spec import DirectorySource, load_source
 from ml.data.sources.tables import read_table
 from ml.data.training_sets import load_training_set
 from ml.images.decoding import decode
+from ml.images.deep_pictures import decode_scaled
 from ml.promotion.audit_log import AuditLog, find_chain_faults, read_decisions, read_unverified_records
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import load_policy
 from ml.promotion.reviews import format_review_body
 from ml.training.presets import Preset
+from tests.fuzz import airflow_kinds, command_kinds
+from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutation import ODD_TEXTS, dump_json, mutate_bytes, mutate_json, mutate_text
 from tests.helpers.made_up import evidence
-
-_ROOT = Path(__file__).resolve().parents[2]
-
 
 # --- YAML ---------------------------------------------------------------------------------------------------------
 
@@ -47,12 +47,8 @@ class _YamlFiles(NamedTuple):
 
 def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
     def prepare(scratch: Path) -> _YamlFiles:
-        conf = scratch / "conf"
-        for kind in ("sources", "training_sets", "policies"):
-            (conf / kind).mkdir(parents=True)
-            for file in (_ROOT / "dags" / kind).glob("*.yaml"):
-                (conf / kind / file.name).write_bytes(file.read_bytes())
-        texts = [file.read_text() for example in examples for file in sorted(_ROOT.glob(example))]
+        conf = copy_conf(scratch)
+        texts = [name_made(file.read_text()) for example in examples for file in sorted(ROOT.glob(example))]
         assert texts
         return _YamlFiles(texts, conf / folder / "made.yaml", conf)
 
@@ -153,6 +149,9 @@ def _use_archive(prepared: tuple[list[bytes], Path], rng: random.Random) -> None
 
 
 def _prepare_pictures(_: Path) -> list[bytes]:
+    import imagecodecs
+    import tifffile
+
     pictures = [_make_picture(name) for name in ("PNG", "JPEG", "TIFF", "BMP")]
     pictures += [_make_picture("PNG", mode) for mode in ("L", "P", "RGBA", "1", "LA")]
     pictures += [_make_picture("JPEG", mode) for mode in ("L", "CMYK")]
@@ -162,11 +161,19 @@ def _prepare_pictures(_: Path) -> list[bytes]:
         image = Image.open(io.BytesIO(pictures[0]))
         image.convert("1" if compression == "group4" else "RGB").save(buffer, "TIFF", compression=compression)
         pictures.append(buffer.getvalue())
+    deep = np.random.default_rng(1).integers(0, 4096, (24, 32, 3), dtype=np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, deep, photometric="rgb")
+    pictures += [buffer.getvalue(), imagecodecs.png_encode(deep)]
     return [*pictures, *(_make_picture(name) for name in ("GIF", "WEBP", "PPM", "ICO", "TGA"))]
 
 
 def _use_picture(pictures: list[bytes], rng: random.Random) -> None:
-    decode(mutate_bytes(rng.choice(pictures), rng), strict=rng.random() < 0.5)
+    data = mutate_bytes(rng.choice(pictures), rng)
+    if rng.random() < 0.3:
+        decode_scaled(data, rng.choice((10, 12, 16)))
+    else:
+        decode(data, strict=rng.random() < 0.5)
 
 
 # --- JSON of the store --------------------------------------------------------------------------------------------
@@ -251,8 +258,12 @@ def _use_log(stored: _StoredLog, rng: random.Random) -> None:
 # --- gates and reviews --------------------------------------------------------------------------------------------
 
 
+_STORABLE = [text for text in ODD_TEXTS if "\ud800" not in text]
+"""Texts that JSON in the store can hold."""
+
+
 def _prepare_verdict(_: Path) -> Any:
-    return load_policy("demo", _ROOT / "dags")
+    return load_policy("demo", ROOT / "dags")
 
 
 def _use_verdict(policy: Any, rng: random.Random) -> None:
@@ -262,48 +273,18 @@ def _use_verdict(policy: Any, rng: random.Random) -> None:
         made["metrics"][name] = rng.choice((0.0, 1.0, 0.5, rng.random()))
     for key in ("set", "preset", "dataset", "split", "ledger", "model"):
         if rng.random() < 0.3:
-            made[key] = rng.choice(ODD_TEXTS)
+            made[key] = rng.choice(_STORABLE)
     verdict = judge_evidence(made, policy)
     bundle = {"evidence_id": "evidence-0", "evidence": made, "champion": None, "comparison": None, **verdict}
-    format_review_body(bundle, "bundle-0", {rng.choice(ODD_TEXTS): "http://127.0.0.1/"})
+    format_review_body(bundle, "bundle-0", {rng.choice(_STORABLE): "http://127.0.0.1/"})
 
 
-# --- Airflow's answers --------------------------------------------------------------------------------------------
-
-
-def _prepare_answers(_: Path) -> Any:
-    from tests.fuzz.airflow_server import AnsweringAirflow
-
-    return AnsweringAirflow()
-
-
-def _use_answers(airflow: Any, rng: random.Random) -> None:
-    from ml.promotion.answers import ReviewRun
-
-    airflow.mutate(rng)
-    run = ReviewRun(airflow.settings, "promote", "made")
-    answers = run.read_answers("made-binary", "1", None)
-    run.check_approvers_independent(answers, [["train", "first"]])
-
-
-# --- pages --------------------------------------------------------------------------------------------------------
-
-
-def _prepare_pages(scratch: Path) -> Any:
-    from tests.fuzz.pages import open_pages
-
-    return open_pages(scratch)
-
-
-def _use_pages(pages: Any, rng: random.Random) -> None:
-    with closing(pages.ask(rng)) as response:
-        assert response.status_code < 500, response.text[:300]
-
+_SOURCES = ("dags/sources/*.yaml", "docs/examples/sources/*.yaml")
 
 KINDS = [
     Kind(
         "sources' YAML",
-        _prepare_yaml("sources", "dags/sources/*.yaml", "docs/examples/sources/*.yaml"),
+        _prepare_yaml("sources", *_SOURCES),
         _use_yaml(lambda files: load_source(files.file, files.conf)),
     ),
     Kind(
@@ -328,4 +309,31 @@ KINDS = [
     Kind("ledgers", _prepare_ledger, _use_ledger),
     Kind("audit records", _prepare_log, _use_log),
     Kind("evidence in gates and reviews", _prepare_verdict, _use_verdict),
+    Kind(
+        "sources in DAG files",
+        airflow_kinds.prepare_dag_file(
+            "ingest", "sources/made.yaml", "dags/sources/*.yaml", "docs/examples/sources/*.yaml"
+        ),
+        airflow_kinds.use_dag_file,
+    ),
+    Kind(
+        "training sets in DAG files",
+        airflow_kinds.prepare_dag_file("retrain", "training_sets/made.yaml", "dags/training_sets/*.yaml"),
+        airflow_kinds.use_dag_file,
+    ),
+    Kind(
+        "notifications' YAML",
+        airflow_kinds.prepare_dag_file("notifications", "notifications.yaml"),
+        airflow_kinds.use_dag_file,
+    ),
+    Kind("confs of DAG runs", airflow_kinds.prepare_confs, airflow_kinds.use_conf),
+    Kind("answers of Airflow", airflow_kinds.prepare_answers, airflow_kinds.use_answers),
+    Kind("web pages", airflow_kinds.prepare_pages, airflow_kinds.use_page),
+    Kind(
+        "command lines",
+        command_kinds.prepare_commands,
+        command_kinds.use_command,
+        (click.ClickException, click.Abort, click.exceptions.Exit),
+    ),
+    Kind("settings", command_kinds.prepare_settings, command_kinds.use_settings),
 ]

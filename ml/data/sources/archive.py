@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.core.errors import SourceError
+from ml.core.messages import cut_text, quote_value
 from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
 
 MAX_FILES = 200_000
@@ -125,7 +126,9 @@ class TarArchive:
         with self._open() as tar:
             for member in tar:
                 if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-                    raise SourceError(f"{path}: {member.name!r} is a device; an archive of images has no need of any")
+                    raise SourceError(
+                        f"{path}: {quote_value(member.name)} is a device; an archive of images has no need of any"
+                    )
                 link = member.issym() or member.islnk()
                 listing.add_member(member.name, member.size, is_link=link, is_folder=member.isdir())
         self.images, self.skipped, self.unpacked_bytes = listing.finish()
@@ -159,7 +162,7 @@ class TarArchive:
                     pass
         except (tarfile.TarError, *_DAMAGE) as error:
             raise SourceError(
-                f"{self._path}: not a whole zip or tar archive, or damaged ({type(error).__name__}: {error})"
+                f"{self._path}: not a whole zip or tar archive, or damaged ({type(error).__name__}: {cut_text(error)})"
             ) from None
 
 
@@ -183,9 +186,11 @@ class _Listing:
         if self._count > MAX_FILES:
             raise SourceError(f"{self._path}: more files than the {MAX_FILES:,} allowed")
         if _LEADS_OUT.search(name):
-            raise SourceError(f"{self._path}: the name {name!r} leads out of the archive; it is not to be trusted")
+            raise SourceError(
+                f"{self._path}: the name {quote_value(name)} leads out of the archive; it is not to be trusted"
+            )
         if is_link:
-            raise SourceError(f"{self._path}: {name!r} is a link; an archive of images has no need of links")
+            raise SourceError(f"{self._path}: {quote_value(name)} is a link; an archive of images has no need of links")
         if is_folder:
             return None
         name = shorten_path(name)
@@ -193,9 +198,11 @@ class _Listing:
             self._skipped.append(name)
             return None
         if name in self._images:
-            raise SourceError(f"{self._path}: {name!r} is in it twice; which one is meant cannot be told")
+            raise SourceError(f"{self._path}: {quote_value(name)} is in it twice; which one is meant cannot be told")
         if size > MAX_FILE_BYTES:
-            raise SourceError(f"{self._path}: {name!r} unpacks to {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+            raise SourceError(
+                f"{self._path}: {quote_value(name)} unpacks to {size:,} bytes, more than {MAX_FILE_BYTES:,}"
+            )
         self._images[name] = size
         return name
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from ml.core.messages import list_items
 from ml.core.taxonomy import Subtype
 from ml.core.yaml_files import NAME_PATTERN, YamlModel
 
@@ -101,7 +102,7 @@ class ValidationSettings(YamlModel):
     def _distinct(cls, value: tuple[AdditionalExpectation, ...]) -> tuple[AdditionalExpectation, ...]:
         names = [check.name for check in value]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two checks are called {', '.join(sorted(twice))}")
+            raise ValueError(f"two checks are called {list_items(sorted(twice))}")
         return value
 
     def changes(self) -> list[str]:

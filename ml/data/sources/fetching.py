@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ml.core.errors import SourceError
+from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
@@ -76,7 +77,8 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
         raise TypeError(f"no way to fetch a {type(spec).__name__}")
     meta = store.meta(raw)
     if meta["skipped"]:
-        say(f"{spec.name}: {meta['skipped']} other files left aside, such as {', '.join(meta['skipped_names'][:3])}")
+        examples = list_items(meta["skipped_names"][:3])
+        say(f"{spec.name}: {meta['skipped']} other files left aside, such as {examples}")
     _set_latest(raw, spec, store)
     return {"version": raw} | {key: meta[key] for key in ("source", "kind", "files", "bytes", "skipped")}
 
@@ -235,7 +237,7 @@ def _store_files(
     if not files.images:
         named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
         where = next(named, "the source")
-        other = f" ({len(files.skipped)} other files, such as {files.skipped[0]})" if files.skipped else ""
+        other = f" ({len(files.skipped)} other files, such as {cut_text(files.skipped[0])})" if files.skipped else ""
         raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
     rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
     return _create_raw_version(spec, rows, files.skipped, store, origin)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
+from ml.core.messages import quote_value
 from ml.core.progress import say
 from ml.core.store import Json
 from ml.data.sources.downloads import count_downloaded_bytes, open_partial, require_space, write_with_progress
@@ -88,7 +89,7 @@ class Bucket:
                             f"{self._uri(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
                         )
                     if name in self.objects:
-                        twins = f"{self.objects[name].key!r} and {entry['Key']!r}"
+                        twins = f"{quote_value(self.objects[name].key)} and {quote_value(entry['Key'])}"
                         raise SourceError(f"{self._uri('')}: {twins} differ in slashes alone; rename one of them")
                     self.objects[name] = Object(entry["Key"], entry["ETag"], entry["Size"])
         self.images = sorted(self.objects)

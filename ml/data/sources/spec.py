@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from ml.core.errors import ConfigError
+from ml.core.messages import cut_text, list_items, quote_value
+from ml.core.names import expand_home
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
 from ml.data.identifiers import normalize_identifier, normalize_path
@@ -38,7 +41,7 @@ def require_known_subtypes(value: dict[str, str]) -> dict[str, str]:
         ValueError: names those that are unknown.
     """
     if unknown := sorted(set(value.values()) - set(SUBTYPES)):
-        raise ValueError(f"unknown subtypes {', '.join(unknown)}; there are: {', '.join(SUBTYPES)}")
+        raise ValueError(f"unknown subtypes {list_items(unknown)}; there are: {', '.join(SUBTYPES)}")
     return value
 
 
@@ -62,7 +65,7 @@ class TableSpec(YamlModel):
     def _readable(cls, value: str) -> str:
         path = normalize_path(value)
         if not path.endswith((".csv", ".parquet")) or path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise ValueError(f"{value!r} must be the path of a .csv or .parquet file within the source")
+            raise ValueError(f"{quote_value(value)} must be the path of a .csv or .parquet file within the source")
         return path
 
     @field_validator("subtypes", mode="after")
@@ -71,7 +74,8 @@ class TableSpec(YamlModel):
         meanings: dict[str, str] = {}
         for said, subtype in value.items():
             if meanings.setdefault(normalize_identifier(said), subtype) != subtype:
-                raise ValueError(f"{said!r} is there twice, as {meanings[normalize_identifier(said)]} and as {subtype}")
+                before = cut_text(meanings[normalize_identifier(said)])
+                raise ValueError(f"{quote_value(said)} is there twice, as {before} and as {cut_text(subtype)}")
         return require_known_subtypes(value)
 
 
@@ -155,12 +159,9 @@ class DirectorySource(SourceSpec):
     @field_validator("path", mode="after")
     @classmethod
     def _anchored(cls, value: Path, info: ValidationInfo) -> Path:
-        try:
-            value = value.expanduser()
-        except RuntimeError as error:  # ~user of an unknown user
-            raise ValueError(f"{value}: {error}") from None
         base = info.context["path"].parent if info.context else Path.cwd()
-        return Path(os.path.realpath(base / value))  # resolve() would raise on a link that points to itself
+        # resolve() would raise on a link that points to itself
+        return Path(os.path.realpath(base / expand_home(value)))
 
 
 class KaggleSource(SourceSpec):
@@ -177,7 +178,7 @@ class KaggleSource(SourceSpec):
     def _handle(cls, value: str) -> str:
         if not _KAGGLE_DATASET.fullmatch(value):
             raise ValueError(
-                f"{value!r} is not a Kaggle data set; write owner/slug as in its address "
+                f"{quote_value(value)} is not a Kaggle data set; write owner/slug as in its address "
                 "kaggle.com/datasets/owner/slug, or owner/slug/versions/4 for a fixed version"
             )
         return value
@@ -277,15 +278,17 @@ def load_source(reference: str | Path, conf: Path, relative_to: Path | None = No
     if kind is None:
         raise ConfigError(f"{path}: 'kind' is missing (one of: {known})")
     if not isinstance(kind, str) or kind not in SOURCE_KINDS:
-        raise ConfigError(f"{path}: unknown kind {kind!r} (known: {known})")
+        raise ConfigError(f"{path}: unknown kind {quote_value(kind)} (known: {known})")
     table = data.get("table")
     values = {**data, **({f"table.{key}": value for key, value in table.items()} if isinstance(table, dict) else {})}
     if unfilled := [key for key, value in values.items() if value == PLACEHOLDER]:
-        raise ConfigError(f"{path}: still to be filled in: {', '.join(unfilled)}")
+        raise ConfigError(f"{path}: still to be filled in: {list_items(unfilled)}")
     spec = validate_mapping(block, SOURCE_KINDS[kind], path)
     if spec.name != path.stem:
         # `breakhis fetch NAME` finds the file by the name, and the name is the source's identity in the store.
-        raise ConfigError(f"{path}: 'name' is {spec.name!r}, but the file is called {path.name}: make them agree")
+        raise ConfigError(
+            f"{path}: 'name' is {quote_value(spec.name)}, but the file is called {path.name}: make them agree"
+        )
     return spec
 
 
@@ -307,6 +310,6 @@ def source_files(settings: "Settings") -> list[Path]:
             continue
         for reference in references if isinstance(references, list) else []:
             if isinstance(reference, str) and reference.endswith(".yaml"):
-                path = Path(reference).expanduser()
-                paths.add((training_set.parent / path).resolve())
+                with suppress(ValueError):
+                    paths.add((training_set.parent / expand_home(reference)).resolve())
     return sorted(paths)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import SourceError
+from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.taxonomy import SUBTYPES
+from ml.core.text_files import decode_text
 from ml.data.identifiers import (
     compose_letters,
     explain_unusable_identifier,
@@ -96,7 +98,8 @@ class _ImagesByName:
         same_name, path = sorted(self._paths_by_file_name.get(_file_name(name), ())), name
         if name not in self._by_path and "/" not in name and same_name:
             if len(same_name) > 1:
-                return None, f"several images have this name, such as {' and '.join(same_name[:2])}; give the path"
+                examples = list_items(same_name[:2], " and ")
+                return None, f"several images have this name, such as {examples}; give the path"
             [path] = same_name
         images = self._by_path.get(path, [])
         if len(images) > 1:
@@ -104,7 +107,7 @@ class _ImagesByName:
         if images:
             return images[0], ""
         elsewhere = [other for other in same_name if other in self._by_path]
-        hint = f"; {elsewhere[0]} lies in another folder than the row says" if elsewhere else ""
+        hint = f"; {cut_text(elsewhere[0])} lies in another folder than the row says" if elsewhere else ""
         return None, f"there is no such image in the source{hint}"
 
 
@@ -122,14 +125,14 @@ def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[dic
         same_name = {name: [text for other, text in columns if other == compose_letters(name)] for name in names}
         if missing := [name for name in names if not same_name[name]]:
             raise SourceError(
-                f"{spec.file}: {table.file} has no column {', '.join(map(repr, missing))}; it has: "
-                + ", ".join(name for name, _ in columns)
+                f"{spec.file}: {table.file} has no column {list_items(map(quote_value, missing))}; it has: "
+                f"{list_items(name for name, _ in columns)}"
             )
         if twice := [name for name in names if len(same_name[name]) > 1]:
-            raise SourceError(f"{spec.file}: {table.file} has the column {twice[0]!r} twice")
+            raise SourceError(f"{spec.file}: {table.file} has the column {quote_value(twice[0])} twice")
         cells = {name: list(same_name[name][0]) for name in names}
     except (ValueError, OSError, pa.ArrowException) as error:  # the exceptions of pandas are kinds of ValueError
-        raise SourceError(f"{spec.file}: {table.file} cannot be read: {' '.join(str(error).split())}") from None
+        raise SourceError(f"{spec.file}: {table.file} cannot be read: {cut_text(error)}") from None
     return (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
 
 
@@ -138,6 +141,7 @@ def _read_csv(data: bytes) -> list[tuple[str, Iterable[str]]]:
     import pandas as pd
 
     # The column names are read as a row: in a header, pandas would rename one that occurs twice.
+    decode_text(data)  # says in words what is wrong with another encoding
     cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     columns = [cells[number].tolist() for number in cells]
     return [(compose_letters(str(name)), map(format_value, values)) for name, *values in columns]
@@ -170,7 +174,7 @@ def _format_column(name: str, column: "pa.ChunkedArray") -> Iterator[str]:
         kind = kind.value_type
         column = column.cast(kind)
     if pa.types.is_nested(kind):
-        raise ValueError(f"the column {name!r} holds {kind}, neither text nor numbers")
+        raise ValueError(f"the column {quote_value(name)} holds {cut_text(kind)}, neither text nor numbers")
     if not pa.types.is_floating(kind):
         yield from map(format_value, column.to_pylist())
         return
@@ -198,11 +202,13 @@ def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[str, str], whe
         **({} if cells[table.path] else {table.path: "is empty"}),
         **{column: explain_unusable_identifier(cells[column]) for column in (table.patient, table.slide) if column},
     }
-    if faults := [f"{column!r} {fault}" for column, fault in unusable.items() if fault]:
+    if faults := [f"{quote_value(column)} {fault}" for column, fault in unusable.items() if fault]:
         return row._replace(problem=("row", f"{where}: {', '.join(faults)}"))
     if not subtype:
-        return row._replace(problem=("subtype", f"{where}: {subtype_cell!r} is no subtype that 'subtypes' knows"))
+        return row._replace(
+            problem=("subtype", f"{where}: {quote_value(subtype_cell)} is no subtype that 'subtypes' knows")
+        )
     if not magnification:
-        detail = f"{where}: {cells[table.magnification]!r} is no magnification such as 40 or 40x"
+        detail = f"{where}: {quote_value(cells[table.magnification])} is no magnification such as 40 or 40x"
         return row._replace(problem=("magnification", detail))
     return row

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.core.errors import StoreError
+from ml.core.messages import quote_value
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.data.sources.check_settings import ValidationSettings
@@ -40,7 +41,9 @@ def validate_manifest(manifest_id: str, store: Store) -> Json:
     """
     meta = store.meta(manifest_id)
     if not manifest_id.startswith("manifest-"):
-        raise StoreError(f"{manifest_id!r} is no manifest; give an id that breakhis manifest printed (manifest-…)")
+        raise StoreError(
+            f"{quote_value(manifest_id)} is no manifest; give an id that breakhis manifest printed (manifest-…)"
+        )
     if "content" not in meta:
         raise StoreError(f"{manifest_id} was made by an earlier release; run: breakhis manifest {meta['source']}")
     settings = ValidationSettings.model_validate(meta["validation"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ml.core.errors import ConfigError
+from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.store import Json
 from ml.data.validation.checks import Check, Rule
 
@@ -157,8 +158,10 @@ def verify_expectations(suite: tuple[Check, ...], file: str) -> None:
                 for rule in check.rules:
                     _build_expectation(check, rule)
             except (AttributeError, TypeError, ValueError) as error:  # those of pydantic, in any of its versions
-                fault = " ".join(str(error).split())
-                raise ConfigError(f"{file}: validation: the check {check.name!r} cannot be made: {fault}") from None
+                fault = cut_text(error, 500)
+                raise ConfigError(
+                    f"{file}: validation: the check {quote_value(check.name)} cannot be made: {fault}"
+                ) from None
 
 
 def _build_expectation(check: Check, rule: Rule) -> Any:
@@ -238,7 +241,7 @@ def _describe_failure(result: Json, rows: int) -> str:
         return str(found["observed_value"])
     if "mismatched" in details:
         return "; ".join(
-            f"columns {kind}: {', '.join(sorted(names))}" for kind, names in sorted(details["mismatched"].items())
+            f"columns {kind}: {list_items(sorted(names))}" for kind, names in sorted(details["mismatched"].items())
         )
     if "unexpected_count" in found:
         prefix = f"column {column}: " if column else ""

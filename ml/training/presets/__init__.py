@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from ml.core.errors import ConfigError
+from ml.core.messages import quote_value
 from ml.core.taxonomy import Task
 from ml.core.yaml_files import YamlModel, read_yaml
 from ml.data.training_sets import PresetName
@@ -126,7 +127,7 @@ def load_preset(name: str) -> Preset:
     """
     resource = files("ml.training.presets").joinpath(f"{name}.yaml")
     if not resource.is_file():
-        raise ConfigError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
+        raise ConfigError(f"no preset {quote_value(name)}; there are: {', '.join(preset_names())}")
     with as_file(resource) as path:
         return read_yaml(path, Preset)
 

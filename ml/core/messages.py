@@ -1,0 +1,48 @@
+"""Puts what people, files and servers supply into messages, cut: a message does not grow with the input it is about.
+
+A name of a hundred thousand letters, or a table of a thousand columns, would otherwise fill the terminal, Airflow's log
+and its database, and what to do next would stand where nobody reads.
+"""
+
+from collections.abc import Iterable
+
+MAX_TEXT = 200
+"""Characters of one value in a message."""
+
+MAX_ITEMS = 10
+"""Items of one list in a message."""
+
+MAX_ITEM = 100
+"""Characters of an item of a list in a message."""
+
+MAX_MESSAGE = 8_000
+"""Characters of a whole message: the reasons of all gates of a policy fit."""
+
+
+def cut_text(text: object, limit: int = MAX_TEXT) -> str:
+    """Returns a text for a message, or a value as ``str`` shows it: on one line, its end cut off beyond ``limit``."""
+    # Cut before, too: where a text is long, most of it is never looked at.
+    shown = " ".join(str(text)[: 10 * limit].split())
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def quote_value(value: object, limit: int = MAX_TEXT) -> str:
+    """Returns a value as ``repr`` shows it, with quotes around a text; the end of a long one is cut off."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= limit else f"{value[: limit - 1]}…")
+    return cut_text(repr(value), limit)
+
+
+def list_items(items: Iterable[object], separator: str = ", ", limit: int = MAX_ITEM) -> str:
+    """Returns the first ten items, each cut, and how many more there are: ``a, b and 3 more``."""
+    shown = list(items)
+    text = separator.join(cut_text(item, limit) for item in shown[:MAX_ITEMS])
+    return text if len(shown) <= MAX_ITEMS else f"{text} and {len(shown) - MAX_ITEMS:,} more"
+
+
+def cut_message(message: str) -> str:
+    """Returns a message without its middle where it is too long. What is wrong stands first, what to do next last."""
+    if len(message) <= MAX_MESSAGE:
+        return message
+    kept = MAX_MESSAGE // 2 - 1
+    return f"{message[:kept]} … {message[-kept + 1 :]}"
