@@ -47,6 +47,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
     """
 
     _container: str | None = None
+    _is_stopped = False
     _ended: JobEnd | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -83,7 +84,8 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
         self._ensure_image()
         container = self._create_container(context)
         try:
-            self.cli.start(container)
+            if not self._is_stopped:
+                self.cli.start(container)
         except APIError as error:
             self._remove_container(container)
             if "device driver" in str(error):
@@ -93,6 +95,11 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
                     "set BREAKHIS_DOCKER_GPUS=0 to train on the CPU"
                 ) from None
             raise
+        # Airflow's signal may come at any of these lines, and the task goes on after on_kill.
+        self._container = container
+        if self._is_stopped:
+            self._remove_container(container)
+            raise AirflowException(f"breakhis {self.stage} was stopped while its container was being started")
         self.log.info("Started container %s from %s", container[:12], self.image)
         return container
 
@@ -147,6 +154,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
     def on_kill(self) -> None:
         """Stops and removes the container. Airflow calls this when the task is cleared, marked or stopped by hand."""
+        self._is_stopped = True
         if self._container:
             self.log.warning("Stopping container %s of breakhis %s", self._container[:12], self.stage)
             self._remove_container(self._container)

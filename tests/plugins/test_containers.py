@@ -305,6 +305,25 @@ def test_stopping_the_task_stops_the_container(engine: Engine, run: Any) -> None
     assert engine.containers == {}
 
 
+@pytest.mark.parametrize("moment", ["inspect_image", "create_container", "start"])
+def test_stopping_the_task_while_it_starts_the_container_leaves_none(
+    engine: Engine, run: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The task goes on after ``on_kill``, until Airflow kills it seconds later."""
+    task = train()
+    call = getattr(task.cli, moment)
+
+    def stop_meanwhile(*arguments: Any, **kwargs: Any) -> Any:
+        task.on_kill()
+        return call(*arguments, **kwargs)
+
+    monkeypatch.setattr(task.cli, moment, stop_meanwhile)
+    engine.script = []
+    with pytest.raises(AirflowException, match="was stopped"):
+        task.execute(run())
+    assert engine.containers == {}
+
+
 def test_out_of_memory_says_so_and_is_final(engine: Engine, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREAKHIS_DOCKER_MEMORY", "2g")
     engine.script = [lambda c: engine.end(c, 137, OOMKilled=True)]

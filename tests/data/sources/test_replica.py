@@ -4,6 +4,7 @@ Drawing takes minutes and 4.4 GB, so these tests are chosen by BREAKHIS_REPLICA,
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,16 @@ def replica() -> Replica:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store").as_uri())
+def store(replica: Replica) -> Iterator[Store]:
+    with tempfile.TemporaryDirectory(prefix="store-", dir=replica.folder.parent) as folder:
+        yield Store(Path(folder).as_uri())
+
+
+@pytest.fixture
+def beside(replica: Replica) -> Iterator[Path]:
+    """A folder on the replica's own disk, since hard links do not cross from one disk to another."""
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=replica.folder.parent) as folder:
+        yield Path(folder)
 
 
 def original(path: str) -> Iterator[str]:
@@ -51,19 +60,19 @@ def waseemalastal(path: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("layout", [original, ambarish, waseemalastal], ids=lambda layout: layout.__name__)
-def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: Store, tmp_path: Path) -> None:
+def test_every_tree_gives_the_whole_inventory(layout, replica: Replica, store: Store, beside: Path) -> None:
     copies = 0
     for file in sorted(replica.folder.rglob("*.png")):
         for path in layout(file.relative_to(replica.folder).as_posix()):
-            (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
-            os.link(file, tmp_path / "tree" / path)
+            (beside / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, beside / "tree" / path)
             copies += 1
     if layout is ambarish:
-        (tmp_path / "tree" / "Folds.csv").write_text("fold,mag,grp,filename\n")
-    yaml = tmp_path / f"{layout.__name__}.yaml"
+        (beside / "tree" / "Folds.csv").write_text("fold,mag,grp,filename\n")
+    yaml = beside / f"{layout.__name__}.yaml"
     yaml.write_text(f"name: {layout.__name__}\nkind: directory\npath: ./tree\ninventory: true\n")
-    spec = load_source(yaml, tmp_path)
-    settings = Settings(home=tmp_path / "home", store=store.root)
+    spec = load_source(yaml, beside)
+    settings = Settings(home=beside / "home", store=store.root)
     fetched = fetch_source(spec, store, settings)
     assert (fetched["files"], fetched["skipped"]) == (copies, 1 if layout is ambarish else 0)
     made = make_manifest(spec, store, settings.worker_count)
