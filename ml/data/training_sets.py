@@ -27,6 +27,8 @@ PresetName = Literal["paper", "default", "demo"]
 SplitMethod = Literal["allocator", "sgkf", "stratified"]
 SplitLevel = Literal["case", "slide"]
 
+_MAX_FAULT = 400  # characters of why a file cannot be read, in a message about another
+
 
 class SplitSpec(YamlModel):
     """How a new ledger is split. A ledger keeps the method and the group of its first entry."""
@@ -97,20 +99,22 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
     Raises:
         DataError: no training set declares such a model.
     """
-    known = []
+    known: list[str] = []
+    broken: list[str] = []
     for file in training_set_files(settings):
         try:
             training_set = load_training_set(str(file), settings.conf)
         except ConfigError as error:  # another set that is broken does not hide this one
-            known.append(f"({error})")
+            broken.append(str(error))
             continue
         for task, name in training_set.models.items():
             if name == model:
                 return training_set, task
             known.append(name)
     meant = suggest_name(model, known)
+    unread = f"; not read: {list_items(broken, '; ', limit=_MAX_FAULT)}" if broken else ""
     raise DataError(
-        f"no training set declares the model {quote_value(model)}; known models: {list_items(known, limit=200)}{meant}"
+        f"no training set declares the model {quote_value(model)}; known models: {list_items(known)}{meant}{unread}"
     )
 
 

@@ -252,7 +252,7 @@ CASES = {
         "patient_per_slide",
     ),
     "a table that is not UTF-8": bad_table(
-        "my-table.yaml: cases.csv cannot be read: .*utf-8",
+        "my-table.yaml: cases.csv cannot be read: line 2: the byte 0x.. is no UTF-8",
         lambda source: source.write_table(row(0, PatientID="Müller"), encoding="latin-1"),
     ),
     "a row with too many cells": bad_table(
