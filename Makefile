@@ -11,7 +11,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint advisories sbom screenshots
+.PHONY: help run demo up down status doctor test product trust e2e fuzz replica guide gpu bench images secrets lint advisories sbom screenshots
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ product: .venv/.dev ## Set up, and test the whole product: Airflow, MLflow, two 
 
 trust: .venv/.dev ## Set up, and try to get round gates, review and audit log; prints a row an attempt (ARGS="bypass" for one part)
 	@.venv/bin/python -m tests.trust $(ARGS)
+
+fuzz: .venv/.dev ## Set up, and feed made inputs of every kind to the product; prints a table (ARGS="--inputs 100000 --seed 2")
+	@.venv/bin/python -m tests.fuzz $(ARGS)
 
 e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Docker engine
 	@tests/e2e/run.sh $(ARGS)
