@@ -2,6 +2,8 @@
 # The first call sets up .venv (2.7 GB) with the versions in uv.lock; later calls find it done.
 
 SET ?= demo
+# Where the drawing of all BreakHis' pictures is kept.
+REPLICA = .breakhis/cache/bench
 PYTHON ?=
 UV_VERSION := 0.13.9
 
@@ -53,7 +55,7 @@ e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Doc
 	@tests/e2e/run.sh $(ARGS)
 
 replica: .venv/.dev ## Set up, draw all of BreakHis' pictures (4.4 GB, kept), and test ingestion on them
-	@BREAKHIS_REPLICA=.breakhis/cache/bench .venv/bin/pytest tests/data/sources/test_replica.py $(ARGS)
+	@BREAKHIS_REPLICA=$(REPLICA) .venv/bin/pytest tests/data/sources/test_replica.py $(ARGS)
 
 guide: .venv/.dev ## Set up, and follow docs/add-a-data-source.md command by command in a real Airflow
 	@BREAKHIS_GUIDE=1 .venv/bin/pytest tests/docs $(ARGS)
