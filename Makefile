@@ -2,6 +2,8 @@
 # The first call sets up .venv (2.7 GB) with the versions in uv.lock; later calls find it done.
 
 SET ?= demo
+# Where the drawing of all BreakHis' pictures is kept.
+REPLICA = .breakhis/cache/bench
 PYTHON ?=
 UV_VERSION := 0.13.9
 
@@ -11,7 +13,7 @@ BREAKHIS := .venv/bin/breakhis
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo up down status doctor test product trust e2e replica guide gpu bench images secrets lint advisories sbom screenshots
+.PHONY: help run demo up down status doctor test product trust e2e fuzz replica guide gpu bench images secrets lint advisories sbom screenshots
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,11 +48,14 @@ product: .venv/.dev ## Set up, and test the whole product: Airflow, MLflow, two 
 trust: .venv/.dev ## Set up, and try to get round gates, review and audit log; prints a row an attempt (ARGS="bypass" for one part)
 	@.venv/bin/python -m tests.trust $(ARGS)
 
+fuzz: .venv/.dev ## Set up, and feed made inputs of every kind to the product; prints a table (ARGS="--inputs 100000 --seed 2")
+	@.venv/bin/python -m tests.fuzz $(ARGS)
+
 e2e: .venv/.dev ## Set up, build the images, and test the compose stack on a Docker engine
 	@tests/e2e/run.sh $(ARGS)
 
 replica: .venv/.dev ## Set up, draw all of BreakHis' pictures (4.4 GB, kept), and test ingestion on them
-	@BREAKHIS_REPLICA=.breakhis/cache/bench .venv/bin/pytest tests/data/sources/test_replica.py $(ARGS)
+	@BREAKHIS_REPLICA=$(REPLICA) .venv/bin/pytest tests/data/sources/test_replica.py $(ARGS)
 
 guide: .venv/.dev ## Set up, and follow docs/add-a-data-source.md command by command in a real Airflow
 	@BREAKHIS_GUIDE=1 .venv/bin/pytest tests/docs $(ARGS)

@@ -68,6 +68,10 @@ class RegistryError(BreakhisError):
     """A run, model or version is missing in MLflow or is not of the expected kind."""
 
 
+class RunGone(RegistryError):
+    """MLflow has no such run, or no longer."""
+
+
 class AirflowError(BreakhisError):
     """Airflow has no such DAG, run or answer, or rejected the request; ``status`` is its HTTP status."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text
+from ml.core.mlflow_files import ARTIFACTS, check_files, find_database
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ _CLIENT_SETTINGS = {
 
 
 def connect(settings: Settings) -> "MlflowClient":
-    """Points MLflow at the configured server or database and returns a client."""
+    """Points MLflow at the configured server or database and returns a client.
+
+    Raises:
+        ConfigError: the home folder was moved, so its database names files that are no longer there.
+    """
+    if settings.mlflow_uri == f"sqlite:///{find_database(settings.home)}":
+        check_files(settings.home)
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -82,14 +89,23 @@ def use_experiment(name: str, settings: Settings) -> str:
 
     Without a server MLflow would put the artifacts of a new experiment below the working directory of this process, so
     an experiment created here keeps them beside the database.
+
+    Raises:
+        ConfigError: the experiment was deleted.
     """
     client = connect(settings)
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    if not settings.mlflow_uri.startswith("http") and client.get_experiment_by_name(name) is None:
+    known = client.get_experiment_by_name(name)
+    if known and known.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"the experiment {name} was deleted in MLflow at {mlflow.get_tracking_uri()}, and its name stays taken; "
+            f"restore it with: mlflow experiments restore --experiment-id {known.experiment_id}"
+        )
+    if known is None and not settings.mlflow_uri.startswith("http"):
         with suppress(MlflowException):  # another process has created it in between
-            client.create_experiment(name, artifact_location=(settings.home / "mlartifacts").as_uri())
+            client.create_experiment(name, artifact_location=(settings.home / ARTIFACTS).as_uri())
     experiment_id = str(mlflow.set_experiment(name).experiment_id)
     # By id once more: where another process creates it in between, MLflow returns it without making it the active one.
     mlflow.set_experiment(experiment_id=experiment_id)

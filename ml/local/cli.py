@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ml.core.errors import BreakhisError, Refused, StackError
+from ml.core.mlflow_files import ARTIFACTS, relocate_files
 from ml.core.parameters import FilledPath
 from ml.core.progress import say
 from ml.core.settings import read_settings
@@ -90,6 +91,19 @@ def doctor(as_json: bool) -> None:
 
 
 @click.command()
+def relocate() -> None:
+    """Make MLflow find its files after BREAKHIS_HOME was moved or copied. Stop what runs first: breakhis down."""
+    settings = read_settings()
+    if Stack(settings).state():
+        raise StackError("Airflow and MLflow run; stop them first with: breakhis down")
+    corrected = relocate_files(settings.home)
+    for folder, places in corrected.items():
+        say(f"MLflow named {folder} in {places:,} places; now it names {settings.home / ARTIFACTS}.")
+    if not corrected:
+        say(f"MLflow names the files of {settings.home} already.")
+
+
+@click.command()
 @set_argument
 def run(training_set: str) -> None:
     """Start Airflow and MLflow, ingest and train SET (a name or a .yaml path; default: demo), up to the reviews.
@@ -126,7 +140,7 @@ def demo(training_set: str, as_json: bool) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-commands: list[click.Command] = [up, down, status, doctor, run, demo]
+commands: list[click.Command] = [up, down, status, doctor, relocate, run, demo]
 
 # --- output for people ------------------------------------------------------------------------------------------------
 

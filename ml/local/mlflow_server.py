@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import requests
 
+from ml.core.mlflow_files import ARTIFACTS, check_files, find_database
 from ml.core.settings import Settings
 from ml.data.training_sets import registered_model_names
 from ml.local.accounts import SERVICE_USER, read_keys, read_passwords
@@ -13,13 +14,18 @@ from ml.local.ports import HOST
 
 
 def make_mlflow_command(settings: Settings, port: int) -> list[str]:
-    """Returns the command that starts the server on this port, with its files in the home folder."""
-    artifacts = settings.home / "mlartifacts"
+    """Returns the command that starts the server on this port, with its files in the home folder.
+
+    Raises:
+        ConfigError: the home folder was moved, so its database names files that are no longer there.
+    """
+    check_files(settings.home)
+    artifacts = settings.home / ARTIFACTS
     artifacts.mkdir(exist_ok=True)
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--app-name", "basic-auth"),
-        *("--backend-store-uri", f"sqlite:///{settings.home / 'mlflow.db'}"),
+        *("--backend-store-uri", f"sqlite:///{find_database(settings.home)}"),
         *("--no-serve-artifacts", "--default-artifact-root", artifacts.as_uri()),
     ]
 

@@ -1,17 +1,27 @@
 """The champion of a model: the version that the audit log names, and how the registry's aliases are moved to it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ml.core.errors import Refused, TryAgain
+from ml.core.errors import Refused, RunGone, TryAgain
 from ml.core.store import Json, Store
-from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_pending_decisions
+from ml.promotion.alias_history import CARRIED_OUT, derive_aliases, find_champion_evidence_id, find_pending_decisions
 from ml.promotion.audit_log import AuditLog, find_last_sequence, format_anchor, read_unverified_records
-from ml.promotion.evidence import read_verified_evidence
+from ml.promotion.evidence import read_verified_evidence, read_verified_object
 from ml.registry.registered_model import CHAMPION, RegisteredModel
 
 
-def read_champion_evidence(model: RegisteredModel, store: Store, records: Sequence[Json] | None = None) -> Json | None:
-    """Returns the evidence of a model's champion after verifying it, or None where there is no champion.
+class Champion(NamedTuple):
+    """The champion of a model."""
+
+    evidence: Json
+    """What it was promoted on. Where its run is gone, this names no artifacts."""
+    gone: str
+    """Says that its run is gone from MLflow, and what follows from that; empty where it is there and was verified."""
+
+
+def read_champion(model: RegisteredModel, store: Store, records: Sequence[Json] | None = None) -> Champion | None:
+    """Returns a model's champion after verifying it, or None where there is no champion.
 
     The champion is the version that the audit log names: the alias may be late while a decision is carried out.
 
@@ -32,7 +42,14 @@ def read_champion_evidence(model: RegisteredModel, store: Store, records: Sequen
         if later == known:
             raise Refused(_describe_misplaced_alias(model.name, CHAMPION, actual, expected))
         known = later  # a decision was carried out between reading the log and reading the alias
-    return None if expected is None else read_verified_evidence(model, expected, known, store)
+    if expected is None:
+        return None
+    try:
+        return Champion(read_verified_evidence(model, expected, known, store), "")
+    except RunGone as error:
+        # The audit log names the evidence by its hash, so what was recorded can still be shown.
+        evidence = read_verified_object(str(find_champion_evidence_id(expected, known)), store)
+        return Champion(evidence | {"artifacts": {}}, str(error))
 
 
 def reconcile_aliases(model: RegisteredModel, log: AuditLog) -> None:

@@ -78,6 +78,16 @@ def compare_with_champion(evidence: Json, champion: Json, rule: NonInferiorityRu
     return {**result, "comparable": True}
 
 
+def make_missing_comparison(champion: Json, reason: str) -> Json:
+    """Returns the result for a champion whose run is gone from MLflow, as :func:`compare_with_champion` has it.
+
+    Args:
+        champion: its recorded evidence.
+        reason: says that the run is gone.
+    """
+    return {"version": champion["version"], "comparable": False, "gone": True, "reason": reason, "pairs": []}
+
+
 def _make_inestimable_pair(metric: str, where: str, reason: str) -> Json:
     figures = ("candidate", "champion", "difference", "error", "critical", "low", "size", "power")
     return {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from ml.core.errors import Refused, RegistryError
+from ml.core.errors import Refused, RegistryError, RunGone
 from ml.core.messages import list_items
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
@@ -282,6 +282,7 @@ def read_verified_evidence(model: RegisteredModel, number: int, records: Sequenc
 
     Raises:
         RegistryError: there is no such version.
+        RunGone: its run was deleted and purged in MLflow; the message says what follows from that.
         Refused: it never was champion, or its tag, evidence, run, metrics or model files were changed since.
     """
     expected = find_champion_evidence_id(number, records)
@@ -289,7 +290,16 @@ def read_verified_evidence(model: RegisteredModel, number: int, records: Sequenc
         raise Refused(
             f"{model.name} version {number}: no record of the audit log says on which evidence it became champion"
         )
-    _, evidence = verify_evidence(model.find_version(number), store, model.settings, expected)
+    version = model.find_version(number)
+    try:
+        _, evidence = verify_evidence(version, store, model.settings, expected)
+    except RunGone:
+        raise RunGone(
+            f"{model.name} version {number}: its run {version.run_id} was deleted in MLflow and purged, so what the "
+            "version was promoted on cannot be checked any more, and no later version can be compared with it. Either "
+            "make a former champion the champion again, by the DAG rollback; or let the policy say comparison: "
+            "{champion_gone: warn}, and a reviewer may approve the next version without the comparison"
+        ) from None
     return evidence
 
 

@@ -188,13 +188,16 @@ def _judge_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]
     """Yields a gate for each compared metric: the difference's lower end must be above minus the margin.
 
     Candidate and champion that cannot be compared, or a difference that cannot be estimated, are a warning, unless the
-    policy blocks the latter. So is a champion whose logged code ran with little or no isolation.
+    policy blocks the latter. So is a champion whose logged code ran with little or no isolation. A champion whose run
+    is gone blocks, unless the policy only warns.
     """
     if comparison is None:
         return
     champion = f"champion (version {comparison['version']})"
     if not comparison["comparable"]:
-        yield _make_gate(f"not worse than the {champion}", passed=True, warning=comparison["reason"])
+        blocks = comparison.get("gone", False) and policy.comparison.champion_gone == "block"
+        reason, warning = (comparison["reason"], "") if blocks else ("", comparison["reason"])
+        yield _make_gate(f"not worse than the {champion}", passed=not blocks, reason=reason, warning=warning)
         return
     isolation = comparison.get("isolation")  # missing where no logged code had to run
     if isolation in WEAK_ISOLATION:

@@ -12,8 +12,8 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest, object_id
 from ml.data.training_sets import find_training_set
 from ml.evaluation.comparison_simulation import Memos
-from ml.promotion.champion import read_champion_evidence
-from ml.promotion.champion_comparison import compare_with_champion
+from ml.promotion.champion import Champion, read_champion
+from ml.promotion.champion_comparison import compare_with_champion, make_missing_comparison
 from ml.promotion.evidence import verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
@@ -92,8 +92,8 @@ def judge(
     """
     version = model.find_version(number)
     evidence_id, candidate = verify_evidence(version, store, model.settings, evidence, recompute=True)
-    champion = read_champion_evidence(model, store, records)
-    if champion and champion["version"] == candidate["version"]:
+    champion = read_champion(model, store, records)
+    if champion and champion.evidence["version"] == candidate["version"]:
         champion = None  # a version is not compared with itself
     loaded = _load_policy(model, policy)
     bundle, verdict = _make_bundle(evidence_id, candidate, champion, loaded, store, memos or store)
@@ -115,17 +115,24 @@ def judge(
 
 
 def _make_bundle(
-    evidence_id: str, candidate: Json, champion: Json | None, policy: Policy | ConfigError, store: Store, memos: Memos
+    evidence_id: str,
+    candidate: Json,
+    champion: Champion | None,
+    policy: Policy | ConfigError,
+    store: Store,
+    memos: Memos,
 ) -> tuple[Json, Json]:
     """Returns the bundle of a candidate, and the verdict that is part of it."""
     comparison = None
-    if champion and isinstance(policy, Policy):
-        comparison = compare_with_champion(candidate, champion, policy.comparison, store, memos)
+    if champion and champion.gone:
+        comparison = make_missing_comparison(champion.evidence, champion.gone)
+    elif champion and isinstance(policy, Policy):
+        comparison = compare_with_champion(candidate, champion.evidence, policy.comparison, store, memos)
     verdict = judge_evidence(candidate, policy, comparison)
     bundle = {
         "evidence_id": evidence_id,
         "evidence": candidate,
-        "champion": champion,
+        "champion": champion.evidence if champion else None,
         "comparison": comparison,
         "policy_content": policy.model_dump(mode="json") if isinstance(policy, Policy) else None,
         **verdict,
@@ -147,6 +154,8 @@ def _copy_evaluations(versions: dict[str, Json], folder: Path) -> None:
     """Copy figures, report and model card of candidate and champion to a bundle's folder, for its reviewer."""
     for name, evidence in versions.items():
         (folder / name).mkdir()
+        if not evidence["artifacts"]:  # its run is gone
+            continue
         with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
             for file in fetch_artifacts(f"runs:/{evidence['run_id']}/evaluation", Path(scratch)).iterdir():
                 if file.suffix in {".png", ".html", ".md"}:

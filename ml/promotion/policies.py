@@ -152,6 +152,13 @@ class NonInferiorityRule(YamlModel):
         "warn", description="What becomes of it then: the reviewer reads a warning, or the version is blocked."
     )
 
+    champion_gone: Literal["block", "warn"] = Field(
+        "block",
+        exclude_if=lambda value: value == "block",  # the hashes of policies without it stay as they were
+        description="What becomes of a version where the champion's run was deleted in MLflow and purged, so that "
+        "nothing can be compared: it is blocked, or the reviewer reads a warning.",
+    )
+
 
 class Policy(YamlModel):
     """A promotion policy, as in its YAML file."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ml.core.errors import DataError, RegistryError
+from ml.core.errors import DataError, RegistryError, RunGone
 from ml.core.messages import cut_text, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.names import suggest_name
@@ -188,14 +188,15 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
     """Returns a finished training run.
 
     Raises:
-        RegistryError: there is no such run, it is not a training run of breakhis, or it is unfinished.
+        RunGone: there is no such run.
+        RegistryError: it is not a training run of breakhis, or it is unfinished.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         run = connect(settings).get_run(run_id)
     except MlflowException as error:
-        raise find_outage(error) or RegistryError(f"no run {quote_value(run_id)} in MLflow") from None
+        raise find_outage(error) or RunGone(f"no run {quote_value(run_id)} in MLflow") from None
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

@@ -1,26 +1,13 @@
 """A store and an MLflow that commit f535279 wrote, to be unpacked anywhere; write_store.py made them."""
 
 import json
-import sqlite3
 import tarfile
-from contextlib import closing
 from pathlib import Path
+
+from ml.core.mlflow_files import relocate_files
 
 PREFIX = "/old-home"
 """Where it was written."""
-
-PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-    ("datasets", "dataset_source"),
-)
-"""Tables and columns of MLflow's database that say where something lies.
-
-The two MLmodel files name the place, too, as ``artifact_path``. They are left alone: MLflow does not go by it, and the
-evidence of the versions has the hashes of these files.
-"""
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, str]:
@@ -35,12 +22,7 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
     with tarfile.open(archive, "r:xz") as tar:
         tar.extractall(folder, filter="data")
     before, now = f"file://{PREFIX}/", f"{folder.as_uri()}/"
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        for table, column in PLACES:
-            database.execute(
-                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",  # names from above
-                (before, now),
-            )
+    relocate_files(folder)
     told = folder / "expected.json"
     told.write_text(told.read_text().replace(before, now).replace(f"{PREFIX}/", f"{folder}/"))
     return {

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from ml.core.errors import ConfigError, Refused
-from ml.promotion.champion import read_champion_evidence
+from ml.promotion.champion import read_champion
 from ml.promotion.decisions import promote_version
 from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
@@ -28,7 +28,7 @@ def test_an_approval_makes_a_champion_once(world, airflow):
     )
     assert read_aliases(world) == {"champion": 1}
     assert promote(world, first) == done
-    assert read_champion_evidence(RegisteredModel("made-binary", world.settings), world.store)["version"] == 1
+    assert read_champion(RegisteredModel("made-binary", world.settings), world.store).evidence["version"] == 1
 
     second = register_run(world.log_run(auc=0.95), world.store, world.settings)
     airflow.answer_promotion(second)
