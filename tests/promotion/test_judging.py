@@ -9,13 +9,13 @@ import pytest
 from ml.core.errors import Refused, RegistryError
 from ml.core.store import digest
 from ml.data.splits import split_dataset
-from ml.promotion import champion_comparison
+from ml.promotion import champion_comparison, evidence
 from ml.promotion.evidence import read_verified_object
 from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
 from tests.helpers import made_up
 from tests.helpers.decisions import model_folder, open_log, promote
-from tests.helpers.registry_world import RegistryWorld
+from tests.helpers.registry_world import NOT_RESCORED, RegistryWorld
 from tests.trust.servers import mlflow_server
 
 
@@ -140,6 +140,7 @@ def test_compiled_code_and_notes_hidden_among_model_files(world):
 @pytest.mark.integration
 def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch):
     """Neither of runs nor of models: the audit reads those of all champions every day."""
+    monkeypatch.setattr(evidence, "rescore_predictions", lambda *_: NOT_RESCORED)  # the world's model has no network
     for folder in ("mlflow", "world", "scratch"):
         (tmp_path / folder).mkdir()
     artifacts = ("--serve-artifacts", "--artifacts-destination", (tmp_path / "artifacts").as_uri())
