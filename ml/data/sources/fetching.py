@@ -90,7 +90,7 @@ def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
         def make() -> str:
             with remote.reserve_folder(settings.cache / "kaggle") as folder:
                 path = remote.download(folder, store)
-                return _store_archive(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
+                return _store_archive(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store, settings)
 
         if not remote.identity:
             return make()
@@ -118,7 +118,7 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
                     other.unlink()
             if not path.exists():
                 bucket.download_archive(path, identity)
-            return _store_archive(path, spec, origin, store)
+            return _store_archive(path, spec, origin, store, settings)
 
     return _reuse_or_make(spec, identity, store, make)
 
@@ -155,7 +155,7 @@ def _fetch_http(spec: HttpSource, store: Store, settings: Settings) -> str:
             path = folder / "archive"
             if not path.exists():
                 download_archive(spec, path)
-            return _store_archive(path, spec, {"url": spec.url}, store)
+            return _store_archive(path, spec, {"url": spec.url}, store, settings)
 
     return _reuse_or_make(spec, {"sha256": spec.sha256}, store, make)
 
@@ -198,10 +198,10 @@ def _list_wanted(spec: SourceSpec) -> list[str]:
     return [*IMAGE_SUFFIXES, *([spec.table.file] if spec.table else [])]
 
 
-def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
+def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store, settings: Settings) -> str:
     """Stores the images of a downloaded archive and removes it: it is not needed any more, or it is unusable."""
     try:
-        with open_archive(path, _path_filter(spec)) as archive:
+        with open_archive(path, settings, _path_filter(spec)) as archive:
             require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
