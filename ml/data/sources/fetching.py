@@ -22,7 +22,6 @@ from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
-from ml.data.identifiers import normalize_path
 from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
@@ -190,7 +189,7 @@ def _has_present_names(raw: str, spec: SourceSpec, store: Store) -> bool:
 
 def _path_filter(spec: SourceSpec) -> PathFilter:
     """Returns the filter of a source's files to fetch: its images, and its table if it has one."""
-    return lambda name: is_image(name) or (spec.table is not None and normalize_path(name) == spec.table.file)
+    return lambda name: is_image(name) or (spec.table is not None and spec.table.is_at(name))
 
 
 def _list_wanted(spec: SourceSpec) -> list[str]:
