@@ -207,7 +207,10 @@ def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store, set
             raw = _store_files(spec, archive, store, {**origin, "archive_sha256": sha256})
     except SourceError as error:
         path.unlink(missing_ok=True)
-        raise SourceError(f"{error}; the download was removed, so fetching again downloads it anew") from None
+        raise SourceError(
+            f"{spec.file}: the archive of {_name_origin(origin)} cannot be used: {error}; the download was removed, so "
+            "fetching again downloads it anew"
+        ) from None
     path.unlink()
     return raw
 
@@ -234,12 +237,17 @@ def _store_files(
 ) -> str:
     """Stores a source's files as a raw version; returns its id. Files in ``known`` are not read again."""
     if not files.images:
-        named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
-        where = next(named, "the source")
         other = f" ({len(files.skipped)} other files, such as {cut_text(files.skipped[0])})" if files.skipped else ""
-        raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise SourceError(f"{spec.file}: no image files below {_name_origin(origin)}{other}; looked for {suffixes}")
     rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
     return _create_raw_version(spec, rows, files.skipped, store, origin)
+
+
+def _name_origin(origin: Json) -> str:
+    """Returns where a source's files came from, for a message."""
+    named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
+    return str(next(named, "the source"))
 
 
 def _create_raw_version(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:
