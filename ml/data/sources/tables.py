@@ -186,7 +186,7 @@ def _read_csv(data: bytes) -> tuple[list[int], list[tuple[str, Iterable[str]]]]:
     for number, row in rows:
         if any(row[len(header) :]):
             raise ValueError(f"line {number} has {len(row)} cells and the header {len(header)}")
-    columns = [
+    columns: list[tuple[str, Iterable[str]]] = [
         (compose_letters(name), [format_value(row[place] if place < len(row) else "") for _, row in rows])
         for place, name in enumerate(header)
     ]
