@@ -5,6 +5,7 @@ Both kinds are checked whole before any image is read, and refused if no honest 
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import stat
@@ -22,7 +23,7 @@ from ml.core.errors import SourceError
 from ml.core.messages import cut_text, quote_value
 from ml.core.settings import Settings
 from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
-from ml.data.sources.tar_members import read_members
+from ml.data.sources.tar_members import MAX_NAME, read_members
 
 MAX_RATIO = 100
 """Largest allowed ratio of unpacked to packed bytes. Images are compressed already, so an archive that grows more is
@@ -70,21 +71,23 @@ class ZipArchive:
 
     def __init__(self, path: Path, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self._path = path
+        listing = _Listing(path, settings, is_wanted)
+        self._file = _ZipFile(io.FileIO(path))
+        self._file.listing = listing
         try:
-            self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            raise SourceError(f"{path}: not a whole zip archive ({error})") from None
-        try:
-            self._members = self._list_images(_Listing(path, settings, is_wanted))
-        except BaseException:
-            self._zip.close()
+            self._zip = zipfile.ZipFile(self._file)
+            self._members = self._list_images(listing)
+        except BaseException as error:
+            self._file.close()
+            if isinstance(error, _DAMAGE):
+                raise SourceError(f"{path}: not a whole zip archive ({error})") from None
             raise
 
     def __enter__(self) -> "ZipArchive":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._file.close()
 
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
@@ -167,6 +170,18 @@ class TarArchive:
             ) from None
 
 
+class _ZipFile(io.BufferedReader):
+    """A zip archive's file. A directory of too many entries is not given to zipfile, which would hold all of them."""
+
+    listing: "_Listing"
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads as many bytes, or what is left; zipfile reads the directory at once."""
+        data = super().read(size)
+        self.listing.check_count(data.count(b"PK\1\2"))
+        return data
+
+
 class _LimitedFile:
     """A file of which no more than an archive may unpack to is read; raises SourceError if there is more."""
 
@@ -209,13 +224,11 @@ class _Listing:
     def add_member(self, name: str, size: int, *, is_link: bool, is_folder: bool) -> str | None:
         """Checks a member; returns its path, as :func:`shorten_path` writes it, if it is one of the images."""
         self._count += 1
-        if self._count > self._settings.archive_entries:
-            raise SourceError(
-                f"{self._path}: more than the {self._settings.archive_entries:,} files and folders allowed; pack "
-                "fewer, or raise BREAKHIS_ARCHIVE_ENTRIES"
-            )
+        self.check_count(self._count)
         self._bytes += size
         _check_unpacked_size(self._bytes, self._path, self._settings)
+        if (size_of_name := len(name.encode("utf-8", "surrogateescape"))) > MAX_NAME:
+            raise SourceError(f"{self._path}: a name of {size_of_name:,} bytes, more than {MAX_NAME:,}")
         if not _is_utf8(name):
             shown = name.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
             raise SourceError(
@@ -242,6 +255,14 @@ class _Listing:
             )
         self._images[name] = size
         return name
+
+    def check_count(self, count: int) -> None:
+        """Checks the number of an archive's members, as far as it is known."""
+        if count > self._settings.archive_entries:
+            raise SourceError(
+                f"{self._path}: more than the {self._settings.archive_entries:,} files and folders allowed; pack "
+                "fewer, or raise BREAKHIS_ARCHIVE_ENTRIES"
+            )
 
     def finish(self) -> tuple[list[str], list[str], int]:
         """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""

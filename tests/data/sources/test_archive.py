@@ -307,3 +307,20 @@ def test_a_folder_with_a_backslash_at_its_end_is_a_folder(tmp_path: Path) -> Non
 def test_the_same_member_with_both_slashes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'a/b\.png' is in it twice"):
         ZipArchive(zipped(tmp_path / "a.zip", ("a/b.png", b"x"), ("a\\b.png", b"y")))
+
+
+def test_a_directory_of_too_many_entries_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "a.zip", *((f"{number}.txt", b"") for number in range(100)))
+    made: list[zipfile.ZipInfo] = []
+    monkeypatch.setattr(zipfile, "ZipInfo", lambda *arguments: made.append(zipfile.ZipInfo(*arguments)))
+    with pytest.raises(SourceError, match="more than the 99 files and folders allowed"):
+        archive.open_archive(path, Settings(archive_entries=99))
+    assert not made
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_name_that_no_system_allows_is_refused(tmp_path: Path, kind: str) -> None:
+    with open_archive(packed(tmp_path / f"a.{kind}", ("a/" * 2046 + ".png", b""))) as found:
+        assert len(found.images + found.skipped) == 1
+    with pytest.raises(SourceError, match=r"b\..*a name of 4,09. bytes, more than 4,096"):
+        open_archive(packed(tmp_path / f"b.{kind}", ("a/" * 2047 + ".png", b"")))
