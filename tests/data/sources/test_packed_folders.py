@@ -89,7 +89,7 @@ def deliver(declare: Callable[..., SourceSpec], settings: Settings) -> Callable[
 def test_every_way_to_pack_a_folder_gives_the_same_manifest(
     way: str, deliver: Callable[[bytes], SourceSpec], store: Store, settings: Settings
 ) -> None:
-    expected = fetch_source(deliver(pack_tar(FILES)), store, settings)
+    expected = fetch_source(deliver(pack_tar(FILES, comment="the same files")), store, settings)
     spec = deliver(WAYS[way]())
     fetched = fetch_source(spec, store, settings)
     assert fetched["version"] == expected["version"]
