@@ -119,7 +119,8 @@ def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
 def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
     for image in images:
         if image.is_dir():
-            files = sorted(path for path in image.rglob("*") if is_image(path.name) and path.is_file())
+            found = (path for path in image.rglob("*") if is_image(path.relative_to(image).as_posix()))
+            files = sorted(path for path in found if path.is_file())
             if not files:
                 raise BreakhisError(f"{image}: no image files in this folder")
             yield from files

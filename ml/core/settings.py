@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         description="MB of memory that decoding one picture may take, in each of these processes; a new picture whose "
         "header asks for more is quarantined.",
     )
+    archive_entries: int = Field(200_000, ge=1, description="Files and folders that a source's archive may hold.")
+    archive_size: int = Field(
+        100_000, ge=1, description="MB that a source's archive may unpack to, whether its files are pictures or not."
+    )
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
     gpu_required: bool = Field(
         False, description="Fail at once where TensorFlow sees no GPU, rather than compute on the CPU."
@@ -150,6 +154,11 @@ class Settings(BaseSettings):
     def decoding_bytes(self) -> int:
         """Bytes of memory that decoding one picture may take."""
         return self.decoding_memory * 1_000_000
+
+    @property
+    def archive_bytes(self) -> int:
+        """Bytes that a source's archive may unpack to."""
+        return self.archive_size * 1_000_000
 
 
 def _read_audit_key(file: Path) -> str:

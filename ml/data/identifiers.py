@@ -109,3 +109,9 @@ def normalize_path(path: str) -> str:
     ``./a/b.png``, ``a//b.png`` and ``a\\b.png`` are ``a/b.png``, and decomposed letters are composed.
     """
     return str(PurePosixPath(compose_letters(path).replace("\\", "/")))
+
+
+def lower_suffix(path: str) -> str:
+    """Returns a path with its suffix in small letters."""
+    stem, dot, suffix = path.rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}" if dot and "/" not in suffix else path

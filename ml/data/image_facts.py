@@ -7,7 +7,6 @@ from typing import NamedTuple
 from ml.core.errors import SourceError
 from ml.core.store import Store
 from ml.core.taxonomy import label_of, parse_name
-from ml.data.identifiers import normalize_path
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import TableRow, read_table
 
@@ -71,7 +70,7 @@ def read_table_facts(
         SourceError: the source has no such table, or it cannot be read.
     """
     assert spec.table
-    tables = [file for file in files if normalize_path(file.path) == spec.table.file]
+    tables = [file for file in files if spec.table.is_at(file.path)]
     if not tables:
         raise SourceError(f"{spec.file}: the source has no file {spec.table.file!r} (table: file)")
     if len(tables) > 1:

@@ -69,7 +69,9 @@ def rows(out):
 
 
 def test_files_and_folders_come_in_order_with_a_row_each(predict, tmp_path, logged):  # noqa: F811
-    folder = write_tree(tmp_path / "pictures", {"b.png": png(1), "deep/a.png": png(2), "notes.txt": b"x"})
+    folder = write_tree(
+        tmp_path / "pictures", {"b.png": png(1), "deep/a.png": png(2), "notes.txt": b"x", "__MACOSX/b.png": png(3)}
+    )
     (tmp_path / "one.jpg").write_bytes(encoded(COLOUR, "JPEG"))
     code, out, err = predict(tmp_path / "one.jpg", folder, "--json", model="registered")
     assert code == 0, err

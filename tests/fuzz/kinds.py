@@ -3,8 +3,6 @@
 import io
 import json
 import random
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,6 @@ from ml.core.store import Json, Store
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import read_yaml
 from ml.data.ledger import Ledger, read_ledger
-from ml.data.sources.archive import open_archive
 from ml.data.sources.spec import DirectorySource, load_source
 from ml.data.sources.tables import read_table
 from ml.data.training_sets import load_training_set
@@ -32,6 +29,7 @@ from ml.promotion.reviews import format_review_body
 from ml.training.presets import Preset
 from tests.fuzz import airflow_kinds, command_kinds
 from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made
+from tests.fuzz.archives import prepare_archives, use_archive
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutation import ODD_TEXTS, dump_json, mutate_bytes, mutate_json, mutate_text
 from tests.helpers.made_up import evidence
@@ -63,7 +61,7 @@ def _use_yaml(read: Callable[[_YamlFiles], object]) -> Callable[[_YamlFiles, ran
     return use
 
 
-# --- tables, archives, pictures -----------------------------------------------------------------------------------
+# --- tables, pictures -----------------------------------------------------------------------------------
 
 _COLUMNS = {"path": "file", "patient": "patient", "subtype": "kind", "magnification": "zoom"}
 _PATHS = [f"P{number // 3}/image_{number}.png" for number in range(12)]
@@ -117,35 +115,6 @@ def _make_picture(format_: str, mode: str = "RGB") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, format_)
     return buffer.getvalue()
-
-
-def _prepare_archive(scratch: Path) -> tuple[list[bytes], Path]:
-    members = {path: _make_picture("PNG") for path in _PATHS[:4]} | {"cases.csv": b"a,b\n1,2\n"}
-    archives: list[bytes] = []
-    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", compression) as archive:
-            for name, data in members.items():
-                archive.writestr(name, data)
-        archives.append(buffer.getvalue())
-    for mode in ("w:", "w:gz", "w:bz2", "w:xz"):
-        for format_ in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode=mode, format=format_) as tar:
-                for name, data in members.items():
-                    info = tarfile.TarInfo("./" + name if format_ == tarfile.USTAR_FORMAT else name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-            archives.append(buffer.getvalue())
-    return archives, scratch / "archive"
-
-
-def _use_archive(prepared: tuple[list[bytes], Path], rng: random.Random) -> None:
-    archives, path = prepared
-    path.write_bytes(mutate_bytes(rng.choice(archives), rng))
-    with open_archive(path) as archive:
-        for _, read in archive.items():
-            read()
 
 
 def _prepare_pictures(_: Path) -> list[bytes]:
@@ -303,7 +272,7 @@ KINDS = [
         _use_yaml(lambda files: read_yaml(files.file, Preset)),
     ),
     Kind("tables", _prepare_table, _use_table),
-    Kind("archives", _prepare_archive, _use_archive),
+    Kind("archives", prepare_archives, use_archive),
     Kind("pictures", _prepare_pictures, _use_picture),
     Kind("objects of the store", _prepare_object, _use_object),
     Kind("ledgers", _prepare_ledger, _use_ledger),

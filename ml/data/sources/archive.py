@@ -5,6 +5,7 @@ Both kinds are checked whole before any image is read, and refused if no honest 
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import stat
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ml.core.errors import SourceError
 from ml.core.messages import cut_text, quote_value
+from ml.core.settings import Settings
 from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
+from ml.data.sources.tar_members import MAX_NAME, read_members
 
-MAX_FILES = 200_000
 MAX_RATIO = 100
 """Largest allowed ratio of unpacked to packed bytes. Images are compressed already, so an archive that grows more is
 made to fill a disk."""
@@ -45,15 +47,16 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2
 _SMALL = 2**20  # below this size no ratio does harm, and honest tiny archives may have a high one
 
 
-def open_archive(path: Path, is_wanted: PathFilter = is_image) -> "ZipArchive | TarArchive":
-    """Opens the archive at ``path``, as zip or tar by its first bytes.
+def open_archive(path: Path, settings: Settings, is_wanted: PathFilter = is_image) -> "ZipArchive | TarArchive":
+    """Opens the archive at ``path``, as zip or tar by its first bytes, within the limits of the settings.
 
     Raises:
         SourceError: it is neither, is not whole, or cannot be trusted.
     """
     with path.open("rb") as file:
         magic = file.read(4)
-    return ZipArchive(path, is_wanted) if magic.startswith(b"PK") else TarArchive(path, is_wanted)
+    kind = ZipArchive if magic.startswith(b"PK") else TarArchive
+    return kind(path, settings, is_wanted)
 
 
 class ZipArchive:
@@ -66,24 +69,25 @@ class ZipArchive:
             of it, links, names met twice, too many or too large files).
     """
 
-    def __init__(self, path: Path, is_wanted: PathFilter = is_image) -> None:
+    def __init__(self, path: Path, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self._path = path
-        self._is_wanted = is_wanted
+        listing = _Listing(path, settings, is_wanted)
+        self._file = _ZipFile(io.FileIO(path))
+        self._file.listing = listing
         try:
-            self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            raise SourceError(f"{path}: not a whole zip archive ({error})") from None
-        try:
-            self._members = self._list_images(self._zip.infolist())
-        except BaseException:
-            self._zip.close()
+            self._zip = zipfile.ZipFile(self._file)
+            self._members = self._list_images(listing)
+        except BaseException as error:
+            self._file.close()
+            if isinstance(error, _DAMAGE):
+                raise SourceError(f"{path}: not a whole zip archive ({error})") from None
             raise
 
     def __enter__(self) -> "ZipArchive":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._file.close()
 
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
@@ -98,13 +102,12 @@ class ZipArchive:
         except _DAMAGE as error:
             raise SourceError(f"{self._path}: {name} in it is damaged or cannot be unpacked ({error})") from None
 
-    def _list_images(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    def _list_images(self, listing: "_Listing") -> dict[str, zipfile.ZipInfo]:
         """Checks all members; returns those that are images, by name."""
-        listing = _Listing(self._path, self._is_wanted)
         images: dict[str, zipfile.ZipInfo] = {}
-        for member in members:
+        for member in self._zip.infolist():
             link = stat.S_ISLNK(member.external_attr >> 16)
-            is_folder = member.filename.endswith("/")
+            is_folder = member.filename.endswith(("/", "\\"))
             if name := listing.add_member(member.filename, member.file_size, is_link=link, is_folder=is_folder):
                 images[name] = member
         self.images, self.skipped, self.unpacked_bytes = listing.finish()
@@ -120,17 +123,19 @@ class TarArchive:
         SourceError: as for :class:`ZipArchive`.
     """
 
-    def __init__(self, path: Path, is_wanted: PathFilter = is_image) -> None:
+    def __init__(self, path: Path, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self._path = path
-        listing = _Listing(path, is_wanted)
-        with self._open() as tar:
-            for member in tar:
-                if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        self._settings = settings
+        listing = _Listing(path, settings, is_wanted)
+        with self._open() as file:
+            for member in read_members(file):
+                if member.kind not in ("file", "folder", "a link"):
                     raise SourceError(
-                        f"{path}: {quote_value(member.name)} is a device; an archive of images has no need of any"
+                        f"{path}: {quote_value(member.name)} is {member.kind}; an archive of images has no need of any"
                     )
-                link = member.issym() or member.islnk()
-                listing.add_member(member.name, member.size, is_link=link, is_folder=member.isdir())
+                listing.add_member(
+                    member.name, member.size, is_link=member.kind == "a link", is_folder=member.kind == "folder"
+                )
         self.images, self.skipped, self.unpacked_bytes = listing.finish()
 
     def __enter__(self) -> "TarArchive":
@@ -142,28 +147,62 @@ class TarArchive:
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`; in the archive's order."""
         wanted = set(self.images)
-        with self._open() as tar:
-            for member in tar:
-                if member.isreg() and (name := shorten_path(member.name)) in wanted:
-                    file = tar.extractfile(member)
-                    assert file
-                    yield name, partial(bytes, file.read())
+        with self._open() as file:
+            for member in read_members(file):
+                if member.kind == "file" and (name := shorten_path(member.name)) in wanted:
+                    yield name, partial(bytes, member.content.read(member.size))
 
     @contextmanager
-    def _open(self) -> Iterator[tarfile.TarFile]:
+    def _open(self) -> Iterator[BinaryIO]:
         """Opens the archive for one pass from front to back; translates all errors of a damaged one."""
-        with self._path.open("rb") as file:
-            first_bytes = file.read(6)
+        with self._path.open("rb") as packed:
+            first_bytes = packed.read(6)
         open_unpacked = next((opener for magic, opener in _OPENERS.items() if first_bytes.startswith(magic)), open)
         try:
-            with open_unpacked(self._path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-                yield tar
+            with open_unpacked(self._path, "rb") as unpacked:
+                file: Any = _LimitedFile(unpacked, self._path, self._settings)
+                yield file
                 while file.read(1 << 20):  # read to the checksum at the end, which a cut or damaged file does not reach
                     pass
         except (tarfile.TarError, *_DAMAGE) as error:
             raise SourceError(
                 f"{self._path}: not a whole zip or tar archive, or damaged ({type(error).__name__}: {cut_text(error)})"
             ) from None
+
+
+class _ZipFile(io.BufferedReader):
+    """A zip archive's file. A directory of too many entries is not given to zipfile, which would hold all of them."""
+
+    listing: "_Listing"
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads as many bytes, or what is left; zipfile reads the directory at once."""
+        data = super().read(size)
+        self.listing.check_count(data.count(b"PK\1\2"))
+        return data
+
+
+class _LimitedFile:
+    """A file of which no more than an archive may unpack to is read; raises SourceError if there is more."""
+
+    def __init__(self, file: BinaryIO, path: Path, settings: Settings) -> None:
+        self._file, self._path, self._settings = file, path, settings
+        self._count = 0
+
+    def read(self, size: int) -> bytes:
+        """Reads as many bytes, or what is left."""
+        data = self._file.read(size)
+        self._count += len(data)
+        _check_unpacked_size(self._count, self._path, self._settings)
+        return data
+
+
+def _check_unpacked_size(size: int, path: Path, settings: Settings) -> None:
+    if size > settings.archive_bytes:
+        raise SourceError(
+            f"{path}: unpacks to more than the {settings.archive_size:,} MB allowed; pack less, or raise "
+            "BREAKHIS_ARCHIVE_SIZE"
+        )
 
 
 class _Listing:
@@ -173,18 +212,29 @@ class _Listing:
         SourceError: the archive cannot be trusted; names it and the member.
     """
 
-    def __init__(self, path: Path, is_wanted: PathFilter) -> None:
+    def __init__(self, path: Path, settings: Settings, is_wanted: PathFilter) -> None:
         self._path = path
+        self._settings = settings
         self._is_wanted = is_wanted
         self._images: dict[str, int] = {}
         self._skipped: list[str] = []
         self._count = 0
+        self._bytes = 0
 
     def add_member(self, name: str, size: int, *, is_link: bool, is_folder: bool) -> str | None:
-        """Checks a member; returns its path if it is one of the images, without a leading ``./`` as tar writes it."""
+        """Checks a member; returns its path, as :func:`shorten_path` writes it, if it is one of the images."""
         self._count += 1
-        if self._count > MAX_FILES:
-            raise SourceError(f"{self._path}: more files than the {MAX_FILES:,} allowed")
+        self.check_count(self._count)
+        self._bytes += size
+        _check_unpacked_size(self._bytes, self._path, self._settings)
+        if (size_of_name := len(name.encode("utf-8", "surrogateescape"))) > MAX_NAME:
+            raise SourceError(f"{self._path}: a name of {size_of_name:,} bytes, more than {MAX_NAME:,}")
+        if not _is_utf8(name):
+            shown = name.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+            raise SourceError(
+                f"{self._path}: the name {quote_value(shown)} is not UTF-8, so no table can hold it; rename the file "
+                "and pack it again"
+            )
         if _LEADS_OUT.search(name):
             raise SourceError(
                 f"{self._path}: the name {quote_value(name)} leads out of the archive; it is not to be trusted"
@@ -206,6 +256,14 @@ class _Listing:
         self._images[name] = size
         return name
 
+    def check_count(self, count: int) -> None:
+        """Checks the number of an archive's members, as far as it is known."""
+        if count > self._settings.archive_entries:
+            raise SourceError(
+                f"{self._path}: more than the {self._settings.archive_entries:,} files and folders allowed; pack "
+                "fewer, or raise BREAKHIS_ARCHIVE_ENTRIES"
+            )
+
     def finish(self) -> tuple[list[str], list[str], int]:
         """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""
         unpacked, packed = sum(self._images.values()), self._path.stat().st_size
@@ -215,3 +273,11 @@ class _Listing:
                 "images do not shrink like that"
             )
         return sorted(self._images), sorted(self._skipped), unpacked
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

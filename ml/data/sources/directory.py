@@ -7,22 +7,24 @@ from functools import partial
 from pathlib import Path
 
 from ml.core.errors import SourceError
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image
+from ml.core.messages import quote_value
+from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
 
 
 class Directory:
     """The files below ``root``, at any depth; implements :class:`ml.data.sources.files.Files`.
 
     A link to a file counts as that file if it lies below the root too. Links that lead out of it, dangle or point to
-    folders are skipped, so that a source does not depend on other folders and no loop can arise.
+    folders are skipped, so that a source does not depend on other folders and no loop can arise. A file called
+    ``a\\b.png``, which some programs make of what Windows packed, is ``a/b.png``.
 
     Raises:
-        SourceError: the folder is missing, or a folder below it cannot be listed.
+        SourceError: the folder is missing, a folder below it cannot be listed, or two files have one name.
     """
 
     def __init__(self, root: Path, is_wanted: PathFilter = is_image) -> None:
-        self.images: list[str] = []
         self.skipped: list[str] = []
+        self._files: dict[str, Path] = {}
         try:
             is_folder = stat.S_ISDIR(root.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
@@ -41,11 +43,16 @@ class Directory:
             ]
             for name in names:
                 path = parent / name
-                relative = self._relative_path(path)
-                (self.images if is_wanted(relative) and self._is_file_below_root(path) else self.skipped).append(
-                    relative
-                )
-        self.images.sort()
+                relative = shorten_path(self._relative_path(path))
+                if not (is_wanted(relative) and self._is_file_below_root(path)):
+                    self.skipped.append(relative)
+                    continue
+                if relative in self._files:
+                    raise SourceError(
+                        f"{root}: {quote_value(relative)} is there with / and with \\; rename one of them"
+                    )
+                self._files[relative] = path
+        self.images = sorted(self._files)
         self.skipped.sort()
 
     def items(self) -> Iterator[FileReader]:
@@ -54,7 +61,7 @@ class Directory:
 
     def read(self, name: str) -> bytes:
         """Reads the bytes of one image."""
-        path = self._root / name
+        path = self._files[name]
         try:
             size = path.stat().st_size
             if size > MAX_FILE_BYTES:

@@ -22,7 +22,6 @@ from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
-from ml.data.identifiers import normalize_path
 from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
@@ -90,7 +89,7 @@ def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
         def make() -> str:
             with remote.reserve_folder(settings.cache / "kaggle") as folder:
                 path = remote.download(folder, store)
-                return _store_archive(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store)
+                return _store_archive(path, spec, {"dataset": spec.dataset, **(remote.identity or {})}, store, settings)
 
         if not remote.identity:
             return make()
@@ -118,7 +117,7 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
                     other.unlink()
             if not path.exists():
                 bucket.download_archive(path, identity)
-            return _store_archive(path, spec, origin, store)
+            return _store_archive(path, spec, origin, store, settings)
 
     return _reuse_or_make(spec, identity, store, make)
 
@@ -155,7 +154,7 @@ def _fetch_http(spec: HttpSource, store: Store, settings: Settings) -> str:
             path = folder / "archive"
             if not path.exists():
                 download_archive(spec, path)
-            return _store_archive(path, spec, {"url": spec.url}, store)
+            return _store_archive(path, spec, {"url": spec.url}, store, settings)
 
     return _reuse_or_make(spec, {"sha256": spec.sha256}, store, make)
 
@@ -190,7 +189,7 @@ def _has_present_names(raw: str, spec: SourceSpec, store: Store) -> bool:
 
 def _path_filter(spec: SourceSpec) -> PathFilter:
     """Returns the filter of a source's files to fetch: its images, and its table if it has one."""
-    return lambda name: is_image(name) or (spec.table is not None and normalize_path(name) == spec.table.file)
+    return lambda name: is_image(name) or (spec.table is not None and spec.table.is_at(name))
 
 
 def _list_wanted(spec: SourceSpec) -> list[str]:
@@ -198,17 +197,20 @@ def _list_wanted(spec: SourceSpec) -> list[str]:
     return [*IMAGE_SUFFIXES, *([spec.table.file] if spec.table else [])]
 
 
-def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store) -> str:
+def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store, settings: Settings) -> str:
     """Stores the images of a downloaded archive and removes it: it is not needed any more, or it is unusable."""
     try:
-        with open_archive(path, _path_filter(spec)) as archive:
+        with open_archive(path, settings, _path_filter(spec)) as archive:
             require_space([(store.path(""), archive.unpacked_bytes)])
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             raw = _store_files(spec, archive, store, {**origin, "archive_sha256": sha256})
     except SourceError as error:
         path.unlink(missing_ok=True)
-        raise SourceError(f"{error}; the download was removed, so fetching again downloads it anew") from None
+        raise SourceError(
+            f"{spec.file}: the archive of {_name_origin(origin)} cannot be used: {error}; the download was removed, so "
+            "fetching again downloads it anew"
+        ) from None
     path.unlink()
     return raw
 
@@ -235,12 +237,17 @@ def _store_files(
 ) -> str:
     """Stores a source's files as a raw version; returns its id. Files in ``known`` are not read again."""
     if not files.images:
-        named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
-        where = next(named, "the source")
         other = f" ({len(files.skipped)} other files, such as {cut_text(files.skipped[0])})" if files.skipped else ""
-        raise SourceError(f"{spec.file}: no image files below {where}{other}; looked for {' '.join(IMAGE_SUFFIXES)}")
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise SourceError(f"{spec.file}: no image files below {_name_origin(origin)}{other}; looked for {suffixes}")
     rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
     return _create_raw_version(spec, rows, files.skipped, store, origin)
+
+
+def _name_origin(origin: Json) -> str:
+    """Returns where a source's files came from, for a message."""
+    named = (origin[name] for name in ("path", "dataset", "url", "archive", "bucket") if origin.get(name))
+    return str(next(named, "the source"))
 
 
 def _create_raw_version(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:

@@ -17,8 +17,8 @@ MAX_FILE_BYTES = 256 * 2**20
 class Files(Protocol):
     """The files below a source's root.
 
-    ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` are the files without
-    an image's suffix, AppleDouble files, and links that lead elsewhere.
+    ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` are the files that do not
+    count as images, and links that lead elsewhere.
     """
 
     images: list[str]
@@ -32,16 +32,25 @@ PathFilter = Callable[[str], bool]
 """Says whether the file at a path belongs to the source."""
 
 
-def is_image(name: str) -> bool:
-    """Says whether a file counts as an image, by its suffix in upper or lower case.
+_CLUTTER = frozenset(
+    {"__MACOSX", ".AppleDouble", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "#recycle", ".thumbnails"}
+)
+"""Folders in which operating systems, disk stations and notebooks keep copies and thumbnails of files."""
 
-    Files called ``._NAME`` do not: macOS puts one beside each file on a disk that cannot hold a Mac's own attributes
-    (AppleDouble), with the same suffix.
+
+def is_image(path: str) -> bool:
+    """Says whether a file counts as an image, by its path below the root and its suffix in upper or lower case.
+
+    Copies that nobody made on purpose do not: files called ``._NAME``, of which macOS puts one beside each file on a
+    disk that cannot hold a Mac's own attributes (AppleDouble), and what lies in the trash, in ``__MACOSX``,
+    ``.ipynb_checkpoints`` and their like.
     """
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+    *folders, name = PurePosixPath(path).parts or ("",)
+    if name.startswith("._") or any(folder in _CLUTTER or folder.startswith(".Trash") for folder in folders):
+        return False
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def shorten_path(path: str) -> str:
-    """Returns a POSIX path without what means nothing: ``./a//b.png`` is ``a/b.png``."""
-    return str(PurePosixPath(path)) if path else ""
+    """Returns a file's path as a source names it: ``./a//b.png``, and ``a\\b.png`` as of Windows, are ``a/b.png``."""
+    return str(PurePosixPath(path.replace("\\", "/").lstrip("/"))) if path else ""

@@ -80,7 +80,7 @@ class Bucket:
                 for entry in page.get("Contents", []):
                     if entry["Key"].endswith("/"):  # some clients make this for a folder
                         continue
-                    name = shorten_path(entry["Key"].removeprefix(spec.prefix).lstrip("/"))
+                    name = shorten_path(entry["Key"].removeprefix(spec.prefix))
                     if not self._is_wanted(name):
                         self.skipped.append(name)
                         continue

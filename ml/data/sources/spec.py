@@ -14,7 +14,7 @@ from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.names import expand_home
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
-from ml.data.identifiers import normalize_identifier, normalize_path
+from ml.data.identifiers import lower_suffix, normalize_identifier, normalize_path
 from ml.data.sources.check_settings import ValidationSettings
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class TableSpec(YamlModel):
     @classmethod
     def _readable(cls, value: str) -> str:
         path = normalize_path(value)
-        if not path.endswith((".csv", ".parquet")) or path.startswith("/") or ".." in PurePosixPath(path).parts:
+        if (
+            not lower_suffix(path).endswith((".csv", ".parquet"))
+            or path.startswith("/")
+            or ".." in PurePosixPath(path).parts
+        ):
             raise ValueError(f"{quote_value(value)} must be the path of a .csv or .parquet file within the source")
         return path
 
@@ -77,6 +81,10 @@ class TableSpec(YamlModel):
                 before = cut_text(meanings[normalize_identifier(said)])
                 raise ValueError(f"{quote_value(said)} is there twice, as {before} and as {cut_text(subtype)}")
         return require_known_subtypes(value)
+
+    def is_at(self, path: str) -> bool:
+        """Says whether the file at a path of the source is the table; its suffix may be in any case."""
+        return lower_suffix(normalize_path(path)) == lower_suffix(self.file)
 
 
 class SourceSpec(YamlModel):

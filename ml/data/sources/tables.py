@@ -1,6 +1,8 @@
 """The layout ``table``: a CSV or Parquet file of a source that describes its images."""
 
+import csv
 import io
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +16,7 @@ from ml.data.identifiers import (
     compose_letters,
     explain_unusable_identifier,
     format_value,
+    lower_suffix,
     normalize_identifier,
     normalize_path,
 )
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:\.0+)?\s*[xX×]?")
-_FIRST_ROW = 2  # the first line below a CSV file's header, as an editor counts lines
+_FIRST_ROW = 2  # of a Parquet file, as if it had a header
 
 
 class TableRow(NamedTuple):
@@ -55,15 +58,17 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     Raises:
         SourceError: the table cannot be read, or a column is missing.
     """
-    table = spec.table
+    table, paths = spec.table, list(paths)
     assert table
     parsed = [
-        _parse_row(spec, table, cells, f"{table.file} row {number}")
-        for number, cells in enumerate(_read_cells(spec, table, data), start=_FIRST_ROW)
+        (number, _parse_row(spec, table, cells, f"{table.file} row {number}"))
+        for number, cells in _read_cells(spec, table, data)
     ]
-    images = _ImagesByName(paths, (row.path for row in parsed))
+    spelling = _Spelling(paths)
+    parsed = [(number, row._replace(path=spelling.correct(row.path))) for number, row in parsed]
+    images = _ImagesByName(paths, (row.path for _, row in parsed))
     rows: dict[str, TableRow] = {}
-    for number, row in enumerate(parsed, start=_FIRST_ROW):
+    for number, row in parsed:
         image, why_none = images.find(row.path)
         problem = row.problem
         if image is None:
@@ -72,6 +77,22 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
             problem = ("conflicting_rows", f"{table.file} row {number} contradicts an earlier one")
         rows[image or row.path] = row._replace(problem=problem)
     return rows
+
+
+class _Spelling:
+    """The suffixes of a source's images, as they are spelled: rows that say ``a.TIF`` of ``a.tif`` mean that image."""
+
+    def __init__(self, delivered: Iterable[str]) -> None:
+        normalized = {normalize_path(path) for path in delivered}
+        self._known = {*normalized, *map(_file_name, normalized)}
+        self._spelled: dict[str, set[str]] = defaultdict(set)
+        for name in self._known:
+            self._spelled[lower_suffix(name)].add(name)
+
+    def correct(self, name: str) -> str:
+        """Returns a row's path or file name as the only image is spelled that it differs from in its suffix' case."""
+        same = self._spelled.get(lower_suffix(name), set())
+        return next(iter(same)) if name not in self._known and len(same) == 1 else name
 
 
 class _ImagesByName:
@@ -115,13 +136,17 @@ def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[dict[str, str]]:
-    """Yields the declared columns of each row as text, by column; empty cells are empty."""
+def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields each row's number and the text of its declared columns, by column; empty cells are empty."""
     import pyarrow as pa
 
     names = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
     try:
-        columns = _read_parquet(data) if table.file.endswith(".parquet") else _read_csv(data)
+        if table.file.lower().endswith(".parquet"):
+            numbers: Iterable[int] = itertools.count(_FIRST_ROW)
+            columns = _read_parquet(data)
+        else:
+            numbers, columns = _read_csv(data)
         same_name = {name: [text for other, text in columns if other == compose_letters(name)] for name in names}
         if missing := [name for name in names if not same_name[name]]:
             raise SourceError(
@@ -131,20 +156,41 @@ def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[dic
         if twice := [name for name in names if len(same_name[name]) > 1]:
             raise SourceError(f"{spec.file}: {table.file} has the column {quote_value(twice[0])} twice")
         cells = {name: list(same_name[name][0]) for name in names}
-    except (ValueError, OSError, pa.ArrowException) as error:  # the exceptions of pandas are kinds of ValueError
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise SourceError(f"{spec.file}: {table.file} cannot be read: {cut_text(error)}") from None
-    return (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+    rows = (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+    return zip(numbers, rows, strict=False)
 
 
-def _read_csv(data: bytes) -> list[tuple[str, Iterable[str]]]:
-    """Returns each column's name and texts. What a CSV file holds is text, also where it looks like numbers."""
-    import pandas as pd
+def _read_csv(data: bytes) -> tuple[list[int], list[tuple[str, Iterable[str]]]]:
+    """Returns the line at which each row begins, as an editor counts them, and each column's name and texts.
 
-    # The column names are read as a row: in a header, pandas would rename one that occurs twice.
-    decode_text(data)  # says in words what is wrong with another encoding
-    cells = pd.read_csv(io.BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    columns = [cells[number].tolist() for number in cells]
-    return [(compose_letters(str(name)), map(format_value, values)) for name, *values in columns]
+    What a CSV file holds is text, also where it looks like numbers. Lines without any text are no rows.
+
+    Raises:
+        ValueError: it is no UTF-8, a quotation mark is missing, or a row has more cells than the header.
+    """
+    reader = csv.reader(io.StringIO(decode_text(data), newline=""), strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    end = 0
+    try:
+        for row in reader:
+            start, end = end + 1, reader.line_num
+            if any(cell.strip() for cell in row):
+                rows.append((start, row))
+    except csv.Error as error:
+        raise ValueError(f"line {end + 1}: {error}") from None
+    if not rows:
+        raise ValueError("it is empty")
+    (_, header), *rows = rows
+    for number, row in rows:
+        if any(row[len(header) :]):
+            raise ValueError(f"line {number} has {len(row)} cells and the header {len(header)}")
+    columns: list[tuple[str, Iterable[str]]] = [
+        (compose_letters(name), [format_value(row[place] if place < len(row) else "") for _, row in rows])
+        for place, name in enumerate(header)
+    ]
+    return [number for number, _ in rows], columns
 
 
 def _read_parquet(data: bytes) -> list[tuple[str, Iterable[str]]]:

@@ -1,8 +1,10 @@
 import contextlib
 import io
+import random
 import stat
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,13 @@ from hypothesis import strategies as st
 from kaggle_server import mirror_zip, some_names
 
 from ml.core.errors import SourceError
+from ml.core.settings import Settings
 from ml.data.sources import archive
-from ml.data.sources.archive import TarArchive, ZipArchive, open_archive
+from ml.data.sources.archive import TarArchive
 from ml.data.sources.files import is_image
+
+ZipArchive = partial(archive.ZipArchive, settings=Settings())
+open_archive = partial(archive.open_archive, settings=Settings())
 
 
 def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -21,6 +27,10 @@ def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compressio
         for name, data in members:
             file.writestr(name, data)
     return path
+
+
+def packed(path: Path, *members: tuple[str, bytes]) -> Path:
+    return zipped(path, *members) if path.suffix == ".zip" else tarred(path, *members)
 
 
 def test_images_are_read_in_the_mirrors_layout(tmp_path: Path) -> None:
@@ -91,10 +101,24 @@ def test_one_enormous_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ZipArchive(zipped(tmp_path / "a.zip", ("a.png", bytes(1001))))
 
 
-def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MAX_FILES", 3)
-    with pytest.raises(SourceError, match="more files than the 3 allowed"):
-        ZipArchive(zipped(tmp_path / "a.zip", *((f"{n}.txt", b"") for n in range(4))))
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_the_number_of_entries_is_limited_by_a_setting(tmp_path: Path, kind: str) -> None:
+    path = packed(tmp_path / f"a.{kind}", *((f"{n}.txt", b"") for n in range(4)))
+    with pytest.raises(SourceError, match=r"a\..*: more than the 3 files and .* raise BREAKHIS_ARCHIVE_ENTRIES"):
+        archive.open_archive(path, Settings(archive_entries=3))
+    with archive.open_archive(path, Settings(archive_entries=4)) as found:
+        assert len(found.skipped) == 4
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("name", ["a.png", "a.csv"])
+def test_the_unpacked_size_is_limited_by_a_setting(tmp_path: Path, kind: str, name: str) -> None:
+    noise = random.Random(0).randbytes(600_000)  # within the ratio
+    path = packed(tmp_path / f"a.{kind}", (name, noise), (f"b/{name}", noise))
+    with pytest.raises(SourceError, match=r"a\..*: unpacks to more than the 1 MB allowed; .* BREAKHIS_ARCHIVE_SIZE"):
+        archive.open_archive(path, Settings(archive_size=1))
+    with archive.open_archive(path, Settings(archive_size=2)) as found:
+        assert len(found.images) + len(found.skipped) == 2
 
 
 def test_a_declared_size_that_lies_gives_an_error_not_more_bytes(tmp_path: Path) -> None:
@@ -238,7 +262,7 @@ def test_a_member_is_called_the_same_with_and_without_a_dot(tmp_path: Path, kind
                 member = tarfile.TarInfo(name)
                 member.size = 1
                 tar.addfile(member, io.BytesIO(b"x"))
-    with open_archive(path, lambda name: is_image(name) or name == "b.csv") as found:
+    with open_archive(path, is_wanted=lambda name: is_image(name) or name == "b.csv") as found:
         assert found.images == ["3.png", "a/1.png", "a/2.png", "b.csv"]
         assert found.skipped == ["a/._1.png"]
         assert {name: read() for name, read in found.items()} == dict.fromkeys(found.images, b"x")
@@ -247,3 +271,56 @@ def test_a_member_is_called_the_same_with_and_without_a_dot(tmp_path: Path, kind
 def test_the_same_member_with_and_without_a_dot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'a\.png' is in it twice"):
         ZipArchive(zipped(tmp_path / "a.zip", ("a.png", b"x"), ("./a.png", b"y")))
+
+
+# --- archives as people make them -------------------------------------------------------------------------------------
+
+CLUTTER = ["._1.png", "a/._2.png", "__MACOSX/a/._1.png", "__MACOSX/1.png", "a/.ipynb_checkpoints/1-checkpoint.png"]
+CLUTTER += [".AppleDouble/1.png", "@eaDir/1.png/THUMB_M.jpg", ".Trash-1000/files/1.png", "$RECYCLE.BIN/$R1.png"]
+CLUTTER += [".DS_Store", "a/.DS_Store", "Thumbs.db", "a/desktop.ini", ".ipynb_checkpoints/x.ipynb"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_what_systems_add_is_left_aside_and_listed(tmp_path: Path, kind: str) -> None:
+    path = packed(tmp_path / f"a.{kind}", *((name, name.encode()) for name in ["a/1.png", "a/2.PNG", *CLUTTER]))
+    with open_archive(path) as found:
+        assert found.images == ["a/1.png", "a/2.PNG"]
+        assert found.skipped == sorted(CLUTTER)
+        assert {name: read() for name, read in found.items()} == {"a/1.png": b"a/1.png", "a/2.PNG": b"a/2.PNG"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_backslashes_are_slashes(tmp_path: Path, kind: str) -> None:
+    names = [".\\b.csv", "a\\b\\1.png", "a\\__MACOSX\\2.png", "a\\._1.png"]
+    path = packed(tmp_path / f"a.{kind}", *((name, b"x") for name in names))
+    with open_archive(path, is_wanted=lambda name: is_image(name) or name == "b.csv") as found:
+        assert found.images == ["a/b/1.png", "b.csv"]
+        assert found.skipped == ["a/._1.png", "a/__MACOSX/2.png"]
+        assert {name: read() for name, read in found.items()} == dict.fromkeys(found.images, b"x")
+
+
+def test_a_folder_with_a_backslash_at_its_end_is_a_folder(tmp_path: Path) -> None:
+    with ZipArchive(zipped(tmp_path / "a.zip", ("x.png\\", b""), ("x.png\\y.png", b"y"))) as found:
+        assert (found.images, found.skipped) == (["x.png/y.png"], [])
+
+
+def test_the_same_member_with_both_slashes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"'a/b\.png' is in it twice"):
+        ZipArchive(zipped(tmp_path / "a.zip", ("a/b.png", b"x"), ("a\\b.png", b"y")))
+
+
+def test_a_directory_of_too_many_entries_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "a.zip", *((f"{number}.txt", b"") for number in range(100)))
+    made: list[zipfile.ZipInfo] = []
+    monkeypatch.setattr(zipfile, "ZipInfo", lambda *arguments: made.append(zipfile.ZipInfo(*arguments)))
+    with pytest.raises(SourceError, match="more than the 99 files and folders allowed"):
+        archive.open_archive(path, Settings(archive_entries=99))
+    assert not made
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_name_that_no_system_allows_is_refused(tmp_path: Path, kind: str) -> None:
+    with open_archive(packed(tmp_path / f"a.{kind}", ("a/" * 2046 + ".png", b""))) as found:
+        assert len(found.images + found.skipped) == 1
+    with pytest.raises(SourceError, match=r"b\..*a name of 4,09. bytes, more than 4,096"):
+        open_archive(packed(tmp_path / f"b.{kind}", ("a/" * 2047 + ".png", b"")))

@@ -38,6 +38,32 @@ def test_other_files_are_listed_not_dropped(root: Path) -> None:
     assert found.skipped == ["Folds.csv", "deep/.DS_Store", "deep/png", "deep/x.png.part"]
 
 
+def test_what_systems_add_is_left_aside_and_listed(root: Path) -> None:
+    added = ["__MACOSX/a.png", "._a.png", "deep/._b.png", "deep/.ipynb_checkpoints/b-checkpoint.png", "Thumbs.db"]
+    added += [".DS_Store", "deep/.AppleDouble/b.png", "@eaDir/a.png/THUMB.jpg", ".Trashes/501/c.png"]
+    for name in ("a.png", "deep/b.png", *added):
+        put(root / name)
+    found = Directory(root)
+    assert found.images == ["a.png", "deep/b.png"]
+    assert found.skipped == sorted(added)
+
+
+def test_a_root_below_a_trash_is_read_like_any(root: Path) -> None:
+    put(root / "__MACOSX" / "a.png")
+    assert Directory(root / "__MACOSX").images == ["a.png"]
+
+
+def test_files_with_backslashes_as_some_unpack_them_lie_in_folders(root: Path) -> None:
+    put(root / "a\\b.png", b"b")
+    put(root / "a\\._b.png")
+    found = Directory(root)
+    assert (found.images, found.skipped) == (["a/b.png"], ["a/._b.png"])
+    assert found.read("a/b.png") == b"b"
+    put(root / "a" / "b.png")
+    with pytest.raises(SourceError, match=r"'a/b\.png' is there with / and with \\; rename one of them"):
+        Directory(root)
+
+
 def test_a_folder_with_an_images_name_is_a_folder(root: Path) -> None:
     put(root / "x.png" / "y.png")
     assert Directory(root).images == ["x.png/y.png"]

@@ -216,3 +216,85 @@ def test_a_column_is_found_in_composed_and_decomposed_letters() -> None:
 def test_a_trusted_slide_is_found_under_its_former_name(tmp_path: Path) -> None:
     spec = declare("t.csv").model_copy(update={"trust": {"7.0": "LC"}})
     assert spec.trusted_subtype("x:7") == "LC"
+
+
+# --- tables as people write them --------------------------------------------------------------------------------------
+
+HEADER = "Image,Patient,Dx,Zoom\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (HEADER + "a.png,p,DC,40\nb.png,,DC,40\n", 3),
+        (HEADER + "\na.png,p,DC,40\n\n\nb.png,,DC,40\n", 6),
+        ("\n\n" + HEADER + "a.png,p,DC,40\n  \nb.png,,DC,40\n", 6),
+        (HEADER + "a.png,p,DC,40\n,,,\n , , ,\nb.png,,DC,40\n,,,\n", 5),
+        (HEADER.replace("\n", "\r\n") + "\r\na.png,p,DC,40\r\nb.png,,DC,40", 4),
+        (HEADER + '"a.png",p,"DC",40\nc.png,"p\n\n1",DC,40\nb.png,,DC,40\n', 6),
+        (HEADER.replace("Dx", '"Dx"').replace("Zoom", 'Zoom,"a\nnote"') + "a.png,p,DC,40\nb.png,,DC,40\n", 4),
+    ],
+)
+def test_rows_are_counted_as_an_editor_counts_lines(text: str, line: int) -> None:
+    rows = read_table(declare("t.csv"), text.encode(), ["a.png", "b.png", "c.png"])
+    assert rows["a.png"].problem is None
+    assert rows["b.png"].problem == ("row", f"t.csv row {line}: 'Patient' is empty")
+    assert set(rows) <= {"a.png", "b.png", "c.png"}
+
+
+@given(st.lists(st.sampled_from(["", "  ", ",,,", "good", "bad"]), max_size=12), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_every_row_at_fault_is_named_by_its_line(kinds: list[str], end: str) -> None:
+    lines = [HEADER.strip(), *(f"{n}.png,{'p' if kind == 'good' else ''},DC,40" if kind[:1].isalpha() else kind
+                               for n, kind in enumerate(kinds))]  # fmt: skip
+    rows = read_table(declare("t.csv"), end.join(lines).encode(), [f"{n}.png" for n in range(len(kinds))])
+    expected = {f"{n}.png": f"t.csv row {n + 2}: 'Patient' is empty" for n, kind in enumerate(kinds) if kind == "bad"}
+    assert {path: row.problem[1] for path, row in rows.items() if row.problem} == expected
+    assert set(rows) - set(expected) == {f"{n}.png" for n, kind in enumerate(kinds) if kind == "good"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty"),
+        ("\n \n,,\n", "it is empty"),
+        (HEADER + 'a.png,"p,DC,40\nb.png,p,DC,40\n', "line 2: unexpected end of data"),
+        (HEADER + "\na.png,p,DC,40,x\n", "line 3 has 5 cells and the header 4"),
+        (HEADER + f"a.png,{'p' * 200_000},DC,40\n", "line 2: field larger than field limit"),
+    ],
+)
+def test_a_csv_file_at_fault_is_told_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(SourceError, match=rf"t\.csv cannot be read: {message}"):
+        read_table(declare("t.csv"), text.encode(), ["a.png"])
+
+
+def test_rows_may_be_shorter_and_end_in_commas() -> None:
+    data = (HEADER.replace("\n", ",Note\n") + "a.png,p,DC,40\nb.png,p,DC,40,x,,\n").encode()
+    rows = read_table(declare("t.csv"), data, ["a.png", "b.png"])
+    assert [row.problem for row in rows.values()] == [None, None]
+
+
+def test_suffixes_of_tables_are_in_any_case() -> None:
+    data = (HEADER + "a.png,p,DC,40\n").encode()
+    assert read_table(declare("t.CSV"), data, ["a.png"])["a.png"].patient == "x:p"
+    packed = io.BytesIO()
+    pd.read_csv(io.BytesIO(data)).to_parquet(packed)
+    assert read_table(declare("T.Parquet"), packed.getvalue(), ["a.png"])["a.png"].patient == "x:p"
+    table = declare("d/t.csv").table
+    assert table
+    assert table.is_at("./d/t.CSV")
+    assert not table.is_at("d/T.csv")
+    assert not table.is_at("t.csv")
+
+
+def test_suffixes_of_pictures_are_in_any_case_where_only_one_is_meant() -> None:
+    paths = ["P1/a.tif", "P2/b.TIF", "c.tif", "c.TIF", "P3/a.png"]
+    told = read([("P1/a.TIF", "1"), ("b.tif", "2"), ("c.tif", "3"), ("c.TIF", "4"), ("c.Tif", "5")], paths)
+    assert used(told, paths) == {"P1/a.tif": "1", "P2/b.TIF": "2", "c.tif": "3", "c.TIF": "4"}
+    assert {path for path, row in told.items() if row.problem} == {"c.Tif"}
+
+
+def test_two_rows_that_mean_one_picture_by_two_suffixes_contradict() -> None:
+    told = read([("a.TIF", "1"), ("a.tif", "2")], ["a.tif"])
+    problem = told["a.tif"].problem
+    assert problem
+    assert problem[0] == "conflicting_rows"
