@@ -11,6 +11,7 @@ from typing import IO, Any
 import requests
 from filelock import FileLock, Timeout
 
+from ml.core.disks import LARGER_DISK, explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.progress import say, track
 from ml.data.sources.spec import HttpSource
@@ -58,8 +59,7 @@ def require_space(needs: list[tuple[Any, int]]) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise ConfigError(
-                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or move the store "
-                "(BREAKHIS_STORE) or the home folder (BREAKHIS_HOME) to a larger disk"
+                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or {LARGER_DISK}"
             )
 
 
@@ -76,7 +76,7 @@ def open_partial(part: Path, *, resume: bool) -> Iterator[IO[bytes]]:
         ConfigError: the disk is full or broken.
     """
     try:
-        with part.open("ab" if resume else "wb") as file:
+        with explained_os_errors(part.parent), part.open("ab" if resume else "wb") as file:
             yield file
     except OSError as error:
         if error.errno is None:  # a network error, which requests makes a kind of OSError

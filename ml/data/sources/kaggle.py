@@ -23,6 +23,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
@@ -141,7 +142,7 @@ class RemoteArchive:
             except requests.RequestException:
                 raise  # a kind of OSError, which the outer block translates
             except OSError as error:
-                raise ConfigError(
+                raise explain_os_error(error, folder) or ConfigError(
                     f"{path}: cannot be written ({error.strerror}); see to the disk, fetch again"
                 ) from None
             except ValueError:  # the package found another length than Kaggle announced
