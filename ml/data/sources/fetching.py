@@ -109,6 +109,8 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     def make() -> str:
         if not spec.archive:
             with _known_objects(bucket, place | {"prefix": spec.prefix}, store) as rows:
+                new = sum(entry.size for name, entry in bucket.objects.items() if name not in rows)
+                require_space([(store.path(""), new)])
                 return _store_files(spec, bucket, store, origin, rows)
         folder = settings.cache / "s3" / digest(place | {"archive": spec.archive})
         with reserve_folder(folder, f"s3://{spec.bucket}/{spec.archive}"):
