@@ -66,10 +66,14 @@ def _drop_unwritten_output() -> None:
 
 
 def _find_outage(error: Exception) -> BreakhisError | None:
-    """Returns our error where MLflow was out of reach; MLflow is imported only where it or its database
-    has raised the error."""
-    if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
-        return None
-    from ml.core.mlflow_client import find_outage
+    """Returns our error where MLflow or S3 was out of reach; each is imported only if it raised the error."""
+    raised_by = type(error).__module__.partition(".")[0]
+    if raised_by in {"mlflow", "sqlalchemy"}:
+        from ml.core import mlflow_client
 
-    return find_outage(error)
+        return mlflow_client.find_outage(error)
+    if raised_by == "botocore":
+        from ml.core import s3_access
+
+        return s3_access.find_outage(error)
+    return None
