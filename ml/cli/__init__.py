@@ -1,5 +1,6 @@
 """The ``breakhis`` command, with a sub-command for each stage and those of the local stack."""
 
+import os
 import signal
 import sys
 import traceback
@@ -10,6 +11,7 @@ from ml.cli.decisions import DECISIONS
 from ml.cli.sources import sources
 from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
+from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
 from ml.local.cli import commands as local_commands
 
@@ -35,6 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -45,18 +48,32 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if outage := _find_outage(error):
-            print(f"error: {outage}", file=sys.stderr)
-            sys.exit(outage.exit_code)
+        if cause := explain_os_error(error) or _find_outage(error):
+            print(f"error: {cause}", file=sys.stderr)
+            _drop_unwritten_output()
+            sys.exit(cause.exit_code)
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error} (a fault of breakhis; see the traceback above)", file=sys.stderr)
         sys.exit(1)
 
 
-def _find_outage(error: Exception) -> BreakhisError | None:
-    """Returns our error where MLflow was out of reach; MLflow is imported only where it has raised the error."""
-    if not type(error).__module__.startswith("mlflow."):
-        return None
-    from ml.core.mlflow_client import find_outage
+def _drop_unwritten_output() -> None:
+    """Drops what could not be written to stdout, such as to a full disk: Python would fail once more at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return find_outage(error)
+
+def _find_outage(error: Exception) -> BreakhisError | None:
+    """Returns our error where MLflow or S3 was out of reach; each is imported only if it raised the error."""
+    raised_by = type(error).__module__.partition(".")[0]
+    if raised_by in {"mlflow", "sqlalchemy"}:
+        from ml.core import mlflow_client
+
+        return mlflow_client.find_outage(error)
+    if raised_by == "botocore":
+        from ml.core import s3_access
+
+        return s3_access.find_outage(error)
+    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import json_option, output_result
+from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ImageError, RegistryError
 from ml.core.parameters import FilledPath
 from ml.core.progress import track
@@ -111,7 +112,9 @@ def _write_table(rows: list[dict[str, Any]], output: Path) -> None:
             table.to_parquet(scratch, index=False)
         scratch.replace(output)
     except OSError as error:
-        raise BreakhisError(f"--output {output}: cannot be written: {error.strerror or error}") from None
+        raise explain_os_error(error, output.parent) or BreakhisError(
+            f"--output {output}: cannot be written: {error.strerror or error}"
+        ) from None
     finally:
         scratch.unlink(missing_ok=True)
 

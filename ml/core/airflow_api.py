@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from ml.core.errors import AirflowError, ConfigError, CredentialsError, TryAgain
-from ml.core.messages import cut_text, list_items, quote_value
+from ml.core.messages import cut_text, hide_access, list_items, quote_value
 from ml.core.settings import Settings
 
 Json = dict[str, Any]
@@ -188,6 +188,8 @@ class AirflowApi:
         items: list[Json] = []
         while True:
             page = self._call("GET", path, params={**(params or {}), "limit": _PAGE_SIZE, "offset": len(items)})
+            if not isinstance(page.get(key), list):
+                raise _not_airflow_error(self.url + path, f"list of {key}")
             items += page[key]
             if not page[key] or len(items) >= (page.get("total_entries") or 0):
                 return items
@@ -211,7 +213,10 @@ class AirflowApi:
                 f"Airflow at {self.url} refuses the password of user {self.user!r}; check it (of a local stack: "
                 "passwords.json in the home folder)"
             )
-        self._token = str(self._parse_answer(response)["access_token"])
+        token = self._parse_answer(response).get("access_token")
+        if not isinstance(token, str):
+            raise _not_airflow_error(response.url, "token")
+        self._token = token
 
     def _send(
         self, method: str, path: str, *, params: Json | None = None, body: Json | None = None, login: bool = True
@@ -226,8 +231,9 @@ class AirflowApi:
                 auth=_BearerAuth(self._token) if login else None,
                 timeout=self._timeout,
             )
-        except requests.exceptions.InvalidURL as error:
-            raise AirflowError(f"{self.url!r} is not a valid address of an Airflow server: {error}") from None
+        except (ValueError, requests.TooManyRedirects) as error:  # what requests and urllib3 make of odd addresses
+            reason = cut_text(hide_access(error))
+            raise AirflowError(f"{self.url!r} is not a valid address of an Airflow server: {reason}") from None
         except requests.RequestException as error:
             raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
         if response.status_code >= 500 or response.status_code == 429:
@@ -246,7 +252,7 @@ class AirflowApi:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise AirflowError(f"{response.url} is not the API of Airflow 3: it answered no JSON object")
+            raise _not_airflow_error(response.url, "JSON object")
         return answer
 
 
@@ -259,6 +265,10 @@ class _BearerAuth(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
+
+
+def _not_airflow_error(url: str, lacking: str) -> AirflowError:
+    return AirflowError(f"{hide_access(url)} is not the API of Airflow 3: it answered no {lacking}")
 
 
 def _quote(name: str) -> str:

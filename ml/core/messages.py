@@ -4,6 +4,7 @@ A name of a hundred thousand letters, or a table of a thousand columns, would ot
 and its database, and what to do next would stand where nobody reads.
 """
 
+import re
 from collections.abc import Iterable
 
 MAX_TEXT = 200
@@ -38,6 +39,11 @@ def list_items(items: Iterable[object], separator: str = ", ", limit: int = MAX_
     shown = list(items)
     text = separator.join(cut_text(item, limit) for item in shown[:MAX_ITEMS])
     return text if len(shown) <= MAX_ITEMS else f"{text} and {len(shown) - MAX_ITEMS:,} more"
+
+
+def hide_access(text: object) -> str:
+    """Returns a text whose addresses show no password and no query, either of which may grant access: ``…/a.zip?…``."""
+    return re.sub(r"\?[^\s'\")]+", "?…", re.sub(r"//[^/@\s]*@", "//…@", str(text)))
 
 
 def cut_message(message: str) -> str:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text
 from ml.core.mlflow_files import ARTIFACTS, check_files, find_database
@@ -25,6 +26,14 @@ _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+
+
+_DATABASE_FAULTS = (
+    "database or disk is full",
+    "attempt to write a readonly database",
+    "unable to open database file",
+    "disk I/O error",
+)
 
 
 def connect(settings: Settings) -> "MlflowClient":
@@ -54,13 +63,18 @@ def find_outage(error: Exception) -> BreakhisError | None:
 
     Returns:
         TryAgain where the server is down or busy, CredentialsError where it refuses the login, ConfigError where the
-        address is another server's; None where MLflow has answered, for instance that there is no such run.
+        address is another server's, or a disk of this machine cannot be written; None where MLflow has answered, for
+        instance that there is no such run.
     """
     import mlflow
 
+    if disk := explain_os_error(error):
+        return disk
     server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
+    if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):  # SQLite's, of a local database
+        return ConfigError(f"{server}: {fault}; see to the disk that it is on, and to who may write there")
     if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):
         # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
         cause = cut_text(text.rpartition("Caused by ")[2].strip("()"))

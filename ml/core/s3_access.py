@@ -3,6 +3,9 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ml.core.errors import BreakhisError, CredentialsError, StoreError, TryAgain
+from ml.core.messages import cut_text
+
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
     from cloudpathlib import S3Client, S3Path
 
@@ -16,6 +19,39 @@ def make_s3_client(endpoint: str | None, key: str | None, secret: str | None, to
     from cloudpathlib import S3Client
 
     return S3Client(endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
+
+
+_ADVICE = "check BREAKHIS_STORE, AWS_ENDPOINT_URL and the AWS credentials"
+
+
+def find_outage(error: Exception) -> BreakhisError | None:
+    """Returns our error where the store's S3 server could not be asked, or has answered that there is no such store.
+
+    Args:
+        error: what boto3 raised.
+
+    Returns:
+        TryAgain where the server is down or busy, CredentialsError where it refuses the key or none was given,
+        StoreError where there is no such bucket; None for all else.
+    """
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return CredentialsError(f"the store has no key ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
+        return TryAgain(f"the store's S3 server cannot be reached or broke off ({cut_text(error)}); try again")
+    return _translate_refusal(error) if isinstance(error, exceptions.ClientError) else None
+
+
+def _translate_refusal(error: Any) -> BreakhisError | None:
+    status, text = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), cut_text(error)
+    if error.response.get("Error", {}).get("Code") == "NoSuchBucket":
+        return StoreError(f"the store's S3 server has no such bucket ({text}); {_ADVICE}")
+    if status in {401, 403}:
+        return CredentialsError(f"the store's S3 server refuses this key ({text}); {_ADVICE}")
+    if status == 429 or status >= 500:
+        return TryAgain(f"the store's S3 server is busy or has a fault ({text}); try again later")
+    return None
 
 
 def read_object(path: "S3Path") -> bytes:

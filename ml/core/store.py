@@ -28,9 +28,10 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
+from ml.core.disks import explained_os_errors, write_in_one_step
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.messages import quote_value
-from ml.core.s3_access import find_boto_client, make_s3_client, read_object
+from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
 from ml.core.stored_json import parse_json, parse_mapping
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
@@ -107,7 +108,8 @@ class Store:
         if not isinstance(path, Path):
             path.upload_from(source, force_overwrite_to_cloud=True)
             source.unlink()
-        else:
+            return
+        with explained_os_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             source.replace(path)
 
@@ -117,17 +119,19 @@ class Store:
 
         It is on the store's own disk, so that a rename suffices to put a file in place. Folders of killed processes are
         removed by the next call, once nothing has been written to them for a day.
+
+        Raises:
+            ConfigError: the disk is full or read-only, or forbids it, also in the block.
         """
-        if not isinstance(self._root, Path):
-            parent = None
-        else:
-            parent = self._root / "tmp"
-            parent.mkdir(parents=True, exist_ok=True)
-            for folder in parent.iterdir():
-                if time.time() - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
-                    shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
-            yield Path(scratch)
+        parent = self._root / "tmp" if isinstance(self._root, Path) else None
+        with explained_os_errors(parent):
+            if parent:
+                parent.mkdir(parents=True, exist_ok=True)
+                for folder in parent.iterdir():
+                    if time.time() - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
+                        shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
+                yield Path(scratch)
 
     # --- source files -------------------------------------------------------------------------------------------
 
@@ -142,19 +146,10 @@ class Store:
         path = self.path(self.blob_key(sha256))
         if path.exists():
             return sha256
-        if not isinstance(path, Path):
+        if isinstance(path, Path):
+            write_in_one_step(path, data)
+        else:
             path.write_bytes(data)
-            return sha256
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A hidden file in the target's folder: a rename within one folder makes the blob appear in one step.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
         return sha256
 
     def blob(self, sha256: str) -> bytes:
@@ -311,14 +306,14 @@ class Store:
         if not isinstance(path, Path):
             self._compare_and_set_s3(path, value, expected)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         locks = self.path("tmp/locks")
         assert isinstance(locks, Path)
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"):
-            if self.read(key)[1] != expected:
-                raise Conflict(f"{self.uri(key)} was changed by another writer; try again")
-            self.put_json(key, value)
+        with explained_os_errors(locks):
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"):
+                if self.read(key)[1] != expected:
+                    raise Conflict(f"{self.uri(key)} was changed by another writer; try again")
+                self.put_json(key, value)
 
     def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
         s3 = find_boto_client(path)
@@ -330,7 +325,7 @@ class Store:
             code = error.response.get("Error", {}).get("Code", "")
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
                 raise Conflict(f"{path} was changed by another writer; try again") from None
-            raise TryAgain(f"{path}: {error}") from error
+            raise find_outage(error) or TryAgain(f"{path}: {error}") from error
 
     def age(self, key: str) -> float | None:
         """Returns the seconds since ``key`` was written, or None if there is no such key.
@@ -389,7 +384,4 @@ def write_result(uri: str, result: Json) -> None:
         Store(root).put_json(name, result)
         return
     path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, prefix=".") as file:
-        json.dump(result, file, indent=1, sort_keys=True)
-    Path(file.name).replace(path)
+    write_in_one_step(path, json.dumps(result, indent=1, sort_keys=True).encode())

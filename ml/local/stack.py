@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from ml.core.airflow_api import AirflowApi
+from ml.core.disks import write_in_one_step
 from ml.core.errors import BreakhisError, StackError, TryAgain
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -342,7 +343,8 @@ class Stack:
             return False
         remembered = self._read_remembered_sets()
         if path not in remembered:
-            self._sets_file.write_text(json.dumps([str(file) for file in [*remembered, path]], indent=1))
+            listed = json.dumps([str(file) for file in [*remembered, path]], indent=1)
+            write_in_one_step(self._sets_file, listed.encode())
         if path in self.settings.training_sets:
             state = self.state()
             running_sets = state.settings.get("BREAKHIS_TRAINING_SETS", "") if state else ""

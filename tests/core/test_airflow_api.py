@@ -26,6 +26,7 @@ class FakeAirflow(ThreadingHTTPServer):
         self.routes: dict[tuple[str, str], Any] = {}
         self.requests: list[tuple[str, str, dict[str, list[str]], Any]] = []
         self.tokens: list[str] = []
+        self.leads_to = ""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -47,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, answer = self._answer(parts.path, query, body)
         payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
+        if self.server.leads_to:
+            self.send_header("Location", self.server.leads_to)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
@@ -55,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: str, query: Any, body: Any) -> tuple[int, Any]:
         if path == "/auth/token":
+            if token := self.server.routes.get((self.command, path)):
+                return token
             if body["password"] != PASSWORD:
                 return 401, {"detail": "Invalid credentials"}
             self.server.tokens.append(f"token-{len(self.server.tokens)}")
@@ -164,6 +169,30 @@ def test_a_server_that_does_not_answer_in_time_may_be_tried_again(airflow: FakeA
 def test_an_answer_that_is_no_json_is_not_airflows(airflow: FakeAirflow) -> None:
     airflow.routes["GET", "/api/v2/monitor/health"] = (200, b"<html>hello</html>")
     with pytest.raises(AirflowError, match="not the API of Airflow"):
+        AirflowApi(airflow.url, "", "").health()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>Log in</html>", b"\xff", b'["token"]', {}, {"access_token": None}, {"access_token": ["a"]}]
+)
+def test_what_is_no_token_is_not_airflows(airflow: FakeAirflow, api: AirflowApi, answer: Any) -> None:
+    airflow.routes["POST", "/auth/token"] = (200, answer)
+    with pytest.raises(AirflowError, match=r"http.*/auth/token is not the API of Airflow 3"):
+        api.dags()
+
+
+@pytest.mark.parametrize("answer", [{}, {"dags": None}, {"dags": {"a": 1}}])
+def test_a_page_without_its_items_is_not_airflows(airflow: FakeAirflow, api: AirflowApi, answer: Any) -> None:
+    airflow.routes["GET", "/api/v2/dags"] = (200, answer)
+    with pytest.raises(AirflowError, match=r"http.*/api/v2/dags is not the API of Airflow 3"):
+        api.dags()
+
+
+@pytest.mark.parametrize("address", ["/api/v2/monitor/health", "file:///etc/passwd", "http://[::1", "http://\xff"])
+def test_a_server_that_leads_elsewhere_is_named(airflow: FakeAirflow, address: str) -> None:
+    airflow.routes["GET", "/api/v2/monitor/health"] = (302, {})
+    airflow.leads_to = address
+    with pytest.raises(AirflowError, match=f"{airflow.url}.* is not a valid address of an Airflow server"):
         AirflowApi(airflow.url, "", "").health()
 
 

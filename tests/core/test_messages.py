@@ -1,8 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.core.errors import BreakhisError, Refused
-from ml.core.messages import MAX_MESSAGE, MAX_TEXT, cut_message, cut_text, list_items, quote_value
+from ml.core.messages import MAX_MESSAGE, MAX_TEXT, cut_message, cut_text, hide_access, list_items, quote_value
 
 LONG = st.text(max_size=300) | st.text(min_size=1, max_size=5).map(lambda text: text * 1000)
 VALUES = st.none() | st.integers() | st.floats() | LONG | st.lists(LONG, max_size=3) | st.binary(max_size=500)
@@ -46,3 +47,16 @@ def test_a_message_keeps_its_beginning_and_its_end(head, tail, middle):
         assert shown.endswith(tail)
         if len(message) <= MAX_MESSAGE:
             assert shown == message
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("get https://a.org/b.zip?token=x&y=1, then", "get https://a.org/b.zip?… then"),
+        ("(url: /b?Signature=x)", "(url: /b?…)"),
+        (f"http://me:{'secret'}@a.org/b", "http://…@a.org/b"),
+        ("is it running?", "is it running?"),
+    ],
+)
+def test_what_an_address_grants_access_by_is_not_shown(text, shown):
+    assert hide_access(text) == shown

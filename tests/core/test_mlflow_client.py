@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml.core.errors import ConfigError, CredentialsError, RegistryError, TryAgain
-from ml.core.mlflow_client import connect, use_experiment
+from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.settings import Settings
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
@@ -131,3 +131,33 @@ def test_an_outage_anywhere_in_a_stage_asks_for_another_try(server, tmp_path):
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, "Traceback" in ended.stderr) == (75, False), ended.stderr
     assert f"error: MLflow at {server}/503 cannot be reached" in ended.stderr
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_database_that_cannot_be_written_is_no_outage(fresh_database, tmp_path, monkeypatch, is_folder):
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils
+
+    database = tmp_path / "mlflow.db"
+    database.mkdir() if is_folder else database.write_bytes(fresh_database.read_bytes())
+    monkeypatch.setattr(utils, "MAX_RETRY_COUNT", 1)
+    errors = (MlflowException, sqlalchemy.exc.OperationalError)
+
+    def allow_no_growth(connection, _):
+        connection.execute("PRAGMA max_page_count = 1")
+
+    def fill_up():
+        client = connect(Settings(home=tmp_path, mlflow_uri=f"sqlite:///{database}"))
+        client.create_experiment("many", tags={f"{number}": "x" * 5_000 for number in range(20)})
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", allow_no_growth)
+    try:
+        with pytest.raises(errors) as caught:
+            fill_up()
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", allow_no_growth)
+    explained = find_outage(caught.value)
+    assert type(explained) is ConfigError
+    fault = "unable to open database file" if is_folder else "database or disk is full"
+    assert f"MLflow at sqlite:///{database}: {fault}; see to the disk" in str(explained)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from breakhis_airflow.connections import _format_url
 from breakhis_airflow.operators import StageOperator, _OutputLogger
 from breakhis_airflow.places import stage
 from breakhis_airflow.process import ProcessStageOperator
+from ml.core.store import Store
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
@@ -98,6 +100,21 @@ def test_what_may_get_better_is_tried_again(breakhis, context, script, message):
     with pytest.raises(AirflowException, match=message) as caught:
         stage("gate", "m", "1").execute(context())
     assert not isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_final", "words"),
+    [(errno.EACCES, True, "/store/x: user .+ has no right to it"), (errno.ENFILE, False, "as many open files as")],
+)
+def test_what_the_worker_itself_may_not_read_is_told(breakhis, context, monkeypatch, number, is_final, words):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number), "/store/x")
+
+    breakhis("write({'a': 1})")
+    monkeypatch.setattr(Store, "read", refuse)
+    with pytest.raises(AirflowException, match=f"^breakhis gate, on the worker: .*{words}") as caught:
+        stage("gate", "m", "1").execute(context())
+    assert isinstance(caught.value, AirflowFailException) == is_final
 
 
 def test_the_report_of_a_blocked_gate_is_an_xcom_all_the_same(breakhis, context):

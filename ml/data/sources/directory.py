@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from ml.core.disks import explain_file_limit
 from ml.core.errors import SourceError
 from ml.core.messages import quote_value
 from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
@@ -70,7 +71,9 @@ class Directory:
         except FileNotFoundError:
             raise SourceError(f"{path}: disappeared meanwhile; fetch again once the folder is at rest") from None
         except OSError as error:
-            raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
+            raise explain_file_limit(error) or SourceError(
+                f"{path}: cannot be read ({error.strerror}); make it readable, or remove it"
+            ) from None
 
     def _is_file_below_root(self, path: Path) -> bool:
         """Says whether a path is a regular file below the root, or a link to one."""
@@ -95,4 +98,6 @@ class Directory:
 
 
 def _raise_cannot_list(error: OSError) -> None:
-    raise SourceError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away")
+    raise explain_file_limit(error) or SourceError(
+        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away"
+    )

@@ -1,6 +1,7 @@
 """Functions that all downloads share, and the source kind http: an archive at a web address, known by its SHA-256."""
 
 import hashlib
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,13 +12,20 @@ from typing import IO, Any
 import requests
 from filelock import FileLock, Timeout
 
+from ml.core.disks import LARGER_DISK, explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.data.sources.spec import HttpSource
 
 _CHUNK = 1 << 16
 _SILENCE_SECONDS = 60.0
+_DIGITS = 16  # of a length that can be one
 _SPARE_BYTES = 256 * 2**20  # a full disk would break more than this fetch
+
+
+class SourceTooLarge(SourceError):
+    """More would be downloaded than ``max_bytes`` or the disk allow."""
 
 
 @contextmanager
@@ -58,8 +66,7 @@ def require_space(needs: list[tuple[Any, int]]) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise ConfigError(
-                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or move the store "
-                "(BREAKHIS_STORE) or the home folder (BREAKHIS_HOME) to a larger disk"
+                f"{folder}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; free some space, or {LARGER_DISK}"
             )
 
 
@@ -76,12 +83,22 @@ def open_partial(part: Path, *, resume: bool) -> Iterator[IO[bytes]]:
         ConfigError: the disk is full or broken.
     """
     try:
-        with part.open("ab" if resume else "wb") as file:
+        with explained_os_errors(part.parent), part.open("ab" if resume else "wb") as file:
             yield file
     except OSError as error:
         if error.errno is None:  # a network error, which requests makes a kind of OSError
             raise
         raise ConfigError(f"{part}: cannot be written ({error.strerror}); see to the disk, fetch again") from None
+
+
+def require_allowed(size: int, limit: int | None, origin: str) -> None:
+    """Checks that what is announced is not larger than what may come; None: as much as there is.
+
+    Raises:
+        SourceTooLarge: names ``origin`` and both.
+    """
+    if limit is not None and size > limit:
+        raise SourceTooLarge(f"{origin} is {size:,} bytes, more than the {limit:,} that may come; it was not taken")
 
 
 def write_with_progress(chunks: Iterable[bytes], file: IO[bytes], size: int, limit: int, origin: str) -> None:
@@ -95,16 +112,15 @@ def write_with_progress(chunks: Iterable[bytes], file: IO[bytes], size: int, lim
         origin: the file and address that are at fault if more come.
 
     Raises:
-        SourceError: more than ``limit`` bytes came.
+        SourceTooLarge: more than ``limit`` bytes are announced, or came.
     """
+    require_allowed(size, limit, origin)
 
     def megabytes() -> Iterator[None]:
         done = 0
-        if size > limit:
-            raise SourceError(f"{origin} is {size:,} bytes, more than the {limit:,} that may come; it was not taken")
         for chunk in chunks:
             if done + len(chunk) > limit:
-                raise SourceError(f"{origin} sends more than the {limit:,} bytes that may come; it was not taken")
+                raise SourceTooLarge(f"{origin} sends more than the {limit:,} bytes that may come; it was not taken")
             file.write(chunk)
             yield from [None] * ((done + len(chunk)) // 2**20 - done // 2**20)
             done += len(chunk)
@@ -129,66 +145,105 @@ def download_archive(spec: HttpSource, target: Path) -> None:
         part.unlink()
         sha256 = _download_rest(spec, part, 0)
     if sha256 != spec.sha256:
-        size = part.stat().st_size
+        size, page = part.stat().st_size, "is a web page and " if _is_web_page(part) else ""
         part.unlink()
         raise SourceError(
-            f"{spec.file}: what lies at {spec.url} has the SHA-256 {sha256} ({size:,} bytes), not the {spec.sha256} of "
-            "'sha256'. It was removed. Take the new one over only if its publisher names it"
+            f"{spec.file}: what lies at {hide_access(spec.url)} {page}has the SHA-256 {sha256} ({size:,} bytes), "
+            f"not the {spec.sha256} of 'sha256'. It was removed. Take the new one over only if its publisher names it"
         )
     part.replace(target)
 
 
+def _is_web_page(file: Path) -> bool:
+    """Says whether a file begins as a page does, such as one to log in at."""
+    with file.open("rb") as content:
+        return content.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
 def _download_rest(spec: HttpSource, part: Path, have: int) -> str:
     """Downloads what follows the first ``have`` bytes; returns the SHA-256 of the whole file."""
-    try:
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS) as response:
-            # 416: the file is complete already, or longer than the archive; its hash will show which.
-            if response.status_code != requests.codes.requested_range_not_satisfiable:
-                if not response.ok:
-                    raise _translate_status(response, spec)
-                resumed = response.status_code == requests.codes.partial_content
-                size = _read_length(response)
-                say(f"{spec.name}: downloading {spec.url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
-                require_space([(part, size)])
-                limit, origin = _find_limit(spec, part, have if resumed else 0), f"{spec.file}: {spec.url}"
-                chunks = response.iter_content(_CHUNK)
-                try:
-                    with open_partial(part, resume=resumed) as file:
-                        write_with_progress(chunks, file, size, limit, origin)
-                except SourceError:  # too large: it will be so the next time
-                    part.unlink(missing_ok=True)
-                    raise
-    except requests.TooManyRedirects:
-        raise SourceError(f"{spec.file}: {spec.url} leads in circles; correct 'url'") from None
-    except requests.exceptions.InvalidURL as error:
-        raise SourceError(f"{spec.file}: {spec.url} is no address ({error}); correct 'url'") from None
-    except requests.RequestException as error:
-        raise TryAgain(f"{spec.url} cannot be reached or broke off ({error}); try again") from None
+    url = hide_access(spec.url)
+    with _translated_errors(spec, part), _request(spec, have) as response:
+        # 416: the file is complete already, or longer than the archive; its hash will show which.
+        if not (have and response.status_code == requests.codes.requested_range_not_satisfiable):
+            if not response.ok:
+                raise _translate_status(response, spec)
+            resumed = response.status_code == requests.codes.partial_content
+            size = read_length(response) or 0
+            say(f"{spec.name}: downloading {url}, {size / 1e6:,.0f} MB{' more' if resumed else ''}")
+            require_space([(part, size)])
+            limit = find_limit(spec.max_bytes, part.parent, have if resumed else 0)
+            with open_partial(part, resume=resumed) as file:
+                write_with_progress(response.iter_content(_CHUNK), file, size, limit, f"{spec.file}: {url}")
     with part.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_length(response: requests.Response) -> int:
-    """Returns how many bytes a server announces; 0 if it announces none, or no number."""
+def _request(spec: HttpSource, have: int) -> requests.Response:
+    """Asks for what follows the first ``have`` bytes of the archive.
+
+    Raises:
+        SourceError: the address, or one that it leads to, is none.
+    """
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        return requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS)
+    except ValueError as error:  # what requests and urllib3 make of odd addresses; some of it is not requests' own
+        raise SourceError(
+            f"{spec.file}: {hide_access(spec.url)} is no address of the web, or leads to what is none "
+            f"({cut_text(hide_access(error))}); correct 'url'"
+        ) from None
+
+
+@contextmanager
+def _translated_errors(spec: HttpSource, part: Path) -> Iterator[None]:
+    """Turns the exceptions of requests into ours; a partial download that nothing can complete is removed."""
+    url = hide_access(spec.url)
+    try:
+        yield
+    except SourceTooLarge:  # it will be so the next time
+        part.unlink(missing_ok=True)
+        raise
+    except requests.TooManyRedirects:
+        raise SourceError(f"{spec.file}: {url} leads in circles; correct 'url'") from None
+    except requests.exceptions.ContentDecodingError:
+        part.unlink(missing_ok=True)
+        raise SourceError(f"{spec.file}: {url} is not packed as its server says; tell who runs it") from None
+    except requests.RequestException as error:
+        reason = cut_text(hide_access(error))
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise SourceError(
+                f"{spec.file}: {url}: the server has no certificate that is known here ({reason}); correct 'url', or "
+                "name your own authority's file in REQUESTS_CA_BUNDLE"
+            ) from None
+        raise TryAgain(f"{url} cannot be reached or broke off ({reason}); try again") from None
+
+
+def read_length(response: requests.Response) -> int | None:
+    """Returns how many bytes a server announces; None if it announces none, or no number."""
     announced = response.headers.get("Content-Length", "")
-    return int(announced) if announced.isascii() and announced.isdecimal() else 0
+    return int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < _DIGITS else None
 
 
-def _find_limit(spec: HttpSource, part: Path, have: int) -> int:
-    """Returns how many bytes may come after the first ``have``: what ``max_bytes`` leaves and what fits on the disk."""
-    free = shutil.disk_usage(part.parent).free - _SPARE_BYTES
-    return max(0, free if spec.max_bytes is None else min(free, spec.max_bytes - have))
+def find_limit(max_bytes: int | None, folder: Path, have: int = 0) -> int:
+    """Returns how many bytes may come after the first ``have``: what a source's ``max_bytes`` and the disk allow."""
+    free = shutil.disk_usage(folder).free - _SPARE_BYTES
+    return max(0, free if max_bytes is None else min(free, max_bytes - have))
+
+
+def advise_when(response: requests.Response) -> str:
+    """Returns when a busy server may be asked again, in words."""
+    wait = response.headers.get("Retry-After", "")
+    return f"try again in {wait} s" if re.fullmatch(r"[0-9]{1,6}", wait) else "try again later"
 
 
 def _translate_status(response: requests.Response, spec: HttpSource) -> BreakhisError:
     """Returns our exception for a server's refusal."""
-    status = response.status_code
+    status, url = response.status_code, hide_access(spec.url)
     if status in (401, 403):
-        return CredentialsError(f"{spec.file}: {spec.url} answers {status}: it is not for everybody to read")
+        return CredentialsError(f"{spec.file}: {url} answers {status}: it is not for everybody to read")
     if status in (404, 410):
-        return SourceError(f"{spec.file}: there is nothing at {spec.url} ({status})")
-    if status == 429 or status >= 500:
-        wait = response.headers.get("Retry-After")
-        return TryAgain(f"{spec.url} answers {status}; try again {f'in {wait} s' if wait else 'later'}")
-    return SourceError(f"{spec.file}: {spec.url} answers {status}")
+        return SourceError(f"{spec.file}: there is nothing at {url} ({status})")
+    if status in (408, 425, 429) or status >= 500:
+        return TryAgain(f"{url} answers {status}; {advise_when(response)}")
+    return SourceError(f"{spec.file}: {url} answers {status}")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ml.core.errors import SourceError
-from ml.core.messages import cut_text, list_items
+from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
@@ -108,6 +108,8 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     def make() -> str:
         if not spec.archive:
             with _known_objects(bucket, place | {"prefix": spec.prefix}, store) as rows:
+                new = sum(entry.size for name, entry in bucket.objects.items() if name not in rows)
+                require_space([(store.path(""), new)])
                 return _store_files(spec, bucket, store, origin, rows)
         folder = settings.cache / "s3" / digest(place | {"archive": spec.archive})
         with reserve_folder(folder, f"s3://{spec.bucket}/{spec.archive}"):
@@ -150,7 +152,7 @@ def _fetch_http(spec: HttpSource, store: Store, settings: Settings) -> str:
 
     def make() -> str:
         folder = settings.cache / "http" / spec.sha256
-        with reserve_folder(folder, spec.url):
+        with reserve_folder(folder, hide_access(spec.url)):
             path = folder / "archive"
             if not path.exists():
                 download_archive(spec, path)

@@ -9,13 +9,13 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,29 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
-from ml.data.sources.downloads import require_space, reserve_folder
+from ml.data.sources.downloads import (
+    SourceTooLarge,
+    advise_when,
+    count_downloaded_bytes,
+    find_limit,
+    open_partial,
+    read_length,
+    require_allowed,
+    require_space,
+    reserve_folder,
+    write_with_progress,
+)
 from ml.data.sources.spec import KaggleSource
 
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
 
+_CHUNK = 1 << 16
+_HTTP_DATE = "%a, %d %b %Y %H:%M:%S %Z"
 _SILENCE_SECONDS = 60.0
 
 
@@ -74,6 +89,7 @@ def request_archive(spec: KaggleSource) -> Iterator["RemoteArchive"]:
             session.mount("http://", _TimeoutAdapter())
             response = client.datasets.dataset_api_client.download_dataset(_build_request(spec))
             stack.callback(response.close)
+            _drop_odd_headers(response)
         yield RemoteArchive(spec, place, api, client, response)
 
 
@@ -90,8 +106,7 @@ class RemoteArchive:
     @property
     def size(self) -> int | None:
         """The archive's size in bytes; None if Kaggle does not say."""
-        length = self.response.headers.get("Content-Length")
-        return int(length) if length else None
+        return read_length(self.response)
 
     @property
     def identity(self) -> Json | None:
@@ -118,7 +133,8 @@ class RemoteArchive:
 
         Raises:
             ConfigError: there is not enough space for the archive and its content, or the folder cannot be written.
-            TryAgain: the download broke off; the partial download is kept.
+            SourceTooLarge: it is more than ``max_bytes``, or than the disk has room for; nothing of it is kept.
+            TryAgain: the download broke off; the partial download is kept, if it can be resumed.
         """
         path = folder / f"{self.spec.slug}.zip"
         # The package's own `download_needed` mistakes part of a larger, older archive for the whole of a smaller one.
@@ -126,11 +142,39 @@ class RemoteArchive:
         if self.identity and path.exists() and complete.exists() and complete.read_text() == identity:
             return path
         complete.unlink(missing_ok=True)
-        size = self.size or 0
-        have = path.stat().st_size if path.exists() else 0
-        # Zipping does not make images smaller, so the store needs about as much space again.
-        require_space([(folder, max(0, size - have)), (store.path(""), size)])
-        say(f"{self.spec.name}: downloading {self.spec.dataset} from Kaggle, {size / 1e6:,.0f} MB")
+        size = self.size
+        say(f"{self.spec.name}: downloading {self.spec.dataset} from Kaggle, {(size or 0) / 1e6:,.0f} MB")
+        try:
+            if size is None:
+                self._download_once(path)
+            else:
+                require_allowed(size, self.spec.max_bytes, self._origin)
+                # Zipping does not make images smaller, so the store needs about as much space again.
+                require_space([(folder, max(0, size - count_downloaded_bytes(path))), (store.path(""), size)])
+                self._download_or_resume(path, size)
+        except SourceTooLarge:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.kaggle-partial").unlink(missing_ok=True)
+            raise
+        complete.write_text(identity)
+        return path
+
+    @property
+    def _origin(self) -> str:
+        return f"{self.spec.file}: {self.spec.dataset}"
+
+    def _download_once(self, path: Path) -> None:
+        """Downloads an archive of unknown size, of which a part could not be told from the whole: none is kept."""
+        limit = find_limit(self.spec.max_bytes, path.parent)
+        try:
+            with _translated_errors(self.spec, self.credentials), open_partial(path, resume=False) as file:
+                write_with_progress(self.response.iter_content(_CHUNK), file, 0, limit, self._origin)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _download_or_resume(self, path: Path, size: int) -> None:
+        """Has the package download the archive, or what an earlier try has left of it to do."""
         with (
             _translated_errors(self.spec, self.credentials),
             _shown_progress(path, size),
@@ -141,14 +185,22 @@ class RemoteArchive:
             except requests.RequestException:
                 raise  # a kind of OSError, which the outer block translates
             except OSError as error:
-                raise ConfigError(
+                raise explain_os_error(error, path.parent) or ConfigError(
                     f"{path}: cannot be written ({error.strerror}); see to the disk, fetch again"
                 ) from None
             except ValueError:  # the package found another length than Kaggle announced
                 path.unlink(missing_ok=True)
                 raise TryAgain(f"{self.spec.dataset}: the download has not the announced length; try again") from None
-        complete.write_text(identity)
-        return path
+
+
+def _drop_odd_headers(response: requests.Response) -> None:
+    """Drops a length that is no number and a date that is none: the package fails on them with bare ValueErrors."""
+    if read_length(response) is None:
+        response.headers.pop("Content-Length", None)
+    try:
+        datetime.strptime(response.headers.get("Last-Modified", ""), _HTTP_DATE)
+    except ValueError:
+        response.headers.pop("Last-Modified", None)
 
 
 def _authenticate(place: str) -> Any:
@@ -211,10 +263,15 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     """Turns the package's exceptions into ours."""
     try:
         yield
+    except json.JSONDecodeError:
+        raise TryAgain(
+            f"{spec.dataset}: Kaggle's address answered with something else than Kaggle does, such as a page to log in "
+            "at; see to that, and try again"
+        ) from None
     except requests.HTTPError as error:
         raise _translate_status(error, spec, place) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = re.sub(r"\?[^\s'\")]*", "?…", str(error))  # the query of a redirect grants access to the archive
+        reason = cut_text(hide_access(error))
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
 
 
@@ -223,7 +280,6 @@ def _translate_status(error: requests.HTTPError, spec: KaggleSource, place: str)
     response = error.response
     status = response.status_code
     page = f"https://www.kaggle.com/datasets/{spec.owner}/{spec.slug}"
-    wait = response.headers.get("Retry-After")
     answers = {
         401: CredentialsError(f"Kaggle does not accept the credentials in {place}; make new ones at {TOKEN_PAGE}"),
         403: CredentialsError(
@@ -231,7 +287,7 @@ def _translate_status(error: requests.HTTPError, spec: KaggleSource, place: str)
             f"or use another account ({spec.file})"
         ),
         404: SourceError(f"{spec.file}: Kaggle has no data set or version {spec.dataset!r}; look at {page}"),
-        429: TryAgain(f"Kaggle has had too many requests; try again {f'in {wait} s' if wait else 'later'}"),
+        429: TryAgain(f"Kaggle has had too many requests; {advise_when(response)}"),
     }
     if response.history:  # Kaggle redirected us, so its storage refused
         return TryAgain(f"{spec.dataset}: Kaggle's storage answered with status {status}; try again")

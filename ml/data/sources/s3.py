@@ -11,7 +11,14 @@ from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgai
 from ml.core.messages import quote_value
 from ml.core.progress import say
 from ml.core.store import Json
-from ml.data.sources.downloads import count_downloaded_bytes, open_partial, require_space, write_with_progress
+from ml.data.sources.downloads import (
+    SourceTooLarge,
+    count_downloaded_bytes,
+    open_partial,
+    require_allowed,
+    require_space,
+    write_with_progress,
+)
 from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
 from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
 
@@ -78,20 +85,13 @@ class Bucket:
                 if "Name" not in page:
                     raise self._not_s3_error()
                 for entry in page.get("Contents", []):
-                    if entry["Key"].endswith("/"):  # some clients make this for a folder
-                        continue
-                    name = shorten_path(entry["Key"].removeprefix(spec.prefix))
-                    if not self._is_wanted(name):
-                        self.skipped.append(name)
-                        continue
-                    if entry["Size"] > MAX_FILE_BYTES:
-                        raise SourceError(
-                            f"{self._uri(entry['Key'])}: {entry['Size']:,} bytes, more than {MAX_FILE_BYTES:,}"
-                        )
-                    if name in self.objects:
-                        twins = f"{quote_value(self.objects[name].key)} and {quote_value(entry['Key'])}"
-                        raise SourceError(f"{self._uri('')}: {twins} differ in slashes alone; rename one of them")
-                    self.objects[name] = Object(entry["Key"], entry["ETag"], entry["Size"])
+                    if not {"Key", "ETag", "Size"} <= entry.keys() or entry["Size"] < 0:
+                        raise self._not_s3_error()
+                    self._add_object(Object(entry["Key"], entry["ETag"], entry["Size"]))
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):  # boto3 takes it for the end
+                    raise TryAgain(f"{self._server}: the listing breaks off in {self._uri(spec.prefix)}; try again")
+        size = sum(entry.size for entry in self.objects.values())
+        require_allowed(size, spec.max_bytes, f"{spec.file}: {self._uri(spec.prefix)}")
         self.images = sorted(self.objects)
         self.skipped.sort()
         return {
@@ -101,6 +101,21 @@ class Bucket:
             "objects": sorted(self.objects.values()),
         }
 
+    def _add_object(self, entry: Object) -> None:
+        """Takes an object from the listing, or leaves it aside."""
+        if entry.key.endswith("/"):  # some clients make this for a folder
+            return
+        name = shorten_path(entry.key.removeprefix(self._spec.prefix).lstrip("/"))
+        if not self._is_wanted(name):
+            self.skipped.append(name)
+            return
+        if entry.size > MAX_FILE_BYTES:
+            raise SourceError(f"{self._uri(entry.key)}: {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        if name in self.objects:
+            twins = f"{quote_value(self.objects[name].key)} and {quote_value(entry.key)}"
+            raise SourceError(f"{self._uri('')}: {twins} differ in slashes alone; rename one of them")
+        self.objects[name] = entry
+
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
         return ((name, partial(self._read, self.objects[name])) for name in self.images)
@@ -109,7 +124,7 @@ class Bucket:
         """Returns the archive's identity, which differs from that of another archive under the same key."""
         with self._translated_errors(self._spec.archive):
             head = self._client.head_object(Bucket=self._spec.bucket, Key=self._spec.archive)
-        if "ETag" not in head:
+        if "ETag" not in head or head.get("ContentLength", -1) < 0:
             raise self._not_s3_error()
         return {
             **{"bucket": self._spec.bucket, "archive": self._spec.archive, "endpoint": self._spec.endpoint},
@@ -123,26 +138,50 @@ class Bucket:
             target: the file to write; a partial download lies beside it, as ``.part``.
             identity: the result of :meth:`identify_archive`. Each request asks for this state of the archive alone, so
                 that parts of two states cannot end up in one file; another state needs another ``target``.
+
+        Raises:
+            SourceTooLarge: it is more than ``max_bytes``, or more than the server said; nothing of it is kept.
+            TryAgain: the download broke off; the partial download is kept for the next try.
         """
-        spec, part, size = self._spec, target.with_suffix(".part"), identity["bytes"]
-        have = count_downloaded_bytes(part)
-        with self._translated_errors(spec.archive):
-            if have < size:
-                say(f"{spec.name}: downloading {self._uri(spec.archive)}, {(size - have) / 1e6:,.0f} MB to go")
-                require_space([(part, size - have)])
-                byte_range = {"Range": f"bytes={have}-"} if have else {}
-                response = self._client.get_object(
-                    Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **byte_range
-                )
-                with open_partial(part, resume=True) as file:
-                    chunks, left = response["Body"].iter_chunks(_CHUNK), size - have
-                    write_with_progress(chunks, file, left, left, f"{spec.file}: {self._uri(spec.archive)}")
+        from botocore.exceptions import FlexibleChecksumError
+
+        part = target.with_suffix(".part")
+        with self._translated_errors(self._spec.archive):
+            try:
+                self._download_rest(part, count_downloaded_bytes(part), identity)
+            except (SourceTooLarge, FlexibleChecksumError):  # what has come is not the archive
+                part.unlink(missing_ok=True)
+                raise
         part.replace(target)
+
+    def _download_rest(self, part: Path, have: int, identity: Json) -> None:
+        """Downloads what follows the first ``have`` bytes of the archive."""
+        spec, size, uri = self._spec, identity["bytes"], self._uri(self._spec.archive)
+        require_allowed(size, spec.max_bytes, f"{spec.file}: {uri}")
+        if have == size:
+            return
+        say(f"{spec.name}: downloading {uri}, {(size - have) / 1e6:,.0f} MB to go")
+        require_space([(part, size - have)])
+        byte_range = {"Range": f"bytes={have}-"} if have else {}
+        response = self._client.get_object(Bucket=spec.bucket, Key=spec.archive, IfMatch=identity["mark"], **byte_range)
+        resumed = response.get("ContentRange", "").startswith(f"bytes {have}-")  # a server may ignore ranges
+        left = size - have if resumed else size
+        with open_partial(part, resume=resumed) as file:
+            write_with_progress(response["Body"].iter_chunks(_CHUNK), file, left, left, f"{spec.file}: {uri}")
+        if (came := count_downloaded_bytes(part)) < size:
+            raise TryAgain(f"{self._server}: {uri} ended after {came:,} of {size:,} bytes; try again")
 
     def _read(self, entry: Object) -> bytes:
         with self._translated_errors(entry.key):
             response = self._client.get_object(Bucket=self._spec.bucket, Key=entry.key, IfMatch=entry.etag)
-            data: bytes = response["Body"].read()
+            # At most a byte too many is held in memory; boto3 verifies a checksum once it has read the end.
+            with response["Body"] as body:
+                data: bytes = body.read(entry.size + 1)
+                is_longer = len(data) > entry.size or bool(body.read(1))
+        if len(data) < entry.size or is_longer:
+            came = "sends more than" if is_longer else f"ended after {len(data):,} of"
+            uri = self._uri(entry.key)
+            raise TryAgain(f"{self._server}: {uri} {came} the {entry.size:,} bytes that were listed; try again")
         return data
 
     def _uri(self, key: str) -> str:
@@ -184,6 +223,8 @@ class Bucket:
             if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught inside such a circle
                 raise self._not_s3_error() from None
             raise TryAgain(f"{self._server} cannot be reached or broke off ({error}); try again") from None
+        except (KeyError, ValueError):  # a size that is none, an entry without a key, an odd address
+            raise self._not_s3_error() from None
 
     def _translate_error(self, error: Any, key: str) -> BreakhisError:
         """Returns our exception for an S3 server's refusal."""

@@ -87,6 +87,9 @@ class TableSpec(YamlModel):
         return lower_suffix(normalize_path(path)) == lower_suffix(self.file)
 
 
+_MAX_BYTES = Field(None, ge=1, description="The most that is downloaded, in bytes; default: what fits on the disk.")
+
+
 class SourceSpec(YamlModel):
     """The settings that sources of every kind have. Made by :func:`load_source`."""
 
@@ -180,6 +183,7 @@ class KaggleSource(SourceSpec):
     connection: str | None = Field(
         None, description="Airflow connection with a token; default: the worker's KAGGLE_… variables or kaggle.json."
     )
+    max_bytes: int | None = _MAX_BYTES
 
     @field_validator("dataset", mode="after")
     @classmethod
@@ -224,6 +228,7 @@ class S3Source(SourceSpec):
     connection: str | None = Field(
         None, description="Airflow connection of type aws with the key; default: the worker's own AWS credentials."
     )
+    max_bytes: int | None = _MAX_BYTES
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -238,9 +243,7 @@ class HttpSource(SourceSpec):
     kind: Literal["http"]
     url: str = Field(pattern=r"^https?://[^\s]+$", description="Address of a .zip, .tar or .tar.gz.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The archive's SHA-256, as sha256sum prints it.")
-    max_bytes: int | None = Field(
-        None, ge=1, description="The largest archive that is downloaded, in bytes; default: what fits on the disk."
-    )
+    max_bytes: int | None = _MAX_BYTES
 
     @field_validator("url", mode="after")
     @classmethod

@@ -67,6 +67,12 @@ class KaggleServer:
     cut: list[int] = field(default_factory=list)
     """The storage breaks the n-th download off after so many bytes."""
     retry_after: str | None = None
+    page: bytes = b""
+    """The API answers every request with this page."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of the storage that replace its own; an empty one is left out."""
+    in_circles: bool = False
+    """The storage redirects to itself."""
     silent_seconds: float = 0
     """The storage says nothing for so long."""
 
@@ -127,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._note(body)
         state = self.server_state
-        if refused := state.refusals.pop(0) if state.refusals else state.refuse:
+        if state.page:
+            self._answer(200, state.page, {"Content-Type": "text/html"})
+        elif refused := state.refusals.pop(0) if state.refusals else state.refuse:
             self._json(refused, {"code": refused, "message": f"refused with {refused}"})
         elif self.path == "/v1/security.OAuthService/IntrospectToken":
             self._json(200, {"active": True, "username": USER} if body["token"] == TOKEN else {"active": False})
@@ -142,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._note(None)
         state = self.server_state
         threading.Event().wait(state.silent_seconds)
+        if state.in_circles:
+            self._answer(302, b"", {"Location": self.path})
+            return
         parts = urlsplit(self.path)
         match = re.fullmatch(r"/storage/([^/]+/[^/]+)/(\d+)\.zip", parts.path)
         signature = parse_qs(parts.query).get("X-Goog-Signature", [""])[0]
@@ -165,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        headers |= state.headers
         self._answer(status, data[start:], headers, cut=state.cut.pop(0) if state.cut else None)
 
     def _redirect(self, body: dict[str, Any]) -> None:
@@ -196,9 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, data: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         self.send_response(status)
         # The package prints a warning to stdout where it is older than this.
-        for name, value in {"X-Kaggle-APIVersion": "99.0.0", **headers}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        all_headers = {"X-Kaggle-APIVersion": "99.0.0", "Content-Length": str(len(data)), **headers}
+        for name, value in all_headers.items():
+            if value:
+                self.send_header(name, value)
+        self.close_connection = not all_headers["Content-Length"].isdecimal()
         self.end_headers()
         self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:

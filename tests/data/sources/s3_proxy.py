@@ -19,11 +19,22 @@ class Proxy:
     """The connection breaks after so many bytes of the body of the n-th GET of an object."""
     answer: tuple[int, bytes] | None = None
     """Every request is answered with this, and does not reach the server."""
+    alter_listing: Callable[[bytes], bytes] | None = None
+    """Makes another listing of the server's."""
+    alter_object: Callable[[bytes], bytes] | None = None
+    """Makes another content of the server's, for every GET of an object."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of an object that replace the server's; an empty one is left out."""
+    ignores_ranges: bool = False
+    silent_after: int | None = None
+    """The server says nothing more after so many bytes of an object."""
     before_get: Callable[[], Any] | None = None
     """Called once, before the next GET of an object."""
     gets: list[tuple[str, str | None]] = field(default_factory=list)
     """The objects that were asked for, and their ranges."""
     listings: int = 0
+    released: threading.Event = field(default_factory=threading.Event)
+    """Lets the silent ones go on."""
 
 
 @contextmanager
@@ -49,20 +60,39 @@ def serve_proxy(s3_endpoint: str) -> Iterator[Proxy]:
                 status, headers, data = proxy.answer[0], [("Content-Type", "application/xml")], proxy.answer[1]
             else:
                 server = HTTPConnection(urlsplit(s3_endpoint).netloc)
-                server.request(self.command, self.path, headers=dict(self.headers))
+                passed = {
+                    name: value
+                    for name, value in self.headers.items()
+                    if not (proxy.ignores_ranges and name.lower() == "range")
+                }
+                server.request(self.command, self.path, headers=passed)
                 response = server.getresponse()
                 status, headers, data = response.status, response.getheaders(), response.read()
                 server.close()
+            alter = proxy.alter_object if key else proxy.alter_listing
+            if alter and self.command == "GET":
+                data = alter(data)
+                headers = [pair for pair in headers if not pair[0].lower().startswith("x-amz-checksum")]
+            if key:
+                changed = {name.lower() for name in proxy.headers}
+                headers = [(name, value) for name, value in headers if name.lower() not in changed]
+                headers += [(name, value) for name, value in proxy.headers.items() if value]
             self.send_response(status)
             for name, value in headers:
                 if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                     self.send_header(name, value)
             length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
-            self.send_header("Content-Length", length)
+            length = proxy.headers.get("Content-Length", length) if key else length
+            if length:
+                self.send_header("Content-Length", length)
             self.end_headers()
+            silent = proxy.silent_after if key and self.command == "GET" else None
             if self.command == "GET":
-                self.wfile.write(data[:cut])
-            self.close_connection = cut is not None
+                self.wfile.write(data[: cut if silent is None else silent])
+            if silent is not None:
+                self.wfile.flush()
+                proxy.released.wait(10)
+            self.close_connection = cut is not None or silent is not None or not length
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -81,6 +111,7 @@ def serve_proxy(s3_endpoint: str) -> Iterator[Proxy]:
     thread.start()
     proxy.url = f"http://127.0.0.1:{server.server_port}"
     yield proxy
+    proxy.released.set()
     server.shutdown()
     thread.join()
     server.server_close()

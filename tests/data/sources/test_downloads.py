@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from kaggle_server import mirror_zip, some_names
 
 from ml.core.errors import ConfigError, CredentialsError, SourceError, TryAgain
@@ -32,20 +33,27 @@ class Site:
     announced: str | None = None
     """The Content-Length, if not the right one; empty: none."""
     leads_to: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of the answer."""
+    silent_after: int | None = None
+    """The server says nothing more after so many bytes, and keeps the connection."""
     ranges: list[str | None] = field(default_factory=list)
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Site()
+    made, released = Site(), Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked = self.headers["Range"]
             made.ranges.append(asked)
             if made.status != 200:
-                self.send_error(made.status)
+                self.send_response(made.status)
+                for name, value in made.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
                 return
             if made.leads_to:
                 self.send_response(302)
@@ -60,8 +68,13 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             announced = str(len(made.data) - begin) if made.announced is None else made.announced
             if announced:
                 self.send_header("Content-Length", announced)
+            for name, value in made.headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(made.data[begin : made.cut_at])
+            self.wfile.write(made.data[begin : made.cut_at if made.silent_after is None else made.silent_after])
+            if made.silent_after is not None:
+                self.wfile.flush()
+                released.wait(10)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -71,6 +84,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     thread.start()
     made.url = f"http://127.0.0.1:{server.server_port}/breakhis.zip"
     yield made
+    released.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -129,7 +143,7 @@ def test_a_disk_that_is_full_is_named(source: Any, store: Store, settings: Setti
     part = settings.cache / "http" / hashlib.sha256(DATA).hexdigest() / "archive.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
-    with pytest.raises(ConfigError, match=r"archive\.part: cannot be written \(No space left on device\); see to the"):
+    with pytest.raises(ConfigError, match=r"MB free\): the disk is full; free some space, or"):
         fetch_source(source(), store, settings)
 
 
@@ -163,7 +177,10 @@ def test_another_archive_than_was_named_is_removed(source: Any, store: Store, se
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(401, CredentialsError), (404, SourceError), (429, TryAgain), (503, TryAgain), (418, SourceError)],
+    [
+        *[(401, CredentialsError), (404, SourceError), (408, TryAgain), (425, TryAgain), (429, TryAgain)],
+        *[(503, TryAgain), (418, SourceError), (416, SourceError)],
+    ],
 )
 def test_refusals(
     source: Any, site: Site, store: Store, settings: Settings, status: int, error: type[Exception]
@@ -213,3 +230,88 @@ def test_an_address_that_leads_in_circles(source: Any, site: Site, store: Store,
 def test_no_password_in_the_yaml(source: Any) -> None:
     with pytest.raises(ConfigError, match="user or password in it"):
         source(url="https://me:secret@example.org/a.zip")
+
+
+@pytest.mark.parametrize(("wait", "advice"), [("7", "try again in 7 s"), ("x" * 999, "later"), ("Wed, 1 Dec", "later")])
+def test_how_long_to_wait(source: Any, site: Site, store: Store, settings: Settings, wait: str, advice: str) -> None:
+    site.status, site.headers = 503, {"Retry-After": wait}
+    with pytest.raises(TryAgain, match=f"answers 503; .*{advice}$"):
+        fetch_source(source(), store, settings)
+
+
+def test_a_server_that_falls_silent_is_asked_for_the_rest_the_next_time(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "_CHUNK", 1000)
+    site.silent_after = 5000
+    with pytest.raises(TryAgain, match=r"broke off .*Read timed out"):
+        fetch_source(source(), store, settings)
+    [part] = settings.cache.rglob("*.part")
+    assert part.stat().st_size == 5000
+    site.silent_after = None
+    assert fetch_source(source(), store, settings)["files"] == 164
+    assert site.ranges == [None, "bytes=5000-"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.zip",
+        "http://[::1",
+        "http://\xff",
+        f"http://{'a' * 80}.org/",
+        "http://:x",
+    ],
+)
+def test_an_address_that_leads_to_what_is_none(
+    source: Any, site: Site, store: Store, settings: Settings, address: str
+) -> None:
+    site.leads_to = address
+    with pytest.raises(SourceError, match=r"mine\.yaml: http://127.* correct 'url'"):
+        fetch_source(source(), store, settings)
+
+
+def test_a_packing_that_is_not_the_announced_one(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    site.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(SourceError, match=r"mine\.yaml: http.* is not packed as its server says"):
+        fetch_source(source(), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+
+
+def test_a_page_instead_of_an_archive(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    site.data = b"\n<!DOCTYPE html><title>Log in</title>"
+    with pytest.raises(SourceError, match=r"mine\.yaml: what lies at .* is a web page .* its publisher names"):
+        fetch_source(source(), store, settings)
+    assert not list(settings.cache.rglob("*.part"))
+
+
+@pytest.mark.parametrize("trouble", ["status", "leads_to", "cut", "elsewhere"])
+def test_what_an_address_grants_access_by_is_not_shown(
+    source: Any, site: Site, store: Store, settings: Settings, trouble: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if trouble == "status":
+        site.status = 404
+    elif trouble == "leads_to":
+        site.leads_to = "/again?Signature=secret-2"
+    elif trouble == "cut":
+        site.cut_at = 5000
+    else:
+        site.leads_to = f"http://me:{'secret-3'}@127.0.0.1:9/a.zip?Signature=secret-2"
+    with pytest.raises((SourceError, TryAgain), match=r"http://127.*/breakhis\.zip\?…") as caught:
+        fetch_source(source(url=f"{site.url}?token=secret-1"), store, settings)
+    assert "secret" not in str(caught.value) + capsys.readouterr().err
+
+
+def test_a_server_without_a_certificate_that_is_known(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.SSLError(reason)
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(SourceError, match=r"mine\.yaml: http.* certificate .*CERTIFICATE_VERIFY_FAILED"):
+        fetch_source(source(), store, settings)
