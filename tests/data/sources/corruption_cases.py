@@ -266,7 +266,7 @@ CASES = {
             source.declare(table={"file": "cases.parquet", **COLUMNS}),
         ),
     ),
-    "an empty table": bad_table("cases.csv cannot be read: No columns", lambda source: source.put("cases.csv", b"")),
+    "an empty table": bad_table("cases.csv cannot be read: it is empty", lambda source: source.put("cases.csv", b"")),
     "a table of no rows": bad_table(
         r"none of its 12 image file\(s\) can be used: {'not_in_table': 12}",
         lambda source: source.put("cases.csv", ",".join(COLUMNS.values()).encode()),
