@@ -16,6 +16,9 @@ MAX_ITEMS = 10
 MAX_ITEM = 100
 """Characters of an item of a list in a message."""
 
+MAX_FAULT = 400
+"""Characters of one fault in a list of them: it quotes a value, and says what would be right."""
+
 MAX_MESSAGE = 8_000
 """Characters of a whole message: the reasons of all gates of a policy fit."""
 

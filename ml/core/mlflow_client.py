@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text
-from ml.core.mlflow_files import ARTIFACTS, check_files, find_database
+from ml.core.mlflow_files import ARTIFACTS, check_files, database_uri
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def connect(settings: Settings) -> "MlflowClient":
     Raises:
         ConfigError: the home folder was moved, so its database names files that are no longer there.
     """
-    if settings.mlflow_uri == f"sqlite:///{find_database(settings.home)}":
+    if settings.mlflow_uri == database_uri(settings.home):
         check_files(settings.home)
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -29,9 +29,9 @@ hashes of its files.
 """
 
 
-def find_database(home: Path) -> Path:
-    """Returns the path of MLflow's database in a home folder; it need not exist."""
-    return home / "mlflow.db"
+def database_uri(home: Path) -> str:
+    """Returns the address of MLflow's database in a home folder, as MLflow takes it; it need not exist."""
+    return f"sqlite:///{_find_database(home)}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,11 +60,11 @@ def relocate_files(home: Path) -> dict[str, int]:
     check_files.cache_clear()
     corrected: dict[str, int] = {}
     try:
-        with closing(sqlite3.connect(find_database(home))) as database, database:
+        with closing(sqlite3.connect(_find_database(home))) as database, database:
             for old in _find_other_folders(home):
                 corrected[str(old)] = sum(_correct_column(database, *column, old, home) for column in _COLUMNS)
     except sqlite3.OperationalError as error:
-        raise TryAgain(f"{find_database(home)} cannot be corrected: {error}; stop what uses it") from None
+        raise TryAgain(f"{_find_database(home)} cannot be corrected: {error}; stop what uses it") from None
     return corrected
 
 
@@ -78,9 +78,13 @@ def _correct_column(database: sqlite3.Connection, table: str, column: str, old: 
     return changed.rowcount
 
 
+def _find_database(home: Path) -> Path:
+    return home / "mlflow.db"
+
+
 def _find_other_folders(home: Path) -> list[Path]:
     """Returns the folders named ``mlartifacts`` that the database names, other than this home folder's own."""
-    database, own = find_database(home), home / ARTIFACTS
+    database, own = _find_database(home), home / ARTIFACTS
     if not database.is_file() or not own.is_dir():
         return []
     folders = {folder for place in _read_places(database) if (folder := _find_artifacts_folder(place))}

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml.core.errors import ConfigError
+from ml.core.mlflow_files import database_uri
 from ml.core.names import expand_home
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ class Settings(BaseSettings):
         if not self.store:
             object.__setattr__(self, "store", (self.home / "store").as_uri())
         if not self.mlflow_uri:
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or database_uri(self.home)
             object.__setattr__(self, "mlflow_uri", uri)
         if not self.mlflow_ui and self.mlflow_uri.startswith("http"):
             # Pages and messages show this address, so a password in it is removed: only the client needs that.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ml.core.errors import ConfigError
-from ml.core.messages import cut_text, list_items, quote_value
+from ml.core.messages import MAX_FAULT, cut_text, list_items, quote_value
 from ml.core.names import expand_home, suggest_name
 from ml.core.text_files import decode_text
 from ml.core.yaml_nodes import Block, Items, MisreadValue, Node, Scalar, parse_yaml, read_anything, read_number
@@ -21,7 +21,6 @@ from ml.core.yaml_nodes import Block, Items, MisreadValue, Node, Scalar, parse_y
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """Pattern of the names of sources, training sets and policies, which become part of DAG ids and model names."""
 
-_MAX_FAULT = 400  # characters; it quotes a value, and says what would be right
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and the numbers in lists, that lead to it."""
@@ -122,7 +121,7 @@ def validate_mapping(data: Block | Mapping[str, object], model: type[Model], pat
         raise ConfigError(f"{path}: line {error.node.line}: {_join(error.keys)}: {error}") from None
     except ValidationError as error:
         faults = (_describe_error(fault, model, root) for fault in error.errors())
-        raise ConfigError(f"{path}: {list_items(faults, '; ', limit=_MAX_FAULT)}") from None
+        raise ConfigError(f"{path}: {list_items(faults, '; ', limit=MAX_FAULT)}") from None
 
 
 def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PrivateAttr
 
 from ml.core.errors import ConfigError, DataError
-from ml.core.messages import list_items, quote_value
+from ml.core.messages import MAX_FAULT, list_items, quote_value
 from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PresetName = Literal["paper", "default", "demo"]
 SplitMethod = Literal["allocator", "sgkf", "stratified"]
 SplitLevel = Literal["case", "slide"]
-
-_MAX_FAULT = 400  # characters of why a file cannot be read, in a message about another
 
 
 class SplitSpec(YamlModel):
@@ -112,7 +110,7 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
                 return training_set, task
             known.append(name)
     meant = suggest_name(model, known)
-    unread = f"; not read: {list_items(broken, '; ', limit=_MAX_FAULT)}" if broken else ""
+    unread = f"; not read: {list_items(broken, '; ', limit=MAX_FAULT)}" if broken else ""
     raise DataError(
         f"no training set declares the model {quote_value(model)}; known models: {list_items(known)}{meant}{unread}"
     )

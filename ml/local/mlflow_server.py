@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import requests
 
-from ml.core.mlflow_files import ARTIFACTS, check_files, find_database
+from ml.core.mlflow_files import ARTIFACTS, check_files, database_uri
 from ml.core.settings import Settings
 from ml.data.training_sets import registered_model_names
 from ml.local.accounts import SERVICE_USER, read_keys, read_passwords
@@ -25,7 +25,7 @@ def make_mlflow_command(settings: Settings, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--app-name", "basic-auth"),
-        *("--backend-store-uri", f"sqlite:///{find_database(settings.home)}"),
+        *("--backend-store-uri", database_uri(settings.home)),
         *("--no-serve-artifacts", "--default-artifact-root", artifacts.as_uri()),
     ]
 

@@ -77,6 +77,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
         existing = self._find_container(self._container_name(context))
         if existing and self.is_job_active(existing["State"]["Status"]):
             self.log.info("Container %s of an earlier try still runs", existing["Id"][:12])
+            self._watch(str(existing["Id"]))
             return str(existing["Id"])
         if existing:
             self._remove_container(existing["Id"])
@@ -84,8 +85,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
         self._ensure_image()
         container = self._create_container(context)
         try:
-            if not self._is_stopped:
-                self.cli.start(container)
+            self.cli.start(container)
         except APIError as error:
             self._remove_container(container)
             if "device driver" in str(error):
@@ -95,11 +95,7 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
                     "set BREAKHIS_DOCKER_GPUS=0 to train on the CPU"
                 ) from None
             raise
-        # Airflow's signal may come at any of these lines, and the task goes on after on_kill.
-        self._container = container
-        if self._is_stopped:
-            self._remove_container(container)
-            raise AirflowException(f"breakhis {self.stage} was stopped while its container was being started")
+        self._watch(container)
         self.log.info("Started container %s from %s", container[:12], self.image)
         return container
 
@@ -124,8 +120,8 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
 
         The log is asked for again and again rather than followed, since a proxy would cut an idle connection.
         """
-        container = self._container = str(external_id)
-        last = ""
+        container, last = str(external_id), ""
+        self._watch(container)
         while True:
             status = self.cli.inspect_container(container)["State"]["Status"]
             # The log is read after the state: if the container has ended, this is all of it.
@@ -151,6 +147,16 @@ class DockerStageOperator(ResumableJobMixin, StageOperator, DockerOperator):
             self._remove_container(container)
             self._container = None
         return self._ended
+
+    def _watch(self, container: str) -> None:
+        """Makes a container the one that ``on_kill`` stops. Where that was called before, removes it and raises.
+
+        Airflow's signal may come at any line, and the task goes on after ``on_kill``.
+        """
+        self._container = container
+        if self._is_stopped:
+            self._remove_container(container)
+            raise AirflowException(f"breakhis {self.stage} was stopped before it could watch its container")
 
     def on_kill(self) -> None:
         """Stops and removes the container. Airflow calls this when the task is cleared, marked or stopped by hand."""

@@ -324,6 +324,27 @@ def test_stopping_the_task_while_it_starts_the_container_leaves_none(
     assert engine.containers == {}
 
 
+def test_stopping_the_task_while_it_finds_the_container_of_an_earlier_try_leaves_none(
+    engine: Engine, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.script = [killed]
+    with pytest.raises(WorkerKilled):
+        train().execute(run(1))
+    task = train()
+    inspect = task.cli.inspect_container
+
+    def stop_meanwhile(container: str) -> Json:
+        task.on_kill()
+        found: Json = inspect(container)
+        return found
+
+    monkeypatch.setattr(task.cli, "inspect_container", stop_meanwhile)
+    engine.script = []
+    with pytest.raises(AirflowException, match="was stopped"):
+        task.execute(run(2))
+    assert engine.containers == {}
+
+
 def test_out_of_memory_says_so_and_is_final(engine: Engine, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREAKHIS_DOCKER_MEMORY", "2g")
     engine.script = [lambda c: engine.end(c, 137, OOMKilled=True)]
