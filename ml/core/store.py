@@ -127,10 +127,13 @@ class Store:
         with explained_os_errors(parent):
             if parent:
                 parent.mkdir(parents=True, exist_ok=True)
-                for folder in parent.iterdir():
-                    if time.time() - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
-                        shutil.rmtree(folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
+                if parent:
+                    # Both times are the disk's: a host whose clock is ahead would remove what others are writing.
+                    now = Path(scratch).stat().st_mtime
+                    for folder in parent.iterdir():
+                        if now - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
+                            shutil.rmtree(folder, ignore_errors=True)
                 yield Path(scratch)
 
     # --- source files -------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def worker_host(folder: Path, first: Compose) -> Iterator[Compose]:
         "REDIS_HOST": f"{there['BIND']}:{there['REDIS_PORT']}",
         "WORKER_NAME": there["BIND"],
         "BREAKHIS_WEIGHTS": there["BREAKHIS_WEIGHTS"],
+        "BREAKHIS_DAGS": there["BREAKHIS_DAGS"],
         "BREAKHIS_DOCKER_GPUS": there["BREAKHIS_DOCKER_GPUS"],
         "DOCKER_GID": there["DOCKER_GID"],
     }

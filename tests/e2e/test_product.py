@@ -1,6 +1,7 @@
 """The whole product, started as its user starts it: from a source to a reviewed champion, in real Airflow and MLflow.
 
-Once on pictures drawn here and, where BREAKHIS_REAL_SAMPLE names a folder, once on real images.
+On pictures drawn here with two training sets, answered step by step. Where BREAKHIS_REAL_SAMPLE names a folder, once
+more on real images in one go, by ``breakhis demo``.
 """
 
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,13 +49,10 @@ def write_conf(folder: Path, source: str) -> None:
         )
 
 
-@pytest.fixture(scope="module", params=["drawn", pytest.param("real", marks=pytest.mark.real)])
-def product(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    folder = tmp_path_factory.mktemp(f"product-{request.param}")
-    if request.param == "drawn":
-        write_conf(folder, "name: pictures\nkind: demo\nimages: 164\nseed: 3\n")
-    else:
-        write_conf(folder, f"name: pictures\nkind: directory\npath: {os.environ['BREAKHIS_REAL_SAMPLE']}\n")
+@contextmanager
+def installed(folder: Path, source: str) -> Iterator[SimpleNamespace]:
+    """The product in a home folder of its own, with the sets of ``write_conf``; it is stopped at the end."""
+    write_conf(folder, source)
     sets = os.pathsep.join(str(folder / f"{name}.yaml") for name in ("strict", "easy"))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "BREAKHIS_", "MLFLOW_"))}
     environment = {
@@ -77,12 +75,18 @@ def product(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         settings=settings,
         store=Store(settings.store),
         api=Stack(settings).api,
-        real=request.param == "real",
     )
     try:
         yield made
     finally:
         breakhis("down")
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    source = "name: pictures\nkind: demo\nimages: 164\nseed: 3\n"
+    with installed(tmp_path_factory.mktemp("product"), source) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +162,6 @@ def test_the_slide_under_two_labels_is_quarantined(blocked):
 
     quarantine = pd.read_parquet(blocked.store.file(version["manifest"], "quarantine.parquet"))
     assert set(quarantine["slide"]) == {DUPLICATED_SLIDE}
-    if blocked.real:
-        assert (manifest["images"], manifest["quarantined"]) == (101, {"slide_with_two_subtypes": 4})
     assert api.import_errors() == []
 
 
@@ -229,18 +231,38 @@ def test_models_predict_with_the_servers_stopped(waiting):
     status = json.loads(waiting.breakhis("status", "--json").stdout)
     assert status["services"] == {}
 
-    import pandas as pd
-
-    raw = waiting.store.read("refs/raw/pictures.json")[0]["raw"]
-    listed = pd.read_parquet(waiting.store.file(raw, "files.parquet")).iloc[0]
-    picture = waiting.folder / Path(listed["path"]).name
-    picture.write_bytes(waiting.store.blob(listed["sha256"]))
     (waiting.folder / "no-picture.png").write_text("text")
     for model, column in (("easy-binary@candidate", "p_malignant"), ("easy-subtype@champion", "p_DC")):
-        told = waiting.breakhis("predict", str(picture), "--model", f"models:/{model}", "--json")
-        (row,) = json.loads(told.stdout)["predictions"]
-        assert 0 <= row[column] <= 1
+        predict_first_picture(waiting, model, column)
     failed = waiting.breakhis(
         "predict", str(waiting.folder / "no-picture.png"), "--model", "models:/easy-subtype@champion", exit_status=3
     )
     assert "no-picture.png: not an image file" in failed.stderr
+
+
+def predict_first_picture(product: SimpleNamespace, model: str, column: str) -> None:
+    """Have a registered model classify the first picture of the source."""
+    import pandas as pd
+
+    raw = product.store.read("refs/raw/pictures.json")[0]["raw"]
+    listed = pd.read_parquet(product.store.file(raw, "files.parquet")).iloc[0]
+    picture = product.folder / Path(listed["path"]).name
+    picture.write_bytes(product.store.blob(listed["sha256"]))
+    told = product.breakhis("predict", str(picture), "--model", f"models:/{model}", "--json")
+    (row,) = json.loads(told.stdout)["predictions"]
+    assert 0 <= row[column] <= 1
+
+
+@pytest.mark.real
+def test_real_images_become_champions_in_one_go(tmp_path):
+    source = f"name: pictures\nkind: directory\npath: {os.environ['BREAKHIS_REAL_SAMPLE']}\n"
+    with installed(tmp_path, source) as product:
+        told = json.loads(product.breakhis("demo", str(tmp_path / "easy.yaml"), "--json").stdout)
+        assert told["ok"]
+        assert [model["decision"] for model in told["models"]] == ["Approve", "Approve"]
+        version = product.store.read("refs/sources/pictures.json")[0]
+        manifest = product.store.meta(version["manifest"])
+        assert (manifest["images"], manifest["quarantined"]) == (101, {"slide_with_two_subtypes": 4})
+        for task, column in (("binary", "p_malignant"), ("subtype", "p_DC")):
+            assert aliases(product, f"easy-{task}") == {"champion": 1}
+            predict_first_picture(product, f"easy-{task}@champion", column)
