@@ -264,6 +264,8 @@ def read_anything(value: Scalar, keys: tuple[str | int, ...]) -> object:
         return older
     shown = cut_text(value.text)
     problem = f"{shown} may be read as text or as something else; put it in quotes: '{shown}'"
+    if isinstance(newer, int | float) and not isinstance(newer, bool):
+        problem += ", or if it is a number, write it in plain decimals"
     raise MisreadValue(keys, value, problem)
 
 

@@ -139,3 +139,12 @@ def test_a_second_line_switches_no_gate_off(tmp_path_factory, metrics, data):
 def test_a_rule_of_non_inferiority_outside_its_range(tmp_path, rule):
     said = refused(tmp_path, f"name: p\ncomparison:\n  {rule}\n")
     assert said.startswith(f"line 3: 'comparison.{rule.partition(':')[0]}': ")
+
+
+def test_a_limit_with_an_exponent_is_told_how_to_write_a_number(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text("name: small\nbinary: {roc_auc: 1e-9}\n")
+    with pytest.raises(ConfigError, match="if it is a number, write it in plain decimals"):
+        load_policy(str(file), tmp_path)
+    file.write_text("name: small\nbinary: {roc_auc: 0.000000001}\n")
+    assert load_policy(str(file), tmp_path).binary["roc_auc"].bound == 1e-9
