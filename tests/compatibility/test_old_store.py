@@ -173,3 +173,22 @@ def test_versions_are_what_their_evidence_says_and_pass_their_gates(breakhis, be
                 gate |= {key: None for key in ("limit", "distance") if gate["limit"] is not None}
         assert now["gates"] == then["gates"]
         assert {**now, **dict.fromkeys(changed_with_the_policy)} == {**then, **dict.fromkeys(changed_with_the_policy)}
+
+
+def test_a_home_that_was_moved_is_told_by_every_command_and_put_right_by_one(before, tmp_path, command, monkeypatch):
+    old, new = tmp_path / "home", tmp_path / "larger-disk"
+    environment = unpack(Path(__file__).with_name("old_store.tar.xz"), old)
+    old.rename(new)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.replace(str(old), str(new)))
+    picture = str(next(new.rglob("*.png"), Path(__file__)))
+    commands = (("predict", picture, "--model", MODELS[0]), ("gate", "old-binary", "1"), ("audit", "verify"))
+    for arguments in commands:
+        code, _, err = command(*arguments)
+        assert code == 3, (arguments, err)
+        assert "breakhis relocate" in err, (arguments, err)
+    assert command("relocate")[0] == 0
+    code, out, err = command("audit", "verify", "--json")
+    assert code == 0, err
+    said = json.loads(out.splitlines()[-1])
+    assert {name: said[name] for name in before["audit_verify"]} == before["audit_verify"]
