@@ -54,7 +54,8 @@ def find_near_copies(
     """
     parsed = _parse_hashes(hashes)
     upright, oriented = parsed[:, 0], np.ascontiguousarray(parsed.T)
-    _, who = np.unique(np.array(patients, dtype=object), return_inverse=True)
+    numbers: dict[str, int] = {}
+    who = np.array([numbers.setdefault(patient, len(numbers)) for patient in patients], dtype=np.int64)
     pairs, shown = 0, list[NearCopy]()
     for first in range(len(hashes) if boundary is None else boundary):
         start = first + 1 if boundary is None else boundary

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from ml.core.errors import ImageError
 from ml.images.tiff_directories import count_pictures
@@ -249,7 +249,7 @@ def _check_fourth_byte(image: Image.Image) -> None:
 
 def _file_of(image: Image.Image) -> BinaryIO:
     """Returns the file of an opened picture that is not loaded yet."""
-    assert image.fp
+    assert isinstance(image, ImageFile.ImageFile)
     return cast("BinaryIO", image.fp)
 
 

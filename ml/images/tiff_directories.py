@@ -34,7 +34,7 @@ class _Form(NamedTuple):
 
     order: str
     offset: str
-    count: str
+    entries: str
     entry: str
 
 
@@ -100,7 +100,7 @@ def _read_directory(file: BinaryIO, at: int, form: _Form) -> tuple[dict[int, tup
         return struct.unpack(code, file.read(struct.calcsize(code)))
 
     file.seek(at)
-    [entries] = read(form.count)
+    [entries] = read(form.entries)
     if entries > _MOST_ENTRIES:
         raise ValueError(f"{entries} entries in one directory")
     raw = [read(form.entry) for _ in range(entries)]
