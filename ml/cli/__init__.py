@@ -13,6 +13,7 @@ from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
+from ml.core.parameters import refuse_empty_texts
 from ml.local.cli import commands as local_commands
 
 
@@ -29,6 +30,7 @@ def cli() -> None:
 
 for command in [*STAGES, *DECISIONS, sources, *TOOLS, *local_commands]:
     cli.add_command(command)
+refuse_empty_texts(cli)
 
 
 def main() -> None:

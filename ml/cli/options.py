@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ml.core.errors import Refused
-from ml.core.parameters import FilledPath
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store, write_result
 
@@ -42,7 +41,7 @@ def stage_command(
         "--result",
         "result_uri",
         metavar="URI",
-        type=FilledPath(),
+        type=click.Path(),
         help="Also write the JSON to this path, file:/// or s3://.",
     )
     @functools.wraps(function)

@@ -15,7 +15,6 @@ from pydantic_core import PydanticUndefined
 from ml.cli.options import json_option, output_result
 from ml.core.errors import BreakhisError, ConfigError
 from ml.core.messages import quote_value
-from ml.core.parameters import FilledPath
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
 from ml.core.yaml_files import NAME_PATTERN
@@ -63,7 +62,7 @@ def new(name: str, kind: str, layout: str, as_json: bool) -> None:
 
 
 @sources.command()
-@click.argument("source", type=FilledPath())
+@click.argument("source", type=click.Path())
 @json_option
 def check(source: str, as_json: bool) -> None:
     """Check SOURCE (a name in dags/sources or a .yaml path) without fetching anything.
@@ -100,7 +99,7 @@ def list_(as_json: bool) -> None:
 
 
 @sources.command()
-@click.argument("folder", type=FilledPath(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--images", default=164, show_default=True, help="How many: 82 to 7,909, the size of BreakHis.")
 @click.option("--seed", default=1, show_default=True, help="The same seed draws the same pictures.")
 @json_option

@@ -9,7 +9,6 @@ import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command
 from ml.core.messages import quote_value
-from ml.core.parameters import FilledPath
 from ml.core.progress import warn
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from ml.data.protocols import ProtocolName
     from ml.training.features import Shard
 
-source_argument = click.argument("source", type=FilledPath())
-set_argument = click.argument("training_set", metavar="SET", type=FilledPath())
+source_argument = click.argument("source", type=click.Path())
+set_argument = click.argument("training_set", metavar="SET", type=click.Path())
 preset_option = click.option("--preset", type=click.Choice(preset_names()), required=True, help="The training recipe.")
 weights_option = click.option(
     "--weights", "weights_id", metavar="ID", help="Weights in the store; default: those that BREAKHIS_WEIGHTS names."
@@ -244,7 +243,7 @@ def _print_reproduction(result: Json, _: dict[str, Any]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each.")
 @click.option(
     "--output",
-    type=FilledPath(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the table; what it has already is not trained again. Default: reproduction-SET.",
 )
 @weights_option
@@ -301,7 +300,7 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 @click.argument("version")
 @click.option("--evidence", metavar="ID", help="Judge exactly this evidence; default: the version's own.")
 @click.option(
-    "--policy", metavar="FILE", type=FilledPath(), help="Judge under another policy, to see what its gates would say."
+    "--policy", metavar="FILE", type=click.Path(), help="Judge under another policy, to see what its gates would say."
 )
 def gate(store: Store, settings: Settings, model: str, version: str, evidence: str | None, policy: str | None) -> Json:
     """Hold a MODEL's VERSION against its promotion policy. Exit status 4 if a gate blocks it."""
@@ -334,7 +333,7 @@ def promote(store: Store, settings: Settings, model: str, version: str, dag_run:
 @click.argument("version")
 @click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, for the review; needs --reason.")
-@click.option("--reason", default="", help="Why, with --dry-run.")
+@click.option("--reason", help="Why, with --dry-run.")
 @click.option("--although-withdrawn", type=bool, default=False, help="Whether VERSION may be a withdrawn one.")
 def rollback(
     store: Store,
@@ -343,7 +342,7 @@ def rollback(
     version: str,
     dag_run: str | None,
     dry_run: bool,
-    reason: str,
+    reason: str | None,
     although_withdrawn: bool,
 ) -> Json:
     """Make a former champion, MODEL's VERSION, the champion again, once a reviewer has confirmed it in Airflow."""
@@ -352,7 +351,7 @@ def rollback(
 
     require_known_model(model, settings)
     if dry_run:
-        return propose_rollback(model, version, reason, store, settings, although_withdrawn=although_withdrawn)
+        return propose_rollback(model, version, reason or "", store, settings, although_withdrawn=although_withdrawn)
     if not dag_run:
         raise click.UsageError("say --dag-run, the run of the DAG rollback; or --dry-run")
     return roll_back(model, version, dag_run, store, settings)

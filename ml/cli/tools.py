@@ -13,7 +13,6 @@ import click
 from ml.cli.options import json_option, output_result
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ImageError, RegistryError
-from ml.core.parameters import FilledPath
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
@@ -56,16 +55,16 @@ def erase(patient: str, cohort: str, why: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=FilledPath(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--model",
     required=True,
     metavar="URI",
-    type=FilledPath(),
+    type=click.Path(),
     help="Such as models:/breakhis-binary@champion or runs:/ID/model.",
 )
 @click.option(
-    "--output", type=FilledPath(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this .csv or .parquet file."
 )
 @click.option(
     "--significant-bits",

@@ -18,15 +18,29 @@ from ml.core.messages import quote_value
 if TYPE_CHECKING:
     import pandas as pd
 
-_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)[.,]0*")
+_THOUSANDS = re.compile(r"-?[1-9][0-9]{0,2}[.,]000")
+"""1 with three decimals in one language and 1000 in another: neither may be guessed."""
+
 _MIDNIGHT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00:00(\.0+)?")
-_ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
+_ROUNDED = re.compile(r"-?[0-9]{1,3}([.,][0-9]+[eE][+-]?|[eE]\+)[0-9]+")
 
 _MISSING = frozenset(
-    {"nan", "NaN", "-nan", "-NaN", "NaT", "<NA>", "NA", "N/A", "n/a", "None", "null", "NULL", "inf", "-inf"}
-    | {"#N/A", "#N/A N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"}
+    {"nan", "NaN", "-nan", "-NaN", "NaT", "<NA>", "NA", "N/A", "n/a", "None", "null", "NULL"}
+    | {"inf", "-inf", "Infinity", "-Infinity", "\u221e", "-\u221e"}
 )
-"""What pandas, R, databases and spreadsheets write where a value is missing or could not be computed."""
+"""What pandas, R, databases and Java write where a value is missing or could not be computed."""
+
+_ERROR_WORD = re.compile(r"#(?:[^\W\d_]|[\u00a1\u00bf/_ ]|(?<=/)0){2,}[!?]?|#+")
+"""What spreadsheets show of a formula without a value, a word in capitals in the user's language: #N/A, #NV, #WERT!.
+Of a number that a narrow column does not show, they export ####.
+"""
+
+_ERROR_NUMBER = re.compile(
+    r"(?:Err|Error|Erreur|Errore|Erro|Fehler|Fout|Fel|Feil|Fejl|Virhe|B\u0142\u0105d|Chyba|Hiba|Hata|"
+    r"\u041e\u0448\u0438\u0431\u043a\u0430)\.?:5[0-9]{2}"
+)
+"""What LibreOffice shows instead, such as Err:502."""
 
 
 def compose_letters(text: str) -> str:
@@ -38,11 +52,11 @@ def normalize_identifier(text: str) -> str:
     """Returns the one form of an identifier: ``1001.0`` becomes ``1001``, and decomposed letters are composed.
 
     The rule looks at one identifier alone, so that no other row of a table changes it: blanks around it and the decimal
-    point of a whole number go, as does the time of a date at midnight. All else stays: ``01001``, ``1e3`` and ``12.50``
-    are text.
+    point or comma of a whole number go, as does the time of a date at midnight. All else stays: ``01001``, ``1e3`` and
+    ``12.50`` are text, and ``1.000`` names nobody.
     """
     text = compose_letters(text.strip())
-    if number := _WHOLE_NUMBER.fullmatch(text):
+    if (number := _WHOLE_NUMBER.fullmatch(text)) and not _THOUSANDS.fullmatch(text):
         text = number[1]
     if date := _MIDNIGHT.fullmatch(text):
         text = date[1]
@@ -76,9 +90,14 @@ def explain_unusable_identifier(text: str) -> str:
     if not text:
         return "is empty"
     if text in _MISSING:
-        return f"is {quote_value(text)}, which stands for a missing value"
+        return f"is {quote_value(text)}, which stands for a missing value; fill it in"
+    if (_ERROR_WORD.fullmatch(text) and text == text.upper()) or _ERROR_NUMBER.fullmatch(text):
+        return f"is {quote_value(text)}, an error in a spreadsheet; correct the cell and export the table again"
     if _ROUNDED.fullmatch(text):
         return f"is {quote_value(text)}, a rounded number that several may share; export the column as text"
+    if _THOUSANDS.fullmatch(text):
+        whole, thousands = text[:-4], text[:-4] + "000"
+        return f"is {quote_value(text)}, which is {whole} or {thousands} by language; export the column as text"
     return ""
 
 
@@ -95,7 +114,8 @@ def format_value(value: object, exact_below: float = math.inf) -> str:
     if isinstance(value, bytes):
         text = value.decode(errors="backslashreplace")
     elif isinstance(value, Decimal):
-        text = format(value, "f")
+        # A whole number of a column with three decimals is no text that may mean thousands.
+        text = format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
     elif isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
         text = f"{value:.9E}"
     else:

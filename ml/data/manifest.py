@@ -21,7 +21,7 @@ from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 7
+VERSION = 8
 """Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {

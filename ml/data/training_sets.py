@@ -19,6 +19,7 @@ from ml.core.taxonomy import TASKS, Task, parse_name
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_yaml
 from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
+from ml.data.sources.check_settings import NearDuplicates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,21 +134,28 @@ def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings
     and slides under which a picture was published, as do those that each manifest left out. Sources that contradict
     each other about an image or a slide are an error, since nobody here can say which of them is right.
 
+    Pictures of two sources that look the same under two patients are a warning, or an error if one of the sources has
+    made that of its validation (``near_duplicates``), which compares the pictures within a source.
+
     Returns:
-        ``{dataset, set, images, cases, duplicates, ties, sources, ledger, seed, split, preset}``.
+        ``{dataset, set, images, cases, duplicates, ties, sources, ledger, seed, split, near_copies, preset}``;
+        ``near_copies`` counts the pairs of pictures that look the same.
 
     Raises:
-        DataError: a source has no published version, or two sources contradict each other.
+        DataError: a source has no published version, two sources contradict each other, or pictures look the same.
     """
     import pandas as pd
 
-    from ml.data.manifest import TIE_COLUMNS  # imports Pillow, which DAG files need not wait for
+    # These import Pillow, which DAG files need not wait for.
+    from ml.data.manifest import TIE_COLUMNS
+    from ml.data.near_copies import report_near_copies
 
-    versions, frames, ties_before = _read_sources(training_set, store, settings)
+    versions, frames, ties_before, near_duplicates = _read_sources(training_set, store, settings)
     published = pd.concat(frames, ignore_index=True)
     _refuse_contradictions(published, training_set.file)
     rows, ties = _remove_copies(published)
     ties = pd.concat([ties, *ties_before]).sort_values(list(TIE_COLUMNS), ignore_index=True)
+    near_copies = report_near_copies(rows, near_duplicates, training_set.file)
     payload = {
         "set": training_set.name,
         "sources": versions,
@@ -174,13 +182,17 @@ def assemble_dataset(training_set: TrainingSet, store: Store, settings: Settings
         ties.to_parquet(folder / "ties.parquet", index=False)
 
     dataset = store.create("dataset", payload, result, fill)
-    return {"dataset": dataset, **result, "preset": training_set.preset}
+    return {"dataset": dataset, **result, "near_copies": near_copies, "preset": training_set.preset}
 
 
 def _read_sources(
     training_set: TrainingSet, store: Store, settings: Settings
-) -> tuple[dict[str, str], list["pd.DataFrame"], list["pd.DataFrame"]]:
-    """Reads the published version of each source: their ids by source, their manifests and their ties."""
+) -> tuple[dict[str, str], list["pd.DataFrame"], list["pd.DataFrame"], dict[str, NearDuplicates]]:
+    """Reads the published version of each source.
+
+    Returns:
+        the versions' ids by source; their manifests; their ties; by source, what it demands of near duplicates.
+    """
     import pandas as pd
 
     from ml.data.manifest import read_erased_patients, read_ties
@@ -188,6 +200,7 @@ def _read_sources(
     versions: dict[str, str] = {}
     frames: list[pd.DataFrame] = []
     ties: list[pd.DataFrame] = []
+    near_duplicates: dict[str, NearDuplicates] = {}
     for reference in training_set.sources:
         source = load_source(reference, settings.conf, relative_to=training_set.file.parent)
         ref, _ = store.read(f"refs/sources/{source.name}.json")
@@ -197,6 +210,7 @@ def _read_sources(
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
         versions[source.name] = ref["version"]
+        near_duplicates[source.name] = source.validation.near_duplicates
         frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
         if "cohort" not in frame:
             raise DataError(
@@ -216,7 +230,7 @@ def _read_sources(
         left_out = read_ties(ref["manifest"], store)
         names = ("patient", "slide", "kept_patient", "kept_slide")
         ties.append(left_out.assign(**{name: normalize_names(left_out[name]) for name in names}))
-    return versions, frames, ties
+    return versions, frames, ties, near_duplicates
 
 
 def _refuse_contradictions(rows: "pd.DataFrame", file: Path) -> None:

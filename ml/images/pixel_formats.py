@@ -5,13 +5,14 @@ and refuse what cannot become 8-bit RGB without a loss. docs/sources.md has the 
 """
 
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from ml.core.errors import ImageError
+from ml.images.tiff_directories import count_pictures
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 """Pillow's names of the file formats that are opened; a camera's JPEG with a thumbnail behind it calls itself MPO."""
@@ -37,13 +38,13 @@ _BAND = 2**20
 """Pixels that are copied at once."""
 
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
-_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 254, 255, 258, 339, 338, 320
+_BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 258, 339, 338, 320
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
 
 
 def check_pixel_format(image: Image.Image) -> None:
-    """Checks the header of an opened picture: it holds 8-bit colour, and nothing besides that would be dropped.
+    """Checks an opened picture before it is decoded: it is 8-bit colour, and nothing besides that would be dropped.
 
     Raises:
         ImageError: its ``reason`` is ``mode``.
@@ -62,6 +63,7 @@ def check_pixel_format(image: Image.Image) -> None:
             "for predict",
         )
     check_pages(image)
+    _check_fourth_byte(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff_samples(image.tag_v2)
 
@@ -76,6 +78,8 @@ def find_sample_bits(image: Image.Image) -> int:
 
 def check_pages(image: Image.Image) -> None:
     """Checks that a file holds one picture. Smaller versions of it, as in a pyramid, and thumbnails do not count.
+
+    A page or a SubIFD of a TIFF is a smaller version if it says so and is smaller.
 
     Raises:
         ImageError: its ``reason`` is ``mode``.
@@ -213,25 +217,40 @@ def _describe_samples(tags: Mapping[int, Any]) -> str | None:
 
 
 def _count_pages(image: Image.Image) -> int:
-    """Counts the pictures in a file; leaves it at the first."""
-    frames = getattr(image, "n_frames", 1)
-    if frames == 1:
-        return 1
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return count_pictures(_file_of(image))
     if image.format == "MPO":  # a JPEG of a camera with large thumbnails behind it
         kinds = [entry["Attribute"]["MPType"] for entry in getattr(image, "mpinfo", {}).get(0xB002, [])]
         return 1 + sum(not kind.startswith("Large Thumbnail") for kind in kinds[1:])
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(frames)
-    pages = 1
-    for frame in range(1, frames):
-        try:
-            image.seek(frame)
-            reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1 or image.tag_v2.get(_SUBFILE_TYPE) == 2
-        except (SyntaxError, KeyError, TypeError, ValueError, OSError):  # a picture that Pillow cannot read
-            reduced = False
-        pages += not reduced
-    image.seek(0)
-    return pages
+    return int(getattr(image, "n_frames", 1))
+
+
+def _check_fourth_byte(image: Image.Image) -> None:
+    """Checks the fourth byte of a 32-bit BMP's pixels where the header does not call it alpha: 0, or 255, in all.
+
+    Other values are alpha to some software. Pillow drops them all.
+    """
+    for tile in getattr(image, "tile", ()):
+        place = str(_as_tuple(tile[3])[0]).find("X")  # in the order of bytes, such as BGRX
+        if image.format != "BMP" or place < 0:
+            continue
+        file, remaining, values = _file_of(image), image.width * image.height, set[int]()
+        file.seek(tile[2])
+        while remaining > 0 and (band := file.read(4 * min(remaining, _BAND))):
+            values |= set(np.unique(np.frombuffer(band, np.uint8)[place::4]).tolist())
+            remaining -= _BAND
+        if not (values <= {0} or values <= {255}):
+            raise ImageError(
+                "mode",
+                "BMP of 32 bits whose fourth byte differs between pixels: transparency to some software, dropped by "
+                "other; export it as RGB, with 24 bits",
+            )
+
+
+def _file_of(image: Image.Image) -> BinaryIO:
+    """Returns the file of an opened picture that is not loaded yet."""
+    assert isinstance(image, ImageFile.ImageFile)
+    return cast("BinaryIO", image.fp)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

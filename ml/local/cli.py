@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ml.core.errors import BreakhisError, Refused, StackError
 from ml.core.mlflow_files import ARTIFACTS, relocate_files
-from ml.core.parameters import FilledPath
 from ml.core.progress import say
 from ml.core.settings import read_settings
 from ml.local.accounts import SERVICE_USER
@@ -25,7 +24,7 @@ Json = dict[str, Any]
 
 # Not ml.cli's: that package imports this module, so importing from it would be a circle.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
-set_argument = click.argument("training_set", metavar="[SET]", type=FilledPath(), default="demo")
+set_argument = click.argument("training_set", metavar="[SET]", type=click.Path(), default="demo")
 
 _CHECK_STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
 

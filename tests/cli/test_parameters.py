@@ -1,4 +1,4 @@
-"""What every command makes of an empty path and of a mistyped name."""
+"""What every command makes of an empty text and of a mistyped name."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import pytest
 
 from ml.cli import cli
 from ml.core.mlflow_client import connect
-from ml.core.parameters import FilledPath
 from ml.core.settings import Settings
 
 
@@ -21,38 +20,47 @@ def walk(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[
         yield words, command
 
 
-PARAMETERS = [(words, command, parameter) for words, command in walk(cli) for parameter in command.params]
-PATHS = [
+PARAMETERS = [
     pytest.param(words, command, parameter, id=f"{' '.join(words)} {parameter.name}")
-    for words, command, parameter in PARAMETERS
-    if isinstance(parameter.type, click.Path | click.File)
+    for words, command in walk(cli)
+    for parameter in command.params
+    if not (isinstance(parameter, click.Option) and parameter.is_flag)
 ]
 
 
-def test_every_parameter_that_holds_a_path_has_the_type() -> None:
-    names = {"source", "training_set", "images", "folder", "output", "policy", "result_uri"}
-    for words, _, parameter in PARAMETERS:
-        if isinstance(parameter.type, click.Path | click.File | click.types.StringParamType):
-            is_text = isinstance(parameter.type, click.types.StringParamType)
-            holds_path = not is_text or parameter.name in names or parameter.metavar in {"URI", "FILE"}
-            assert isinstance(parameter.type, FilledPath) == holds_path, (words, parameter.name)
-    assert {parameter.values[2].name for parameter in PATHS} >= names
+def test_parameters_of_every_kind_are_tried() -> None:
+    tried = {parameter.values[2].opts[0] for parameter in PARAMETERS}
+    texts = {"patient", "model", "--cohort", "--why", "--reason", "--weights", "--dataset", "--dag-run", "--raw"}
+    paths = {"source", "training_set", "images", "folder", "--output", "--policy", "--result", "--model"}
+    assert tried >= texts | paths | {"--seed", "--preset", "--shard", "--although-withdrawn", "name"}
 
 
-@pytest.mark.parametrize(("words", "called", "parameter"), PATHS)
-def test_an_empty_path_is_wrong_usage(
-    words: tuple[str, ...], called: click.Command, parameter: click.Parameter, command
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize(("words", "called", "parameter"), PARAMETERS)
+def test_an_empty_text_is_wrong_usage(
+    words: tuple[str, ...], called: click.Command, parameter: click.Parameter, empty: str, command
 ) -> None:
     arguments = []
     for other in called.params:
-        value = "" if other is parameter else "x" if other.required else None
-        if isinstance(other.type, click.Choice) and value:
+        value = empty if other is parameter else "x" if other.required else None
+        if isinstance(other.type, click.Choice) and value == "x":
             value = str(other.type.choices[0])
         if value is not None:
             arguments += [other.opts[0], value] if isinstance(other, click.Option) else [value]
     code, _, err = command(*words, *arguments)
     assert code == 2
-    assert "it is empty; say a name or a path" in err
+    assert f"for '{parameter.opts[0]}" in err or f"for '{parameter.make_metavar(click.Context(called))}" in err
+    is_told_by_kind = isinstance(parameter.type, click.Choice | click.types.IntParamType) or parameter.name == "shard"
+    assert is_told_by_kind or "it is empty; " in err
+
+
+def test_an_empty_path_is_told_what_the_current_folder_is_called(command) -> None:
+    code, _, err = command("predict", "", "--model", "m")
+    assert (code, "it is empty; say a name or a path (the current folder is '.')" in err) == (2, True)
+    code, _, err = command("manifest", "demo", "--raw", "")
+    assert (code, "'--raw': it is empty; give it a value, or leave it out" in err) == (2, True)
+    code, _, err = command("history", "")
+    assert (code, "'MODEL': it is empty; give it a value\n" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Names of patients and files: what is the same gets the same text."""
 
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,15 @@ from ml.data.identifiers import (
         ("1001.0", "1001"),
         (" 1001.00 ", "1001"),
         ("1001.", "1001"),
+        ("1001,0", "1001"),
+        (" 1001,00 ", "1001"),
+        ("1001,", "1001"),
+        ("-7,0", "-7"),
+        ("1001.000", "1001"),
+        ("1.000", "1.000"),
+        ("12,000", "12,000"),
+        ("12,50", "12,50"),
+        ("1,001", "1,001"),
         ("-0.0", "0"),
         ("01001", "01001"),
         ("01001.0", "01001"),
@@ -39,7 +49,7 @@ def test_the_form_of_an_identifier(written: str, same: str) -> None:
     assert normalize_name(f"clinic:{written}") == f"clinic:{same}"
 
 
-@given(st.text(alphabet="01.-eE+ :u\u0308\u00fcaT", max_size=12) | st.text(max_size=12))
+@given(st.text(alphabet="01.,-eE+ :u\u0308\u00fcaT", max_size=12) | st.text(max_size=12))
 def test_the_form_of_a_form_is_itself(text: str) -> None:
     once = normalize_identifier(text)
     assert normalize_identifier(once) == once
@@ -50,6 +60,7 @@ def test_the_form_of_a_form_is_itself(text: str) -> None:
 @given(st.integers() | st.from_regex(r"\A[A-Z]{1,2}[0-9]{2,5}\Z"))
 def test_different_identifiers_stay_different_and_one_has_one_name(value: object) -> None:
     assert normalize_identifier(f"{value}") == str(value)
+    assert explain_unusable_identifier(f"{value}") == ""
     assert normalize_identifier(f"{value}1") != normalize_identifier(f"{value}")
 
 
@@ -61,14 +72,88 @@ def test_namesakes() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["", "nan", "<NA>", "NULL", "#N/A", "1.23457E+11", "1E+11", "1e+20", "inf"])
+@pytest.mark.parametrize("text", ["", "nan", "<NA>", "NULL", "Infinity", "\u221e", "1E+11", "1e+20", "12E+9", "inf"])
 def test_what_names_nobody(text: str) -> None:
     assert explain_unusable_identifier(text)
 
 
-@pytest.mark.parametrize("text", ["1001", "1e3", "12E5", "22E104", "Nan", "0", "p"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1001", "1e3", "12E5", "22E104", "3E-12", "1,001", "12.50", "1E1,5", "Nan", "0", "p"),
+        *("#A", "#1001", "#P/17", "#abc", "Case:501", "Err:17", "A!", "\u00bf?"),
+    ],
+)
 def test_what_names_somebody(text: str) -> None:
     assert explain_unusable_identifier(text) == ""
+
+
+ERROR_CELLS = (
+    # Excel in English, German, French, Spanish, Italian, Portuguese, Dutch
+    *("#N/A", "#N/A N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"),
+    *("#GETTING_DATA", "#ERROR!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!", "#\u00dcBERLAUF!", "#VALEUR!", "#NOM?"),
+    *(
+        "#NOMBRE!",
+        "#NUL!",
+        "#N/D",
+        "#\u00a1REF!",
+        "#\u00a1VALOR!",
+        "#\u00bfNOMBRE?",
+        "#\u00a1DIV/0!",
+        "#RIF!",
+        "#VALORE!",
+    ),
+    *("#VALOR!", "#NOME?", "#N/DISP", "#N/B", "#VERW!", "#WAARDE!", "#NAAM?", "#DEEL/0!", "#GETAL!"),
+    # Danish, Swedish, Finnish, Polish, Czech, Hungarian, Turkish, Russian
+    *("#I/T", "#V\u00c6RDI!", "#DIVISION/0!", "#SAKNAS!", "#V\u00c4RDEFEL!", "#PUUTTUU!", "#JAKO/0!", "#N/D!", "#ADR!"),
+    *(
+        "#DZIEL/0!",
+        "#NEN\u00cd_K_DISPOZICI",
+        "#D\u011aLEN\u00cd_NULOU!",
+        "#HI\u00c1NYZIK",
+        "#Z\u00c9R\u00d3OSZT\u00d3!",
+        "#YOK",
+    ),
+    *("#SAYI/0!", "#DE\u011eER!", "#\u041d/\u0414", "#\u0417\u041d\u0410\u0427!", "#\u0414\u0415\u041b/0!"),
+    # LibreOffice, and a narrow column
+    *("Err:502", "Fehler:504", "Erreur:522", "B\u0142\u0105d:502", "###", "########"),
+)
+
+
+@pytest.mark.parametrize("text", ERROR_CELLS)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_spreadsheets_error_names_nobody(text: str, form: Literal["NFC", "NFD"]) -> None:
+    written = normalize_identifier(f" {unicodedata.normalize(form, text)} ")
+    assert "an error in a spreadsheet; correct the cell" in explain_unusable_identifier(written)
+
+
+_words = st.text(st.characters(categories=["Lu"]), min_size=2, max_size=12).filter(lambda word: word == word.upper())
+
+
+@given(_words, st.sampled_from(["#{}!", "#{}?", "#{}", "#\u00a1{}!", "#\u00bf{}?", "#{}/0!", "#\u00a1{}/0!", "#N/{}"]))
+def test_an_error_in_any_language_names_nobody(word: str, form: str) -> None:
+    assert "an error in a spreadsheet" in explain_unusable_identifier(normalize_identifier(form.format(word)))
+
+
+@given(
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    st.integers(1, 9),
+    st.sampled_from("eE"),
+    st.sampled_from(".,"),
+)
+def test_scientific_notation_names_nobody_in_any_language(value: float, digits: int, e: str, point: str) -> None:
+    """As a spreadsheet shows a long number: some identifiers that differ are the same text then."""
+    written = normalize_identifier(f"{value:.{digits}e}".replace("e", e).replace(".", point))
+    assert "a rounded number that several may share; export" in explain_unusable_identifier(written)
+
+
+@given(st.integers(-(10**15), 10**15), st.text("0", max_size=6), st.sampled_from(".,"))
+def test_a_whole_number_is_one_name_in_any_language_or_refused(number: int, zeros: str, point: str) -> None:
+    name = normalize_identifier(f"{number}{point}{zeros}")
+    if len(zeros) == 3 and 0 < abs(number) < 1000:
+        assert "by language; export the column as text" in explain_unusable_identifier(name)
+    else:
+        assert (name, explain_unusable_identifier(name)) == (str(number), "")
 
 
 @given(st.lists(st.sampled_from(["a", "e\u0301", "\u00e9"]), min_size=1, max_size=4))

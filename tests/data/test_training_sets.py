@@ -3,7 +3,7 @@ import pytest
 
 from ml.core.errors import ConfigError, DataError
 from ml.core.settings import PROJECT, Settings
-from ml.core.store import Store
+from ml.core.store import Store, digest
 from ml.data.manifest import read_ties
 from ml.data.training_sets import (
     assemble_dataset,
@@ -29,6 +29,7 @@ def conf(tmp_path):
 
 
 def publish(store, source, frame):
+    frame = frame.assign(source=source)
     manifest = store.create(
         "manifest", [source, frame.to_json()], {}, lambda d: frame.to_parquet(d / "manifest.parquet", index=False)
     )
@@ -52,7 +53,7 @@ def test_the_same_pixels_of_two_sources_are_one_image(world):
     assert (made["images"], made["cases"], made["duplicates"], made["ties"]) == (5, 2, 3, 0)
     assert set(made["sources"]) == {"one", "two"}
     rows = read_dataset(made["dataset"], store)
-    assert set(rows["source"]) == {"made"}
+    assert set(rows["source"]) == {"one"}
     assert rows["pixel_sha256"].is_monotonic_increasing
     assert assemble_dataset(both, store, settings) == made
 
@@ -159,6 +160,64 @@ def test_a_slide_or_a_name_that_two_sources_of_a_cohort_tell_differently(world, 
         assemble_dataset(both, store, settings)
     publish(store, "two", resized(frame, "two", cohort="other", **change))
     assert assemble_dataset(both, store, settings)["images"] == 2
+
+
+def mirrored(frame, **changes):
+    """The same pictures as another source has them, mirrored: other pixels and names, other patients."""
+    hashes = frame["perceptual_hash"].str
+    other = resized(frame, "two", cohort="two", **changes)
+    return other.assign(path="m/" + frame["path"].str[-5:], perceptual_hash=hashes[16:32] + hashes[:16] + hashes[32:])
+
+
+@pytest.fixture
+def looks():
+    """Five images of two patients, with a hash for each of eight orientations."""
+    frame = made_up.manifest_rows({"14-1": ("F", 3), "14-2": ("DC", 2)})
+    return frame.assign(perceptual_hash=[digest([path, 1]) + digest([path, 2]) for path in frame["path"]])
+
+
+def test_pictures_that_look_the_same_in_two_sources_under_two_patients_are_a_warning(world, looks, capsys):
+    store, settings, both = world
+    publish(store, "one", looks)
+    publish(store, "two", mirrored(looks, patient="two:7", slide="two:7"))
+    made = assemble_dataset(both, store, settings)
+    assert (made["images"], made["near_copies"]) == (10, 5)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(
+        f"warning: {both.file}: 5 pair(s) of pictures of the sources one and two look the same under"
+    )
+    pairs = [
+        f"one: {path} of {who} and two: m/{path[-5:]} of two:7" for path, who in looks[["path", "patient"]].to_numpy()
+    ]
+    assert sum(pair in line for pair in pairs) == 3
+    assert "two:7" not in str(store.meta(made["dataset"]))  # erasing the patient would leave it there
+    # Of one patient they are serial sections; as in a version of an early release, one hash is compared with all.
+    publish(store, "two", mirrored(looks, patient=looks["patient"], slide="two:" + looks["slide"]))
+    assert assemble_dataset(both, store, settings)["near_copies"] == 0
+    early = mirrored(looks, patient="two:7", slide="two:7")
+    publish(store, "two", early.assign(perceptual_hash=early["perceptual_hash"].str[:16]))
+    assert assemble_dataset(both, store, settings)["near_copies"] == 5
+    publish(store, "two", made_up.manifest_rows({"14-3": ("F", 3)}))
+    assert assemble_dataset(both, store, settings)["near_copies"] == 0
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]) == 1
+
+
+def test_sources_say_how_near_is_too_near_and_whether_it_is_an_error(world, conf, looks):
+    store, settings, both = world
+    publish(store, "one", looks)
+    apart = looks.assign(
+        perceptual_hash=[f"{int(look[:16], 16) ^ 0xFF:016x}{look[16:]}" for look in looks["perceptual_hash"]]
+    )
+    publish(store, "two", resized(apart, "two", cohort="two", patient="two:7", slide="two:7", path="x" + looks["path"]))
+    assert assemble_dataset(both, store, settings)["near_copies"] == 0
+    file = conf / "sources" / "two.yaml"
+    file.write_text("name: two\nkind: demo\nvalidation: {near_duplicates: {distance: 8}}\n")
+    assert assemble_dataset(both, store, settings)["near_copies"] == 5
+    file.write_text("name: two\nkind: demo\nvalidation: {near_duplicates: {distance: 8, severity: critical}}\n")
+    with pytest.raises(
+        DataError, match=r"both.yaml: 5 pair\(s\) .* look the same under two patients; .*; mend a source"
+    ):
+        assemble_dataset(both, store, settings)
 
 
 def test_a_version_without_cohorts_is_to_be_ingested_again(world):

@@ -1,6 +1,7 @@
 """Encoded pictures of every depth, mode and layout that files come in."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,18 @@ def planar_tiff(samples: Samples, **options: Any) -> bytes:
     """Returns a TIFF that holds the channels (height, width, channels) one after the other."""
     planes = np.ascontiguousarray(np.moveaxis(samples, -1, 0))
     return tiff(planes, photometric="rgb", planarconfig="separate", **options)
+
+
+def bmp(samples: Samples, bits: int, masks: tuple[int, ...] = ()) -> bytes:
+    """Returns a BMP of these values (height, width) of so many bits; of the channels' masks a fourth is alpha's."""
+    pixels = np.ascontiguousarray(samples[::-1]).astype(f"<u{bits // 8}").tobytes()
+    height, width = samples.shape
+    fields = b"".join(struct.pack("<L", mask) for mask in masks)
+    size = 108 if len(masks) == 4 else 40
+    header = struct.pack("<LllHHLLllLL", size, width, height, 1, bits, 3 if masks else 0, len(pixels), 2835, 2835, 0, 0)
+    header = (header + fields).ljust(size, b"\0")
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<LHHL", start + len(pixels), 0, 0, start) + header + pixels
 
 
 def png(samples: Samples) -> bytes:

@@ -25,7 +25,7 @@ from ml.data.sources.spec import SourceSpec, TableSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:\.0+)?\s*[xX×]?")
+_MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:[.,]0{1,2})?\s*[xX×]?")
 _FIRST_ROW = 2  # of a Parquet file, as if it had a header
 
 
@@ -44,7 +44,8 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     """Reads a source's table.
 
     The source's cohort is put before patients and slides, since two hospitals may use the same numbers. A row that
-    names a folder means the image at that path; one that gives a file name alone, the only image of that name.
+    names a folder means the image at that path alone, and ``./a.png`` the one at the root; a row that gives a file name
+    alone, the only image of that name.
 
     Args:
         spec: the source; it has a table.
@@ -58,18 +59,16 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     Raises:
         SourceError: the table cannot be read, or a column is missing.
     """
-    table, paths = spec.table, list(paths)
+    table = spec.table
     assert table
     parsed = [
-        (number, _parse_row(spec, table, cells, f"{table.file} row {number}"))
+        (number, _names_folder(cells[table.path]), _parse_row(spec, table, cells, f"{table.file} row {number}"))
         for number, cells in _read_cells(spec, table, data)
     ]
-    spelling = _Spelling(paths)
-    parsed = [(number, row._replace(path=spelling.correct(row.path))) for number, row in parsed]
-    images = _ImagesByName(paths, (row.path for _, row in parsed))
+    images = _ImagesByName(paths, (row.path for _, with_folder, row in parsed if with_folder))
     rows: dict[str, TableRow] = {}
-    for number, row in parsed:
-        image, why_none = images.find(row.path)
+    for number, with_folder, row in parsed:
+        image, why_none = images.find(row.path, with_folder=with_folder)
         problem = row.problem
         if image is None:
             problem = ("missing_file", f"{table.file} row {number}: {why_none}")
@@ -79,50 +78,39 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
     return rows
 
 
-class _Spelling:
-    """The suffixes of a source's images, as they are spelled: rows that say ``a.TIF`` of ``a.tif`` mean that image."""
-
-    def __init__(self, delivered: Iterable[str]) -> None:
-        normalized = {normalize_path(path) for path in delivered}
-        self._known = {*normalized, *map(_file_name, normalized)}
-        self._spelled: dict[str, set[str]] = defaultdict(set)
-        for name in self._known:
-            self._spelled[lower_suffix(name)].add(name)
-
-    def correct(self, name: str) -> str:
-        """Returns a row's path or file name as the only image is spelled that it differs from in its suffix' case."""
-        same = self._spelled.get(lower_suffix(name), set())
-        return next(iter(same)) if name not in self._known and len(same) == 1 else name
-
-
 class _ImagesByName:
-    """The images of a source, to be found by what a row of its table calls them.
+    """The images of a source, to be found by what a row of its table calls them. Suffixes may be in any case.
 
     Args:
         delivered: the paths of the source's images.
-        named: what the rows call images, as :func:`normalize_path` writes it.
+        named: the paths of rows that name a folder, as :func:`normalize_path` writes them.
     """
 
     def __init__(self, delivered: Iterable[str], named: Iterable[str]) -> None:
         self._by_path: dict[str, list[str]] = defaultdict(list)
         for path in delivered:
             self._by_path[normalize_path(path)].append(path)
+        self._paths_in_any_case: dict[str, set[str]] = defaultdict(set)
+        for path in self._by_path:
+            self._paths_in_any_case[lower_suffix(path)].add(path)
         self._paths_by_file_name: dict[str, set[str]] = defaultdict(set)
-        for path in {*self._by_path, *(path for path in named if "/" in path)}:
-            self._paths_by_file_name[_file_name(path)].add(path)
+        for path in (*self._by_path, *named):
+            self._paths_by_file_name[lower_suffix(_file_name(path))].update(self._find_paths(path) or [path])
 
-    def find(self, name: str) -> tuple[str | None, str]:
+    def find(self, name: str, *, with_folder: bool) -> tuple[str | None, str]:
         """Returns the image that a row means; or None, and why it means none of them.
 
-        A file name alone is no path: it is the image's only if no other image has it, delivered or named by a row.
+        A file name alone is the path of an image at the root. Else it is the image's only if no other image has it,
+        delivered or named by a row; a row with a folder means its path alone.
         """
-        same_name, path = sorted(self._paths_by_file_name.get(_file_name(name), ())), name
-        if name not in self._by_path and "/" not in name and same_name:
-            if len(same_name) > 1:
-                examples = list_items(same_name[:2], " and ")
-                return None, f"several images have this name, such as {examples}; give the path"
-            [path] = same_name
-        images = self._by_path.get(path, [])
+        same_name = sorted(self._paths_by_file_name.get(lower_suffix(_file_name(name)), ()))
+        meant = self._find_paths(name) if with_folder or name in self._by_path else same_name
+        if len(meant) > 1:
+            examples = list_items(meant[:2], " and ")
+            if with_folder:
+                return None, f"several images differ from it in the suffix' case alone: {examples}; write it as one is"
+            return None, f"several images have this name, such as {examples}; give the path"
+        images = self._by_path.get(meant[0], []) if meant else []
         if len(images) > 1:
             return None, f"{len(images)} images have this name, which differ in how it is encoded; rename them"
         if images:
@@ -130,6 +118,15 @@ class _ImagesByName:
         elsewhere = [other for other in same_name if other in self._by_path]
         hint = f"; {cut_text(elsewhere[0])} lies in another folder than the row says" if elsewhere else ""
         return None, f"there is no such image in the source{hint}"
+
+    def _find_paths(self, path: str) -> list[str]:
+        """Returns the path if an image is delivered there; else those that differ from it in the suffix' case alone."""
+        return [path] if path in self._by_path else sorted(self._paths_in_any_case.get(lower_suffix(path), ()))
+
+
+def _names_folder(written: str) -> bool:
+    """Says whether a cell names a folder, were it the root: ``./a.png`` is a path, ``a.png`` a file name alone."""
+    return "/" in written.replace("\\", "/")
 
 
 def _file_name(path: str) -> str:

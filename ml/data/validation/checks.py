@@ -300,6 +300,7 @@ _ANY_MAGNIFICATION = Check(
 def suite_version(suite: tuple[Check, ...]) -> str:
     """Returns 12 hex digits that change with any check of the suite and with the code of our own expectations."""
     code = files("ml.data.validation").joinpath("expectations.py").read_bytes()
+    code += files("ml.data").joinpath("near_copies.py").read_bytes()
     return digest([[asdict(check) for check in suite], hashlib.sha256(code).hexdigest()])[:12]
 
 

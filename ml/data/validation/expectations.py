@@ -5,10 +5,8 @@ This is the only module that imports Great Expectations at its top, since its cl
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pandas as pd
 from great_expectations.core.metric_domain_types import MetricDomainTypes  # noqa: TID253 (see above)
 from great_expectations.execution_engine import PandasExecutionEngine  # noqa: TID253
@@ -27,18 +25,13 @@ from great_expectations.expectations.metrics.metric_provider import metric_value
 from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider  # noqa: TID253
 
 from ml.core.taxonomy import parse_name
-from ml.images.file_facts import HASH_DIGITS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ml.data.near_copies import find_near_copies
 
 Cell = tuple[str, int]
 """A subtype at a magnification."""
 
 SuiteParameter = dict[str, str]
 Json = dict[str, Any]
-
-_PAIRS_SHOWN = 20
 
 
 class _OneValuePerGroup(ColumnPairMapMetricProvider):  # type: ignore[misc]
@@ -286,8 +279,7 @@ class ExpectImagesNotToMultiply(BatchExpectation):  # type: ignore[misc]
 class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[misc]
     """No two pictures of different patients look the same, also where one is mirrored or turned.
 
-    A picture has a perceptual hash for each orientation. Two look the same if the first hash of one and any of the
-    other's differ in ``distance`` bits or fewer.
+    Two look the same if their perceptual hashes differ in ``distance`` bits or fewer in one of eight orientations.
     """
 
     distance: int
@@ -297,45 +289,21 @@ class ExpectNoNearDuplicatesAcrossPatients(BatchExpectation):  # type: ignore[mi
     args_keys: ClassVar[tuple[str, ...]] = ("distance",)
 
     def _validate(self, metrics: Json, **_: Any) -> Json:
-        looks = metrics["table.looks"]
-        hashes = _parse_hashes([look[2] for look in looks])
-        patients = np.array([look[1] for look in looks], dtype=object)
-        rows, pairs = [], 0
-        for first, second, bits in _find_near_duplicates(hashes, patients, self._get_success_kwargs()["distance"]):
-            pairs += 1
-            if pairs <= _PAIRS_SHOWN:
-                looks_like = {"looks_like": looks[second][0], "patients": f"{patients[first]} and {patients[second]}"}
-                rows.append({"path": looks[first][0], **looks_like, "bits_apart": bits})
+        paths, patients, hashes = zip(*metrics["table.looks"], strict=True) if metrics["table.looks"] else ((), (), ())
+        pairs, shown = find_near_copies(hashes, patients, self._get_success_kwargs()["distance"])
+        rows = [
+            {
+                "path": paths[first],
+                "looks_like": paths[second],
+                "patients": f"{patients[first]} and {patients[second]}",
+                "bits_apart": bits,
+            }
+            for first, second, bits in shown
+        ]
         observed = (
             f"{_count_noun('pair', pairs)} of pictures that look the same under two patients" if pairs else "none"
         )
         return {"success": not pairs, "result": {"observed_value": observed, "details": {"pairs": rows}}}
-
-
-def _parse_hashes(texts: list[str]) -> "NDArray[np.uint64]":
-    """Returns hashes: uint64 (pictures, orientations). A manifest of an earlier release has one a picture."""
-    orientations = min((len(text) for text in texts), default=HASH_DIGITS) // HASH_DIGITS
-    starts = range(0, orientations * HASH_DIGITS, HASH_DIGITS)
-    hashes = [[int(text[start : start + HASH_DIGITS], 16) for start in starts] for text in texts]
-    return np.array(hashes, dtype=np.uint64).reshape(len(texts), orientations)
-
-
-def _find_near_duplicates(
-    hashes: "NDArray[np.uint64]", groups: "NDArray[np.object_]", distance: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yields (i, j, bits) for the pairs i < j of different groups whose hashes differ in at most ``distance`` bits.
-
-    Args:
-        hashes: (pictures, orientations); the first of a picture is compared with all of each other's.
-        groups: (pictures,).
-        distance: the greatest number of bits.
-    """
-    upright, oriented = hashes[:, 0], np.ascontiguousarray(hashes.T)
-    for i in range(len(hashes) - 1):
-        apart = np.bitwise_count(oriented[:, i + 1 :] ^ upright[i]).min(axis=0)
-        for j in np.flatnonzero(apart <= distance):
-            if groups[i] != groups[i + 1 + j]:
-                yield i, int(i + 1 + j), int(apart[j])
 
 
 def _describe_no_change(before: dict[str, list[int]]) -> str:

@@ -107,6 +107,47 @@ def test_a_file_name_alone_means_the_only_image_of_that_name(
             assert [patients[path]] == composed if expected else path not in patients
 
 
+AT_ROOT: list[Callable[[str], str]] = [lambda name: f"./{name}", lambda name: f".\\{name}", lambda name: f"././{name}"]
+
+
+@given(
+    listed=st.lists(st.sampled_from(FILES), unique=True),
+    delivered=st.lists(st.sampled_from([*IMAGES, *FILES]), unique=True),
+    form=st.sampled_from(AT_ROOT),
+)
+def test_a_row_that_names_the_root_means_the_path_there_alone(
+    listed: list[str], delivered: list[str], form: Callable[[str], str]
+) -> None:
+    told = read([(form(name), f"by root {name}") for name in listed], delivered)
+    at_root = [name for name in listed if name in delivered]
+    assert used(told, delivered) == {name: unicodedata.normalize("NFC", f"by root {name}") for name in at_root}
+    unmatched = [row.problem[0] for row in told.values() if row.problem]
+    assert unmatched == ["missing_file"] * (len(listed) - len(at_root))
+
+
+SUFFIXES = ("png", "PNG", "Png")
+some_cases = st.lists(
+    st.tuples(st.sampled_from(["", "P1/", "P2/"]), st.sampled_from(SUFFIXES)).map("a.".join), unique=True, max_size=6
+)
+
+
+@given(some_cases, st.sampled_from(["", "./", "P1/", "P2/"]), st.sampled_from(SUFFIXES))
+def test_of_several_images_whose_suffixes_differ_in_case_a_row_means_one_or_none(
+    delivered: list[str], folder: str, suffix: str
+) -> None:
+    """The exact path, or the only image that fits; never one of several."""
+    path = f"{folder.removeprefix('./')}a.{suffix}"
+    fits = [image for image in delivered if image.lower() == path.lower()]
+    if not folder:
+        fits = delivered
+    expected = [path] if path in delivered else fits if len(fits) == 1 else []
+    told = read([(f"{folder}a.{suffix}", "p")], delivered)
+    assert used(told, delivered) == dict.fromkeys(expected, "p")
+    [problem] = [row.problem for row in told.values()]
+    assert problem is None or problem[0] == "missing_file"
+    assert ("several images" in str(problem)) == (not expected and len(fits) > 1)
+
+
 def test_two_files_whose_names_differ_in_encoding_alone_get_no_row() -> None:
     paths = ["a/\u00e9.png", "a/e\u0301.png"]
     told = read([(paths[0], "p1"), (paths[1], "p2")], paths)
@@ -130,6 +171,10 @@ NUMBER_COLUMNS: dict[str, Callable[[list[int | None]], pa.Array]] = {
     "int32": lambda ids: pa.array(ids, pa.int32()),
     "float64": lambda ids: pa.array(ids, pa.float64()),
     "float32": lambda ids: pa.array(ids, pa.float32()),
+    "decimal with three places": lambda ids: pa.array(
+        [None if n is None else Decimal(n) for n in ids], pa.decimal128(38, 3)
+    ),
+    "text with a decimal comma": lambda ids: pa.array([None if n is None else f"{n},0" for n in ids]),
     "decimal": lambda ids: pa.array([None if n is None else Decimal(n) for n in ids], pa.decimal128(20, 2)),
     "text": lambda ids: pa.array([None if n is None else str(n) for n in ids]),
     "text of floats": lambda ids: pa.array([None if n is None else f"{n}.0" for n in ids]),
@@ -145,6 +190,7 @@ CSV_COLUMNS: dict[str, Callable[[list[int | None]], pd.Series]] = {
     "floats": lambda ids: pd.Series(ids, dtype="float64"),
     "numpy": lambda ids: pd.Series([None if n is None else np.int32(n) for n in ids], dtype="object"),
     "blanks": lambda ids: pd.Series(["" if n is None else f"  {n} " for n in ids]),
+    "floats of a German spreadsheet": lambda ids: pd.Series(["#NV" if n is None else f"{n},0" for n in ids]),
     "text of missing": lambda ids: pd.Series(ids, dtype="float64").astype(str),
 }
 
@@ -189,6 +235,21 @@ def test_whole_numbers_keep_all_digits_or_are_refused(ids: list[int]) -> None:
     ]
     floats = name_patients("t.parquet", pack(pa.array([float(n) for n in ids], pa.float64())), len(ids))
     assert floats == [f"x:{n}" if abs(n) < 2**53 and abs(float(n)) < 2**53 else "" for n in ids]
+
+
+@pytest.mark.parametrize(
+    ("cell", "fault"),
+    [
+        ("#WERT!", "is '#WERT!', an error in a spreadsheet; correct the cell and export the table again"),
+        ("1,23457E+11", "is '1,23457E+11', a rounded number that several may share; export the column as text"),
+        ("2.000", "is '2.000', which is 2 or 2000 by language; export the column as text"),
+        ("NULL", "is 'NULL', which stands for a missing value; fill it in"),
+    ],
+)
+def test_a_cell_that_names_nobody_is_told_with_file_row_column_and_remedy(cell: str, fault: str) -> None:
+    rows = read([("a.png", "p1"), ("b.png", cell)], ["a.png", "b.png"])
+    assert rows["a.png"].problem is None
+    assert rows["b.png"].problem == ("row", f"t.csv row 3: 'Patient' {fault}")
 
 
 def test_codes_of_subtypes_may_be_numbers_too() -> None:
@@ -287,10 +348,16 @@ def test_suffixes_of_tables_are_in_any_case() -> None:
 
 
 def test_suffixes_of_pictures_are_in_any_case_where_only_one_is_meant() -> None:
-    paths = ["P1/a.tif", "P2/b.TIF", "c.tif", "c.TIF", "P3/a.png"]
-    told = read([("P1/a.TIF", "1"), ("b.tif", "2"), ("c.tif", "3"), ("c.TIF", "4"), ("c.Tif", "5")], paths)
+    paths = ["P1/a.tif", "P2/b.TIF", "c.tif", "c.TIF", "P3/a.png", "P4/d.tif", "P4/d.TIF"]
+    told = read(
+        [("P1/a.TIF", "1"), ("b.tif", "2"), ("c.tif", "3"), ("c.TIF", "4"), ("c.Tif", "5"), ("P4/d.Tif", "6")], paths
+    )
     assert used(told, paths) == {"P1/a.tif": "1", "P2/b.TIF": "2", "c.tif": "3", "c.TIF": "4"}
-    assert {path for path, row in told.items() if row.problem} == {"c.Tif"}
+    assert {path: row.problem[1] for path, row in told.items() if row.problem} == {
+        "c.Tif": "t.csv row 6: several images have this name, such as c.TIF and c.tif; give the path",
+        "P4/d.Tif": "t.csv row 7: several images differ from it in the suffix' case alone: P4/d.TIF and P4/d.tif; "
+        "write it as one is",
+    }
 
 
 def test_two_rows_that_mean_one_picture_by_two_suffixes_contradict() -> None:

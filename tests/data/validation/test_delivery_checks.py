@@ -220,21 +220,6 @@ def test_a_copy_in_any_orientation_under_another_patient_is_a_warning(
     assert {pair["path"] for pair in warned["rows"]}.isdisjoint(small.loc[1:3, "path"])
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), max_size=12), st.integers(0, 64))
-def test_pairs_that_look_alike_are_those_of_brute_force(looks: list[tuple[int, int]], distance: int) -> None:
-    from ml.data.validation.expectations import _find_near_duplicates
-
-    hashes = np.array([look for look, _ in looks], dtype=np.uint64)
-    patients = np.array([patient for _, patient in looks], dtype=object)
-    found = set(_find_near_duplicates(hashes[:, None], patients, distance))
-    assert found == {
-        (i, j, (a ^ b).bit_count())
-        for j, (b, q) in enumerate(looks)
-        for i, (a, p) in enumerate(looks[:j])
-        if p != q and (a ^ b).bit_count() <= distance
-    }
-
-
 def test_images_before_counts_by_pixels(small: pd.DataFrame) -> None:
     renamed = small.assign(path="elsewhere/" + small["path"]).iloc[2:]
     nothing = quarantine_table([])
