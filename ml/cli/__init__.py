@@ -13,6 +13,7 @@ from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
+from ml.core.messages import MAX_FAULT, cut_message
 from ml.local.cli import commands as local_commands
 
 
@@ -39,6 +40,7 @@ def main() -> None:
         cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
+        error.message = cut_message(error.message, MAX_FAULT)  # the parser quotes whole arguments
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:

@@ -21,10 +21,12 @@ _CLIENT_SETTINGS = {
     # MLflow must not take a model's requirements from the uv project that the process happens to be started in: this
     # package states them.
     "MLFLOW_UV_AUTO_DETECT": "false",
-    # By default it retries in silence for four minutes. These last some 15 s, which a restart of the server takes; a
-    # longer outage is told, and Airflow retries the task.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # By default it retries in silence for four minutes, and for 16 a server that accepts and says nothing. These are
+    # three tries within some 15 s, which a restart of the server takes, and 3 minutes of such silence. A longer outage
+    # is told, and Airflow retries the task.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "7",  # urllib3 waits 0 s before the first and 7 * 2 s before the second
 }
 
 

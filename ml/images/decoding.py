@@ -28,6 +28,7 @@ from ml.images.pixel_formats import (
     explain_unidentified,
     read_array,
 )
+from ml.images.tiff_directories import check_directories
 
 Pixels = NDArray[np.uint8]
 
@@ -76,7 +77,7 @@ def decode(data: bytes | BinaryIO, *, strict: bool = False, memory: int = MEMORY
 
 
 def _decode_rgb(file: BinaryIO, strict: bool, memory: int) -> Pixels:
-    with open_image(file, FORMATS if strict else EARLIER_FORMATS) as image:
+    with open_image(file, strict=strict) as image:
         if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
             raise ImageError("mode", f"pixel format {image.mode}; expected 8-bit RGB or greyscale")
         if strict:
@@ -90,16 +91,18 @@ def _decode_rgb(file: BinaryIO, strict: bool, memory: int) -> Pixels:
         return read_array(image)
 
 
-def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Reads a picture's header, by its content and not by its name.
+def open_image(file: BinaryIO, *, strict: bool = True) -> Image.Image:
+    """Reads a picture's header, by its content and not by its name; for ``strict`` see :func:`decode`.
 
     Raises:
         ImageError: its ``reason`` is ``undecodable`` (no image), ``mode`` (pixel format) or ``size`` (too large).
     """
     with warnings.catch_warnings(), explained_errors():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
+        if strict:
+            check_directories(file)
         try:
-            image = Image.open(file, formats=formats)
+            image = Image.open(file, formats=FORMATS if strict else EARLIER_FORMATS)
         except UnidentifiedImageError as error:
             if pixel_format := explain_unidentified(file):
                 raise ImageError("mode", f"{pixel_format}; export it as 8-bit RGB") from None

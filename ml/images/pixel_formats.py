@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from ml.core.errors import ImageError
+from ml.core.messages import quote_value
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 """Pillow's names of the file formats that are opened; a camera's JPEG with a thumbnail behind it calls itself MPO."""
@@ -36,7 +37,7 @@ DEEP_BITS = 16
 _BAND = 2**20
 """Pixels that are copied at once."""
 
-_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH, _DEPTHS = 256, 257, 322, 323, {32997: "planes", 32998: "planes a tile"}
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 254, 255, 258, 339, 338, 320
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
@@ -77,9 +78,14 @@ def find_sample_bits(image: Image.Image) -> int:
 def check_pages(image: Image.Image) -> None:
     """Checks that a file holds one picture. Smaller versions of it, as in a pyramid, and thumbnails do not count.
 
+    A TIFF may also hold a stack of planes as one picture, whose tiles or strips then take up the memory of all.
+
     Raises:
         ImageError: its ``reason`` is ``mode``.
     """
+    for tag, what in _DEPTHS.items() if isinstance(image, TiffImagePlugin.TiffImageFile) else ():
+        if (planes := image.tag_v2.get(tag, 1)) != 1:
+            raise ImageError("mode", f"TIFF of {quote_value(planes)} {what}; save each plane as a file")
     pages = _count_pages(image)
     if pages > 1:
         raise ImageError("mode", f"{pages} pictures in one file, and only the first would be read; save each as a file")
