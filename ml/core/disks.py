@@ -76,13 +76,11 @@ def explain_os_error(error: BaseException, folder: Path | None = None) -> Breakh
         return limit
     path = _find_path(cause) or (folder if cause.errno in _NAME_NO_FILE else None)
     explain = _EXPLANATIONS.get(cause.errno or 0)
-    if explain is None:
+    # Calls that concern no file, such as kill and mount, are refused by the same errors: they are not about a disk.
+    if explain is None or not (path or cause.errno in _NEED_ROOM):
         return None
     if cause.errno in _NEED_ROOM:
         return ConfigError(explain.format(place=_describe_room(path)))
-    # Calls that concern no file, such as kill and mount, are refused by the same errors: they are not about a disk.
-    if not path:
-        return None
     kind = TryAgain if cause.errno == errno.ESTALE else ConfigError
     return kind(explain.format(place=f"{cut_text(path, MAX_FAULT)}: ", user=_find_user()))
 
@@ -120,7 +118,7 @@ _EXPLANATIONS = {
     errno.ELOOP: "{place}links on the way lead in circles; remove one of them, or name another path",
     errno.ENOTDIR: "{place}something on the way is a file and no folder; move it away, or name another path",
     errno.EISDIR: "{place}it is a folder, where a file is meant; move it away, or name another path",
-    errno.ESTALE: "{place}its server of files was restarted or has lost it (stale file handle); mount it anew if it stays",
+    errno.ESTALE: "{place}its server of files was restarted or has lost it (stale file handle); mount it anew",
     errno.EIO: "{place}the disk or its server has failed (I/O error); the kernel's messages (dmesg) say more. Mend it, "
     f"or {LARGER_DISK}",
 }

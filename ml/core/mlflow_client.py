@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text
-from ml.core.mlflow_files import ARTIFACTS, check_files, database_uri
+from ml.core.mlflow_files import ARTIFACTS, DAMAGE, check_database, check_files, database_uri, explain_damage
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _CLIENT_SETTINGS = {
 }
 
 
+_SQLITE = "sqlite:///"
+
 _DATABASE_FAULTS = (
     "database or disk is full",
     "attempt to write a readonly database",
@@ -42,10 +44,13 @@ def connect(settings: Settings) -> "MlflowClient":
     """Points MLflow at the configured server or database and returns a client.
 
     Raises:
-        ConfigError: the home folder was moved, so its database names files that are no longer there.
+        ConfigError: the home folder was moved, so its database names files that are no longer there; or a database on
+            this machine is damaged.
     """
     if settings.mlflow_uri == database_uri(settings.home):
         check_files(settings.home)
+    if settings.mlflow_uri.startswith(_SQLITE):
+        check_database(Path(settings.mlflow_uri.removeprefix(_SQLITE)))
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -65,8 +70,8 @@ def find_outage(error: Exception) -> BreakhisError | None:
 
     Returns:
         TryAgain where the server is down or busy, CredentialsError where it refuses the login, ConfigError where the
-        address is another server's, or a disk of this machine cannot be written; None where MLflow has answered, for
-        instance that there is no such run.
+        address is another server's, its database is damaged, or a disk of this machine cannot be written; None where
+        MLflow has answered, for instance that there is no such run.
     """
     import mlflow
 
@@ -75,6 +80,9 @@ def find_outage(error: Exception) -> BreakhisError | None:
     server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
+    if fault := next((fault for fault in DAMAGE if fault in text), None):
+        uri = mlflow.get_tracking_uri()
+        return ConfigError(explain_damage(uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else server, fault))
     if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):  # SQLite's, of a local database
         return ConfigError(f"{server}: {fault}; see to the disk that it is on, and to who may write there")
     if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):

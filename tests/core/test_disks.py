@@ -34,7 +34,11 @@ def os_error(number: int, name: object = None) -> OSError:
         (errno.ELOOP, ConfigError, "here/file: links on the way lead in circles; remove one of them"),
         (errno.ENOTDIR, ConfigError, "here/file: something on the way is a file and no folder; move it away"),
         (errno.EISDIR, ConfigError, "here/file: it is a folder, where a file is meant; move it away"),
-        (errno.ESTALE, TryAgain, r"here/file: its server of files was restarted or .* \(stale file handle\); mount it"),
+        (
+            errno.ESTALE,
+            TryAgain,
+            r"here/file: its server of files was restarted or .* \(stale file handle\); mount it anew",
+        ),
         (errno.EIO, ConfigError, r"here/file: the disk or its server has failed \(I/O error\); the kernel's messages"),
         (errno.ENFILE, TryAgain, r"here/file: this machine has as many open files as its kernel allows .*; try again"),
     ],
