@@ -80,17 +80,23 @@ def find_outage(error: Exception) -> BreakhisError | None:
     server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
-    if fault := next((fault for fault in DAMAGE if fault in text), None):
-        uri = mlflow.get_tracking_uri()
-        return ConfigError(explain_damage(uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else server, fault))
-    if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):  # SQLite's, of a local database
-        return ConfigError(f"{server}: {fault}; see to the disk that it is on, and to who may write there")
+    if database := _explain_database(text, mlflow.get_tracking_uri()):
+        return database
     if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):
         # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
         cause = cut_text(text.rpartition("Caused by ")[2].strip("()"))
         return TryAgain(f"{server} cannot be reached or answers errors: {cause}; is it running?")
     if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text:
         return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")
+    return None
+
+
+def _explain_database(text: str, uri: str) -> ConfigError | None:
+    """Returns our error where a message has a fault that SQLite finds with its file."""
+    if fault := next((fault for fault in DAMAGE if fault in text), None):
+        return ConfigError(explain_damage(uri.removeprefix(_SQLITE), fault))
+    if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):
+        return ConfigError(f"MLflow at {uri}: {fault}; see to the disk that it is on, and to who may write there")
     return None
 
 
