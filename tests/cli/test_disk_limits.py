@@ -170,7 +170,7 @@ def test_drawn_pictures_that_do_not_fit_leave_nothing(tmp_path: Path, is_there: 
     [
         (("fetch", "x" * 100_000), 3, "xx…': a name has 200 characters at the most"),
         (("fetch", "x" * 100_000 + ".yaml"), 3, "cannot be read: File name too long"),
-        (("validate", "manifest-" + "x" * 100_000), 3, "the name is too long for this disk; shorten it"),
+        (("validate", "manifest-" + "x" * 100_000), 3, "is no id; give one that a stage printed"),
         (("reproduce", "x" * 100_000, "y" * 100_000), 2, ""),
         (("x" * 100_000,), 2, "No such command"),
         (("config", f"--{'x' * 100_000}"), 2, "No such option"),

@@ -158,7 +158,8 @@ def damage_schema(data):
 
 
 @pytest.mark.parametrize("damage", [damage_header, damage_schema, lambda _: b"text\n" * 1000])
-def test_a_damaged_database_is_told_at_once(fresh_database, tmp_path, damage):
+def test_a_damaged_database_is_told_at_once(fresh_database, tmp_path, monkeypatch, damage):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # where MLflow's client puts its address
     database = tmp_path / "mlflow.db"
     database.write_bytes(damage(fresh_database.read_bytes()))
     begin = time.monotonic()
