@@ -40,7 +40,8 @@ def main() -> None:
         cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.message = cut_message(error.message, MAX_FAULT)  # the parser quotes whole arguments
+        # The parser quotes whole arguments, and puts more around this when it is shown.
+        error.message = cut_message(error.message, MAX_FAULT)  # type: ignore[misc]
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:

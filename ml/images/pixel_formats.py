@@ -83,9 +83,10 @@ def check_pages(image: Image.Image) -> None:
     Raises:
         ImageError: its ``reason`` is ``mode``.
     """
-    for tag, what in _DEPTHS.items() if isinstance(image, TiffImagePlugin.TiffImageFile) else ():
-        if (planes := image.tag_v2.get(tag, 1)) != 1:
-            raise ImageError("mode", f"TIFF of {quote_value(planes)} {what}; save each plane as a file")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        for tag, what in _DEPTHS.items():
+            if (planes := image.tag_v2.get(tag, 1)) != 1:
+                raise ImageError("mode", f"TIFF of {quote_value(planes)} {what}; save each plane as a file")
     pages = _count_pages(image)
     if pages > 1:
         raise ImageError("mode", f"{pages} pictures in one file, and only the first would be read; save each as a file")

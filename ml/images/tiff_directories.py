@@ -39,9 +39,10 @@ def _count_directories(file: BinaryIO) -> int:
     if not start.startswith(tuple(TiffImagePlugin.PREFIXES)):
         return 0
     is_big = _BIG in start[2:4]
-    order, count_format, offset_format, entry_size = start[:2], *("QQ" if is_big else "HL"), 20 if is_big else 12
+    order = "<" if start.startswith(b"II") else ">"
     # A directory is the count of its entries, the entries, and where the next directory lies; 0 after the last.
-    count, offset = (struct.Struct(("<" if order == b"II" else ">") + kind) for kind in (count_format, offset_format))
+    count, offset = struct.Struct(order + ("Q" if is_big else "H")), struct.Struct(order + ("Q" if is_big else "L"))
+    entry_size = 20 if is_big else 12
     seen: set[int] = set()
     try:
         [place] = offset.unpack_from(start, 8 if is_big else 4)
