@@ -26,8 +26,10 @@ with DAG(
     @task
     def remind() -> list[str]:
         """Sends the reminders that are due; returns the runs whose reviews they are of."""
+        from breakhis_airflow.failures import explained_failures
         from breakhis_airflow.reminders import send_reminders
 
-        return send_reminders(get_current_context())
+        with explained_failures("remind"):
+            return send_reminders(get_current_context())
 
     remind()

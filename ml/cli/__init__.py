@@ -13,6 +13,7 @@ from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
+from ml.core.messages import MAX_FAULT, cut_message
 from ml.core.parameters import refuse_empty_texts
 from ml.local.cli import commands as local_commands
 
@@ -41,6 +42,8 @@ def main() -> None:
         cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
+        # The parser quotes whole arguments, and puts more around this when it is shown.
+        error.message = cut_message(error.message, MAX_FAULT)  # type: ignore[misc]
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ml.cli.options import json_option, output_result
+from ml.core.disks import explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError
 from ml.core.messages import quote_value
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
-from ml.core.yaml_files import NAME_PATTERN
+from ml.core.yaml_files import MAX_NAME, is_name
 from ml.data.sources import PLACEHOLDER, SOURCE_KINDS, TableSpec, load_source, source_files
 
 _FIRST_KEYS = ("name", "kind", "description")
@@ -40,9 +41,10 @@ def sources() -> None:
 @json_option
 def new(name: str, kind: str, layout: str, as_json: bool) -> None:
     """Write a commented YAML file for the source NAME, to be filled in; one that is there is never overwritten."""
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not is_name(name):
         raise ConfigError(
-            f"{quote_value(name)} cannot be a source's name: it is made of a-z, 0-9, _ and -, and begins with a letter"
+            f"{quote_value(name)} cannot be a source's name: it is made of a-z, 0-9, _ and -, begins with a letter and "
+            f"has {MAX_NAME} characters at the most"
         )
     path = read_settings().conf / "sources" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,10 +111,17 @@ def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already; name a new or empty folder")
-    for path, content in draw_files(images, seed, read_settings().worker_count):
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+    is_new = not folder.exists()
+    try:
+        with explained_os_errors(folder):
+            for path, content in draw_files(images, seed, read_settings().worker_count):
+                file = folder / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+    except BaseException:  # also where somebody stops it; the folder was new or empty, so all in it is ours
+        for made in [folder] if is_new else list(folder.iterdir()):
+            shutil.rmtree(made, ignore_errors=True)
+        raise
     output_result({"folder": str(folder), "images": images}, as_json, None)
 
 

@@ -59,7 +59,7 @@ def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> 
     from ml.data.manifest import make_manifest
 
     spec = load_source(source, settings.conf)
-    return make_manifest(spec, store, settings.worker_count, raw, settings.decoding_bytes)
+    return make_manifest(spec, store, settings.worker_count, raw, settings.decoding_bytes, settings.table_rows)
 
 
 @stage_command
@@ -88,7 +88,9 @@ def ingest(store: Store, settings: Settings, source: str) -> Json:
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
-    made = make_manifest(spec, store, settings.worker_count, fetched["version"], settings.decoding_bytes)
+    made = make_manifest(
+        spec, store, settings.worker_count, fetched["version"], settings.decoding_bytes, settings.table_rows
+    )
     validated = _validate_manifest(store, made["manifest"])
     published = publish_manifest(made["manifest"], store)
     return {**fetched, "raw": fetched["version"], **made, **validated, **published}

@@ -1,4 +1,4 @@
-"""Local files: writing one in one step, and our errors for a disk that is full, read-only or out of bounds."""
+"""Local files: writing one in one step, and our errors for a disk that is full, read-only, broken or out of bounds."""
 
 import errno
 import getpass
@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ml.core.errors import BreakhisError, ConfigError, TryAgain
+from ml.core.messages import MAX_FAULT, cut_text
 from ml.core.settings import read_settings
 
 LARGER_DISK = "move the store (BREAKHIS_STORE), the home folder (BREAKHIS_HOME) or temporary files (TMPDIR) elsewhere"
@@ -53,15 +54,16 @@ def explained_os_errors(folder: Path | None) -> Iterator[None]:
 
 
 def explain_os_error(error: BaseException, folder: Path | None = None) -> BreakhisError | None:
-    """Returns our error where a disk, or a limit on open files, is at fault, and not the program.
+    """Returns our error where a disk, a path or a limit on open files is at fault, and not the program.
 
     Args:
         error: what was raised, also for the reason of such an OSError.
         folder: where it happened, if the error itself names no file.
 
     Returns:
-        TryAgain where the whole machine has too many open files, ConfigError for all else, which stays until somebody
-        acts; it names the folder and what to free or change. None for any other error.
+        TryAgain where the whole machine has too many open files or a server of files was restarted, ConfigError for
+        all else, which stays until somebody acts; it names the folder and what to free or change. None for any other
+        error.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
@@ -72,14 +74,15 @@ def explain_os_error(error: BaseException, folder: Path | None = None) -> Breakh
         return ConfigError(f"{cause.strerror}; free some space there, or set TMPDIR to a folder that can be written")
     if limit := explain_file_limit(cause, folder):
         return limit
-    path = _find_path(cause) or (folder if cause.errno in _NEED_ROOM else None)
+    path = _find_path(cause) or (folder if cause.errno in _NAME_NO_FILE else None)
     explain = _EXPLANATIONS.get(cause.errno or 0)
-    if explain is None:
+    # Calls that concern no file, such as kill and mount, are refused by the same errors: they are not about a disk.
+    if explain is None or not (path or cause.errno in _NEED_ROOM):
         return None
     if cause.errno in _NEED_ROOM:
         return ConfigError(explain.format(place=_describe_room(path)))
-    # Calls that concern no file, such as kill and mount, are refused by the same errors: they are not about a disk.
-    return ConfigError(explain.format(place=f"{path}: ", user=_find_user())) if path else None
+    kind = TryAgain if cause.errno == errno.ESTALE else ConfigError
+    return kind(explain.format(place=f"{cut_text(path, MAX_FAULT)}: ", user=_find_user()))
 
 
 def explain_file_limit(error: OSError, folder: Path | None = None) -> BreakhisError | None:
@@ -98,7 +101,10 @@ def explain_file_limit(error: OSError, folder: Path | None = None) -> BreakhisEr
 
 
 _NEED_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a write, which name no file."""
+"""Errors of a write for which there is no room."""
+
+_NAME_NO_FILE = _NEED_ROOM | {errno.EIO, errno.ESTALE}
+"""Errors of reading and writing an open file, which name no file."""
 
 _EXPLANATIONS = {
     errno.ENOSPC: f"{{place}}the disk is full; free some space, or {LARGER_DISK}",
@@ -107,6 +113,14 @@ _EXPLANATIONS = {
     errno.EROFS: f"{{place}}the disk is read-only; mount it for writing, or {LARGER_DISK}",
     errno.EACCES: f"{{place}}user {{user}} has no right to it; give it by chown or chmod, or {LARGER_DISK}",
     errno.EPERM: f"{{place}}user {{user}} may not change it; see its owner and attributes, or {LARGER_DISK}",
+    errno.ENAMETOOLONG: "{place}the name is too long for this disk; shorten it, or that of a folder above",
+    errno.EMLINK: f"{{place}}a folder above has as many folders or links as this disk allows; {LARGER_DISK}",
+    errno.ELOOP: "{place}links on the way lead in circles; remove one of them, or name another path",
+    errno.ENOTDIR: "{place}something on the way is a file and no folder; move it away, or name another path",
+    errno.EISDIR: "{place}it is a folder, where a file is meant; move it away, or name another path",
+    errno.ESTALE: "{place}its server of files was restarted or has lost it (stale file handle); mount it anew",
+    errno.EIO: "{place}the disk or its server has failed (I/O error); the kernel's messages (dmesg) say more. Mend it, "
+    f"or {LARGER_DISK}",
 }
 
 

@@ -49,9 +49,9 @@ def hide_access(text: object) -> str:
     return re.sub(r"\?[^\s'\")]+", "?…", re.sub(r"//[^/@\s]*@", "//…@", str(text)))
 
 
-def cut_message(message: str) -> str:
+def cut_message(message: str, limit: int = MAX_MESSAGE) -> str:
     """Returns a message without its middle where it is too long. What is wrong stands first, what to do next last."""
-    if len(message) <= MAX_MESSAGE:
+    if len(message) <= limit:
         return message
-    kept = MAX_MESSAGE // 2 - 1
+    kept = limit // 2 - 1
     return f"{message[:kept]} … {message[-kept + 1 :]}"

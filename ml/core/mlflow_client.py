@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text
-from ml.core.mlflow_files import ARTIFACTS, check_files, database_uri
+from ml.core.mlflow_files import ARTIFACTS, DAMAGE, check_database, check_files, database_uri, explain_damage
 from ml.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,12 +21,16 @@ _CLIENT_SETTINGS = {
     # MLflow must not take a model's requirements from the uv project that the process happens to be started in: this
     # package states them.
     "MLFLOW_UV_AUTO_DETECT": "false",
-    # By default it retries in silence for four minutes. These last some 15 s, which a restart of the server takes; a
-    # longer outage is told, and Airflow retries the task.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # By default it retries in silence for four minutes, and for 16 a server that accepts and says nothing. These are
+    # three tries within some 15 s, which a restart of the server takes, and 3 minutes of such silence. A longer outage
+    # is told, and Airflow retries the task.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "7",  # urllib3 waits 0 s before the first and 7 * 2 s before the second
 }
 
+
+_SQLITE = "sqlite:///"
 
 _DATABASE_FAULTS = (
     "database or disk is full",
@@ -40,10 +44,13 @@ def connect(settings: Settings) -> "MlflowClient":
     """Points MLflow at the configured server or database and returns a client.
 
     Raises:
-        ConfigError: the home folder was moved, so its database names files that are no longer there.
+        ConfigError: the home folder was moved, so its database names files that are no longer there; or a database on
+            this machine is damaged.
     """
     if settings.mlflow_uri == database_uri(settings.home):
         check_files(settings.home)
+    if settings.mlflow_uri.startswith(_SQLITE):
+        check_database(Path(settings.mlflow_uri.removeprefix(_SQLITE)))
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -63,8 +70,8 @@ def find_outage(error: Exception) -> BreakhisError | None:
 
     Returns:
         TryAgain where the server is down or busy, CredentialsError where it refuses the login, ConfigError where the
-        address is another server's, or a disk of this machine cannot be written; None where MLflow has answered, for
-        instance that there is no such run.
+        address is another server's, its database is damaged, or a disk of this machine cannot be written; None where
+        MLflow has answered, for instance that there is no such run.
     """
     import mlflow
 
@@ -73,14 +80,23 @@ def find_outage(error: Exception) -> BreakhisError | None:
     server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
-    if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):  # SQLite's, of a local database
-        return ConfigError(f"{server}: {fault}; see to the disk that it is on, and to who may write there")
+    if database := _explain_database(text, mlflow.get_tracking_uri()):
+        return database
     if code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or text.startswith("API request to http"):
         # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
         cause = cut_text(text.rpartition("Caused by ")[2].strip("()"))
         return TryAgain(f"{server} cannot be reached or answers errors: {cause}; is it running?")
     if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text:
         return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")
+    return None
+
+
+def _explain_database(text: str, uri: str) -> ConfigError | None:
+    """Returns our error where a message has a fault that SQLite finds with its file."""
+    if fault := next((fault for fault in DAMAGE if fault in text), None):
+        return ConfigError(explain_damage(uri.removeprefix(_SQLITE), fault))
+    if fault := next((fault for fault in _DATABASE_FAULTS if fault in text), None):
+        return ConfigError(f"MLflow at {uri}: {fault}; see to the disk that it is on, and to who may write there")
     return None
 
 

@@ -34,13 +34,43 @@ def database_uri(home: Path) -> str:
     return f"sqlite:///{_find_database(home)}"
 
 
+DAMAGE = ("file is not a database", "database disk image is malformed", "malformed database schema")
+"""What SQLite says of a file that is something else or damaged."""
+
+
+def check_database(file: Path) -> None:
+    """Checks that SQLite can open a file, as far as its beginning tells; MLflow itself would try again for two minutes.
+
+    One that is missing, in use or may not be read passes: MLflow says so at once, or makes it.
+
+    Raises:
+        ConfigError: it is no database, or damaged.
+    """
+    try:
+        with closing(_open_to_read(file)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        return
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(explain_damage(str(file), str(error))) from None
+
+
+def explain_damage(place: str, fault: str) -> str:
+    """Returns the message about a damaged database of MLflow's; ``fault`` is what SQLite says of it."""
+    return (
+        f"{place}: MLflow's database is damaged ({fault}); stop what uses it, and restore the file from a backup, or "
+        "save what can still be read by: sqlite3 FILE .recover"
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def check_files(home: Path) -> None:
     """Checks that MLflow's database in a home folder names that folder's files. It is asked once a process.
 
     Raises:
-        ConfigError: it names another folder's, so the home folder was moved or copied.
+        ConfigError: it names another folder's, so the home folder was moved or copied; or it is damaged.
     """
+    check_database(_find_database(home))
     for old in _find_other_folders(home):
         raise ConfigError(
             f"the home folder was moved or copied to {home}: MLflow's database in it says that its files lie in {old}. "
@@ -56,8 +86,10 @@ def relocate_files(home: Path) -> dict[str, int]:
 
     Raises:
         TryAgain: another process writes to the database. Nothing is changed then.
+        ConfigError: the database is damaged.
     """
     check_files.cache_clear()
+    check_database(_find_database(home))
     corrected: dict[str, int] = {}
     try:
         with closing(sqlite3.connect(_find_database(home))) as database, database:
@@ -93,10 +125,14 @@ def _find_other_folders(home: Path) -> list[Path]:
 
 def _read_places(database: Path) -> Iterator[str]:
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        with closing(_open_to_read(database)) as connection:
             yield from (row[0] for row in connection.execute("SELECT artifact_location FROM experiments") if row[0])
     except sqlite3.Error:  # not MLflow's, damaged or in use: MLflow itself says what is wrong
         return
+
+
+def _open_to_read(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _find_artifacts_folder(place: str) -> Path | None:

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     mlflow_ui: str = Field("", description="Address of MLflow's pages for links; default: the tracking server's.")
     weights: str = Field(
         "imagenet",
-        description="Backbone weights: imagenet (Keras downloads them), random, or a path or URI of a no-top .h5 or "
+        description="Backbone weights: imagenet (Keras' file, downloaded), random, or a path or URI of a no-top .h5 or "
         ".keras file.",
     )
     backend: Literal["auto", "openvino", "tensorflow"] = Field(
@@ -58,9 +58,14 @@ class Settings(BaseSettings):
         description="MB of memory that decoding one picture may take, in each of these processes; a new picture whose "
         "header asks for more is quarantined.",
     )
-    archive_entries: int = Field(200_000, ge=1, description="Files and folders that a source's archive may hold.")
+    archive_entries: int = Field(
+        200_000, ge=1, description="Files and folders that a source's archive, folder or bucket may hold."
+    )
     archive_size: int = Field(
         100_000, ge=1, description="MB that a source's archive may unpack to, whether its files are pictures or not."
+    )
+    table_rows: int = Field(
+        500_000, ge=1, description="Rows that a source's table may have; a kilobyte of memory each."
     )
     gpus: int | None = Field(None, ge=0, description="GPUs for the gpu pool; default: as many as are found.")
     gpu_required: bool = Field(

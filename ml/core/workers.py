@@ -2,16 +2,19 @@
 
 import ctypes
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ml.core.errors import TryAgain
 
@@ -20,6 +23,9 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _RETAINED_BYTES = 32 * 2**20
+
+Death = Literal["crashed", "time"]
+"""Why a job's process ended: ``time`` if it had used up its CPU time, ``crashed`` for whatever else killed it."""
 
 _NICENESS = 5
 
@@ -56,7 +62,11 @@ def map_in_processes(
 
 
 def map_surviving_crashes(
-    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, on_crash: Callable[[Job], Result]
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    on_crash: Callable[[Job, Death], Result],
+    cpu_seconds: float | None = None,
 ) -> Generator[Result, None, None]:
     """Does what :func:`map_in_processes` does, and goes on after a job has killed the process that does it.
 
@@ -67,8 +77,10 @@ def map_surviving_crashes(
     Args:
         function: a module-level function; it and the jobs are pickled.
         jobs: consumed as they are needed.
-        workers: number of processes; with none, this process does the work, and a crash ends it.
-        on_crash: returns the result of a job that killed its process.
+        workers: number of processes; with none, this process does the work without a limit, and a crash ends it.
+        on_crash: returns the result of a job that killed its process, given why.
+        cpu_seconds: CPU time that a job may take, of all threads of its process, which the kernel kills then; None: as
+            much as it wants. Another process' work does not count, so that a busy machine costs no job.
 
     Raises:
         TryAgain: not even an idle process stays alive.
@@ -77,6 +89,8 @@ def map_surviving_crashes(
     if workers < 1:
         yield from map(function, jobs)
         return
+    if cpu_seconds is not None:
+        function = partial(_run_limited, function, cpu_seconds)
     remaining = iter(jobs)
     while True:
         pending: deque[_Chunk[Job, Result]] = deque()
@@ -128,6 +142,7 @@ class _LonelyProcess:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
+        self._process: BaseProcess | None = None  # the pool's only one
 
     def __enter__(self) -> "_LonelyProcess":
         return self
@@ -136,7 +151,7 @@ class _LonelyProcess:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job], Result]) -> Result:
+    def run(self, function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job, Death], Result]) -> Result:
         """Returns the job's result, or ``on_crash``'s where it killed the process.
 
         Raises:
@@ -151,15 +166,16 @@ class _LonelyProcess:
         except BrokenProcessPool:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-            return on_crash(job)
+            is_slow = self._process is not None and self._process.exitcode == -signal.SIGPROF
+            return on_crash(job, "time" if is_slow else "crashed")
 
-    @staticmethod
-    def _start() -> ProcessPoolExecutor:
+    def _start(self) -> ProcessPoolExecutor:
         pool = _start_pool(1)
         with _hide_main_module():
             future = pool.submit(os.getpid)
         try:
-            future.result()
+            pid = future.result()
+            self._process = next((process for process in active_children() if process.pid == pid), None)
         except BrokenProcessPool:
             pool.shutdown(cancel_futures=True)
             raise TryAgain(
@@ -242,6 +258,18 @@ def _retain_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _RETAINED_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _RETAINED_BYTES)
+
+
+def _run_limited(function: Callable[[Job], Result], cpu_seconds: float, job: Job) -> Result:
+    """Does a job; the kernel ends this process by SIGPROF once that has taken so much CPU time.
+
+    A decoder's loop in C sees no exception of Python's, and a signal without a handler ends it all the same.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        return function(job)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _run_jobs(function: Callable[[Job], Result], chunk: list[Job]) -> list[Result]:

@@ -4,13 +4,14 @@ The model says what each value is. Where it asks for a text, the value stays as 
 ``2024-01-02`` are texts with and without quotes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from ml.core.errors import ConfigError
 from ml.core.messages import MAX_FAULT, cut_text, list_items, quote_value
@@ -20,6 +21,18 @@ from ml.core.yaml_nodes import Block, Items, MisreadValue, Node, Scalar, parse_y
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 """Pattern of the names of sources, training sets and policies, which become part of DAG ids and model names."""
+
+MAX_NAME = 200
+"""Characters of such a name. With what is put around it, it still has to be the name of a file (255 bytes on most
+disks), of a DAG (250) and of a registered model (256)."""
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME)]
+"""Name of something declared in YAML."""
+
+
+def is_name(text: str) -> bool:
+    """Says whether a text can be the name of something declared in YAML; see :data:`Name`."""
+    return len(text) <= MAX_NAME and re.fullmatch(NAME_PATTERN, text) is not None
 
 
 Keys = tuple[str | int, ...]
@@ -131,6 +144,8 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
         ConfigError: there is no such file; the message lists the names in ``folder``, and the nearest one.
     """
     path = folder / f"{reference}.yaml"
+    if not reference.endswith(".yaml") and len(reference) > MAX_NAME:
+        raise ConfigError(f"{quote_value(reference)}: a name has {MAX_NAME} characters at the most")
     try:
         if reference.endswith(".yaml"):
             path = (relative_to or Path.cwd()) / expand_home(reference)

@@ -58,9 +58,9 @@ def read_file_name_facts(path: str) -> ImageFacts:
 
 
 def read_table_facts(
-    spec: SourceSpec, files: list[SourceFile], store: Store
+    spec: SourceSpec, files: list[SourceFile], store: Store, max_rows: int
 ) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
-    """Reads the facts about a source's images from its table.
+    """Reads the facts about a source's images from its table, which may have ``max_rows``.
 
     Returns:
         the source's files without the table itself, a reader of the facts about each, and the table's rows without an
@@ -77,7 +77,7 @@ def read_table_facts(
         raise SourceError(f"{spec.file}: the source has {len(tables)} files {spec.table.file!r} (table: file)")
     [table] = tables
     images = [file for file in files if file is not table]
-    rows = read_table(spec, store.blob(table.sha256), [file.path for file in images])
+    rows = read_table(spec, store.blob(table.sha256), [file.path for file in images], max_rows)
     # Numbers the images of a slide at a magnification, as BreakHis' file names do.
     numbers: Counter[tuple[str, str, int]] = Counter()
     facts: dict[str, ImageFacts] = {}

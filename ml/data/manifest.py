@@ -14,6 +14,7 @@ from ml.data.identifiers import normalize_name
 from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
+from ml.data.sources.table_cells import MAX_ROWS
 from ml.data.sources.tables import TableRow
 from ml.images.decoding import MEMORY
 from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
@@ -65,7 +66,14 @@ TIE_COLUMNS = ("pixel_sha256", "patient", "slide", "source", "path", "kept_patie
 image was kept in its place."""
 
 
-def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None = None, memory: int = MEMORY) -> Json:
+def make_manifest(
+    spec: SourceSpec,
+    store: Store,
+    workers: int,
+    raw: str | None = None,
+    memory: int = MEMORY,
+    max_rows: int = MAX_ROWS,
+) -> Json:
     """Reads every file of a raw version and separates usable images from the rest (the ``manifest`` stage).
 
     Args:
@@ -74,6 +82,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
         workers: processes that decode; with none, this process does.
         raw: the raw version's id; default: the source's latest.
         memory: bytes that decoding a picture may take.
+        max_rows: rows that the source's table may have.
 
     Returns:
         ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is
@@ -99,7 +108,7 @@ def make_manifest(spec: SourceSpec, store: Store, workers: int, raw: str | None 
     known = store.memo("manifest", inputs)
     if known and store.exists(known["manifest"]) and not erased:
         return {**known, "decoded": 0}
-    files, read_facts, unmatched = _list_files(spec, raw, store)
+    files, read_facts, unmatched = _list_files(spec, raw, store, max_rows)
     files = _remove_erased_files(files, read_facts, erased, store)
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
@@ -145,13 +154,15 @@ def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
     return raw
 
 
-def _list_files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
+def _list_files(
+    spec: SourceSpec, raw: str, store: Store, max_rows: int
+) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
     """Returns a raw version's image files, a reader of the facts about each, and table rows without an image."""
     import pandas as pd
 
     listing = pd.read_parquet(store.file(raw, "files.parquet"))
     files = [SourceFile(path, sha256) for path, sha256 in zip(listing["path"], listing["sha256"], strict=True)]
-    return read_table_facts(spec, files, store) if spec.table else (files, read_file_name_facts, [])
+    return read_table_facts(spec, files, store, max_rows) if spec.table else (files, read_file_name_facts, [])
 
 
 def _store_manifest(

@@ -16,7 +16,7 @@ from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
-from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_yaml
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_yaml
 from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
 from ml.data.sources.check_settings import NearDuplicates
@@ -48,10 +48,10 @@ class SplitSpec(YamlModel):
 class TrainingSet(YamlModel):
     """A training set, as its YAML file declares it."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Becomes retrain_<name>, <name>-binary and <name>-subtype.")
+    name: Name = Field(description="Becomes retrain_<name>, <name>-binary and <name>-subtype.")
     description: str = Field("", description="For the people who watch the DAG.")
     sources: tuple[str, ...] = Field(min_length=1, description="Names of sources, or paths of YAML files beside this.")
-    ledger: str = Field(pattern=NAME_PATTERN, description="The split ledger: which side each case is on, for ever.")
+    ledger: Name = Field(description="The split ledger: which side each case is on, for ever.")
     split: SplitSpec = Field(SplitSpec(), description="How the ledger is split; fixed with its first entry.")
     policy: str = Field(description="Name of the promotion policy, or the path of a YAML file beside this one.")
     preset: PresetName = Field(description="The recipe, unless the form of the DAG says otherwise.")

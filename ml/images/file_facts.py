@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 from ml.core.errors import ImageError
 from ml.core.progress import track
 from ml.core.store import Store, digest
-from ml.core.workers import map_surviving_crashes
+from ml.core.workers import Death, map_surviving_crashes
 from ml.images.decoding import MEMORY, Pixels, decode, explained_errors, pixel_hash
 from ml.images.deep_pictures import decode_scaled
 
 VERSION = 4
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
 
-UNSETTLED = frozenset({"memory", "crashed"})
+UNSETTLED = frozenset({"memory", "crashed", "time"})
 """Reasons that another machine or setting may not give: such facts are not remembered, and the file is tried again."""
+
+CPU_SECONDS = 120.0
+"""CPU time that reading one picture may take. docs/sources.md says what the slowest ones take that are allowed."""
 
 ORIENTATIONS = (
     *("UPRIGHT", "FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"),
@@ -52,12 +55,12 @@ def inspect_files(
     """Returns the facts of each file by its SHA-256, and the number of files that had to be decoded.
 
     A file is decoded once, whichever sources and versions contain it. One that kills the process that decodes it has
-    the reason ``crashed``.
+    the reason ``crashed``, and one that takes more than ``CPU_SECONDS`` the reason ``time``.
 
     Args:
         hashes: SHA-256 of each file in the store.
         store: the store with the files and the cache of facts.
-        workers: processes that decode; with none, this process does, and such a file ends it.
+        workers: processes that decode; with none, this process does, for as long as it takes, and a crash ends it.
         significant_bits: bits that deeper pictures fill, which are scaled to 8; None refuses such pictures.
         memory: bytes that decoding a picture may take.
     """
@@ -68,7 +71,7 @@ def inspect_files(
         return known, 0
     jobs = (_DecodingJob(store.root, sha256, significant_bits, memory) for sha256 in missing)
     fresh: dict[str, PictureFacts] = {}
-    decoded = map_surviving_crashes(_decode_file, jobs, workers, _explain_crash)
+    decoded = map_surviving_crashes(_decode_file, jobs, workers, _explain_death, CPU_SECONDS)
     for sha256, facts in track(decoded, total=len(missing), what="reading images"):
         fresh[sha256] = facts
         if len(fresh) == _PART:
@@ -156,12 +159,13 @@ def _decode_file(job: _DecodingJob) -> tuple[str, PictureFacts]:
     return job.sha256, replace(facts, scaled_sha256="" if readable is content else store.put_blob(readable))
 
 
-def _explain_crash(job: _DecodingJob) -> tuple[str, PictureFacts]:
-    detail = (
-        "reading it killed the process that did, also alone: the decoder crashed, or memory ran out; look at the file "
-        "with other software, export it anew, or remove it"
-    )
-    return job.sha256, PictureFacts(reason="crashed", detail=detail)
+def _explain_death(job: _DecodingJob, why: Death) -> tuple[str, PictureFacts]:
+    what_happened = {
+        "crashed": "reading it killed the process that did, also alone: the decoder crashed, or memory ran out",
+        "time": f"reading it takes more than {CPU_SECONDS:,.0f} s of a core, which no ordinary picture needs",
+    }
+    advice = "look at the file with other software, export it anew, or remove it"
+    return job.sha256, PictureFacts(reason=why, detail=f"{what_happened[why]}; {advice}")
 
 
 def perceptual_hashes(pixels: Pixels) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from ml.core.errors import ImageError
+from ml.core.messages import quote_value
 from ml.images.tiff_directories import count_pictures
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -37,7 +38,7 @@ DEEP_BITS = 16
 _BAND = 2**20
 """Pixels that are copied at once."""
 
-_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH, _DEPTHS = 256, 257, 322, 323, {32997: "planes", 32998: "planes a tile"}
 _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _COLOUR_MAP = 258, 339, 338, 320
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
@@ -79,11 +80,16 @@ def find_sample_bits(image: Image.Image) -> int:
 def check_pages(image: Image.Image) -> None:
     """Checks that a file holds one picture. Smaller versions of it, as in a pyramid, and thumbnails do not count.
 
-    A page or a SubIFD of a TIFF is a smaller version if it says so and is smaller.
+    A page or a SubIFD of a TIFF is a smaller version if it says so and is smaller. It may also hold a stack of planes
+    as one picture, whose tiles or strips then take up the memory of all.
 
     Raises:
         ImageError: its ``reason`` is ``mode``.
     """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        for tag, what in _DEPTHS.items():
+            if (planes := image.tag_v2.get(tag, 1)) != 1:
+                raise ImageError("mode", f"TIFF of {quote_value(planes)} {what}; save each plane as a file")
     pages = _count_pages(image)
     if pages > 1:
         raise ImageError("mode", f"{pages} pictures in one file, and only the first would be read; save each as a file")

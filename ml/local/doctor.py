@@ -23,7 +23,8 @@ from ml.local.airflow_server import POOLS, find_pool_trouble
 from ml.local.gpus import count_gpus
 from ml.local.ports import HOST, free_ports
 from ml.local.stack import Stack
-from ml.training.backbone_weights import IMAGENET_URL, find_weights_file, imagenet_cache_file
+from ml.training.backbone_weights import find_weights_file
+from ml.training.imagenet_download import IMAGENET_URL, imagenet_cache_file
 
 GIB = 2**30
 DISK_DEMO = 3 * GIB

@@ -15,7 +15,7 @@ from ml.core.errors import Refused
 from ml.core.messages import quote_value
 from ml.core.store import Json, canonical
 from ml.core.taxonomy import SUBTYPES, Task, class_names
-from ml.core.yaml_files import NAME_PATTERN
+from ml.core.yaml_files import Name
 from ml.evaluation.evaluation import SLICE_COLUMNS
 from ml.evaluation.metric_names import METRIC_NAMES
 
@@ -52,7 +52,6 @@ _Ends = Annotated[list[_Number], Field(min_length=2, max_length=2)]
 _Metrics = Annotated[dict[_Metric, _Number], AfterValidator(_check_ranges)]
 _Intervals = Annotated[dict[_Metric, _Ends], AfterValidator(_check_ranges)]
 _Notes = dict[_Metric, Annotated[str, StringConstraints(pattern=f"^{_NOTE}$")]]
-_Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -84,7 +83,7 @@ class _ClassScores(_Claims):
 
 class _Slices(_Claims):
     magnification: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,5}$")], _Slice] = {}
-    source: dict[_Name, _Slice] = {}
+    source: dict[Name, _Slice] = {}
     subtype: dict[Literal[SUBTYPES], _Slice] = {}  # type: ignore[valid-type]
 
 
@@ -100,14 +99,14 @@ class _Evaluation(_Claims):
 
 
 class _Tags(_Claims):
-    set: _Name
+    set: Name
     task: Literal["binary", "subtype"]
     dataset: Annotated[str, StringConstraints(pattern="^dataset-[0-9a-f]{12}$")]
     split: Annotated[str, StringConstraints(pattern="^split-[0-9a-f]{12}$")]
     weights: Annotated[str, StringConstraints(pattern="^weights-[0-9a-f]{12}$")]
     weights_kind: Literal["imagenet", "file", "random"]
-    ledger: _Name
-    preset: _Name
+    ledger: Name
+    preset: Name
     seed: Annotated[str, StringConstraints(pattern=r"^-?\d{1,20}$")]
     code_sha256: _Sha256 | None = None
     lock_sha256: _Sha256 | None = None

@@ -6,21 +6,14 @@ average-pooled features, float32 (n, 1280).
 """
 
 import hashlib
-import os
-import socket
-import sys
-import tempfile
 import zipfile
 import zlib
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies
+from urllib.parse import unquote
 
 import numpy as np
 from cloudpathlib import S3Path
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from ml.core.devices import import_tensorflow_quietly
@@ -31,6 +24,7 @@ from ml.core.progress import say, warn
 from ml.core.store import Json, Store
 from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
 from ml.images.decoding import INPUT_SIZE, resize
+from ml.training.imagenet_download import DownloadError, check_download, fetch_imagenet_file
 
 if TYPE_CHECKING:
     import keras
@@ -38,15 +32,8 @@ if TYPE_CHECKING:
 FEATURE_SIZE = 1280
 """Length of the backbone's feature vector."""
 
-IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5"
-"""The address from which Keras downloads the ImageNet weights."""
-
 _RANDOM_SEED = 20161
 _RANDOM_SCALE = 0.1
-_DOWNLOAD_TIMEOUT = 30.0  # seconds; Keras sets none of its own
-_IMAGENET_HOST = urlsplit(IMAGENET_URL).netloc
-_IMAGENET_FILE = IMAGENET_URL.rpartition("/")[2]
-_IMAGENET_MD5 = "50bc09e76180e00e4465e1a485ddc09d"  # as Keras' own application states it
 _IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
 
 
@@ -67,8 +54,8 @@ def resolve_weights(wanted: str, store: Store, *, allow_random: bool = False) ->
     """Put the wanted weights into the store, once, as a backbone that stages and models load from there.
 
     Args:
-        wanted: ``imagenet`` (Keras downloads them), ``random``, or the path or URI of a file: ``.h5`` is read as Keras'
-            own no-top file for EfficientNetB0, ``.keras`` as a whole backbone.
+        wanted: ``imagenet`` (Keras' file, downloaded), ``random``, or the path or URI of a file: ``.h5`` is read as
+            Keras' own no-top file for EfficientNetB0, ``.keras`` as a whole backbone.
         store: the store that keeps them.
         allow_random: use random weights if ``imagenet`` cannot be downloaded, with a warning.
 
@@ -82,7 +69,7 @@ def resolve_weights(wanted: str, store: Store, *, allow_random: bool = False) ->
         return Weights(known["id"], known["kind"])
     try:
         backbone, kind = _load(wanted)
-    except _DownloadError as error:
+    except DownloadError as error:
         if not allow_random:
             raise
         say("=" * 100)
@@ -152,24 +139,14 @@ def load_backbone(weights: str, store: Store) -> "keras.Model":
     return backbone
 
 
-class _DownloadError(WeightsError):
-    def __init__(self, error: object) -> None:
-        reason = " ".join(str(error).split())
-        super().__init__(
-            f"ImageNet weights cannot be downloaded from {_IMAGENET_HOST} ({reason}). Without access to it, put "
-            f"Keras' {_IMAGENET_FILE} on disk or in the store and set BREAKHIS_WEIGHTS to its path or URI, or set it "
-            "to 'random' to try the workflow."
-        )
-
-
 def _load(wanted: str) -> tuple["keras.Model", str]:
     if wanted == "imagenet":
-        _check_download()
+        check_download()
     import_tensorflow_quietly()
     if wanted == "random":
         return _random(), "random"
     if wanted == "imagenet":
-        return _download_imagenet(), "imagenet"
+        return _read_h5(fetch_imagenet_file(), "imagenet"), "imagenet"
     return _read_file(wanted), "file"
 
 
@@ -179,45 +156,6 @@ def _build_backbone() -> "keras.Model":
     return keras.applications.EfficientNetB0(
         include_top=False, weights=None, input_shape=(INPUT_SIZE, INPUT_SIZE, 3), pooling="avg", name="efficientnetb0"
     )
-
-
-def imagenet_cache_file() -> Path:
-    """Returns the path where Keras keeps the ImageNet weights that it has downloaded."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / _IMAGENET_FILE
-
-
-def _check_download() -> None:
-    """Fail at once if the weights cannot be downloaded, rather than after TensorFlow's slow import.
-
-    Raises:
-        _DownloadError: they are not in Keras' cache, and their host cannot be reached.
-    """
-    if imagenet_cache_file().is_file() or "https" in getproxies():
-        return
-    try:
-        socket.create_connection((_IMAGENET_HOST, 443), timeout=_DOWNLOAD_TIMEOUT / 3).close()
-    except OSError as error:
-        raise _DownloadError(error) from None
-
-
-def _download_imagenet() -> "keras.Model":
-    import keras
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-    try:
-        # One process at a time: the next one would take Keras' half-finished download for the file.
-        with _download_lock(), redirect_stdout(sys.stderr):  # Keras prints its progress to the stream of our result
-            file = keras.utils.get_file(_IMAGENET_FILE, IMAGENET_URL, cache_subdir="models", file_hash=_IMAGENET_MD5)
-    except Exception as error:  # Keras raises a bare Exception for a refused download
-        raise _DownloadError(error) from None
-    finally:
-        socket.setdefaulttimeout(before)
-    return _read_h5(Path(file), "imagenet")
-
-
-def _download_lock() -> FileLock:
-    return FileLock(Path(tempfile.gettempdir()) / f"breakhis-imagenet-{os.getuid()}.lock")
 
 
 def _read_file(wanted: str) -> "keras.Model":

@@ -7,8 +7,7 @@ Each place (:mod:`breakhis_airflow.places`) is a subclass that starts the comman
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,11 +18,10 @@ from airflow.sdk.log import mask_secret
 
 from breakhis_airflow.connections import read_connection
 from breakhis_airflow.environment import select_stage_environment
+from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
 from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.notifications import notify_of_failure
 from breakhis_airflow.run_conf import refuse_unknown_conf
-from ml.core.disks import explain_os_error
-from ml.core.errors import EXIT_BAD_INPUT, EXIT_REFUSED, BreakhisError
 from ml.core.settings import read_settings
 
 DEFAULT_ARGS: dict[str, Any] = {
@@ -36,9 +34,6 @@ DEFAULT_ARGS: dict[str, Any] = {
     "pre_execute": refuse_unknown_conf,
 }
 """Arguments of every DAG. Retries are for lost networks and lost machines; errors that would recur are not retried."""
-
-_EXIT_USAGE = 2
-_FINAL_STATUSES = frozenset({_EXIT_USAGE, EXIT_BAD_INPUT, EXIT_REFUSED})
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ class StageOperator(BaseOperator):
             [self.stage, *self.arguments], key, {**select_stage_environment(os.environ), **origin, **variables}, context
         )
         self.log.info("Running: %s", " ".join(job.command(read_settings().store)))
-        with _explained_failures(f"breakhis {self.stage}"):
+        with explained_failures(f"breakhis {self.stage}"):
             ended = self.run_stage(job, output)
             self.stage_result, _ = Store(read_settings().store, {**os.environ, **variables}).read(ended.key)
         for link in self.operator_extra_links:
@@ -152,7 +147,7 @@ class StageOperator(BaseOperator):
         if self.stage_result is not None:
             ti.xcom_push(key="return_value", value=self.stage_result)
         problem = f"breakhis {self.stage}{_describe_problem(ended, output.error)}"
-        is_final = ended.is_final or ended.status in _FINAL_STATUSES
+        is_final = ended.is_final or ended.status in FINAL_STATUSES
         raise AirflowFailException(problem) if is_final else AirflowException(problem)
 
     @abstractmethod
@@ -170,24 +165,6 @@ class StageOperator(BaseOperator):
             secrets += values.secrets
             variables |= values.environment
         return secrets, variables
-
-
-@contextmanager
-def _explained_failures(command: str) -> Iterator[None]:
-    """Fails the task with our own words where the worker itself, not the stage, met what a retry cannot help.
-
-    Raises:
-        AirflowFailException: the disk or the store of the worker is full, forbidden or damaged.
-        AirflowException: what is in the way may pass.
-    """
-    try:
-        yield
-    except (BreakhisError, OSError) as error:
-        cause = error if isinstance(error, BreakhisError) else explain_os_error(error)
-        if cause is None:
-            raise
-        is_final = cause.exit_code in _FINAL_STATUSES
-        raise (AirflowFailException if is_final else AirflowException)(f"{command}, on the worker: {cause}") from error
 
 
 def _new_version_alias(asset: Asset) -> AssetAlias:

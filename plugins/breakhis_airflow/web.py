@@ -16,7 +16,7 @@ from ml.core.errors import StoreError
 from ml.core.messages import quote_value
 from ml.core.settings import read_settings
 from ml.core.store import Store
-from ml.core.yaml_files import NAME_PATTERN
+from ml.core.yaml_files import is_name
 from ml.promotion.reviews import PROMOTE
 
 _VALIDATION_ID = re.compile(r"validation-[0-9a-f]{12}")
@@ -75,8 +75,7 @@ def _add_reports(app: Any) -> None:
     @app.get("/sources/{name}", dependencies=[Depends(get_user)])
     def source(name: str) -> RedirectResponse:
         """Leads to the report of a source's current version."""
-        is_name = re.fullmatch(NAME_PATTERN, name)
-        published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if is_name else (None, "")
+        published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if is_name(name) else (None, "")
         if not published:
             raise HTTPException(404, f"No version of a source {quote_value(name)} has been published yet.")
         address = f"../docs/{published['validation']}/index.html"

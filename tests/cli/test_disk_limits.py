@@ -138,6 +138,52 @@ def test_a_result_that_nobody_can_take_down(tmp_path: Path) -> None:
     assert "the disk is full; free some space" in said
 
 
+@pytest.mark.skipif(not can_mount(), reason="no disk can be mounted here without rights")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_drawn_pictures_that_do_not_fit_leave_nothing(tmp_path: Path, is_there: bool) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = f"mkdir {disk}/drawn" if is_there else "true"
+    script = f"""
+        mount -t tmpfs -o size=1500k tmpfs {disk}
+        {made}
+        "$@" || status=$?
+        find {disk} -mindepth 1
+        exit $status
+    """
+    done = subprocess.run(
+        [*IN_A_NAMESPACE, script, "sh", *RUN, "sources", "draw", f"{disk}/drawn", "--images", "82"],
+        check=False,
+        env={**os.environ, "BREAKHIS_HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    assert last_line(done.stderr).startswith(f"error: {disk}/drawn")
+    assert "MB free): the disk is full; free some space" in last_line(done.stderr)
+    assert done.stdout.splitlines() == ([f"{disk}/drawn"] if is_there else [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("fetch", "x" * 100_000), 3, "xx…': a name has 200 characters at the most"),
+        (("fetch", "x" * 100_000 + ".yaml"), 3, "cannot be read: File name too long"),
+        (("validate", "manifest-" + "x" * 100_000), 3, "is no id; give one that a stage printed"),
+        (("reproduce", "x" * 100_000, "y" * 100_000), 2, ""),
+        (("x" * 100_000,), 2, "No such command"),
+        (("config", f"--{'x' * 100_000}"), 2, "No such option"),
+        (("config", "--json", *["x" * 900] * 100), 2, "Got unexpected extra arguments"),
+    ],
+)
+def test_arguments_of_any_length(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
+    ended, said = run([*RUN, *arguments], tmp_path)
+    assert ended == status, said[:2000]
+    assert words in said
+    assert (len(said) < 1000, "Traceback" in said) == (True, False)
+
+
 def test_the_result_of_a_stage_in_airflow_is_whole_or_not_there(source: Path, tmp_path: Path) -> None:
     """Airflow's tasks run the same command; its last line is what the task fails with, and its status says for good."""
     (tmp_path / "file").write_text("no folder")

@@ -29,6 +29,17 @@ def os_error(number: int, name: object = None) -> OSError:
         (errno.EACCES, ConfigError, "here/file: user .+ has no right to it; give it by chown or chmod"),
         (errno.EPERM, ConfigError, "here/file: user .+ may not change it; see its owner and attributes"),
         (errno.EMFILE, ConfigError, r"here/file: .* this process has [\d,]+ files open .*; raise the limit by 'ulimit"),
+        (errno.ENAMETOOLONG, ConfigError, "here/file: the name is too long for this disk; shorten it"),
+        (errno.EMLINK, ConfigError, "here/file: a folder above has as many folders or links as this disk allows; move"),
+        (errno.ELOOP, ConfigError, "here/file: links on the way lead in circles; remove one of them"),
+        (errno.ENOTDIR, ConfigError, "here/file: something on the way is a file and no folder; move it away"),
+        (errno.EISDIR, ConfigError, "here/file: it is a folder, where a file is meant; move it away"),
+        (
+            errno.ESTALE,
+            TryAgain,
+            r"here/file: its server of files was restarted or .* \(stale file handle\); mount it anew",
+        ),
+        (errno.EIO, ConfigError, r"here/file: the disk or its server has failed \(I/O error\); the kernel's messages"),
         (errno.ENFILE, TryAgain, r"here/file: this machine has as many open files as its kernel allows .*; try again"),
     ],
 )
@@ -45,6 +56,28 @@ def test_an_error_of_a_write_names_the_folder_that_was_written_to(tmp_path: Path
     full = rf"^{tmp_path} \([\d,]+ MB free\): the disk is full"
     with pytest.raises(ConfigError, match=full), explained_os_errors(tmp_path / "not" / "made"):
         raise os_error(errno.ENOSPC)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, ConfigError), (errno.ESTALE, TryAgain)])
+def test_a_broken_disk_is_named_by_the_folder(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=f"^{tmp_path}: .*(failed|restarted)"), explained_os_errors(tmp_path):
+        raise os_error(number)
+
+
+def test_paths_that_cannot_be(tmp_path: Path) -> None:
+    """What the kernel itself says of them, and a name of any length."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, words in (
+        (tmp_path / ("x" * 300), "x: the name is too long for this disk"),
+        (tmp_path / ("x" * 100_000), "…: the name is too long for this disk"),
+        (tmp_path / "file" / "a", "file/a: something on the way is a file"),
+        (tmp_path / "loop", "loop: links on the way lead in circles"),
+        (tmp_path, "it is a folder, where a file is meant"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught, explained_os_errors(None):
+            path.write_text("a")
+        assert len(str(caught.value)) < 600
 
 
 def test_where_nobody_knows_the_folder_all_that_are_written_to_are_named(
@@ -64,7 +97,14 @@ def test_a_disk_as_the_reason_of_another_error_is_found() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no"), os_error(errno.ENOENT, "/a"), os_error(errno.EPERM), os_error(errno.EACCES), OSError("text")],
+    [
+        ValueError("no"),
+        os_error(errno.ENOENT, "/a"),
+        os_error(errno.EPERM),
+        os_error(errno.EACCES),
+        os_error(errno.ENOTDIR),
+        OSError("text"),
+    ],
 )
 def test_other_errors_are_not_a_disks(error: Exception) -> None:
     assert explain_os_error(error) is None

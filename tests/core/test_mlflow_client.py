@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from ml.core.errors import ConfigError, CredentialsError, RegistryError, TryAgain
 from ml.core.mlflow_client import connect, find_outage, use_experiment
+from ml.core.mlflow_files import relocate_files
 from ml.core.settings import Settings
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
@@ -111,6 +113,80 @@ def test_a_server_that_does_not_listen_is_named(closed_port, tmp_path, monkeypat
     settings = Settings(home=tmp_path, mlflow_uri=f"http://127.0.0.1:{closed_port}")
     with pytest.raises(TryAgain, match=f":{closed_port} cannot be reached.*refused"):
         find_training_run("0" * 32, settings)
+
+
+@pytest.fixture
+def silent_server():
+    """Accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_says_nothing_is_named(silent_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    settings = Settings(home=tmp_path, mlflow_uri=silent_server)
+    with pytest.raises(TryAgain, match=rf"MLflow at {silent_server} cannot be reached.*timed out.*is it running\?"):
+        find_training_run("0" * 32, settings)
+
+
+def test_silence_is_told_after_minutes_and_a_restart_is_waited_for(tmp_path, monkeypatch):
+    """What MLflow's client is told, and what it makes of that."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+    from urllib3 import Retry
+
+    names = ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR")
+    for name in names:
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    connect(Settings(home=tmp_path, mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    timeout, retries, factor = (int(os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]) for name in names)
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == timeout
+    pauses, retry = [], Retry(retries, backoff_factor=factor)
+    for _ in range(retries):
+        retry = retry.increment("GET", "/", error=ConnectionError())
+        pauses.append(retry.get_backoff_time())
+    assert 10 <= sum(pauses) <= 20
+    assert timeout * (retries + 1) + sum(pauses) <= 200
+
+
+def damage_header(data):
+    return b"no database at all" + data[18:]
+
+
+def damage_schema(data):
+    return data[:100] + b"\xff" * 4000 + data[4100:]
+
+
+@pytest.mark.parametrize("damage", [damage_header, damage_schema, lambda _: b"text\n" * 1000])
+def test_a_damaged_database_is_told_at_once(fresh_database, tmp_path, monkeypatch, damage):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # where MLflow's client puts its address
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(damage(fresh_database.read_bytes()))
+    begin = time.monotonic()
+    told = rf"^{database}: MLflow's database is damaged \(.+\); .* restore the file from a backup, or .*\.recover$"
+    for uri in ("", f"sqlite:///{database}"):
+        with pytest.raises(ConfigError, match=told):
+            find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=uri))
+    with pytest.raises(ConfigError, match=told):
+        relocate_files(tmp_path)
+    assert time.monotonic() - begin < 10
+
+
+def test_damage_that_shows_later_is_no_outage(fresh_database, tmp_path):
+    """Pages behind the first are damaged: only who reads them is told."""
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+
+    database, data = tmp_path / "mlflow.db", fresh_database.read_bytes()
+    client = connect(Settings(home=tmp_path, mlflow_uri=f"sqlite:///{database}"))
+    database.write_bytes(data)
+    client.search_experiments()
+    database.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises((MlflowException, sqlalchemy.exc.SQLAlchemyError)) as caught:
+        client.search_experiments()
+    explained = find_outage(caught.value)
+    assert type(explained) is ConfigError
+    assert str(explained).startswith(f"{database}: MLflow's database is damaged (")
 
 
 def test_what_mlflow_lacks_is_no_outage(fresh_database, tmp_path):

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -101,7 +102,8 @@ def kill_itself_beside_others(n: int) -> int:
     return n
 
 
-def say_that_it_crashed(n: int) -> int:
+def say_that_it_crashed(n: int, why: str) -> int:
+    assert why == "crashed"
     return -n
 
 
@@ -109,6 +111,34 @@ def say_that_it_crashed(n: int) -> int:
 def test_jobs_that_kill_their_process_cost_no_other(workers: int) -> None:
     found = list(map_surviving_crashes(kill_itself_for_multiples_of_13, range(60), workers, say_that_it_crashed))
     assert found == [-n if n % 13 == 5 else n for n in range(60)]
+
+
+def compute_at_40(n: int) -> int:
+    while n == 40:
+        pass
+    return n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_takes_too_much_cpu_time_costs_no_other(workers: int) -> None:
+    ended: list[tuple[int, str]] = []
+    found = map_surviving_crashes(
+        compute_at_40, range(60), workers, lambda n, why: ended.append((n, why)) or -n, cpu_seconds=0.5
+    )
+    assert list(found) == [-n if n == 40 else n for n in range(60)]
+    assert ended == [(40, "time")]
+
+
+def take_a_fifth_of_a_second(n: int) -> int:
+    begin = time.process_time()
+    while time.process_time() < begin + 0.2:
+        pass
+    return n
+
+
+def test_each_job_has_cpu_time_of_its_own() -> None:
+    found = map_surviving_crashes(take_a_fifth_of_a_second, range(6), 1, say_that_it_crashed, cpu_seconds=0.8)
+    assert list(found) == list(range(6))
 
 
 def test_a_job_that_succeeds_alone_is_not_at_fault() -> None:

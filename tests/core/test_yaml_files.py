@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from ml.core.errors import ConfigError
-from ml.core.yaml_files import Schedule, YamlModel, find_yaml, read_yaml
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, is_name, read_yaml
 
 
 class Inner(YamlModel):
@@ -365,6 +365,25 @@ def test_an_odd_name_of_a_file_is_refused_shortly(tmp_path: Path, name: str) -> 
     with pytest.raises(ConfigError) as error:
         find_yaml(tmp_path, name)
     assert len(str(error.value)) < 1000
+
+
+class Named(YamlModel):
+    """A file of something with a name."""
+
+    name: Name
+
+
+def test_a_name_is_short_enough_for_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "made.yaml"
+    file.write_text(f"name: {'a' * 200}")
+    assert read_yaml(file, Named).name == "a" * 200
+    assert is_name("a" * 200)
+    file.write_text(f"\nname: {'a' * 201}")
+    with pytest.raises(ConfigError, match=r"made\.yaml: line 2: 'name': String should have at most 200 characters$"):
+        read_yaml(file, Named)
+    with pytest.raises(ConfigError, match=r"…': a name has 200 characters at the most$"):
+        find_yaml(tmp_path, "a" * 201)
+    assert not is_name("a" * 201)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])

@@ -282,6 +282,27 @@ def test_a_file_that_kills_its_process_is_quarantined_and_tried_again_next_time(
     assert (again["images"], again["quarantined"], again["decoded"]) == (3, {}, 1)
 
 
+def compute_forever_for_one(job):
+    """Stands in for a decoder that does not come to an end with one file."""
+    while job.sha256 == FATAL:
+        pass
+    return decode_file(job)
+
+
+def test_a_picture_that_takes_too_long_is_quarantined_and_the_rest_goes_on(tmp_path, store, monkeypatch):
+    spec = source_of(tmp_path, THREE)
+    fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))
+    monkeypatch.setattr("ml.images.file_facts.CPU_SECONDS", 10.0)  # the first picture's includes some imports
+    with monkeypatch.context() as patch:
+        patch.setattr("ml.images.file_facts._decode_file", compute_forever_for_one)
+        result = make_manifest(spec, store, 2)
+    quarantine = pd.read_parquet(store.file(result["manifest"], "quarantine.parquet"))
+    assert (result["images"], result["quarantined"]) == (2, {"time": 1})
+    assert quarantine["path"].tolist() == [name("F", "14-1", 40, 2)]
+    assert "takes more than 10 s of a core" in quarantine["detail"].item()
+    assert make_manifest(spec, store, 1)["quarantined"] == {}
+
+
 def test_a_picture_that_takes_more_memory_than_allowed_is_read_once_more_is_allowed(tmp_path, store):
     spec = source_of(tmp_path, {**THREE, name("F", "14-1", 40, 9): png(9, size=(2000, 1500))})
     fetch_source(spec, store, Settings(home=tmp_path / "home", store=store.root))

@@ -457,3 +457,15 @@ def test_a_picture_of_before_is_decoded_as_before():
         data, _ = PICTURES[kind]
         pixels: Pixels = decode(data)
         assert (pixels == read_by_pillow(data)).all()
+
+
+@pytest.mark.parametrize("samples", [COLOUR, DEEP >> 4], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize(("tag", "what"), [(32997, "planes"), (32998, "planes a tile")])
+def test_a_stack_of_planes_is_no_picture(samples: np.ndarray, tag: int, what: str) -> None:
+    data = tiff(samples, photometric="rgb", extratags=[(65_000, 4, 1, 1, True)])
+    own = struct.pack("<HHLL", 65_000, 4, 1, 1)
+    assert data.count(own) == 1
+    one, two = (data.replace(own, struct.pack("<HHLL", tag, 4, 1, planes)) for planes in (1, 2))
+    assert decode_scaled(one, 12)[0].shape == COLOUR.shape
+    with pytest.raises(ImageError, match=f"^mode: TIFF of 2 {what}; save each plane as a file"):
+        decode_scaled(two, 12)

@@ -5,12 +5,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from filelock import Timeout
 from keras.src.legacy.saving import legacy_h5_format
 
 from ml.core.errors import StoreError, WeightsError
 from ml.core.store import Store
-from ml.training import backbone_weights
+from ml.training import backbone_weights, imagenet_download
 from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, load_backbone, look_up_weights, resolve_weights
 from ml.training.cross_validation import to_probabilities
 from ml.training.networks import build_classifier, build_head, set_standardization
@@ -107,12 +106,12 @@ def test_files_that_are_no_weights(store, tmp_path):
 
 def test_imagenet_weights_that_cannot_be_had(tmp_path, random, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(backbone_weights, "getproxies", dict)
+    monkeypatch.setattr(imagenet_download, "getproxies", dict)
 
     def refused(*_, **__):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(backbone_weights.socket, "create_connection", refused)
+    monkeypatch.setattr(imagenet_download.socket, "create_connection", refused)
     store = Store(tmp_path.as_uri())
     with pytest.raises(WeightsError, match=r"Network is unreachable.*set BREAKHIS_WEIGHTS"):
         resolve_weights("imagenet", store)
@@ -130,29 +129,18 @@ def test_weights_in_the_store_need_no_way_out(tmp_path, notop, monkeypatch):
     store = Store((tmp_path / "store").as_uri())
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     with monkeypatch.context() as online:
-        online.setattr(backbone_weights, "_check_download", lambda: None)
-        online.setattr(keras.utils, "get_file", lambda *_, **__: str(notop))
+        online.setattr(backbone_weights, "check_download", lambda: None)
+        online.setattr(backbone_weights, "fetch_imagenet_file", lambda: notop)
         made = fetch_weights("imagenet", store, allow_random=False)
     assert (made["kind"], made["from"], made["pretrained"]) == ("imagenet", "imagenet", True)
     assert made["sha256"] == store.meta(made["weights"])["sha256"]
-    monkeypatch.setattr(backbone_weights.socket, "create_connection", refused)
-    monkeypatch.setattr(keras.utils, "get_file", refused)
+    monkeypatch.setattr(imagenet_download.socket, "create_connection", refused)
+    monkeypatch.setattr(backbone_weights, "fetch_imagenet_file", refused)
     elsewhere = Store(store.root)
     assert fetch_weights("imagenet", elsewhere, allow_random=False) == made
     assert look_up_weights(made["weights"], elsewhere) == (made["weights"], "imagenet")
     assert not load_backbone(made["weights"], elsewhere).trainable
-    assert not backbone_weights.imagenet_cache_file().exists()
-
-
-def test_one_process_at_a_time_downloads(tmp_path, notop, monkeypatch):
-    def get_file(*_, **__):
-        with pytest.raises(Timeout):
-            backbone_weights._download_lock().acquire(timeout=0)
-        return str(notop)
-
-    monkeypatch.setattr(backbone_weights, "_check_download", lambda: None)
-    monkeypatch.setattr(keras.utils, "get_file", get_file)
-    resolve_weights("imagenet", Store(tmp_path.as_uri()))
+    assert not imagenet_download.imagenet_cache_file().exists()
 
 
 def test_two_that_resolve_at_once_come_to_the_same(tmp_path, store, random, monkeypatch):

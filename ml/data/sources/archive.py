@@ -22,7 +22,14 @@ from typing import Any, BinaryIO
 from ml.core.errors import SourceError
 from ml.core.messages import cut_text, quote_value
 from ml.core.settings import Settings
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
+from ml.data.sources.files import (
+    MAX_FILE_BYTES,
+    FileReader,
+    PathFilter,
+    is_image,
+    require_allowed_count,
+    shorten_path,
+)
 from ml.data.sources.tar_members import MAX_NAME, read_members
 
 MAX_RATIO = 100
@@ -44,6 +51,7 @@ _DAMAGE = (
 )
 _LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.($|[/\\])")
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd"}  # APPNOTE.TXT, 4.4.5
 _SMALL = 2**20  # below this size no ratio does harm, and honest tiny archives may have a high one
 
 
@@ -110,8 +118,18 @@ class ZipArchive:
             is_folder = member.filename.endswith(("/", "\\"))
             if name := listing.add_member(member.filename, member.file_size, is_link=link, is_folder=is_folder):
                 images[name] = member
+                self._check_method(member)
         self.images, self.skipped, self.unpacked_bytes = listing.finish()
         return images
+
+    def _check_method(self, member: zipfile.ZipInfo) -> None:
+        """Checks that an image is packed as every program can unpack it, and Python within bounds of memory."""
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            method = _METHODS.get(member.compress_type, f"method {member.compress_type}")
+            raise SourceError(
+                f"{self._path}: {quote_value(member.filename)} is packed by {method}, and only deflate is read; pack "
+                "the files again, by 'zip -r' or '7z a -tzip -mm=Deflate', or as a .tar"
+            )
 
 
 class TarArchive:
@@ -258,11 +276,7 @@ class _Listing:
 
     def check_count(self, count: int) -> None:
         """Checks the number of an archive's members, as far as it is known."""
-        if count > self._settings.archive_entries:
-            raise SourceError(
-                f"{self._path}: more than the {self._settings.archive_entries:,} files and folders allowed; pack "
-                "fewer, or raise BREAKHIS_ARCHIVE_ENTRIES"
-            )
+        require_allowed_count(count, self._settings.archive_entries, str(self._path))
 
     def finish(self) -> tuple[list[str], list[str], int]:
         """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from ml.core.messages import list_items
 from ml.core.taxonomy import Subtype
-from ml.core.yaml_files import NAME_PATTERN, YamlModel
+from ml.core.yaml_files import Name, YamlModel
 
 Severity = Literal["critical", "warning"]
 
@@ -73,7 +73,7 @@ class NearDuplicates(CheckSettings):
 class AdditionalExpectation(CheckSettings):
     """A further expectation of Great Expectations, on the manifest's columns."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="What the check is called in the Data Docs.")
+    name: Name = Field(description="What the check is called in the Data Docs.")
     sentence: str = Field(min_length=10, description="What is demanded and why, for who reads the Data Docs.")
     expectation: str = Field(
         pattern=r"^Expect[A-Za-z]+$", description="Its class, such as ExpectColumnValuesToBeInSet."

@@ -9,7 +9,15 @@ from pathlib import Path
 from ml.core.disks import explain_file_limit
 from ml.core.errors import SourceError
 from ml.core.messages import quote_value
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
+from ml.core.settings import Settings
+from ml.data.sources.files import (
+    MAX_FILE_BYTES,
+    FileReader,
+    PathFilter,
+    is_image,
+    require_allowed_count,
+    shorten_path,
+)
 
 
 class Directory:
@@ -20,10 +28,11 @@ class Directory:
     ``a\\b.png``, which some programs make of what Windows packed, is ``a/b.png``.
 
     Raises:
-        SourceError: the folder is missing, a folder below it cannot be listed, or two files have one name.
+        SourceError: the folder is missing, a folder below it cannot be listed, two files have one name, or there are
+            more files and folders than the settings allow.
     """
 
-    def __init__(self, root: Path, is_wanted: PathFilter = is_image) -> None:
+    def __init__(self, root: Path, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self.skipped: list[str] = []
         self._files: dict[str, Path] = {}
         try:
@@ -37,22 +46,19 @@ class Directory:
         if not is_folder:
             raise SourceError(f"{root}: not a folder; 'path' must be the folder that the images lie in (unpacked)")
         self._root = root.resolve()
-        for folder, folders, names in os.walk(self._root, onerror=_raise_cannot_list):
-            parent = Path(folder)
-            self.skipped += [
-                f"{self._relative_path(parent / name)}/" for name in folders if (parent / name).is_symlink()
-            ]
-            for name in names:
-                path = parent / name
-                relative = shorten_path(self._relative_path(path))
-                if not (is_wanted(relative) and self._is_file_below_root(path)):
-                    self.skipped.append(relative)
-                    continue
-                if relative in self._files:
-                    raise SourceError(
-                        f"{root}: {quote_value(relative)} is there with / and with \\; rename one of them"
-                    )
-                self._files[relative] = path
+        for count, (path, is_folder) in enumerate(_walk(self._root), 1):
+            require_allowed_count(count, settings.archive_entries, str(root))
+            if is_folder:
+                if path.is_symlink():
+                    self.skipped.append(f"{self._relative_path(path)}/")
+                continue
+            relative = shorten_path(self._relative_path(path))
+            if not (is_wanted(relative) and self._is_file_below_root(path)):
+                self.skipped.append(relative)
+                continue
+            if relative in self._files:
+                raise SourceError(f"{root}: {quote_value(relative)} is there with / and with \\; rename one of them")
+            self._files[relative] = path
         self.images = sorted(self._files)
         self.skipped.sort()
 
@@ -97,7 +103,29 @@ class Directory:
         return name
 
 
-def _raise_cannot_list(error: OSError) -> None:
-    raise explain_file_limit(error) or SourceError(
-        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away"
-    )
+def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
+    """Yields the path of everything below a folder as it is found, and whether it is a folder or a link to one.
+
+    No folder is listed whole first, as ``os.walk`` does: one of millions of files is told before they fill the memory.
+    """
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    is_folder = _is_folder(entry)
+                    if is_folder and not entry.is_symlink():
+                        folders.append(Path(entry.path))
+                    yield Path(entry.path), is_folder
+        except OSError as error:
+            raise explain_file_limit(error) or SourceError(
+                f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it away"
+            ) from None
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -63,7 +63,7 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
         TryAgain: a network or a server failed for the moment.
     """
     if isinstance(spec, DirectorySource):
-        raw = _store_files(spec, Directory(spec.path, _path_filter(spec)), store, {"path": str(spec.path)})
+        raw = _store_files(spec, Directory(spec.path, settings, _path_filter(spec)), store, {"path": str(spec.path)})
     elif isinstance(spec, KaggleSource):
         raw = _fetch_kaggle(spec, store, settings)
     elif isinstance(spec, S3Source):
@@ -100,7 +100,7 @@ def _fetch_s3(spec: S3Source, store: Store, settings: Settings) -> str:
     """Reads the objects or the archive of an S3 source, if they changed; returns the raw version's id."""
     from ml.data.sources.s3 import Bucket
 
-    bucket = Bucket(spec, _path_filter(spec))
+    bucket = Bucket(spec, settings, _path_filter(spec))
     identity = bucket.identify_archive() if spec.archive else bucket.list_objects()
     origin = {name: value for name, value in identity.items() if name != "objects"}
     place = {"bucket": spec.bucket, "endpoint": spec.endpoint}

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from ml.core.errors import SourceError
+
 FileReader = tuple[str, Callable[[], bytes]]
 """A file's path and the function that reads its bytes; several of these functions may be called at once."""
 
@@ -49,6 +51,19 @@ def is_image(path: str) -> bool:
     if name.startswith("._") or any(folder in _CLUTTER or folder.startswith(".Trash") for folder in folders):
         return False
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def require_allowed_count(count: int, limit: int, place: str) -> None:
+    """Checks the number of files and folders that a source has, as far as it is known.
+
+    Raises:
+        SourceError: there are more than ``limit``; names ``place``, where they are.
+    """
+    if count > limit:
+        raise SourceError(
+            f"{place}: more than the {limit:,} files and folders allowed; leave out what is not needed, divide it into "
+            "several sources, or raise BREAKHIS_ARCHIVE_ENTRIES"
+        )
 
 
 def shorten_path(path: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
 from ml.core.messages import quote_value
 from ml.core.progress import say
+from ml.core.settings import Settings
 from ml.core.store import Json
 from ml.data.sources.downloads import (
     SourceTooLarge,
@@ -19,7 +20,14 @@ from ml.data.sources.downloads import (
     require_space,
     write_with_progress,
 )
-from ml.data.sources.files import MAX_FILE_BYTES, FileReader, PathFilter, is_image, shorten_path
+from ml.data.sources.files import (
+    MAX_FILE_BYTES,
+    FileReader,
+    PathFilter,
+    is_image,
+    require_allowed_count,
+    shorten_path,
+)
 from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
 
 _CHUNK = 1 << 16
@@ -44,12 +52,14 @@ class Bucket:
 
     Raises:
         CredentialsError: there is no key, or it may not read this.
-        SourceError: there is no such bucket or object, or no S3 server at that address.
+        SourceError: there is no such bucket or object, no S3 server at that address, or more objects than the settings
+            allow.
         TryAgain: the server cannot be reached or has an internal error, or an object was replaced meanwhile.
     """
 
-    def __init__(self, spec: S3Source, is_wanted: PathFilter = is_image) -> None:
+    def __init__(self, spec: S3Source, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self._spec = spec
+        self._settings = settings
         self._is_wanted = is_wanted
         self.images: list[str] = []
         self.skipped: list[str] = []
@@ -79,11 +89,13 @@ class Bucket:
 
     def list_objects(self) -> Json:
         """Lists the images; returns the identity of the bucket's state, which differs from any other state's."""
-        spec = self._spec
+        spec, count = self._spec, 0
         with self._translated_errors(spec.prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=spec.bucket, Prefix=spec.prefix):
                 if "Name" not in page:
                     raise self._not_s3_error()
+                count += len(page.get("Contents", []))  # at most a thousand
+                require_allowed_count(count, self._settings.archive_entries, f"{spec.file}: {self._uri(spec.prefix)}")
                 for entry in page.get("Contents", []):
                     if not {"Key", "ETag", "Size"} <= entry.keys() or entry["Size"] < 0:
                         raise self._not_s3_error()

@@ -13,7 +13,7 @@ from ml.core.errors import ConfigError
 from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.names import expand_home
 from ml.core.taxonomy import SUBTYPES
-from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
 from ml.data.identifiers import lower_suffix, normalize_identifier, normalize_path
 from ml.data.sources.check_settings import ValidationSettings
 
@@ -93,7 +93,7 @@ _MAX_BYTES = Field(None, ge=1, description="The most that is downloaded, in byte
 class SourceSpec(YamlModel):
     """The settings that sources of every kind have. Made by :func:`load_source`."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="The file's name without .yaml; becomes the DAG ingest_<name>.")
+    name: Name = Field(description="The file's name without .yaml; becomes the DAG ingest_<name>.")
     kind: str = Field(description="directory, kaggle, s3, http or demo.")
     description: str = Field("", description="What the source is; shown as the DAG's documentation.")
     inventory: bool = Field(False, description="Whether the source claims to be the whole published BreakHis.")
@@ -103,9 +103,8 @@ class SourceSpec(YamlModel):
         "breakhis", description="breakhis: file names tell all, in whatever folders; table: a table does."
     )
     table: TableSpec | None = Field(None, description="For the layout table: where it lies and what its columns are.")
-    cohort: str | None = Field(
+    cohort: Name | None = Field(
         None,
-        pattern=NAME_PATTERN,
         description="Sources of one cohort name the same patients alike, and the layout breakhis also the same images; "
         "default: breakhis for that layout (demo for drawings), for a table the source's own name.",
     )

@@ -1,32 +1,17 @@
 """The layout ``table``: a CSV or Parquet file of a source that describes its images."""
 
-import csv
-import io
-import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from ml.core.errors import SourceError
 from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.taxonomy import SUBTYPES
-from ml.core.text_files import decode_text
-from ml.data.identifiers import (
-    compose_letters,
-    explain_unusable_identifier,
-    format_value,
-    lower_suffix,
-    normalize_identifier,
-    normalize_path,
-)
+from ml.data.identifiers import explain_unusable_identifier, lower_suffix, normalize_identifier, normalize_path
 from ml.data.sources.spec import SourceSpec, TableSpec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ml.data.sources.table_cells import MAX_ROWS, read_cells
 
 _MAGNIFICATION = re.compile(r"([1-9][0-9]{0,3})(?:[.,]0{1,2})?\s*[xX×]?")
-_FIRST_ROW = 2  # of a Parquet file, as if it had a header
 
 
 class TableRow(NamedTuple):
@@ -40,7 +25,7 @@ class TableRow(NamedTuple):
     problem: tuple[str, str] | None = None
 
 
-def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str, TableRow]:
+def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str], max_rows: int = MAX_ROWS) -> dict[str, TableRow]:
     """Reads a source's table.
 
     The source's cohort is put before patients and slides, since two hospitals may use the same numbers. A row that
@@ -51,20 +36,24 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str]) -> dict[str,
         spec: the source; it has a table.
         data: the content of the table's file.
         paths: the source's image files.
+        max_rows: rows that the table may have.
 
     Returns:
         the row of each path. Rows that name no image of the source have a problem, and so have images with rows that
         contradict each other.
 
     Raises:
-        SourceError: the table cannot be read, or a column is missing.
+        SourceError: the table cannot be read, has too many rows, or a column is missing.
     """
     table = spec.table
     assert table
-    parsed = [
-        (number, _names_folder(cells[table.path]), _parse_row(spec, table, cells, f"{table.file} row {number}"))
-        for number, cells in _read_cells(spec, table, data)
-    ]
+    columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
+    is_parquet = table.file.lower().endswith(".parquet")
+    where = f"{spec.file}: {table.file}"
+    parsed: list[tuple[int, bool, TableRow]] = []
+    for number, cells in read_cells(where, data, columns, is_parquet=is_parquet, max_rows=max_rows):
+        row = _parse_row(spec, table, cells, f"{table.file} row {number}")
+        parsed.append((number, _names_folder(cells[table.path]), row))
     images = _ImagesByName(paths, (row.path for _, with_folder, row in parsed if with_folder))
     rows: dict[str, TableRow] = {}
     for number, with_folder, row in parsed:
@@ -131,100 +120,6 @@ def _names_folder(written: str) -> bool:
 
 def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _read_cells(spec: SourceSpec, table: TableSpec, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields each row's number and the text of its declared columns, by column; empty cells are empty."""
-    import pyarrow as pa
-
-    names = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
-    try:
-        if table.file.lower().endswith(".parquet"):
-            numbers: Iterable[int] = itertools.count(_FIRST_ROW)
-            columns = _read_parquet(data)
-        else:
-            numbers, columns = _read_csv(data)
-        same_name = {name: [text for other, text in columns if other == compose_letters(name)] for name in names}
-        if missing := [name for name in names if not same_name[name]]:
-            raise SourceError(
-                f"{spec.file}: {table.file} has no column {list_items(map(quote_value, missing))}; it has: "
-                f"{list_items(name for name, _ in columns)}"
-            )
-        if twice := [name for name in names if len(same_name[name]) > 1]:
-            raise SourceError(f"{spec.file}: {table.file} has the column {quote_value(twice[0])} twice")
-        cells = {name: list(same_name[name][0]) for name in names}
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise SourceError(f"{spec.file}: {table.file} cannot be read: {cut_text(error)}") from None
-    rows = (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
-    return zip(numbers, rows, strict=False)
-
-
-def _read_csv(data: bytes) -> tuple[list[int], list[tuple[str, Iterable[str]]]]:
-    """Returns the line at which each row begins, as an editor counts them, and each column's name and texts.
-
-    What a CSV file holds is text, also where it looks like numbers. Lines without any text are no rows.
-
-    Raises:
-        ValueError: it is no UTF-8, a quotation mark is missing, or a row has more cells than the header.
-    """
-    reader = csv.reader(io.StringIO(decode_text(data), newline=""), strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    end = 0
-    try:
-        for row in reader:
-            start, end = end + 1, reader.line_num
-            if any(cell.strip() for cell in row):
-                rows.append((start, row))
-    except csv.Error as error:
-        raise ValueError(f"line {end + 1}: {error}") from None
-    if not rows:
-        raise ValueError("it is empty")
-    (_, header), *rows = rows
-    for number, row in rows:
-        if any(row[len(header) :]):
-            raise ValueError(f"line {number} has {len(row)} cells and the header {len(header)}")
-    columns: list[tuple[str, Iterable[str]]] = [
-        (compose_letters(name), [format_value(row[place] if place < len(row) else "") for _, row in rows])
-        for place, name in enumerate(header)
-    ]
-    return [number for number, _ in rows], columns
-
-
-def _read_parquet(data: bytes) -> list[tuple[str, Iterable[str]]]:
-    """Returns each column's name and texts.
-
-    Read with Arrow: pandas would make numbers with a decimal point of whole numbers among which one is missing.
-    """
-    from pyarrow import parquet
-
-    table = parquet.read_table(io.BytesIO(data))
-    return [
-        (compose_letters(name), _format_column(name, column))
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
-
-
-def _format_column(name: str, column: "pa.ChunkedArray") -> Iterator[str]:
-    """Yields a column's values as text.
-
-    Raises:
-        ValueError: it holds lists or other nested values.
-    """
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        column = column.cast(kind)
-    if pa.types.is_nested(kind):
-        raise ValueError(f"the column {quote_value(name)} holds {cut_text(kind)}, neither text nor numbers")
-    if not pa.types.is_floating(kind):
-        yield from map(format_value, column.to_pylist())
-        return
-    # Written and read once more, so that a short type's value is not shown with the digits of a long one.
-    values = [float(str(value)) for value in column.to_numpy()]
-    exact_below = 2.0 ** {16: 11, 32: 24, 64: 53}[kind.bit_width]
-    yield from (format_value(value, exact_below) for value in values)
 
 
 def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[str, str], where: str) -> TableRow:

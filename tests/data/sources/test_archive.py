@@ -324,3 +324,30 @@ def test_a_name_that_no_system_allows_is_refused(tmp_path: Path, kind: str) -> N
         assert len(found.images + found.skipped) == 1
     with pytest.raises(SourceError, match=r"b\..*a name of 4,09. bytes, more than 4,096"):
         open_archive(packed(tmp_path / f"b.{kind}", ("a/" * 2047 + ".png", b"")))
+
+
+@pytest.mark.parametrize(
+    ("method", "named"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA"), (98, "PPMd"), (77, "method 77")]
+)
+def test_a_zip_of_other_methods_is_refused_before_anything_is_unpacked(tmp_path: Path, method: int, named: str) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("notes.txt", b"not taken" * 50, zipfile.ZIP_BZIP2)
+        made.writestr("a.png", b"a" * 500, zipfile.ZIP_DEFLATED)
+        made.writestr("b.png", b"b" * 500, method if method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA) else 0)
+    if method not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # Python writes no such archive
+        data = path.read_bytes()
+        entry = data.rindex(b"PK\1\2")
+        path.write_bytes(data[: entry + 10] + method.to_bytes(2, "little") + data[entry + 12 :])
+    other = rf"a\.zip: 'b\.png' is packed by {named}, and only deflate is read; pack the files again, by 'zip -r'"
+    with pytest.raises(SourceError, match=other):
+        open_archive(path)
+
+
+def test_other_files_of_a_zip_may_be_packed_by_any_method(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("notes.txt", b"not taken" * 50, zipfile.ZIP_BZIP2)
+        made.writestr("a.png", b"a" * 500)
+    with open_archive(path) as found:
+        assert (found.images, found.skipped) == (["a.png"], ["notes.txt"])

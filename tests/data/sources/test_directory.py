@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 
 from ml.core.errors import SourceError
+from ml.core.settings import Settings
 from ml.data.sources import directory
 from ml.data.sources.directory import Directory
+
+SETTINGS = Settings()
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def put(path: Path, data: bytes = b"picture") -> Path:
 def test_images_are_found_at_any_depth_by_suffix_in_any_case(root: Path) -> None:
     for name in ("a.png", "b/c/d.PNG", "e.JPeG", "f.tif", "g.TIFF", "h.bmp", "i.jpg"):
         put(root / name)
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert found.images == ["a.png", "b/c/d.PNG", "e.JPeG", "f.tif", "g.TIFF", "h.bmp", "i.jpg"]
     assert found.skipped == []
     assert found.read("b/c/d.PNG") == b"picture"
@@ -33,7 +36,7 @@ def test_images_are_found_at_any_depth_by_suffix_in_any_case(root: Path) -> None
 def test_other_files_are_listed_not_dropped(root: Path) -> None:
     for name in ("a.png", "Folds.csv", "deep/.DS_Store", "deep/png", "deep/x.png.part"):
         put(root / name)
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert found.images == ["a.png"]
     assert found.skipped == ["Folds.csv", "deep/.DS_Store", "deep/png", "deep/x.png.part"]
 
@@ -43,53 +46,53 @@ def test_what_systems_add_is_left_aside_and_listed(root: Path) -> None:
     added += [".DS_Store", "deep/.AppleDouble/b.png", "@eaDir/a.png/THUMB.jpg", ".Trashes/501/c.png"]
     for name in ("a.png", "deep/b.png", *added):
         put(root / name)
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert found.images == ["a.png", "deep/b.png"]
     assert found.skipped == sorted(added)
 
 
 def test_a_root_below_a_trash_is_read_like_any(root: Path) -> None:
     put(root / "__MACOSX" / "a.png")
-    assert Directory(root / "__MACOSX").images == ["a.png"]
+    assert Directory(root / "__MACOSX", SETTINGS).images == ["a.png"]
 
 
 def test_files_with_backslashes_as_some_unpack_them_lie_in_folders(root: Path) -> None:
     put(root / "a\\b.png", b"b")
     put(root / "a\\._b.png")
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert (found.images, found.skipped) == (["a/b.png"], ["a/._b.png"])
     assert found.read("a/b.png") == b"b"
     put(root / "a" / "b.png")
     with pytest.raises(SourceError, match=r"'a/b\.png' is there with / and with \\; rename one of them"):
-        Directory(root)
+        Directory(root, SETTINGS)
 
 
 def test_a_folder_with_an_images_name_is_a_folder(root: Path) -> None:
     put(root / "x.png" / "y.png")
-    assert Directory(root).images == ["x.png/y.png"]
+    assert Directory(root, SETTINGS).images == ["x.png/y.png"]
 
 
 def test_an_empty_folder_has_no_images(root: Path) -> None:
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert (found.images, found.skipped) == ([], [])
 
 
 def test_a_missing_folder_is_named(root: Path) -> None:
     with pytest.raises(SourceError, match=r"nowhere: no such folder; create it, or correct 'path'"):
-        Directory(root / "nowhere")
+        Directory(root / "nowhere", SETTINGS)
 
 
 def test_a_file_is_no_folder(root: Path) -> None:
     with pytest.raises(SourceError, match=r"data\.zip: not a folder; .*unpacked"):
-        Directory(put(root / "data.zip"))
+        Directory(put(root / "data.zip"), SETTINGS)
     with pytest.raises(SourceError, match=r"no such folder"):
-        Directory(root / "data.zip" / "deeper")
+        Directory(root / "data.zip" / "deeper", SETTINGS)
 
 
 def test_a_root_that_links_to_itself_is_named(root: Path) -> None:
     (root / "loop").symlink_to("loop")
     with pytest.raises(SourceError, match=r"loop: cannot be read \(Too many levels"):
-        Directory(root / "loop")
+        Directory(root / "loop", SETTINGS)
 
 
 def test_links_are_not_followed_out_of_the_root_and_loops_end(root: Path) -> None:
@@ -101,7 +104,7 @@ def test_links_are_not_followed_out_of_the_root_and_loops_end(root: Path) -> Non
     (root / "circle.png").symlink_to("circle.png")
     (root / "elsewhere").symlink_to(outside)
     (root / "loop").symlink_to(root)
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert found.images == ["a.png", "alias.png"]
     assert found.read("alias.png") == b"a"
     assert found.skipped == ["circle.png", "dangling.png", "elsewhere/", "loop/", "secret.png"]
@@ -111,24 +114,24 @@ def test_the_root_itself_may_be_a_link(root: Path) -> None:
     put(root / "a.png")
     link = root.parent / "link"
     link.symlink_to(root)
-    assert Directory(link).images == ["a.png"]
+    assert Directory(link, SETTINGS).images == ["a.png"]
 
 
 def test_a_pipe_is_no_image(root: Path) -> None:
     os.mkfifo(root / "a.png")
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     assert (found.images, found.skipped) == ([], ["a.png"])
 
 
 def test_a_name_that_is_not_utf8_is_an_error(root: Path) -> None:
     Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png")).write_bytes(b"")
     with pytest.raises(SourceError, match=r"caf\\xe9\.png: the name is not UTF-8.*rename"):
-        Directory(root)
+        Directory(root, SETTINGS)
 
 
 def test_a_file_that_vanishes_meanwhile_is_named(root: Path) -> None:
     path = put(root / "a.png")
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
     path.unlink()
     with pytest.raises(SourceError, match=r"a\.png: disappeared meanwhile"):
         found.read("a.png")
@@ -136,7 +139,7 @@ def test_a_file_that_vanishes_meanwhile_is_named(root: Path) -> None:
 
 def test_an_unreadable_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root / "a.png")
-    found = Directory(root)
+    found = Directory(root, SETTINGS)
 
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -157,11 +160,29 @@ def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(SourceError, match=r"locked: cannot be listed \(Permission denied\)"):
-        Directory(root)
+        Directory(root, SETTINGS)
 
 
 def test_an_enormous_file_is_not_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "MAX_FILE_BYTES", 10)
     put(root / "a.png", b"x" * 11)
     with pytest.raises(SourceError, match=r"a\.png: 11 bytes, more than the 10 allowed"):
-        Directory(root).read("a.png")
+        Directory(root, SETTINGS).read("a.png")
+
+
+def test_the_number_of_files_and_folders_is_limited_by_a_setting(root: Path) -> None:
+    for name in ("a.png", "deep/b.png", "deep/c.txt"):
+        put(root / name)
+    with pytest.raises(SourceError, match=r"images: more than the 3 files and .* raise BREAKHIS_ARCHIVE_ENTRIES"):
+        Directory(root, Settings(archive_entries=3))
+    assert Directory(root, Settings(archive_entries=4)).images == ["a.png", "deep/b.png"]
+
+
+def test_no_folder_is_listed_whole_before_it_is_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        put(root / f"{number}.png")
+    seen: list[Path] = []
+    monkeypatch.setattr(directory, "_is_folder", lambda entry: seen.append(entry) or False)
+    with pytest.raises(SourceError, match="more than the 3 files"):
+        Directory(root, Settings(archive_entries=3))
+    assert len(seen) == 4

@@ -255,3 +255,13 @@ def test_an_archive_that_a_crash_left_is_not_downloaded_again(
     assert fetch_source(spec, store, settings)["files"] == 164
     assert proxy.gets == [("all.zip", None)]
     assert left_in(settings) == []
+
+
+def test_the_number_of_objects_is_limited_by_a_setting(s3_source: Any, bucket: Any, store: Store) -> None:
+    for number in range(3):
+        bucket.put_object(Key=f"images/{number}.txt", Body=b"")
+    spec = s3_source(prefix="images/")
+    many = r"mine\.yaml: s3://.*/images/: more than the 6 files and folders allowed; .* raise BREAKHIS_ARCHIVE_ENTRIES"
+    with pytest.raises(SourceError, match=many):
+        fetch_source(spec, store, Settings(archive_entries=6))
+    assert fetch_source(spec, store, Settings(archive_entries=7))["files"] == 2
