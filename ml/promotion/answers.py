@@ -191,7 +191,8 @@ class ReviewRun:
 
     def list_settled_reviews(self, number: int, records: Sequence[Json]) -> list[str]:
         """Returns the ids of this run's reviews that a decision of it settles: those that Airflow still has."""
-        own = [asked["review"] for asked in self._list_open_questions(number, records) if asked["run"] == self.name]
+        asked = [record for record in self._list_open_questions(number, records) if record["run"] == self.name]
+        own = [record["review"] for record in asked if "review" in record]
         there = self._reviews_of(self._run) if own else frozenset()
         return [review for review in own if review in there]
 

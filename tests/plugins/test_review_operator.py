@@ -129,7 +129,9 @@ class Asking:
     def execute(self, dag="promote", started_by="engineer"):
         run = SimpleNamespace(conf=CONF, triggering_user_name=started_by)
         ti = SimpleNamespace(dag_id=dag, run_id="r1", task_id="review", id="review-1")
-        return review().execute({"ti": ti, "dag_run": run})
+        with DAG(dag):
+            task = review()
+        return task.execute({"ti": ti, "dag_run": run})
 
 
 @pytest.fixture

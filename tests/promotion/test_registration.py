@@ -221,7 +221,7 @@ def test_a_version_that_somebody_made_and_tagged_is_neither_asked_about_nor_prom
     run, made = make_by_hand(world, **claimed)
     airflow.answer_promotion(made)
     asking = world.settings.model_copy(update={"dag": "promote", "dag_run": "asked-1"})
-    message = f"made-binary version 1: the audit log has no record that .*: breakhis register {run}"
+    message = f"made-binary version 1: the audit log has no record that .*, by breakhis register {run}, "
     with pytest.raises(Refused, match=message):
         judge_version("made-binary", "1", world.store, asking, evidence=made["evidence"])
     with pytest.raises(Refused, match=message):
