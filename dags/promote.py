@@ -12,8 +12,8 @@ DOC = """
 May this model version become the champion? A retraining starts a run here for each model it made.
 
 1. **gate** holds the version's evidence against the promotion policy. Blocked versions end here; the task's error says
-   which gate failed and by how much. So do versions that were rejected or withdrawn before, and those of which it is
-   not known who started their training.
+   which gate failed and by how much. So do versions that were rejected or withdrawn before, those of which it is not
+   known who started their training, and those that breakhis did not register.
 2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
    are listed under *Required actions*. Who started the retraining cannot approve its models. Where the policy asks for
    several approvals, **review_2** and **review_3** wait for other people. What nobody answers in time is rejected.
@@ -27,9 +27,10 @@ A review that was answered without a reason fails. Clear **review** (with the ta
 Where **promote** says that something changed since the review, press *Trigger* and give the same model, version and
 evidence again: a cleared review would show what was there before.
 
-A reviewer's rejection is final for this version and evidence: clearing, pausing or another run does not undo it. What
-nobody answered in time may be asked anew in another run. Do not delete a run whose review was asked: what was answered
-there is not known then, and the version cannot be promoted any more.
+A reviewer's rejection is final for this version and evidence: clearing, pausing or another run does not undo it, and a
+review that was rejected asks nobody again. What nobody answered in time may be asked anew in another run. Do not delete
+a run whose review was asked, or the review: what was answered there is not known then, and the version cannot be
+promoted any more.
 """
 
 with DAG(

@@ -156,17 +156,30 @@ class AirflowApi:
     def list_hitl_details(self, dag: str, run: str, task: str) -> list[Json]:
         """Returns the record of each time that a task asked; for its fields see :meth:`hitl_detail`.
 
-        Clearing a task has it ask anew, in another try. Airflow keeps what was answered in the tries before.
+        Clearing a task has it ask anew, in another try. Airflow keeps what was answered in the tries before. Until it
+        asks again, the question of the try before can be answered still: that is in the present record alone.
         """
         tries = [t["try_number"] for t in self.task_instances(dag, run) if t["task_id"] == task]
+        own = _hitl_path(dag, run, task)
+        paths = [f"{own}/tries/{number}" for number in range(1, max(tries, default=0) + 1)]
         details = []
-        for number in range(1, max(tries, default=0) + 1):
+        for path in [*paths, own]:
             try:
-                details.append(self._call("GET", f"{_hitl_path(dag, run, task)}/tries/{number}"))
+                details.append(self._call("GET", path))
             except AirflowError as error:
                 if error.status != 404:  # it asked nothing in that try
                     raise
         return details
+
+    def list_asked_reviews(self, run: str) -> list[str]:
+        """Returns the ids of the reviews of a run of the DAG ``promote``, of all tries; none where there is no run.
+
+        Airflow's own API does not give the ids of earlier tries, so this asks the plugin of this package.
+        """
+        reviews = self._call("GET", "/breakhis/reviews-asked", params={"run": run}).get("reviews")
+        if not isinstance(reviews, list):
+            raise _not_airflow_error(self.url + "/breakhis/reviews-asked", "list of reviews")
+        return [str(review) for review in reviews]
 
     def list_pending_questions(self) -> list[Json]:
         """Returns the record of every question that nobody has answered; for its fields see :meth:`hitl_detail`."""

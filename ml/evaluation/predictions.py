@@ -19,6 +19,7 @@ from ml.data.splits import look_up_sides, read_split
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
+from ml.evaluation.intervals import MAX_DRAWS
 from ml.evaluation.scores import LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _FACTS = ["patient", "slide", "subtype", "label", "magnification", "source"]
 _COMPUTED = ("metrics", "intervals", "interval_notes", "per_class", "absent_classes", "slices")
-_MAX_DRAWS = 10_000
 _MAX_THRESHOLD = math.nextafter(1.0, 2.0)  # under which no image is labelled malignant
 
 
@@ -79,8 +79,8 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             "decision rule in metrics.json; train the model again"
         )
     draws = evaluation.get("draws", 0)
-    if not isinstance(draws, int) or not 0 <= draws <= _MAX_DRAWS:
-        raise Refused(f"metrics.json: draws is {quote_value(draws)}; it must be between 0 and {_MAX_DRAWS}")
+    if not isinstance(draws, int) or not 0 <= draws <= MAX_DRAWS:
+        raise Refused(f"metrics.json: draws is {quote_value(draws)}; it must be between 0 and {MAX_DRAWS}")
     recomputed = evaluate(predictions, draws=draws).to_json()
     for key in _COMPUTED:
         if differing := list(

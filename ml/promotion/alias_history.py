@@ -10,8 +10,12 @@ APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled bac
 
 DECISION_EVENTS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
-STARTED, ASKED = "started", "asked"
-"""Events that are no decisions: a run that trains the model was started, reviewers were asked about a version."""
+STARTED, REGISTERED, ASKED = "started", "registered", "asked"
+"""Events that are no decisions: a run that trains the model was started, a version was registered, reviewers were asked
+about one."""
+
+UNORDERED_EVENTS = (STARTED, REGISTERED, ASKED)
+"""Events on whose order no decision depends."""
 
 NOBODY_IN_TIME = "(nobody, by the deadline)"
 """The reviewer in a record of a rejection by the deadline. Nobody has rejected then, so another run may ask anew."""
@@ -49,6 +53,18 @@ def find_pending_decisions(records: Sequence[Json]) -> list[Json]:
 def list_all_champions(records: Sequence[Json]) -> set[int]:
     """Returns the versions that are or were champion."""
     return {int(record["version"]) for record in records if record["event"] in _CHAMPION_EVENTS}
+
+
+def is_registered(records: Sequence[Json], number: int, evidence: str) -> bool:
+    """Returns whether the log says that ``breakhis register`` made this evidence of a version.
+
+    An earlier release kept no record of that; its champions have one of their approval.
+    """
+    return any(
+        record["event"] in (REGISTERED, *_CHAMPION_EVENTS)
+        and (record.get("version"), record.get("evidence")) == (number, evidence)
+        for record in records
+    )
 
 
 def find_rejection(records: Sequence[Json], number: int, evidence: str | None, dag: str) -> Json | None:

@@ -67,8 +67,7 @@ class ReviewRun:
         record = self._api.dag_run(dag, run)
         self._conf = record["conf"] or {}
         self.started_by: str | None = record.get("triggering_user_name")
-        self.begun = str(record.get("run_after"))
-        """When Airflow was told to run it. A run that was deleted and started again under its name has another."""
+        self._run_after = str(record.get("run_after"))
 
     @property
     def _evidence(self) -> str | None:
@@ -140,23 +139,18 @@ class ReviewRun:
             if starters.unknown:
                 raise Refused(f"{self.title}: {explain_unknown_starters(starters.unknown)}")
 
-    def find_unrecorded_rejection(self, model: str, number: str, records: Sequence[Json]) -> Answers | None:
+    def find_unrecorded_rejection(self, model: str, number: str) -> Answers | None:
         """Returns a reviewer's rejection that Airflow has and the audit log has not, or None if there is none.
 
-        It may have been answered in this run before its review was cleared or, of a promotion, in another run about
-        the same version and evidence whose DAG was paused before it could carry the answer out.
+        It may have been answered in this run before or after its review was cleared or, of a promotion, in another run
+        about the same version and evidence whose DAG was paused before it could carry the answer out.
 
         Args:
             model: the registered model.
             number: its version.
-            records: audit records of the model.
-
-        Raises:
-            Refused: Airflow no longer has a run in which reviewers were asked, and nothing says what they answered.
         """
         evidence, runs = self._evidence, {self._run: self.started_by}
         if self._dag == PROMOTE:
-            self._check_questions_are_there(int(number), records)
             for other in self._api.dag_runs(PROMOTE):
                 conf = other.get("conf") or {}
                 subject = (str(conf.get("model")), str(conf.get("version")), _parse_evidence(conf))
@@ -165,41 +159,70 @@ class ReviewRun:
         for run, started_by in runs.items():
             for task in review_tasks(self._dag):
                 for detail in self._api.list_hitl_details(self._dag, run, task):
-                    user, reason = detail.get("responded_by_user"), parse_reason(detail.get("params_input"))
                     # Airflow takes answers of the users whom the task asked. A reviewer in the setting may be one no
                     # more, which does not undo what was answered.
-                    if user and reason and detail.get("chosen_options") == [REJECT] and user["name"] != started_by:
-                        answer = Answer(user["name"], reason, detail.get("responded_at"))
+                    if is_rejection(detail, started_by):
+                        reviewer, reason = detail["responded_by_user"]["name"], parse_reason(detail["params_input"])
+                        answer = Answer(reviewer, reason, detail.get("responded_at"))
                         key = _digest_answers(self._dag, run, REJECTED, [answer], evidence)
                         name = f"{self._dag}/{run}"
                         return Answers(REJECTED, (answer,), (), evidence, frozenset(), started_by, name, key)
         return None
 
-    def _check_questions_are_there(self, number: int, records: Sequence[Json]) -> None:
-        """Check that Airflow still has each run in which reviewers were asked, unless their decision is recorded.
+    def check_questions_are_there(self, number: int, records: Sequence[Json]) -> None:
+        """Check that Airflow still has each review in which reviewers were asked, unless a decision settled it.
+
+        Args:
+            number: the version.
+            records: audit records of the model.
 
         Raises:
-            Refused: it has one no more.
+            Refused: it has one no more, and nothing says what was answered there.
         """
-        # Of a run's records the last counts: one of its name that was deleted before may have been decided.
-        decided = {record.get("run"): record["sequence"] for record in records if record["event"] in DECISION_EVENTS}
-        for asked in records:
-            subject = (asked["event"], asked.get("version"), asked.get("evidence"))
-            if subject != (ASKED, number, self._evidence) or decided.get(asked["run"], 0) > asked["sequence"]:
-                continue
+        for asked in self._list_open_questions(number, records):
             run = asked["run"].partition("/")[2]
-            try:
-                begun = self.begun if run == self._run else str(self._api.dag_run(PROMOTE, run).get("run_after"))
-            except AirflowError as error:
-                if error.status != 404:
-                    raise
-                begun = ""
-            if begun != asked["begun"]:
+            is_there = asked["review"] in self._reviews_of(run) if "review" in asked else self._is_begun(run, asked)
+            if not is_there:
                 raise Refused(
-                    f"{self.title}: reviewers were asked about this version in run {run} as well, which was deleted "
-                    "from Airflow before a decision was recorded; so it is not known whether one has rejected it; "
-                    "train it again, with another seed"
+                    f"{self.title}: reviewers were asked about this version in run {run} as well, where the review was "
+                    "deleted from Airflow before a decision was recorded; so it is not known whether one has rejected "
+                    "it; train it again, with another seed"
                 )
+
+    def list_settled_reviews(self, number: int, records: Sequence[Json]) -> list[str]:
+        """Returns the ids of this run's reviews that a decision of it settles: those that Airflow still has."""
+        asked = [record for record in self._list_open_questions(number, records) if record["run"] == self.name]
+        own = [record["review"] for record in asked if "review" in record]
+        there = self._reviews_of(self._run) if own else frozenset()
+        return [review for review in own if review in there]
+
+    def _list_open_questions(self, number: int, records: Sequence[Json]) -> list[Json]:
+        """Returns the records of questions about the version and this run's evidence that no decision has settled."""
+        decisions = [record for record in records if record["event"] in DECISION_EVENTS]
+        settled = {review for record in decisions for review in record.get("reviews", ())}
+        # Questions of earlier releases have no id: a later decision of the run settles them.
+        decided = {record.get("run"): record["sequence"] for record in decisions}
+        return [
+            record
+            for record in records
+            if (record["event"], record.get("version"), record.get("evidence")) == (ASKED, number, self._evidence)
+            and record.get("review") not in settled
+            and ("review" in record or decided.get(record["run"], 0) <= record["sequence"])
+        ]
+
+    def _reviews_of(self, run: str) -> frozenset[str]:
+        """Returns the ids of the reviews of a promotion that Airflow has, of all tries."""
+        return frozenset(self._api.list_asked_reviews(run))
+
+    def _is_begun(self, run: str, asked: Json) -> bool:
+        """Returns whether Airflow has the run in which an earlier release has asked, by the time of its start."""
+        try:
+            run_after = self._run_after if run == self._run else str(self._api.dag_run(PROMOTE, run).get("run_after"))
+        except AirflowError as error:
+            if error.status != 404:
+                raise
+            return False
+        return run_after == str(asked["begun"])
 
     def read_answers(self, model: str, number: str, evidence: str | None) -> Answers:
         """Returns the reviewers' answers in this run.
@@ -224,8 +247,8 @@ class ReviewRun:
             detail = self._read_review(task)
             if detail is None:
                 break
-            answer, is_rejection = self._parse_answer(task, detail)
-            if is_rejection:
+            answer, rejects = self._parse_answer(task, detail)
+            if rejects:
                 return self._make_answers(REJECTED, [answer], [], conf_evidence, set())
             if answer.reviewer in (earlier.reviewer for earlier in answers):
                 raise Refused(f"{self.title}: {answer.reviewer} approved twice; the second has to be somebody else")
@@ -279,6 +302,19 @@ class ReviewRun:
         if not reason:
             raise Refused(f"{self.title}: {user['name']} gave no reason; clear the task {task} to be asked again")
         return Answer(user["name"], reason, detail.get("responded_at")), chosen == [REJECT]
+
+
+def is_rejection(detail: Json, started_by: str | None) -> bool:
+    """Returns whether a reviewer has rejected in a review, with a reason and not in a run that they started.
+
+    Args:
+        detail: Airflow's record of the review; see :meth:`ml.core.airflow_api.AirflowApi.hitl_detail`.
+        started_by: login name of the user who started the run.
+    """
+    user = detail.get("responded_by_user")
+    if not user or detail.get("chosen_options") != [REJECT]:
+        return False
+    return bool(parse_reason(detail.get("params_input"))) and bool(user["name"] != started_by)
 
 
 def explain_unknown_starters(unknown: str) -> str:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from ml.core.errors import ConfigError, Conflict, Refused, StoreError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
-from ml.promotion.alias_history import ASKED, CARRIED_OUT, DECISION_EVENTS, STARTED
+from ml.promotion.alias_history import CARRIED_OUT, DECISION_EVENTS, UNORDERED_EVENTS
 
 _FOLDER = "audit/log"
 _NO_PREDECESSOR = "0" * 64
@@ -223,9 +223,9 @@ def _read_key(settings: Settings) -> bytes:
 def find_last_sequence(records: Iterable[Json]) -> int:
     """Returns the number of the last of these records, 0 if there are none.
 
-    Records of runs that were started and of questions that were asked do not count: no decision depends on their order.
+    Records of events on whose order no decision depends do not count.
     """
-    return max((int(record["sequence"]) for record in records if record["event"] not in (STARTED, ASKED)), default=0)
+    return max((int(record["sequence"]) for record in records if record["event"] not in UNORDERED_EVENTS), default=0)
 
 
 def read_decisions(store: Store, model: str | None = None, log: AuditLog | None = None) -> list[Json]:
@@ -276,7 +276,7 @@ def _read_record(name: str, store: Store) -> Json:
         elif record["event"] == CARRIED_OUT:
             is_complete = isinstance(record["of"], list)
         else:
-            is_complete = record["event"] in (STARTED, ASKED) and isinstance(record["run"], str)
+            is_complete = record["event"] in UNORDERED_EVENTS and isinstance(record["run"], str)
         if is_complete and record["sequence"] == number and isinstance(record["model"], str):
             return dict(record)
     except (ValueError, TypeError, KeyError, AttributeError, StoreError):

@@ -18,11 +18,13 @@ from ml.core.store import Json, Store, digest
 from ml.evaluation.comparison_simulation import have_equal_results
 from ml.promotion.alias_history import (
     APPROVED,
+    NOBODY_IN_TIME,
     REJECTED,
     ROLLED_BACK,
     WITHDRAWN,
     derive_aliases,
     find_champion_evidence_id,
+    find_rejection,
     find_withdrawal,
     list_all_champions,
 )
@@ -31,7 +33,7 @@ from ml.promotion.audit_log import AuditLog, SealedMemos, find_last_sequence
 from ml.promotion.champion import reconcile_aliases
 from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
 from ml.promotion.judging import judge
-from ml.promotion.questions import check_undecided
+from ml.promotion.questions import check_registered, check_undecided
 from ml.promotion.reviews import (
     MIN_REASON_LENGTH,
     PROMOTE,
@@ -75,17 +77,25 @@ def promote_version(
     registered = RegisteredModel(model, settings)
 
     def decide(records: Sequence[Json]) -> tuple[str, Json]:
-        facts = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
-        if answers.decision == REJECTED:
+        facts: Json = {"evidence": answers.evidence, "champion": derive_aliases(records).champion}
+        is_silence = answers.decision == REJECTED and answers.answers[0].reviewer == NOBODY_IN_TIME
+        if answers.decision == REJECTED and not is_silence:
             return REJECTED, facts
-        check_undecided(model, int(number), answers.evidence, records)
-        review_run.check_not_rejected(records)
-        if rejected := review_run.find_unrecorded_rejection(model, number, records):
+        if not is_silence:
+            check_undecided(model, int(number), answers.evidence, records)
+            review_run.check_not_rejected(records)
+        rejected = review_run.find_unrecorded_rejection(model, number)
+        if rejected and not find_rejection(records, int(number), answers.evidence, PROMOTE):
             say(f"{rejected.answers[0].reviewer} has rejected it in the run {rejected.run}, which counts")
             return REJECTED, facts | _describe_answers(rejected)
+        facts["reviews"] = review_run.list_settled_reviews(int(number), records)
+        if is_silence:
+            return REJECTED, facts
+        review_run.check_questions_are_there(int(number), records)
         # The gate task has stored its simulation where others may write. So it is simulated again here.
         memos = SealedMemos(store, settings, have_equal_results)
         verdict = judge(registered, number, store, evidence=answers.evidence, records=records, memos=memos)
+        check_registered(registered.find_version(number), verdict["evidence"], records)
         if any(body != verdict["review"] for body in answers.bodies):
             title = f"{review_run.title}, {model} version {number}"
             raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
@@ -180,7 +190,7 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
         if answers.decision == REJECTED:
             return REJECTED, facts
         review_run.check_not_rejected(records)
-        if rejected := review_run.find_unrecorded_rejection(model, number, records):
+        if rejected := review_run.find_unrecorded_rejection(model, number):
             return REJECTED, facts | _describe_answers(rejected)
         proposed = propose_rollback(
             *(model, number, review_run.reason, store, settings), although_withdrawn=review_run.is_although_withdrawn

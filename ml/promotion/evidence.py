@@ -198,7 +198,7 @@ def _collect(
         "weights": origin.weights,
         # The run's metrics and its metrics.json have to agree.
         "metrics": _match_logged_metrics(evaluation["metrics"], run.data.metrics, version),
-        **{name: evaluation[name] for name in ("intervals", "interval_notes", "slices") if name in evaluation},
+        **{name: evaluation[name] for name in ("draws", "intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in class_names(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
         "artifacts": {

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from ml.core.errors import ConfigError
 from ml.core.store import Json, digest
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, class_names
+from ml.evaluation.intervals import MIN_DRAWS
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
 from ml.promotion.policies import Limit, Policy, RequiredEvidence
 from ml.registry.sandbox import ISOLATION_TEXTS, WEAK_ISOLATION
@@ -70,7 +71,7 @@ def _judge_limits(evidence: Json, policy: Policy) -> Iterator[Json]:
             yield _make_gate(f"a limit for {metric}", passed=False, reason=reason)
     for metric, limit in limits.items():
         of_whom = " of patients" if metric.startswith("patient_") else ""
-        yield _judge_limit(METRIC_NAMES[metric] + of_whom, metric, limit, evidence)
+        yield _judge_limit(METRIC_NAMES[metric] + of_whom, metric, limit, evidence, evidence.get("draws"))
 
 
 def _judge_slices(evidence: Json, policy: Policy) -> Iterator[Json]:
@@ -82,7 +83,7 @@ def _judge_slices(evidence: Json, policy: Policy) -> Iterator[Json]:
                 title = f"{value}X" if column == "magnification" else value
                 name = f"{METRIC_NAMES[metric]} of {column} {title}"
                 if value in slices:
-                    yield _judge_limit(name, metric, limit, slices[value])
+                    yield _judge_limit(name, metric, limit, slices[value], evidence.get("draws"))
                 else:
                     yield _make_gate(name, passed=False, metric=metric, reason=f"{name}: no test image")
 
@@ -147,7 +148,7 @@ def _list_required_values(column: str, evidence: Json) -> list[str]:
     return list(SUBTYPES) if column == "subtype" else sorted(evidence["sources"])
 
 
-def _judge_limit(name: str, metric: str, limit: Limit, scores: Json) -> Json:
+def _judge_limit(name: str, metric: str, limit: Limit, scores: Json, draws: int | None) -> Json:
     """Check a metric, or the worse end of its interval, against a limit.
 
     Args:
@@ -155,6 +156,8 @@ def _judge_limit(name: str, metric: str, limit: Limit, scores: Json) -> Json:
         metric: key of the metric.
         limit: the limit.
         scores: evidence or one of its slices, with ``metrics`` and, where there are any, ``intervals``.
+        draws: of how many draws the intervals are, which a run chooses for itself; None where the evidence is of an
+            earlier release, which did not record it.
     """
     is_lower_limit, note = limit.at_least is not None, ""
     value = scores["metrics"].get(metric)
@@ -163,6 +166,9 @@ def _judge_limit(name: str, metric: str, limit: Limit, scores: Json) -> Json:
         name = f"{name}, {'lower' if is_lower_limit else 'upper'} end of its 95% interval"
         value = ends[0 if is_lower_limit else 1] if ends else None
         note = scores.get("interval_notes", {}).get(metric, "")
+        if draws is None or draws < MIN_DRAWS:
+            value = None
+            note = f"an interval of {'unknown' if draws is None else draws} draws; {MIN_DRAWS} tell it, at least"
     if not _is_number(value):
         reason = f"{name} could not be computed" + (f" ({note})" if note else "")
         return _make_gate(name, passed=False, metric=metric, limit=limit.bound, reason=reason)

@@ -17,7 +17,7 @@ from ml.promotion.champion_comparison import compare_with_champion, make_missing
 from ml.promotion.evidence import verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
-from ml.promotion.questions import check_may_be_asked, record_question
+from ml.promotion.questions import check_may_be_asked
 from ml.promotion.reviews import PROMOTE, format_review_body, format_review_title
 from ml.registry.registered_model import CANDIDATE, CHAMPION, RegisteredModel
 
@@ -63,10 +63,7 @@ def judge_version(
     is_asking = settings.dag == PROMOTE and policy is None
     if is_asking and evidence:
         check_may_be_asked(model, number, evidence, store, settings)
-    result = judge(RegisteredModel(model, settings), number, store, evidence=evidence, policy=policy)
-    if is_asking and result["passed"]:
-        record_question(model, number, result["evidence"], store, settings)
-    return result
+    return judge(RegisteredModel(model, settings), number, store, evidence=evidence, policy=policy)
 
 
 def judge(

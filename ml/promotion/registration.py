@@ -1,20 +1,23 @@
 """Registration: a finished training run becomes a candidate version, with its evidence."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ml.core.errors import BreakhisError, Refused, RegistryError
 from ml.core.leases import hold_lease
+from ml.core.messages import list_items
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.core.store import Json, Store
+from ml.core.store import Json, Store, canonical
 from ml.data.training_sets import find_training_set
 from ml.evaluation.report import render_model_card
+from ml.promotion.alias_history import REGISTERED, is_registered
 from ml.promotion.answers import explain_unknown_starters
-from ml.promotion.audit_log import AuditLog, find_last_sequence, read_unverified_records
-from ml.promotion.evidence import check_training_set, collect_evidence, verify_evidence
+from ml.promotion.audit_log import AuditLog, find_last_sequence, format_anchor, read_unverified_records
+from ml.promotion.evidence import RECORDED_AT_REGISTRATION, check_training_set, collect_evidence, verify_evidence
 from ml.promotion.run_claims import check_tags
 from ml.promotion.starters import find_training_starters
 from ml.registry.registered_model import CHAMPION, RegisteredModel, find_training_run
@@ -64,12 +67,15 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
         _check_made_by_us(registered, run_id, store)
         version = _find_or_make_version(model, run, client)
         number, recorded = str(version.version), version.tags.get("breakhis.evidence")
+        records = _read_records(model, store, settings)
         if recorded and store.exists(recorded):
             oid, evidence = verify_evidence(version, store, settings, recompute=True)
+            if records is not None and not is_registered(records, int(number), oid):
+                _take_over(version, evidence, records, store, settings)
         else:
             with _withdrawn_if_refused(version, client):
                 evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
-                evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], store, settings)
+                evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], records)
             oid = store.create("evidence", evidence, evidence)
             if recorded and recorded != oid:
                 raise Refused(
@@ -77,6 +83,10 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
                     f"what can be collected now is another ({oid}); restore the store from a backup, or train another "
                     "version"
                 )
+        if records is not None and not is_registered(records, int(number), oid):
+            facts: Json = {"version": int(number), "run": run_id, "evidence": oid}
+            record = AuditLog(store, settings).append(REGISTERED, model, **facts)
+            registered.set_audit_anchor(format_anchor(record))
         client.set_model_version_tag(model, number, "breakhis.evidence", oid)
         client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
         client.update_model_version(model, number, description=_describe(evidence))
@@ -126,10 +136,39 @@ def _withdrawn_if_refused(version: "ModelVersion", client: "MlflowClient") -> It
         raise
 
 
-def _find_starters(model: str, number: str, training_runs: list[list[str]], store: Store, settings: Settings) -> Json:
-    """Returns who started the trainings of a version, as the audit log has it: nobody else is believed."""
+def _read_records(model: str, store: Store, settings: Settings) -> list[Json] | None:
+    """Returns the model's audit records, or None without the audit log's key: then the version cannot be promoted."""
     has_key = bool(settings.audit_key.get_secret_value())
-    records = AuditLog(store, settings).read_model_records(model) if has_key else None
+    return AuditLog(store, settings).read_model_records(model) if has_key else None
+
+
+def _take_over(version: "ModelVersion", evidence: Json, records: list[Json], store: Store, settings: Settings) -> None:
+    """Check evidence of which nothing says that this stage has made it, as wholly as if it were collected now.
+
+    An earlier release made it, which kept no record of that, or somebody who may write to MLflow and the store. It has
+    been compared with both already, but for what is recorded at registration alone. Evidence of which it is unknown who
+    started the trainings stays as it is, since nobody can approve it.
+
+    Raises:
+        Refused: it is not what is found now.
+    """
+    name = f"{version.name} version {version.version}"
+    now = collect_evidence(version, store, settings, recompute=True, rescore="rescored" in evidence)
+    now["starters"] = _find_starters(version.name, str(version.version), now["dag_runs"], records)
+    now = json.loads(canonical(now))
+    claimed = RECORDED_AT_REGISTRATION & evidence.keys()
+    if evidence.get("starters", {}).get("unknown"):
+        claimed -= {"starters"}
+    if wrong := sorted(key for key in claimed if evidence[key] != now[key]):
+        raise Refused(
+            f"{name}: nothing says that breakhis made its evidence, and there {list_items(wrong)} is not what is found "
+            "now; train another version"
+        )
+    say(f"warning: {name} was registered by an earlier release or by somebody else; it was checked and is taken over")
+
+
+def _find_starters(model: str, number: str, training_runs: list[list[str]], records: Sequence[Json] | None) -> Json:
+    """Returns who started the trainings of a version, as the audit log has it: nobody else is believed."""
     starters = find_training_starters(training_runs, records)
     if starters.unknown:
         say(f"warning: {model} version {number}: {explain_unknown_starters(starters.unknown)}")

@@ -17,6 +17,7 @@ from ml.core.store import Json, canonical
 from ml.core.taxonomy import SUBTYPES, Task, class_names
 from ml.core.yaml_files import Name
 from ml.evaluation.evaluation import SLICE_COLUMNS
+from ml.evaluation.intervals import MAX_DRAWS
 from ml.evaluation.metric_names import METRIC_NAMES
 
 _NOTE = r"(no interval: every draw of patients gives the same|exact interval of \d{1,7} of \d{1,7} cases)"
@@ -96,6 +97,7 @@ class _Evaluation(_Claims):
     per_class: dict[str, _ClassScores]
     absent_classes: list[str]
     slices: _Slices = _Slices()
+    draws: Annotated[int, Field(ge=0, le=MAX_DRAWS)] = 0
 
 
 class _Tags(_Claims):

@@ -1,10 +1,10 @@
-"""Reads from Airflow's own database what the review pages show of it: waiting reviews, and checks of the audit log."""
+"""Reads from Airflow's own database what its API does not give: reviews, and checks of the audit log."""
 
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from breakhis_airflow.addresses import build_airflow_url, build_answer_form_url, strip_host
-from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id
+from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id, review_tasks
 
 AUDIT_DAG = "audit"
 """The DAG that checks the audit log."""
@@ -60,6 +60,26 @@ def _describe_review(detail: Any) -> WaitingReview:
     form = strip_host(build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id))
     since = _format_minute(detail.created_at)
     return WaitingReview(detail.subject, parse_bundle_id(detail.body), since, form, ti.dag_id)
+
+
+def read_asked_reviews(run: str) -> list[str]:
+    """Returns the ids of a promotion's reviews, of the present try and of those before; none where there is no run.
+
+    Airflow makes them up, and gives a task another one whenever it is cleared or tried again. They go with the run or
+    the task.
+    """
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    columns = ((TaskInstance, TaskInstance.id), (TaskInstanceHistory, TaskInstanceHistory.task_instance_id))
+    with create_session() as session:
+        queries = [
+            select(column).where(of.dag_id == PROMOTE, of.run_id == run, of.task_id.in_(review_tasks(PROMOTE)))
+            for of, column in columns
+        ]
+        return sorted({str(review) for query in queries for review in session.scalars(query)})
 
 
 def read_audit_check() -> AuditCheck:

@@ -1,9 +1,11 @@
 """Turns Airflow connections into the environment variables that stages get."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk.log import mask_secret
 
 from ml.data.sources.spec import S3_KEY_VARIABLES
 
@@ -40,6 +42,23 @@ def read_connection(connection_id: str, stage: str) -> ConnectionValues:
         ) from None
     values = {name: value for name, value in read_values(connection).items() if value is not None}
     return ConnectionValues(values, [connection.password] if connection.password else [])
+
+
+def read_connections(connection_ids: Iterable[str], stage: str) -> ConnectionValues:
+    """Returns what several connections mean to a stage, of which a later one overrides an earlier; masks their secrets.
+
+    Raises:
+        AirflowFailException: as :func:`read_connection`.
+    """
+    environment: dict[str, str] = {}
+    secrets: list[str] = []
+    for connection_id in dict.fromkeys(connection_ids):
+        values = read_connection(connection_id, stage)
+        for secret in values.secrets:
+            mask_secret(secret)
+        secrets += values.secrets
+        environment |= values.environment
+    return ConnectionValues(environment, secrets)
 
 
 def _read_store(connection: Any) -> dict[str, str | None]:

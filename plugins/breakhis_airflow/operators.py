@@ -14,9 +14,8 @@ from typing import Any
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from airflow.sdk.log import mask_secret
 
-from breakhis_airflow.connections import read_connection
+from breakhis_airflow.connections import read_connections
 from breakhis_airflow.environment import select_stage_environment
 from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
 from breakhis_airflow.links import STAGE_LINKS
@@ -124,7 +123,7 @@ class StageOperator(BaseOperator):
         ti = context["ti"]
         # The task instance's id keeps results apart where run ids recur: an old store under a new Airflow database.
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
-        secrets, variables = self._read_connections()
+        variables, secrets = read_connections([*read_settings().connections, *self.connections], self.stage)
         output = _OutputLogger(self.log, hidden=secrets)
         origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
         job = Job(
@@ -153,18 +152,6 @@ class StageOperator(BaseOperator):
     @abstractmethod
     def run_stage(self, job: Job, output: Callable[[str], None]) -> JobEnd:
         """Runs a job to its end; ``output`` is called with each line that it prints."""
-
-    def _read_connections(self) -> tuple[list[str], dict[str, str]]:
-        """Returns the secrets in this stage's connections, and the environment variables made of them."""
-        secrets: list[str] = []
-        variables: dict[str, str] = {}
-        for connection_id in dict.fromkeys([*read_settings().connections, *self.connections]):
-            values = read_connection(connection_id, self.stage)
-            for secret in values.secrets:
-                mask_secret(secret)
-            secrets += values.secrets
-            variables |= values.environment
-        return secrets, variables
 
 
 def _new_version_alias(asset: Asset) -> AssetAlias:

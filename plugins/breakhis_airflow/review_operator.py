@@ -1,7 +1,8 @@
 """The task that asks a reviewer whether a model version may become the champion."""
 
+import os
 from collections.abc import Collection
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
@@ -9,10 +10,13 @@ from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from breakhis_airflow.addresses import build_answer_form_url, build_review_page_url
+from breakhis_airflow.connections import AIRFLOW, AUDIT, PROMOTER, read_connections
+from breakhis_airflow.failures import explained_failures
 from breakhis_airflow.links import ReviewLink
 from breakhis_airflow.notifications import Review, notify_of_review
 from ml.core.settings import read_settings
-from ml.promotion.reviews import APPROVE, MIN_REASON_LENGTH, REJECT, parse_reason
+from ml.core.store import Json
+from ml.promotion.reviews import APPROVE, MIN_REASON_LENGTH, PROMOTE, REJECT, parse_reason
 
 
 class ReviewOperator(HITLOperator):
@@ -22,6 +26,9 @@ class ReviewOperator(HITLOperator):
     carries it out. An answer without a reason fails the task, which can then be cleared to ask again. Airflow can lose
     an answer that comes within seconds of the question, before its scheduler has noticed that the task waits; a retry
     then asks again.
+
+    Before a promotion's review is asked, it is recorded in the audit log. A rejection that was given already is final:
+    clearing the task has nobody asked again, whether it was answered before the clearing or after it.
 
     The reviewers are the users in the setting BREAKHIS_REVIEWERS. A review that nobody answers within
     BREAKHIS_REVIEW_HOURS is rejected. Where several have to approve, each has a task of its own, one after the other;
@@ -76,11 +83,45 @@ class ReviewOperator(HITLOperator):
                 if answer and answer["chosen_options"] == [REJECT]:
                     raise AirflowSkipException(f"{earlier.task_id} was answered with {REJECT}")
         ti = context["ti"]
+        if ti.dag_id == PROMOTE and (rejection := self._record_question(context)):
+            return self.execute_complete(context, rejection)
         form = build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id)
         notify_of_review(
             context, Review(self.subject, form, build_review_page_url(self.body), read_settings().review_hours)
         )
         return super().execute(context)
+
+    def _record_question(self, context: Context) -> Json | None:
+        """Records the question in the audit log, or returns the rejection that it was answered with already."""
+        from ml.core.store import Store
+        from ml.promotion.answers import is_rejection
+        from ml.promotion.questions import record_question
+
+        ti, run = context["ti"], context["dag_run"]
+        with explained_failures("recording the question"):
+            variables, _ = read_connections([*read_settings().connections, AIRFLOW, AUDIT, PROMOTER], PROMOTE)
+            os.environ.update(variables)  # of this process alone, which ends when the question is asked
+            # Airflow keeps the question of a cleared task, to be answered until it is asked again. Asking deletes the
+            # answer.
+            earlier = self._read_question(ti)
+            if is_rejection(earlier, run.triggering_user_name):
+                self.log.info("%s has rejected it already, which is final", earlier["responded_by_user"]["name"])
+                return earlier | {"responded_at": datetime.fromisoformat(earlier["responded_at"])}
+            settings = read_settings()
+            record_question(run.conf or {}, ti.run_id, str(ti.id), Store(settings.store), settings)
+        return None
+
+    def _read_question(self, ti: Any) -> Json:
+        """Returns Airflow's record of this task's question and its answer; empty if it was not asked yet."""
+        from ml.core.airflow_api import connect_airflow
+        from ml.core.errors import AirflowError
+
+        try:
+            return connect_airflow(read_settings()).hitl_detail(ti.dag_id, ti.run_id, ti.task_id)
+        except AirflowError as error:
+            if error.status != 404:
+                raise
+            return {}
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Checks the answer and returns ``{chosen_options, params_input, responded_at, responded_by_user}``.

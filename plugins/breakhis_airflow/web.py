@@ -3,6 +3,7 @@
 /breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
 /breakhis/reviews/…            for users who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
+/breakhis/reviews-asked        for them, too: the ids of a promotion's reviews, as JSON
 """
 
 import base64
@@ -92,6 +93,11 @@ def _add_reviews(app: Any) -> None:
 
     headers = _make_script_headers(review_pages.SCRIPT)
     may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
+
+    @app.get("/reviews-asked", dependencies=[Depends(may_read)])
+    def list_asked_reviews(run: str) -> dict[str, list[str]]:
+        """Returns the ids of the reviews of a run of the DAG ``promote``: a promotion looks for those that it knows."""
+        return {"reviews": airflow_database.read_asked_reviews(run)}
 
     @app.get("/reviews/", dependencies=[Depends(may_read)])
     def list_reviews() -> HTMLResponse:

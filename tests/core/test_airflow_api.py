@@ -289,12 +289,22 @@ def test_all_answers_of_a_task_are_read_of_the_tries_before_too(airflow, api):
     run = "/api/v2/dags/promote/dagRuns/m-v1"
     tasks = [{"task_id": "review", "try_number": 3}, {"task_id": "gate", "try_number": 9}]
     airflow.routes["GET", f"{run}/taskInstances"] = (200, {"task_instances": tasks, "total_entries": 2})
-    details = f"{run}/taskInstances/review/-1/hitlDetails/tries"
-    airflow.routes["GET", f"{details}/1"] = (200, {"chosen_options": ["Reject"]})
-    airflow.routes["GET", f"{details}/3"] = (200, {"chosen_options": ["Approve"]})  # the second try asked nothing
+    details = f"{run}/taskInstances/review/-1/hitlDetails"
+    airflow.routes["GET", f"{details}/tries/1"] = (200, {"chosen_options": ["Reject"]})
+    airflow.routes["GET", f"{details}/tries/3"] = (200, {"chosen_options": ["Approve"]})  # the second try asked nothing
+    airflow.routes["GET", details] = (200, {"chosen_options": None})  # it was cleared, and not asked again yet
     found = api.list_hitl_details("promote", "m-v1", "review")
-    assert [detail["chosen_options"] for detail in found] == [["Reject"], ["Approve"]]
+    assert [detail["chosen_options"] for detail in found] == [["Reject"], ["Approve"], None]
     assert api.list_hitl_details("promote", "m-v1", "review_2") == []
+
+
+def test_the_ids_of_reviews_come_from_our_plugin(airflow, api):
+    known = {"m-v1 of 2026-11-22T21:00:00+00:00": ["id-1", "id-2"]}
+    airflow.routes["GET", "/breakhis/reviews-asked"] = lambda query, _: (200, {"reviews": known[query["run"][0]]})
+    assert api.list_asked_reviews(*known) == ["id-1", "id-2"]
+    airflow.routes["GET", "/breakhis/reviews-asked"] = (200, {})
+    with pytest.raises(AirflowError, match="list of reviews"):
+        api.list_asked_reviews("m-v1")
 
 
 def test_all_runs_of_a_dag_are_listed(airflow, api):

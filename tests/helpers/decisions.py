@@ -15,6 +15,7 @@ from ml.promotion.audit_log import AuditLog
 from ml.promotion.champion import find_alias_fault
 from ml.promotion.decisions import promote_version, propose_rollback, roll_back
 from ml.promotion.judging import judge_version
+from ml.promotion.questions import record_question
 from ml.registry.registered_model import RegisteredModel, audit_anchors
 from tests.helpers.registry_world import RegistryWorld
 
@@ -32,10 +33,14 @@ class AirflowRecord:
     """Run and task -> what was answered in the tries of that task."""
     gone: set[str]
     """Ids of runs that Airflow has no more."""
+    reviews: dict[str, list[str]]
+    """Run -> ids of its reviews, of all tries."""
 
     def __init__(self, world: RegistryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
         self.run, self.details, self.others, self.earlier, self.gone = {}, {}, {}, {}, {"deleted-1"}
+        self.reviews = {}
+        monkeypatch.setattr(AirflowApi, "list_asked_reviews", lambda _, run: self.reviews.get(run, []))
         monkeypatch.setattr(AirflowApi, "dag_run", lambda _, dag, run: self._read_run(run))
         monkeypatch.setattr(
             AirflowApi, "dag_runs", lambda _, dag: [{"dag_run_id": name} | run for name, run in self.others.items()]
@@ -91,6 +96,11 @@ class AirflowRecord:
         conf = {key: registered[key] for key in ("model", "version", "evidence")}
         self.others[run] = {"conf": conf, "triggering_user_name": "engineer"}
         self.earlier[run, "review"] = [_make_detail("", **{"option": "Reject", "reason": "blurred"} | only)]
+
+    def ask(self, registered: Json, run: str, review: str) -> None:
+        """Have reviewers asked about a version in a review of this id, as the audit log then says."""
+        self.reviews.setdefault(run, []).append(review)
+        record_question(registered, run, review, self._world.store, self._world.settings)
 
     def _read_run(self, run: str) -> Json:
         if run in self.gone:

@@ -23,7 +23,7 @@ PEOPLE = {
     "viewer": "Viewer",
     "breakhis-service": "Viewer",
 }
-RUN = "made-binary-v1"
+RUN, CLEARED = "made-binary-v1", "made-binary-v1-cleared"
 CONF = {"model": "made-binary", "version": "1", "evidence": "evidence-0123456789ab"}
 
 SET_UP = """
@@ -87,7 +87,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                         break
                 time.sleep(0.5)
             api(address, "engineer").unpause("promote")
-            api(address, "engineer").trigger("promote", RUN, CONF)
+            for name in (RUN, CLEARED):
+                api(address, "engineer").trigger("promote", name, CONF)
             run(sys.executable, "-c", ASK.format())
             yield address
         finally:
@@ -139,7 +140,8 @@ def test_a_reviewer_may_ask_for_a_rollback_which_another_confirms(url: str) -> N
 @pytest.mark.parametrize("user", ["engineer", "reviewer", "viewer"])
 def test_people_see_the_reviews_their_page_and_the_menu_with_it(url: str, user: str) -> None:
     own = api(url, user)
-    assert [one["subject"] for one in own._all("/api/v2/dags/~/dagRuns/~/hitlDetails", "hitl_details")] == ["May it?"]
+    waiting = own._all("/api/v2/dags/~/dagRuns/~/hitlDetails", "hitl_details")
+    assert [one["subject"] for one in waiting] == ["May it?"] * 2
     assert "breakhis" in {plugin["name"] for plugin in own._all("/api/v2/plugins", "plugins")}
     assert own._send("GET", "/breakhis/reviews/").status_code == 200
     assert {"Dags", "Required Actions"} <= set(own._call("GET", "/ui/auth/menus")["authorized_menu_items"])
@@ -159,3 +161,33 @@ def test_a_review_is_answered_by_who_is_named_and_recorded_with_the_name(url: st
     with pytest.raises(AirflowError) as twice:
         api(url, "reviewer").answer("promote", RUN, "review", "Reject", {"reason": "changed my mind"})
     assert twice.value.status == 409
+
+
+def test_the_ids_of_reviews_outlast_clearing_and_go_with_what_is_deleted(url: str) -> None:
+    service, engineer = api(url, "breakhis-service"), api(url, "engineer")
+    run = f"/api/v2/dags/promote/dagRuns/{CLEARED}"
+
+    def clear_review() -> None:
+        body = {"dag_run_id": CLEARED, "task_ids": ["review"], "dry_run": False, "only_failed": False}
+        engineer._call("POST", "/api/v2/dags/promote/clearTaskInstances", body=body)
+
+    def delete(path: str) -> None:
+        with suppress(AirflowError):  # it answers with nothing, where the client expects JSON
+            engineer._call("DELETE", path)
+
+    reviews = {task["task_id"]: task["id"] for task in service.task_instances("promote", CLEARED)}
+    asked = {reviews[task] for task in ("review", "review_2", "review_3")}
+    assert set(service.list_asked_reviews(CLEARED)) == asked
+    clear_review()
+    assert asked < set(service.list_asked_reviews(CLEARED))
+    # Until the cleared review asks again, Airflow takes answers of the question before.
+    api(url, "reviewer").answer("promote", CLEARED, "review", "Reject", {"reason": "blurred"})
+    clear_review()
+    details = service.list_hitl_details("promote", CLEARED, "review")
+    assert ["Reject"] in [detail["chosen_options"] for detail in details]
+    delete(f"{run}/taskInstances/review")
+    assert set(service.list_asked_reviews(CLEARED)) == asked - {reviews["review"]}
+    engineer._call("PATCH", run, body={"state": "failed"})
+    delete(run)
+    assert service.list_asked_reviews(CLEARED) == []
+    assert requests.get(f"{url}/breakhis/reviews-asked", params={"run": RUN}, timeout=60).status_code == 401

@@ -59,6 +59,7 @@ def test_who_is_asked_is_told_at_once(monkeypatch):
     sent = []
     monkeypatch.setattr(review_operator, "notify_of_review", lambda context, message: sent.append(message))
     monkeypatch.setattr(review_operator.HITLOperator, "execute", lambda self, context: None)
+    monkeypatch.setattr(ReviewOperator, "_record_question", lambda self, context: None)
     with DAG("promote"):
         task = ReviewOperator(task_id="review", subject="Promote?", body=BODY)
 

@@ -1,11 +1,18 @@
+import os
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import DAG, Param
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from breakhis_airflow import review_operator
+from breakhis_airflow.connections import ConnectionValues
 from breakhis_airflow.operators import DEFAULT_ARGS
-from breakhis_airflow.review_operator import ReviewOperator
+from breakhis_airflow.review_operator import HITLOperator, ReviewOperator
+from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, TryAgain
+from ml.promotion import questions
 from ml.promotion.reviews import APPROVE, REJECT
 
 
@@ -93,3 +100,83 @@ def test_a_further_review_is_skipped(approvals, before, message):
         first >> second
     with pytest.raises(AirflowSkipException, match=message):
         second.execute({"ti": Instance(before)})
+
+
+CONF = {"model": "made-binary", "version": "1", "evidence": "evidence-0123456789ab"}
+REJECTION = answer(REJECT, params={"reason": "blurred"}) | {"responded_at": "2026-11-22T00:00:00Z"}
+
+
+class Asking:
+    """A review that is asked in a run of the DAG ``promote``: what Airflow has of it, and what is done."""
+
+    def __init__(self, monkeypatch):
+        self.detail = None
+        self.done = []
+        connections = {"BREAKHIS_AIRFLOW_URL": "http://localhost:1", "BREAKHIS_AIRFLOW_USER": "service"}
+        self.connections = connections | {"BREAKHIS_AIRFLOW_PASSWORD": "x", "BREAKHIS_AUDIT_KEY": "k"}
+        monkeypatch.setattr(os, "environ", dict(os.environ))
+        monkeypatch.setattr(AirflowApi, "hitl_detail", lambda _, dag, run, task: self.read(task))
+        monkeypatch.setattr(review_operator, "read_connections", lambda *_: ConnectionValues(self.connections, []))
+        monkeypatch.setattr(review_operator, "notify_of_review", lambda *_: self.done.append("told"))
+        monkeypatch.setattr(questions, "record_question", lambda *facts: self.done.append(("recorded", *facts[:3])))
+        monkeypatch.setattr(HITLOperator, "execute", lambda *_: self.done.append("asked"))
+
+    def read(self, task):
+        if self.detail is None:
+            raise AirflowError(f"no {task}", status=404)
+        return self.detail
+
+    def execute(self, dag="promote", started_by="engineer"):
+        run = SimpleNamespace(conf=CONF, triggering_user_name=started_by)
+        ti = SimpleNamespace(dag_id=dag, run_id="r1", task_id="review", id="review-1")
+        with DAG(dag):
+            task = review()
+        return task.execute({"ti": ti, "dag_run": run})
+
+
+@pytest.fixture
+def asking(monkeypatch):
+    return Asking(monkeypatch)
+
+
+@pytest.mark.parametrize("before", [None, answer() | {"responded_at": "x"}, {"chosen_options": None}])
+def test_a_question_is_recorded_before_it_is_asked(asking, before):
+    """Again and again, but for a rejection: what was approved before a task was cleared does not count."""
+    asking.detail = before
+    asking.execute()
+    assert asking.done == [("recorded", CONF, "r1", "review-1"), "told", "asked"]
+
+
+def test_a_rejection_is_not_asked_about_again(asking):
+    """Airflow has it under the cleared task, and would delete it."""
+    asking.detail = REJECTION
+    assert asking.execute()["params_input"] == {"reason": "blurred"}
+    assert asking.done == []
+
+
+@pytest.mark.parametrize("changed", [{"params_input": {"reason": " "}}, {"responded_by_user": None}])
+def test_what_is_no_rejection_is_asked_about_again(asking, changed):
+    asking.detail = REJECTION | changed
+    asking.execute()
+    assert asking.done[-1] == "asked"
+
+
+def test_a_rejection_by_who_started_the_run_does_not_count(asking):
+    asking.detail = REJECTION
+    asking.execute(started_by="reviewer")
+    assert asking.done[-1] == "asked"
+
+
+def test_rollbacks_are_not_recorded(asking):
+    asking.execute(dag="rollback")
+    assert asking.done == ["told", "asked"]
+
+
+def test_nothing_is_asked_that_cannot_be_recorded(asking, monkeypatch):
+    def fail(*_):
+        raise TryAgain("MLflow cannot be reached")
+
+    monkeypatch.setattr(questions, "record_question", fail)
+    with pytest.raises(AirflowException, match="recording the question, on the worker: MLflow cannot be reached"):
+        asking.execute()
+    assert asking.done == []

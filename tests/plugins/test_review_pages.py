@@ -99,6 +99,7 @@ def test_nothing_without_a_login(anonymous, store):
     made = bundle(store)
     for path in ("", f"{made}/", f"{made}/candidate/roc.png"):
         assert anonymous.get(f"/reviews/{path}").status_code == 401
+    assert anonymous.get("/reviews-asked?run=made-binary-v3").status_code == 401
 
 
 def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, tmp_path):

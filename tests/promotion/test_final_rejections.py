@@ -82,14 +82,76 @@ def test_one_of_another_version_ends_nothing(world, airflow, registered):
     assert promote(world, registered)["decision"] == "approved"
 
 
+@pytest.mark.parametrize("run", ["another", "made-binary-v1"])
+@pytest.mark.parametrize("made_since", [[], ["review-2"]])
+def test_a_review_that_was_deleted_may_have_held_one(world, airflow, registered, run, made_since):
+    """With its run or alone; also where Airflow has a review of another id in its place, whatever else they share."""
+    airflow.answer_promotion(registered)
+    airflow.ask(registered, run, "review-1")
+    airflow.reviews[run] = made_since
+    with pytest.raises(Refused, match=f"asked about this version in run {run} as well, where the review was deleted"):
+        promote(world, registered)
+    assert read_aliases(world) == {"candidate": 1}
+
+
+def test_reviewers_are_not_asked_again_after_a_review_was_deleted(world, airflow, registered, asking):
+    airflow.answer_promotion(registered)
+    airflow.ask(registered, "asked-1", "review-1")
+    assert judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])["passed"]
+    airflow.reviews["asked-1"] = ["review-2"]
+    with pytest.raises(Refused, match=r"where the review was deleted .*train it again"):
+        judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])
+
+
+def test_a_review_of_other_evidence_may_be_gone(world, airflow, registered):
+    airflow.answer_promotion(registered)
+    airflow.ask(registered | {"evidence": "evidence-0123456789ab"}, "another", "review-1")
+    airflow.ask(registered | {"version": 7}, "another", "review-2")
+    airflow.reviews = {}
+    assert promote(world, registered)["decision"] == "approved"
+
+
+def test_a_review_may_be_gone_once_its_run_ended_without_an_answer(world, airflow, registered):
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
+    airflow.ask(registered, "was-there", "review-1")
+    promote(world, registered, "was-there")
+    airflow.reviews = {}
+    airflow.answer_promotion(registered)
+    assert promote(world, registered, "by hand")["decision"] == "approved"
+
+
+def test_silence_settles_no_review_that_was_deleted_before(world, airflow, registered):
+    """Somebody deletes a run that was rejected, and has another one of its name end without an answer."""
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
+    airflow.ask(registered, "was-there", "review-1")
+    airflow.reviews["was-there"] = []
+    airflow.ask(registered, "was-there", "review-2")
+    promote(world, registered, "was-there")
+    airflow.answer_promotion(registered)
+    with pytest.raises(Refused, match="where the review was deleted"):
+        promote(world, registered, "by hand")
+
+
+def test_silence_does_not_hide_a_rejection_in_the_try_before(world, airflow, registered):
+    """Somebody clears a review that was rejected, and waits until nobody has answered the new one."""
+    airflow.answer_promotion(registered, option="Reject", user=None, reason=None)
+    airflow.reject_elsewhere(registered, "made-binary-v1")
+    for _ in range(2):
+        assert promote(world, registered)["decision"] == "rejected"
+    assert list_decisions(world)[0] == ("rejected", 1, "reviewer")
+    airflow.answer_promotion(registered)
+    with pytest.raises(Refused, match=r"rejected by reviewer on .*: blurred"):
+        promote(world, registered, "by hand")
+
+
 @pytest.mark.parametrize("run", ["deleted-1", "made-binary-v1"])
-def test_a_run_that_was_deleted_may_have_held_one(world, airflow, registered, run):
-    """Also where another run was started under its name since."""
+def test_a_run_in_which_an_earlier_release_asked_may_have_held_one(world, airflow, registered, run):
+    """It recorded no review's id: the time of a run's start tells it from another of its name."""
     airflow.answer_promotion(registered)
     airflow.run["run_after"] = "2026-01-02T00:00:00Z"
     question = {"version": 1, "evidence": registered["evidence"], "begun": "2026-01-01T00:00:00Z"}
     open_log(world).append(ASKED, "made-binary", run=f"promote/{run}", **question)
-    with pytest.raises(Refused, match=f"asked about this version in run {run} as well, which was deleted .*train it"):
+    with pytest.raises(Refused, match=f"asked about this version in run {run} as well, where the review was deleted"):
         promote(world, registered)
     assert read_aliases(world) == {"candidate": 1}
 
@@ -101,17 +163,16 @@ def test_a_decision_of_an_earlier_run_of_the_name_says_nothing_of_a_later_one(wo
     question = {"version": 1, "evidence": registered["evidence"], "begun": "2026-01-01T00:00:00Z"}
     open_log(world).append(ASKED, "made-binary", run="promote/was-there", **question)
     airflow.answer_promotion(registered)
-    with pytest.raises(Refused, match="which was deleted"):
+    with pytest.raises(Refused, match="where the review was deleted"):
         promote(world, registered, "by hand")
 
 
-def test_each_question_is_recorded_once(world, airflow, registered, asking):
+def test_each_question_is_recorded_once(world, airflow, registered):
     airflow.answer_promotion(registered)
-    airflow.run["run_after"] = "2026-01-01T00:00:00Z"
     for _ in range(2):
-        assert judge_version("made-binary", "1", world.store, asking, evidence=registered["evidence"])["passed"]
+        airflow.ask(registered, "asked-1", "review-1")
     [asked] = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == ASKED]
-    assert (asked["run"], asked["begun"]) == ("promote/asked-1", "2026-01-01T00:00:00Z")
+    assert (asked["run"], asked["review"], asked["version"]) == ("promote/asked-1", "review-1", 1)
     assert list_decisions(world) == []
     assert is_consistent(world)
     assert promote(world, registered, "asked-1")["decision"] == "approved"

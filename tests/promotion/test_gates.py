@@ -95,18 +95,37 @@ def test_an_upper_limit():
     assert "calibration error, ECE (0 is best) 0.1250 is 0.0250 above 0.1" in verdict["summary"]
 
 
+@pytest.mark.parametrize(("draws", "passes"), [({"draws": 500}, True), ({"draws": 499}, False), ({}, False)])
+def test_an_interval_of_few_draws_tells_nothing(draws, passes):
+    """A run chooses how many it makes, and 8 make an interval narrow; before, their number was not recorded."""
+    limited = Policy(
+        name="p",
+        binary={"roc_auc": {"at_least": 0.5, "of": "interval"}, "macro_f1": 0.5},
+        slices={"binary": {"source": {"roc_auc": {"at_least": 0.5, "of": "interval"}}}},
+    )
+    ends = {"intervals": {"roc_auc": [0.8, 0.9]}}
+    scores = {"images": 5, "cases": 2, "recognised": 1, "metrics": {"roc_auc": 0.85}} | ends
+    verdict = judge_evidence(evidence(**ends, slices={"source": {"made": scores}}, **draws), limited)
+    names = [f"ROC AUC{of}, lower end of its 95% interval" for of in ("", " of source made")]
+    assert failing(verdict) == ([] if passes else names)
+    number = draws.get("draws", "unknown")
+    assert (f"could not be computed (an interval of {number} draws; 500 tell it" in verdict["summary"]) is not passes
+
+
 def test_a_limit_on_the_interval_is_on_its_worse_end():
     limited = policy(macro_f1={"at_least": 0.7, "of": "interval"}, ece={"at_most": 0.1, "of": "interval"})
     metrics = {"roc_auc": 0.9, "macro_f1": 0.8, "ece": 0.05}
-    good = evidence(metrics=metrics, intervals={"macro_f1": [0.7, 0.9], "ece": [0.01, 0.1]})
+    good = evidence(metrics=metrics, intervals={"macro_f1": [0.7, 0.9], "ece": [0.01, 0.1]}, draws=500)
     assert judge_evidence(good, limited)["passed"]
-    bad = evidence(metrics=metrics, intervals={"macro_f1": [0.69, 0.9], "ece": [0.01, 0.11]})
+    bad = evidence(metrics=metrics, intervals={"macro_f1": [0.69, 0.9], "ece": [0.01, 0.11]}, draws=500)
     assert failing(judge_evidence(bad, limited)) == [
         "macro-F1, lower end of its 95% interval",
         "calibration error, ECE (0 is best), upper end of its 95% interval",
     ]
-    assert len(failing(judge_evidence(evidence(metrics=metrics), limited))) == 2  # no interval is no evidence
-    same = evidence(metrics={**metrics, "macro_f1": 1.0}, intervals={"ece": [0, 0]}, interval_notes={"macro_f1": "why"})
+    none = evidence(metrics=metrics, draws=500)
+    assert len(failing(judge_evidence(none, limited))) == 2  # no interval is no evidence
+    facts = {"intervals": {"ece": [0, 0]}, "interval_notes": {"macro_f1": "why"}, "draws": 500}
+    same = evidence(metrics={**metrics, "macro_f1": 1.0}, **facts)
     assert "lower end of its 95% interval could not be computed (why)" in judge_evidence(same, limited)["summary"]
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
 from ml.core.errors import DataError, Refused, RegistryError
 from ml.data.splits import split_dataset
+from ml.promotion.alias_history import REGISTERED
+from ml.promotion.evidence import collect_evidence
+from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
 from tests.helpers import made_up
-from tests.helpers.decisions import read_aliases
+from tests.helpers.decisions import is_consistent, open_log, promote, read_aliases
+from tests.helpers.registry_world import NOT_RESCORED
 
 
 def test_registering_a_run_twice_is_one_version(world):
@@ -184,3 +189,71 @@ def test_what_was_made_of_another_split_is_refused(world):
         world.client.set_tag(run, name, tag)
     with pytest.raises(Refused, match=f"does not hold exactly the images of the test side of {split}"):
         register_run(run, world.store, world.settings)
+
+
+def make_by_hand(world, **claimed):
+    """Make a version of a run in MLflow, and evidence for it in the store, as somebody may who has both their keys."""
+    run = world.log_run()
+    world.client.create_registered_model("made-binary")
+    version = world.client.create_model_version("made-binary", f"runs:/{run}/model", run)
+    content = collect_evidence(version, world.store, world.settings, recompute=True) | claimed
+    evidence = world.store.create("evidence", content, content)
+    world.client.set_model_version_tag("made-binary", version.version, "breakhis.evidence", evidence)
+    return run, {"model": "made-binary", "version": int(version.version), "evidence": evidence}
+
+
+OTHERS = {"users": {"second": "retrain_made/r1"}, "unknown": ""}
+TRUE = {"users": {"engineer": "retrain_made/r1"}, "unknown": ""}
+
+
+def test_each_registration_is_recorded_once(world):
+    run = world.log_run()
+    for _ in range(2):
+        registered = register_run(run, world.store, world.settings)
+    [record] = [r for r in open_log(world).read_model_records("made-binary") if r["event"] == REGISTERED]
+    assert {key: record[key] for key in registered} == registered
+    assert record["run"] == run
+    assert is_consistent(world)
+
+
+@pytest.mark.parametrize("claimed", [{}, {"starters": TRUE, "rescored": NOT_RESCORED}])
+def test_a_version_that_somebody_made_and_tagged_is_neither_asked_about_nor_promoted(world, airflow, claimed):
+    run, made = make_by_hand(world, **claimed)
+    airflow.answer_promotion(made)
+    asking = world.settings.model_copy(update={"dag": "promote", "dag_run": "asked-1"})
+    message = f"made-binary version 1: the audit log has no record that .*, by breakhis register {run}, "
+    with pytest.raises(Refused, match=message):
+        judge_version("made-binary", "1", world.store, asking, evidence=made["evidence"])
+    with pytest.raises(Refused, match=message):
+        promote(world, made)
+    assert read_aliases(world) == {}
+
+
+@pytest.mark.parametrize("claimed", [{}, {"starters": TRUE, "rescored": NOT_RESCORED}])
+def test_it_is_taken_over_where_all_is_as_it_says(world, airflow, claimed, capsys):
+    """As a version that an earlier release registered, which kept no record of that."""
+    run, made = make_by_hand(world, **claimed)
+    assert register_run(run, world.store, world.settings) == made
+    assert "warning: made-binary version 1 was registered by an earlier release or by" in capsys.readouterr().err
+    airflow.answer_promotion(made)
+    assert promote(world, made)["decision"] == "approved"
+
+
+@pytest.mark.parametrize("claimed", [{"starters": OTHERS}, {"starters": TRUE, "rescored": {"images": 9}}])
+def test_what_it_says_of_its_registration_is_found_out_anew(world, claimed):
+    run, _ = make_by_hand(world, **claimed)
+    with pytest.raises(Refused, match=r"nothing says that breakhis made its evidence, and there (starters|rescored)"):
+        register_run(run, world.store, world.settings)
+    assert read_aliases(world) == {}
+
+
+def test_what_was_registered_without_the_key_cannot_be_approved(world, airflow):
+    run = world.log_run()
+    without = world.settings.model_copy(update={"audit_key": SecretStr("")})
+    registered = register_run(run, world.store, without)
+    airflow.answer_promotion(registered)
+    with pytest.raises(Refused, match="has no record that breakhis registered it"):
+        promote(world, registered)
+    assert register_run(run, world.store, world.settings) == registered
+    with pytest.raises(Refused, match="nobody is entitled to approve it: it was registered without"):
+        promote(world, registered)

@@ -29,8 +29,9 @@ from ml.local.mlflow_users import TRAINER
 from ml.local.stack import Stack
 from ml.promotion.alias_history import APPROVED, ROLLED_BACK
 from ml.promotion.audit_log import AuditLog
+from ml.promotion.evidence import collect_evidence
 from ml.promotion.registration import register_run
-from tests.helpers.registry_world import POLICY, RegistryWorld
+from tests.helpers.registry_world import NOT_RESCORED, POLICY, RegistryWorld
 from tests.helpers.served_models import network
 from tests.trust.rows import Row
 
@@ -49,6 +50,17 @@ with DAG("again", schedule=None, is_paused_upon_creation=False):
         conf="{{ dag_run.conf['conf'] | tojson }}",
     )
 """
+_RETRAIN = """
+from airflow.sdk import DAG
+
+from breakhis_airflow.operators import DEFAULT_ARGS
+from breakhis_airflow.places import stage
+
+with DAG("retrain_made", schedule=None, is_paused_upon_creation=False, default_args=DEFAULT_ARGS):
+    stage("origin", "made", connections=["breakhis_airflow", "breakhis_audit"])
+"""
+"""The part of a training set's DAG that writes down who started a run; the training itself is made up."""
+
 _SECONDS = 120.0
 
 
@@ -131,18 +143,41 @@ class AttackedProduct:
             self.api(user).dag_run(dag, run)
             raise RuntimeError(f"{user} cannot delete {run}, so this tries nothing")
 
-    def mark_success(self, run: str, task: str, user: str = "engineer") -> None:
-        path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}"
+    def delete_review(self, run: str, user: str = "engineer") -> None:
+        path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/review"
+        with suppress(AirflowError):  # it answers with nothing, where the client expects JSON
+            self.api(user)._call("DELETE", path)
+        with suppress(AirflowError):
+            self.api(user).hitl_detail("promote", run, "review")
+            raise RuntimeError(f"{user} cannot delete the review of {run}, so this tries nothing")
+
+    def mark_success(self, run: str, task: str, user: str = "engineer", dag: str = "promote") -> None:
+        path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}"
         self.api(user)._call("PATCH", path, body={"new_state": "success"})
 
-    def pause(self, paused: bool, user: str = "engineer") -> None:
+    def pause(self, paused: bool, user: str = "engineer", dag: str = "promote") -> None:
         mask = {"update_mask": ["is_paused"]}
-        self.api(user)._call("PATCH", "/api/v2/dags/promote", params=mask, body={"is_paused": paused})
+        self.api(user)._call("PATCH", f"/api/v2/dags/{dag}", params=mask, body={"is_paused": paused})
 
-    def clear_tasks(self, run: str, *tasks: str, user: str = "engineer") -> None:
+    def clear_tasks(self, run: str, *tasks: str, user: str = "engineer", dag: str = "promote") -> None:
         body = {"dag_run_id": run, "task_ids": list(tasks), "dry_run": False, "only_failed": False}
         body["include_downstream"] = True
-        self.api(user)._call("POST", "/api/v2/dags/promote/clearTaskInstances", body=body)
+        self.api(user)._call("POST", f"/api/v2/dags/{dag}/clearTaskInstances", body=body)
+
+    def start_training(self, run: str, user: str) -> None:
+        """Start a run of the DAG that trains, and wait until it is written down who started it."""
+        self.api(user).trigger("retrain_made", run, {})
+        self.wait_for_state(run, "origin", "success", dag="retrain_made")
+
+    def promote_model_of(self, *trainings: str) -> str:
+        """Register a model of these runs and have it approved; returns what came of it."""
+        told = json.dumps([["retrain_made", training] for training in trainings])
+        run = self.start_promotion(self.register_candidate(**{"breakhis.dag_runs": told}))
+        if self.wait_for_state(run, "gate", "success", "failed") == "failed":
+            return self.wait_for_end(run, "gate")
+        self.wait_for_review(run)
+        self.answer(run)
+        return self.wait_for_end(run)
 
     def write_xcom(self, run: str, task: str, value: Any, user: str = "engineer") -> None:
         path = f"/api/v2/dags/promote/dagRuns/{run}/taskInstances/{task}/xcomEntries"
@@ -274,15 +309,28 @@ def pause_before_a_rejection_is_carried_out(product: AttackedProduct) -> str:
 
 
 def clear_a_rejected_review(product: AttackedProduct) -> str:
-    """clearing a review that was rejected before it is carried out, and another reviewer's approval"""
+    """clearing a review that was rejected before it is carried out, so that it asks again"""
     run = product.start_promotion(product.register_candidate())
     product.wait_for_review(run)
     with product.held_up():
         product.answer(run, option="Reject")
         product.clear_tasks(run, "review")
-        product.wait_for_review(run)
-        product.answer(run)
-    return product.wait_for_end(run) + ", " + product.wait_for_end(run, "rejected")
+        asked = product.wait_for_state(run, "review", "success", "awaiting_input", "deferred")
+    return f"review {asked}, {product.wait_for_end(run)}, {product.wait_for_end(run, 'rejected')}"
+
+
+def reject_a_cleared_review_before_it_asks_again(product: AttackedProduct) -> str:
+    """having a review rejected between its clearing and its asking again, when Airflow loses answers"""
+    run = product.start_promotion(product.register_candidate())
+    product.wait_for_review(run)
+    product.pause(True)
+    try:
+        product.clear_tasks(run, "review")
+        product.api("reviewer").answer("promote", run, "review", "Reject", {"reason": "blurred"})
+    finally:
+        product.pause(False)
+    asked = product.wait_for_state(run, "review", "success", "awaiting_input", "deferred")
+    return f"review {asked}, {product.wait_for_end(run)}, {product.wait_for_end(run, 'rejected')}"
 
 
 def delete_a_rejected_run(product: AttackedProduct) -> str:
@@ -297,24 +345,62 @@ def delete_a_rejected_run(product: AttackedProduct) -> str:
     return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
 
 
+def copy_a_rejected_run(product: AttackedProduct) -> str:
+    """deleting a run before its rejection is carried out, and a new run of the same name, conf and time"""
+    candidate = product.register_candidate()
+    run = product.start_promotion(candidate)
+    product.wait_for_review(run)
+    began = product.api("engineer").dag_run("promote", run)["run_after"]
+    with product.held_up():
+        product.answer(run, option="Reject")
+        product.delete_run("promote", run)
+    body = {"logical_date": None, "dag_run_id": run, "run_after": began, "conf": product.make_conf(candidate)}
+    if product.api("engineer")._call("POST", "/api/v2/dags/promote/dagRuns", body=body)["run_after"] != began:
+        raise RuntimeError("Airflow gives the run another time, so this tries nothing")
+    return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
+
+
+def delete_a_rejected_review(product: AttackedProduct) -> str:
+    """deleting a rejected review, not its run, before the rejection is carried out, and an approval in another run"""
+    candidate = product.register_candidate()
+    run, other = product.start_promotion(candidate), product.start_promotion(candidate)
+    product.wait_for_review(run)
+    product.wait_for_review(other)
+    with product.held_up():
+        product.answer(run, option="Reject")
+        product.mark_failed(run, "promote")
+        product.delete_review(run)
+        product.answer(other)
+    again = product.start_promotion(candidate)
+    return f"{product.wait_for_end(other)}; anew: {product.wait_for_end(again, 'gate')}"
+
+
 def approve_what_nobody_is_known_to_have_started(product: AttackedProduct) -> str:
-    """removing the tag that says which run trained a model, and naming a run that is in no record"""
-    outcomes = []
-    for told in ([], [["retrain_made", "deleted"]]):
-        candidate = product.register_candidate(**{"breakhis.dag_runs": json.dumps(told)})
-        run = product.start_promotion(candidate)
-        outcomes.append(product.wait_for_end(run, "gate"))
-    return "; ".join(outcomes)
+    """removing the tag that says which run trained a model, naming a run that never was, and marking a run's origin"""
+    product.pause(True, dag="retrain_made")
+    try:
+        product.api("reviewer").trigger("retrain_made", "marked", {})
+        product.mark_success("marked", "origin", dag="retrain_made")
+    finally:
+        product.pause(False, dag="retrain_made")
+    return "; ".join(product.promote_model_of(*runs) for runs in ((), ("never-there",), ("marked",)))
 
 
 def approve_what_one_trained_oneself(product: AttackedProduct) -> str:
-    """approving a model whose training one started, after the run was deleted from Airflow"""
-    product.world.record_starter("reviewer", ("retrain_made", "of-the-reviewer"))
-    told = json.dumps([["retrain_made", "of-the-reviewer"]])
-    run = product.start_promotion(product.register_candidate(**{"breakhis.dag_runs": told}))
-    product.wait_for_review(run)
-    product.answer(run)
-    return product.wait_for_end(run)
+    """approving a model whose training one started, as it is; its run cleared; deleted; and started again by another"""
+    outcomes = {}
+    for how in ("as it is", "cleared", "deleted", "started again"):
+        run = f"of-the-reviewer-{how.replace(' ', '-')}"
+        product.start_training(run, "reviewer")
+        if how == "cleared":
+            product.clear_tasks(run, "origin", dag="retrain_made")
+            product.wait_for_state(run, "origin", "success", dag="retrain_made")
+        elif how != "as it is":
+            product.delete_run("retrain_made", run)
+        if how == "started again":
+            product.start_training(run, "engineer")
+        outcomes[how] = product.promote_model_of(run)
+    return "; ".join(f"{how}: {outcome.partition(', which led')[0]}" for how, outcome in outcomes.items())
 
 
 def make_the_model_before_its_set(product: AttackedProduct) -> str:
@@ -333,6 +419,25 @@ def make_the_model_before_its_set(product: AttackedProduct) -> str:
     finally:
         client.delete_registered_model_alias(name, "champion")
         client.delete_model_version(name, version)
+
+
+def make_and_tag_a_version(product: AttackedProduct) -> str:
+    """making a version in MLflow, with evidence for it in the store that names a starter, and having it reviewed"""
+    world, run = product.world, product.world.log_run(0.95)
+    version = world.client.create_model_version(MODEL, f"runs:/{run}/model", run)
+    claimed = {"starters": {"users": {"viewer": "retrain_made/r1"}, "unknown": ""}, "rescored": NOT_RESCORED}
+    content = collect_evidence(version, world.store, world.settings, recompute=True) | claimed
+    evidence = world.store.create("evidence", content, content)
+    world.client.set_model_version_tag(MODEL, version.version, "breakhis.evidence", evidence)
+    try:
+        promotion = product.start_promotion({"version": version.version, "evidence": evidence})
+        outcome = product.wait_for_end(promotion, "gate")
+        try:
+            return f"{outcome}; registered as {world.register(run)}"
+        except BreakhisError as error:
+            return f"{outcome}; registering it: refused: {error}"
+    finally:
+        world.client.delete_model_version(MODEL, version.version)
 
 
 def go_back_to_a_withdrawn_version(product: AttackedProduct) -> str:
@@ -629,11 +734,15 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     clear_after_a_rejection: r"promote success, rejected success",
     review_again_in_another_run: r"gate failed: .*was rejected by reviewer on .*, promote upstream_failed",
     pause_before_a_rejection_is_carried_out: r"promote success.*, rejected success",
-    clear_a_rejected_review: r"promote success.*, rejected success",
-    delete_a_rejected_run: r"gate failed: .*which was deleted from Airflow.*, promote upstream_failed",
-    approve_what_nobody_is_known_to_have_started: r"gate failed: .*nobody is entitled.*; gate failed: .*nobody is ent",
-    approve_what_one_trained_oneself: r"promote failed: .*reviewer started run of-the-reviewer of the DAG retrain_made",
+    clear_a_rejected_review: r"review success, promote success.*, rejected success",
+    reject_a_cleared_review_before_it_asks_again: r"review success, promote success.*, rejected success",
+    delete_a_rejected_run: r"gate failed: .*where the review was deleted.*, promote upstream_failed",
+    copy_a_rejected_run: r"gate failed: .*where the review was deleted.*, promote upstream_failed",
+    delete_a_rejected_review: r"promote failed: .*where the review was.*; anew: gate failed: .*where the review was",
+    approve_what_nobody_is_known_to_have_started: r"(gate failed: .*?nobody is entitled.*?){3}",
+    approve_what_one_trained_oneself: r"(promote failed: .*?reviewer started run of-the-reviewer-\S+ of.*?){4}",
     make_the_model_before_its_set: r"refused: the registered model real-binary has a version \d+ that breakhis did not",
+    make_and_tag_a_version: r"gate failed: .*has no record that.*; registering it: refused: .*starters is not what is",
     go_back_to_a_withdrawn_version: r"propose failed: .*withdrawn by engineer.*; saying so: propose success, Withdrawn",
     write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
     write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
@@ -738,6 +847,7 @@ def _start_product() -> Iterator[AttackedProduct]:
         for dag in ("promote", "rollback", "withdraw", "audit"):
             shutil.copy(PROJECT / "dags" / f"{dag}.py", dags)
         (dags / "again.py").write_text(_AGAIN)
+        (dags / "retrain_made.py").write_text(_RETRAIN)
         airflow_server.DAGS = dags
         stack = Stack(Settings(home=home, conf=world.conf, store=world.store.root))
         try:
@@ -753,7 +863,7 @@ def _start_product() -> Iterator[AttackedProduct]:
 
 
 def _wait_for_dags(stack: Stack) -> None:
-    wanted = {"promote", "rollback", "withdraw", "audit", "again"}
+    wanted = {"promote", "rollback", "withdraw", "audit", "again", "retrain_made"}
     deadline = time.monotonic() + _SECONDS
     while not wanted <= {dag["dag_id"] for dag in stack.api("admin").dags()}:
         if time.monotonic() > deadline:

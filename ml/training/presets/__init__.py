@@ -10,6 +10,7 @@ from ml.core.messages import quote_value
 from ml.core.taxonomy import Task
 from ml.core.yaml_files import YamlModel, read_yaml
 from ml.data.training_sets import PresetName
+from ml.evaluation.intervals import MAX_DRAWS, MIN_DRAWS
 from ml.images.augmentation_settings import Views
 
 
@@ -104,7 +105,12 @@ class Preset(YamlModel):
     name: PresetName = Field(description="That of the file.")
     description: str = Field(description="One line, for forms and reports.")
     random_weights_allowed: bool = Field(description="Whether to go on if ImageNet weights cannot be downloaded.")
-    bootstrap_draws: int = Field(ge=0, le=100_000, description="Draws of the patient bootstrap for 95% intervals.")
+    bootstrap_draws: int = Field(
+        ge=0,
+        le=MAX_DRAWS,
+        description="Draws of the patient bootstrap for 95% intervals. "
+        f"A gate on an interval asks for {MIN_DRAWS} at least.",
+    )
     binary: Recipe = Field(description="The recipe of the model of benign and malignant.")
     subtype: Recipe = Field(description="The recipe of the model of the eight subtypes.")
 
