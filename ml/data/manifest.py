@@ -15,6 +15,7 @@ from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_n
 from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
 from ml.data.sources.tables import TableRow
+from ml.data.stored_tables import read_stored_table
 from ml.images.decoding import MEMORY
 from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
 
@@ -147,9 +148,8 @@ def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:
 
 def _list_files(spec: SourceSpec, raw: str, store: Store) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
     """Returns a raw version's image files, a reader of the facts about each, and table rows without an image."""
-    import pandas as pd
 
-    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    listing = read_stored_table(raw, "files.parquet", store)
     files = [SourceFile(path, sha256) for path, sha256 in zip(listing["path"], listing["sha256"], strict=True)]
     return read_table_facts(spec, files, store) if spec.table else (files, read_file_name_facts, [])
 
@@ -226,10 +226,9 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
     Raises:
         StoreError: no such manifest.
     """
-    import pandas as pd
 
     store.meta(manifest)
-    return pd.read_parquet(store.file(manifest, "manifest.parquet"))
+    return read_stored_table(manifest, "manifest.parquet", store)
 
 
 def read_ties(oid: str, store: Store) -> "pd.DataFrame":
@@ -248,7 +247,7 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
 
     if not store.meta(oid).get("ties"):
         return pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
-    return pd.read_parquet(store.file(oid, "ties.parquet"))
+    return read_stored_table(oid, "ties.parquet", store)
 
 
 def _count_reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from ml.core.taxonomy import TASKS, Task, parse_name
 from ml.core.yaml_files import NAME_PATTERN, Schedule, YamlModel, find_yaml, read_yaml
 from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
+from ml.data.stored_tables import read_stored_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +198,7 @@ def _read_sources(
                 f"run the DAG ingest_{source.name}, or: breakhis ingest {reference}"
             )
         versions[source.name] = ref["version"]
-        frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
+        frame = read_stored_table(ref["manifest"], "manifest.parquet", store)
         if "cohort" not in frame:
             raise DataError(
                 f"{training_set.file}: the version of source {source.name!r} has no cohorts, as in early releases; "
@@ -292,10 +293,9 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
     Raises:
         StoreError: no such dataset.
     """
-    import pandas as pd
 
     store.meta(dataset)
-    return pd.read_parquet(store.file(dataset, "dataset.parquet"))
+    return read_stored_table(dataset, "dataset.parquet", store)
 
 
 def compare_datasets(before: str, after: str, store: Store) -> dict[str, Json]:
