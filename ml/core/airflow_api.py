@@ -189,7 +189,9 @@ class AirflowApi:
 
     # --- HTTP requests and answers ------------------------------------------------------------------------------
 
-    def _all(self, path: str, key: str, item: type[answers.Shape], params: Json | None = None) -> list[Json]:
+    def _all(
+        self, path: str, key: str, item: type[answers.Shape] = answers.Object, params: Json | None = None
+    ) -> list[Json]:
         """Returns the items under ``key`` of every page."""
         shape = page_of(key, item)
         return read_pages(
@@ -257,7 +259,7 @@ class AirflowApi:
         if response.status_code >= 400:
             message = f"Airflow answered {response.status_code} to {request}: {_error_detail(response)}"
             raise AirflowError(message, response.status_code)
-        return read_answer(response.content, response.url, shape)
+        return read_answer(response.content, response.url.partition("?")[0], shape)
 
 
 class _BearerAuth(requests.auth.AuthBase):

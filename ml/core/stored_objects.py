@@ -186,8 +186,8 @@ class _Published(Shape):
 class _ErasedPatient(Shape):
     why: str = ""
     when: str = ""
-    datasets: list[str]
-    slides: list[str]
+    datasets: list[str] = Field([])
+    slides: list[str] = Field([])
 
 
 class _ErasedPatients(RootModel[dict[str, _ErasedPatient]]):

@@ -319,7 +319,7 @@ RUN = "/api/v2/dags/promote/dagRuns/r"
         (RUN, {"triggering_user_name": {"a": 1}}, lambda api: api.dag_run("promote", "r"), "triggering_user_name: "),
         (RUN, {"run_after": 7}, lambda api: api.dag_run("promote", "r"), "run_after: "),
         (RUN, b"[" * 100_000, lambda api: api.dag_run("promote", "r"), "it is nested too deeply"),
-        (RUN, b'{"conf": {"a": "\\ud800"}}', lambda api: api.dag_run("promote", "r"), "surrogates not allowed"),
+        (RUN, b'{"conf": {"a": "\\ud800"}}', lambda api: api.dag_run("promote", "r"), ".*surrogates not allowed"),
         (
             f"{RUN}/upstreamAssetEvents",
             {},

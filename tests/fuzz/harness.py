@@ -109,7 +109,10 @@ def _receive(reader: Connection, tally: Tally, start: int) -> tuple[int, bool]:
     number = start
     try:
         if not reader.poll(_SECONDS_TO_PREPARE) or reader.recv() != _PREPARED:
-            raise RuntimeError(f"{tally.kind}: what its inputs start from was not made in {_SECONDS_TO_PREPARE} s")
+            raise EOFError
+    except EOFError:
+        raise RuntimeError(f"{tally.kind}: what its inputs start from was not made") from None
+    try:
         while reader.poll(MAX_SECONDS * 3):
             number, outcome, peak_mb = reader.recv()
             tally.peak_mb = max(tally.peak_mb, peak_mb)

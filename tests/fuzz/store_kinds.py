@@ -55,7 +55,7 @@ def prepare_files(scratch: Path) -> StoredFiles:
         (pictures / name(subtype, case)).write_bytes(png(number, (40, 30)))
     source = {"name": "made", "kind": "directory", "path": str(pictures), "cohort": "made"}
     (conf / "sources" / "made.yaml").write_text(yaml.safe_dump(source))
-    training_set = {"name": "made", "sources": ["made"], "policy": "demo", "preset": "demo"}
+    training_set = {"name": "made", "sources": ["made"], "ledger": "made", "policy": "demo", "preset": "demo"}
     (conf / "training_sets" / "made.yaml").write_text(yaml.safe_dump(training_set))
     template = scratch / "template"
     with contextlib.redirect_stderr(io.StringIO()):

@@ -34,7 +34,7 @@ def test_what_is_accepted_and_what_is_refused_with_our_error_is_counted():
 )
 def test_another_error_or_one_that_names_nothing_or_grows_is_a_fault(error, fault):
     def fail(*_):
-        raise error
+        raise type(error)(*error.args)  # each has a traceback of its own
 
     found = tally(fail, names=r"made\.json")
     assert found.refused == found.accepted == 0
