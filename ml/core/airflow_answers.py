@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from ml.core.errors import AirflowError
-from ml.core.messages import hide_access
+from ml.core.messages import cut_text, hide_access
 from ml.core.strict_json import Shape, check_shape, read_json
 
 Json = dict[str, Any]
@@ -28,7 +28,7 @@ def _check_time(text: str) -> str:
     return text
 
 
-_Name = Annotated[str, Field(max_length=10_000)]
+_Name = Annotated[str, Field(max_length=512)]
 _Time = Annotated[str, AfterValidator(_check_time)]
 
 
@@ -203,7 +203,9 @@ def read_pages(ask: Callable[[Json], Json], key: str, url: str, page_size: int) 
     while True:
         page = ask({"limit": page_size, "offset": len(items)})
         if page[key] and page[key] == before:
-            raise AirflowError(f"{hide_access(url)} answers each page with the same {key}; is there a proxy before it?")
+            raise AirflowError(
+                f"{cut_text(hide_access(url), 300)} answers each page with the same {key}; is there a proxy before it?"
+            )
         items += page[key]
         if not page[key] or len(items) >= (page.get("total_entries") or 0):
             return items
@@ -212,4 +214,4 @@ def read_pages(ask: Callable[[Json], Json], key: str, url: str, page_size: int) 
 
 def no_airflow(url: str, reason: str) -> AirflowError:
     """Returns the error about a server that does not answer as Airflow does."""
-    return AirflowError(f"{hide_access(url)} is not the API of Airflow 3: {reason}")
+    return AirflowError(f"{cut_text(hide_access(url), 300)} is not the API of Airflow 3: {reason}")

@@ -249,11 +249,11 @@ class AirflowApi:
         except requests.RequestException as error:
             raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
         if response.status_code >= 500 or response.status_code == 429:
-            raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {path}")
+            raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {cut_text(path, 600)}")
         return response
 
     def _parse_answer(self, response: requests.Response, shape: type[BaseModel]) -> Json:
-        request = f"{response.request.method} {urlsplit(response.url).path}"
+        request = f"{response.request.method} {cut_text(urlsplit(response.url).path, 600)}"
         if response.status_code in {401, 403}:
             raise CredentialsError(f"Airflow does not let user {self.user!r} {request}: {_error_detail(response)}")
         if response.status_code >= 400:

@@ -286,7 +286,12 @@ KINDS = [
     Kind("evidence in gates and reviews", _prepare_verdict, _use_verdict, "made-binary"),
     Kind("tags and metrics of runs", server_kinds.prepare_run, server_kinds.use_run, "made-binary version 1"),
     Kind("answers of web archives", server_kinds.prepare_http, server_kinds.use_source, _SOURCE_NAMES),
-    Kind("answers of Kaggle", server_kinds.prepare_kaggle, server_kinds.use_source, f"{_SOURCE_NAMES}|Kaggle"),
+    Kind(
+        "answers of Kaggle",
+        server_kinds.prepare_kaggle,
+        server_kinds.use_source,
+        f"{_SOURCE_NAMES}|Kaggle|waseemalastal/",
+    ),
     Kind("answers of S3", server_kinds.prepare_s3, server_kinds.use_source, f"{_SOURCE_NAMES}|s3://bucket"),
     Kind(
         "sources in DAG files",
