@@ -161,7 +161,7 @@ class TaskLog(Shape):
 
 
 @cache
-def page_of(key: str, item: type[Shape]) -> type[BaseModel]:
+def page_of(key: str, item: type[BaseModel]) -> type[BaseModel]:
     """Returns the shape of a page of a list, whose items are under ``key``."""
     return create_model("Page", __base__=Shape, **{key: (list[item], ...), "total_entries": (int | None, None)})  # type: ignore[call-overload,no-any-return,valid-type]
 

@@ -190,7 +190,7 @@ class AirflowApi:
     # --- HTTP requests and answers ------------------------------------------------------------------------------
 
     def _all(
-        self, path: str, key: str, item: type[answers.Shape] = answers.Object, params: Json | None = None
+        self, path: str, key: str, item: type[BaseModel] = answers.Object, params: Json | None = None
     ) -> list[Json]:
         """Returns the items under ``key`` of every page."""
         shape = page_of(key, item)

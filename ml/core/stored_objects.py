@@ -167,6 +167,9 @@ class _CachedFacts(RootModel[list[Annotated[list[Any], AfterValidator(_check_fac
     model_config = ConfigDict(strict=True)
 
 
+_CACHES: dict[str, type[BaseModel]] = {"pixels": _CachedPixels, "pictures": _CachedFacts}
+"""Kind of cache -> what the JSON of one of its parts holds."""
+
 # --- mutable values -----------------------------------------------------------------------------------------------
 
 
@@ -192,6 +195,10 @@ class _ErasedPatient(Shape):
 
 class _ErasedPatients(RootModel[dict[str, _ErasedPatient]]):
     model_config = ConfigDict(strict=True)
+
+
+_REFERENCES: dict[str, type[BaseModel]] = {"raw": _LatestRaw, "sources": _Published, "erased": _ErasedPatients}
+"""Folder below refs/ -> what its files hold."""
 
 
 class _Lease(Shape):
@@ -220,11 +227,11 @@ def find_shape(key: str) -> type[BaseModel] | None:
         case ["objects", "memos", memo, _]:
             shape = _MEMOS.get(memo)
         case ["objects", "caches", cache, _]:
-            shape = {"pixels": _CachedPixels, "pictures": _CachedFacts}.get(cache.partition("-")[0])
+            shape = _CACHES.get(cache.partition("-")[0])
         case ["objects", kind, _, "object.json"]:
             shape = _OBJECTS.get(kind)
         case ["refs", kind, _]:
-            shape = {"raw": _LatestRaw, "sources": _Published, "erased": _ErasedPatients}.get(kind)
+            shape = _REFERENCES.get(kind)
         case ["jobs", "leases", _]:
             shape = _Lease
         case ["jobs", "training", _, "state.json"]:

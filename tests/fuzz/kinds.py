@@ -46,8 +46,10 @@ class _YamlFiles(NamedTuple):
 def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
     def prepare(scratch: Path) -> _YamlFiles:
         conf = copy_conf(scratch)
-        texts = [name_made(file.read_text()) for example in examples for file in sorted(ROOT.glob(example))]
+        texts = [file.read_text() for example in examples for file in sorted(ROOT.glob(example))]
         assert texts
+        texts = texts if folder == "presets" else [name_made(text) for text in texts]  # presets keep their own names
+        (conf / folder).mkdir(exist_ok=True)
         return _YamlFiles(texts, conf / folder / "made.yaml", conf)
 
     return prepare
@@ -272,7 +274,7 @@ KINDS = [
     ),
     Kind(
         "presets' YAML",
-        _prepare_yaml("policies", "ml/training/presets/*.yaml"),
+        _prepare_yaml("presets", "ml/training/presets/*.yaml"),
         _use_yaml(lambda files: read_yaml(files.file, Preset)),
         r"made\.yaml",
     ),
