@@ -56,10 +56,10 @@ def build_ingest_dag(file: Path) -> DAG:
         auto_register=False,
     ) as dag:
         connection = getattr(source, "connection", None)
-        fetch = stage("fetch", reference, connections=[connection] if connection else [])
-        manifest = stage("manifest", reference, "--raw", fetch.value("version"))
-        validate = stage("validate", manifest.value("manifest"))
-        publish = stage("publish", manifest.value("manifest"), outlet_asset=source_asset(source.name))
+        fetch = stage("fetch", "--", reference, connections=[connection] if connection else [])
+        manifest = stage("manifest", "--raw", fetch.value("version"), "--", reference)
+        validate = stage("validate", "--", manifest.value("manifest"))
+        publish = stage("publish", "--", manifest.value("manifest"), outlet_asset=source_asset(source.name))
         fetch >> manifest >> validate >> publish
     return dag
 

@@ -6,6 +6,7 @@ from airflow.sdk import DAG, Param, chain, task
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
+from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import PROMOTE, review_tasks
 
 DOC = """
@@ -45,7 +46,10 @@ with DAG(
     default_args=DEFAULT_ARGS,
     params={
         "model": Param(
-            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+            type="string",
+            pattern=NAME_PATTERN,
+            title="Model",
+            description="Its name in the registry, such as demo-binary.",
         ),
         "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
         "evidence": Param(
@@ -57,9 +61,11 @@ with DAG(
     },
     tags=["promote"],
 ) as dag:
-    candidate = ("{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}")
+    evidence, candidate = ("--evidence", "{{ params.evidence }}"), ("--", "{{ params.model }}", "{{ params.version }}")
 
-    gate = stage("gate", *candidate, connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"])
+    gate = stage(
+        "gate", *evidence, *candidate, connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"]
+    )
     reviews = [
         ReviewOperator(
             task_id=task_id,
@@ -72,7 +78,7 @@ with DAG(
     ]
     promote = stage(
         "promote",
-        *(*candidate, "--dag-run", "{{ run_id }}"),
+        *(*evidence, "--dag-run", "{{ run_id }}", *candidate),
         pool="promotion",
         connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
         trigger_rule="none_failed_min_one_success",

@@ -59,14 +59,14 @@ def build_retrain_dag(file: Path) -> DAG:
         tags=["retrain"],
         auto_register=False,
     ) as dag:
-        origin = stage("origin", reference, connections=["breakhis_airflow", "breakhis_audit"])
-        assemble = stage("assemble", reference)
+        origin = stage("origin", "--", reference, connections=["breakhis_airflow", "breakhis_audit"])
+        assemble = stage("assemble", "--", reference)
         dataset = assemble.value("dataset")
-        split = stage("split", dataset)
+        split = stage("split", "--", dataset)
         weights = stage("weights", "--preset", "{{ params.preset }}")
         recipe = ("--preset", "{{ params.preset }}", "--weights", weights.value("weights"))
         shards = [
-            (dataset, *recipe, "--split", split.value("split"), "--shard", f"{n}/{SETTINGS.shards}")
+            (*recipe, "--split", split.value("split"), "--shard", f"{n}/{SETTINGS.shards}", "--", dataset)
             for n in range(1, SETTINGS.shards + 1)
         ]
         features = mapped_stage("features", shards, pool="gpu")
@@ -75,14 +75,14 @@ def build_retrain_dag(file: Path) -> DAG:
         for task, model in training_set.models.items():
             train = stage(
                 "train",
-                *(task, "--dataset", dataset, "--split", split.value("split")),
-                *(*recipe, "--seed", "{{ params.seed }}"),
+                *("--dataset", dataset, "--split", split.value("split")),
+                *(*recipe, "--seed", "{{ params.seed }}", "--", task),
                 task_id=f"train_{task}",
                 pool="gpu",
             )
             register = stage(
                 "register",
-                train.value("run_id"),
+                *("--", train.value("run_id")),
                 task_id=f"register_{task}",
                 connections=["breakhis_audit", "breakhis_mlflow_promoter"],
             )

@@ -5,6 +5,7 @@ from airflow.sdk import DAG, Param
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
+from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import MIN_REASON_LENGTH, ROLLBACK
 
 DOC = """
@@ -33,7 +34,10 @@ with DAG(
     default_args=DEFAULT_ARGS,
     params={
         "model": Param(
-            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+            type="string",
+            pattern=NAME_PATTERN,
+            title="Model",
+            description="Its name in the registry, such as demo-binary.",
         ),
         "version": Param(
             type="string",
@@ -56,7 +60,7 @@ with DAG(
     },
     tags=["promote"],
 ) as dag:
-    which = ("{{ params.model }}", "{{ params.version }}")
+    which = ("--", "{{ params.model }}", "{{ params.version }}")
     decided = {
         "pool": "promotion",
         "connections": ["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
@@ -64,11 +68,11 @@ with DAG(
 
     propose = stage(
         "rollback",
-        *(*which, "--dry-run", "--reason", "{{ params.reason }}"),
-        *("--although-withdrawn", "{{ params.although_withdrawn }}"),
+        *("--dry-run", "--reason", "{{ params.reason }}"),
+        *("--although-withdrawn", "{{ params.although_withdrawn }}", *which),
         task_id="propose",
         connections=["breakhis_audit", "breakhis_mlflow_promoter"],
     )
     review = ReviewOperator(task_id="review", subject=propose.value("title"), body=propose.value("review"))
 
-    propose >> review >> stage("rollback", *which, "--dag-run", "{{ run_id }}", **decided)
+    propose >> review >> stage("rollback", "--dag-run", "{{ run_id }}", *which, **decided)

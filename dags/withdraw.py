@@ -4,6 +4,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
+from ml.core.yaml_files import NAME_PATTERN
 from ml.promotion.reviews import MIN_REASON_LENGTH, WITHDRAW
 
 DOC = """
@@ -22,7 +23,10 @@ with DAG(
     default_args=DEFAULT_ARGS,
     params={
         "model": Param(
-            type="string", minLength=1, title="Model", description="Its name in the registry, such as demo-binary."
+            type="string",
+            pattern=NAME_PATTERN,
+            title="Model",
+            description="Its name in the registry, such as demo-binary.",
         ),
         "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
         "reason": Param(
@@ -36,7 +40,7 @@ with DAG(
 ) as dag:
     stage(
         "withdraw",
-        *("{{ params.model }}", "{{ params.version }}", "--dag-run", "{{ run_id }}"),
+        *("--dag-run", "{{ run_id }}", "--", "{{ params.model }}", "{{ params.version }}"),
         pool="promotion",
         connections=["breakhis_airflow", "breakhis_audit", "breakhis_mlflow_promoter"],
     )

@@ -11,7 +11,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
+from pydantic import BaseModel
 
+from ml.core import airflow_answers as answers
+from ml.core.airflow_answers import page_of, read_answer, read_pages
 from ml.core.errors import AirflowError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text, hide_access, list_items, quote_value
 from ml.core.settings import Settings
@@ -44,7 +47,8 @@ class AirflowApi:
         TryAgain: Airflow cannot be reached, is too slow or answers 5xx or 429.
         CredentialsError: the password is wrong, or the user may not do this.
         AirflowError: there is no such DAG, run, task or answer (``status`` 404), the task was answered already or the
-            run exists already (409), or the request is invalid (400, 422).
+            run exists already (409), or the request is invalid (400, 422). Or the server does not answer as Airflow
+            does (0): see :mod:`ml.core.airflow_answers`.
     """
 
     def __init__(self, url: str, user: str, password: str, *, timeout: float = 60.0) -> None:
@@ -61,15 +65,15 @@ class AirflowApi:
 
     def health(self) -> Json:
         """Returns each component's status: ``{"metadatabase": {"status": "healthy"}, …}``. Needs no login."""
-        return self._parse_answer(self._send("GET", "/api/v2/monitor/health", login=False))
+        return self._parse_answer(self._send("GET", "/api/v2/monitor/health", login=False), answers.Object)
 
     def import_errors(self) -> list[Json]:
         """Returns the DAG files that failed to import: ``filename``, ``stack_trace``, ``timestamp``."""
-        return self._all("/api/v2/importErrors", "import_errors")
+        return self._all("/api/v2/importErrors", "import_errors", answers.BrokenFile)
 
     def pools(self) -> list[Json]:
         """Returns the pools: ``name``, ``slots`` (-1: without limit), ``occupied_slots`` and more."""
-        return self._all("/api/v2/pools", "pools")
+        return self._all("/api/v2/pools", "pools", answers.Pool)
 
     def set_pool(self, name: str, slots: int, description: str) -> Json:
         """Creates a pool, or changes the existing one. Needs the role op or admin."""
@@ -86,7 +90,7 @@ class AirflowApi:
 
     def dags(self) -> list[Json]:
         """Returns the DAGs that were parsed: ``dag_id``, ``is_paused``, ``has_import_errors`` and more."""
-        return self._all("/api/v2/dags", "dags")
+        return self._all("/api/v2/dags", "dags", answers.Dag)
 
     def unpause(self, dag: str) -> Json:
         """Unpauses a DAG: it may run by its schedule and by hand."""
@@ -99,7 +103,7 @@ class AirflowApi:
         if run_id:
             body["dag_run_id"] = run_id
         try:
-            return self._call("POST", f"/api/v2/dags/{_quote(dag)}/dagRuns", body=body)
+            return self._call("POST", f"/api/v2/dags/{_quote(dag)}/dagRuns", answers.StartedRun, body=body)
         except AirflowError as error:
             if error.status != 409:
                 raise
@@ -109,25 +113,26 @@ class AirflowApi:
 
     def dag_runs(self, dag: str) -> list[Json]:
         """Returns all runs of a DAG, each as :meth:`dag_run` does, with its ``dag_run_id``."""
-        return self._all(f"/api/v2/dags/{_quote(dag)}/dagRuns", "dag_runs")
+        return self._all(f"/api/v2/dags/{_quote(dag)}/dagRuns", "dag_runs", answers.StartedRun)
 
     def dag_run(self, dag: str, run: str) -> Json:
         """Returns one run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""
-        return self._call("GET", _run_path(dag, run))
+        return self._call("GET", _run_path(dag, run), answers.Run)
 
     def upstream_events(self, dag: str, run: str) -> list[Json]:
         """Returns the asset events that started a run: ``source_dag_id``, ``source_run_id`` (None: created by hand)."""
-        events: list[Json] = self._call("GET", f"{_run_path(dag, run)}/upstreamAssetEvents")["asset_events"]
+        answer = self._call("GET", f"{_run_path(dag, run)}/upstreamAssetEvents", answers.AssetEvents)
+        events: list[Json] = answer["asset_events"]
         return events
 
     def task_instances(self, dag: str, run: str) -> list[Json]:
         """Returns a run's tasks: ``task_id``, ``map_index``, ``state`` (None: not scheduled), ``try_number``, dates."""
-        return self._all(f"{_run_path(dag, run)}/taskInstances", "task_instances")
+        return self._all(f"{_run_path(dag, run)}/taskInstances", "task_instances", answers.TaskInstance)
 
     def xcom(self, dag: str, run: str, task: str, map_index: int = -1) -> Any:
         """Returns the value that a task returned. Status 404: it has returned nothing yet."""
         path = f"{_task_path(dag, run, task)}/xcomEntries/return_value"
-        value = self._call("GET", path, params={"map_index": map_index})["value"]
+        value = self._call("GET", path, answers.XCom, params={"map_index": map_index})["value"]
         if not isinstance(value, str):
             return value
         try:
@@ -138,7 +143,8 @@ class AirflowApi:
     def task_log(self, dag: str, run: str, task: str, try_number: int = 1, map_index: int = -1) -> list[str]:
         """Returns the lines that a task logged in one try."""
         path = f"{_task_path(dag, run, task)}/logs/{try_number}"
-        content = self._call("GET", path, params={"full_content": "true", "map_index": map_index})["content"]
+        params = {"full_content": "true", "map_index": map_index}
+        content = self._call("GET", path, answers.TaskLog, params=params)["content"]
         return [line for entry in content for line in _format_log_entry(entry)]
 
     # --- reviews ------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ class AirflowApi:
         taken); its name is the login name.
         Unlike an XCom, no user can write this record. Status 404: the task never asked.
         """
-        return self._call("GET", _hitl_path(dag, run, task))
+        return self._call("GET", _hitl_path(dag, run, task), answers.Question)
 
     def list_hitl_details(self, dag: str, run: str, task: str) -> list[Json]:
         """Returns the record of each time that a task asked; for its fields see :meth:`hitl_detail`.
@@ -165,7 +171,7 @@ class AirflowApi:
         details = []
         for path in [*paths, own]:
             try:
-                details.append(self._call("GET", path))
+                details.append(self._call("GET", path, answers.Question))
             except AirflowError as error:
                 if error.status != 404:  # it asked nothing in that try
                     raise
@@ -176,15 +182,15 @@ class AirflowApi:
 
         Airflow's own API does not give the ids of earlier tries, so this asks the plugin of this package.
         """
-        reviews = self._call("GET", "/breakhis/reviews-asked", params={"run": run}).get("reviews")
-        if not isinstance(reviews, list):
-            raise _not_airflow_error(self.url + "/breakhis/reviews-asked", "list of reviews")
-        return [str(review) for review in reviews]
+        reviews: list[str] = self._call("GET", "/breakhis/reviews-asked", answers.Reviews, params={"run": run})[
+            "reviews"
+        ]
+        return reviews
 
     def list_pending_questions(self) -> list[Json]:
         """Returns the record of every question that nobody has answered; for its fields see :meth:`hitl_detail`."""
         path = "/api/v2/dags/~/dagRuns/~/hitlDetails"
-        return self._all(path, "hitl_details", {"response_received": False})
+        return self._all(path, "hitl_details", answers.PendingQuestion, {"response_received": False})
 
     def answer(self, dag: str, run: str, task: str, option: str, params: Json) -> Json:
         """Answers a question as this user. Status 409: it was answered; CredentialsError: this user was not asked.
@@ -196,25 +202,34 @@ class AirflowApi:
 
     # --- HTTP requests and answers ------------------------------------------------------------------------------
 
-    def _all(self, path: str, key: str, params: Json | None = None) -> list[Json]:
+    def _all(
+        self, path: str, key: str, item: type[BaseModel] = answers.Object, params: Json | None = None
+    ) -> list[Json]:
         """Returns the items under ``key`` of every page."""
-        items: list[Json] = []
-        while True:
-            page = self._call("GET", path, params={**(params or {}), "limit": _PAGE_SIZE, "offset": len(items)})
-            if not isinstance(page.get(key), list):
-                raise _not_airflow_error(self.url + path, f"list of {key}")
-            items += page[key]
-            if not page[key] or len(items) >= (page.get("total_entries") or 0):
-                return items
+        shape = page_of(key, item)
+        return read_pages(
+            lambda page: self._call("GET", path, shape, params={**(params or {}), **page}),
+            key,
+            self.url + path,
+            _PAGE_SIZE,
+        )
 
-    def _call(self, method: str, path: str, *, params: Json | None = None, body: Json | None = None) -> Json:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        shape: type[BaseModel] = answers.Object,
+        *,
+        params: Json | None = None,
+        body: Json | None = None,
+    ) -> Json:
         if not self._token:
             self._login()
         response = self._send(method, path, params=params, body=body)
         if response.status_code == 401:  # the token has expired, or the server has a new key
             self._login()
             response = self._send(method, path, params=params, body=body)
-        return self._parse_answer(response)
+        return self._parse_answer(response, shape)
 
     def _login(self) -> None:
         if not self.user or not self._password:
@@ -226,10 +241,7 @@ class AirflowApi:
                 f"Airflow at {self.url} refuses the password of user {self.user!r}; check it (of a local stack: "
                 "passwords.json in the home folder)"
             )
-        token = self._parse_answer(response).get("access_token")
-        if not isinstance(token, str):
-            raise _not_airflow_error(response.url, "token")
-        self._token = token
+        self._token = self._parse_answer(response, answers.Token)["access_token"]
 
     def _send(
         self, method: str, path: str, *, params: Json | None = None, body: Json | None = None, login: bool = True
@@ -250,23 +262,17 @@ class AirflowApi:
         except requests.RequestException as error:
             raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
         if response.status_code >= 500 or response.status_code == 429:
-            raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {path}")
+            raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {cut_text(path, 600)}")
         return response
 
-    def _parse_answer(self, response: requests.Response) -> Json:
-        request = f"{response.request.method} {urlsplit(response.url).path}"
+    def _parse_answer(self, response: requests.Response, shape: type[BaseModel]) -> Json:
+        request = f"{response.request.method} {cut_text(urlsplit(response.url).path, 600)}"
         if response.status_code in {401, 403}:
             raise CredentialsError(f"Airflow does not let user {self.user!r} {request}: {_error_detail(response)}")
         if response.status_code >= 400:
             message = f"Airflow answered {response.status_code} to {request}: {_error_detail(response)}"
             raise AirflowError(message, response.status_code)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise _not_airflow_error(response.url, "JSON object")
-        return answer
+        return read_answer(response.content, response.url.partition("?")[0], shape)
 
 
 class _BearerAuth(requests.auth.AuthBase):
@@ -280,12 +286,8 @@ class _BearerAuth(requests.auth.AuthBase):
         return request
 
 
-def _not_airflow_error(url: str, lacking: str) -> AirflowError:
-    return AirflowError(f"{hide_access(url)} is not the API of Airflow 3: it answered no {lacking}")
-
-
 def _quote(name: str) -> str:
-    return quote(name, safe="")
+    return quote(name, safe="", errors="replace")  # half a character, which no name has
 
 
 def _run_path(dag: str, run: str) -> str:
@@ -304,18 +306,18 @@ def _error_detail(response: requests.Response) -> str:
     """Returns the server's error message: FastAPI puts a string or a list of field errors under ``detail``."""
     try:
         detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        return cut_text(response.text) or response.reason
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return cut_text(response.text) or cut_text(response.reason)
     if isinstance(detail, list):
-        fields = (
-            f"{'.'.join(str(part) for part in field.get('loc', ()))}: {field.get('msg')}"
-            for field in detail
-            if isinstance(field, dict)
-        )
-        return list_items(fields, "; ")
+        return list_items((_describe_field_error(field) for field in detail if isinstance(field, dict)), "; ")
     if isinstance(detail, dict):
         return cut_text(detail.get("message") or detail.get("reason") or detail, _MAX_DETAIL)
     return cut_text(detail, _MAX_DETAIL)
+
+
+def _describe_field_error(field: Json) -> str:
+    where = field.get("loc")
+    return f"{'.'.join(map(str, where)) if isinstance(where, list) else where}: {field.get('msg')}"
 
 
 def _format_log_entry(entry: Json | str) -> list[str]:

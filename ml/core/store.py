@@ -32,7 +32,7 @@ from ml.core.disks import explained_os_errors, write_in_one_step
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.messages import quote_value
 from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
-from ml.core.stored_json import parse_json, parse_mapping
+from ml.core.stored_json import describe_damage, parse_stored
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
     from cloudpathlib import S3Path
@@ -243,7 +243,7 @@ class Store:
             data = self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{quote_value(oid)}: no such {kind or 'object'} in the store {self.root}") from None
-        return parse_mapping(data, self.uri(key))
+        return self._parse_mapping(data, key)
 
     def file(self, oid: str, name: str) -> Path:
         """Returns one file of an object as a local file; see :meth:`local`."""
@@ -252,13 +252,17 @@ class Store:
     # --- memos: results of stages by their inputs ---------------------------------------------------------------
 
     def memo(self, name: str, inputs: object) -> Json | None:
-        """Returns the result that a stage stored for these inputs, or None."""
+        """Returns the result that a stage stored for these inputs, or None.
+
+        Raises:
+            StoreError: its file is damaged, or holds something else.
+        """
         key = f"objects/memos/{name}/{digest(inputs)}.json"
         try:
             data = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
-        return parse_mapping(data, self.uri(key))
+        return self._parse_mapping(data, key)
 
     def set_memo(self, name: str, inputs: object, result: Json) -> None:
         """Stores the result of a stage for these inputs."""
@@ -282,7 +286,7 @@ class Store:
         """Returns the JSON at ``key`` and its version tag for :meth:`compare_and_set`, or ``(None, None)``.
 
         Raises:
-            StoreError: what is there is no JSON.
+            StoreError: what is there is no JSON, or not what is kept at such a key.
         """
         path = self.path(key)
         if not isinstance(path, Path):
@@ -291,12 +295,18 @@ class Store:
                 answer = s3.get_object(Bucket=path.bucket, Key=path.key)
             except s3.exceptions.NoSuchKey:
                 return None, None
-            return parse_json(answer["Body"].read(), self.uri(key)), answer["ETag"]
+            return parse_stored(answer["Body"].read(), key, self.uri(key)), answer["ETag"]
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None, None
-        return parse_json(data, self.uri(key)), hashlib.sha256(data).hexdigest()
+        return parse_stored(data, key, self.uri(key)), hashlib.sha256(data).hexdigest()
+
+    def _parse_mapping(self, data: bytes, key: str) -> Json:
+        value = parse_stored(data, key, self.uri(key))
+        if not isinstance(value, dict):
+            raise describe_damage(self.uri(key), "it holds no JSON object")
+        return value
 
     def compare_and_set(self, key: str, value: object, expected: str | None) -> None:
         """Writes small JSON if the key still has the version tag ``expected`` (None: the key must not exist yet).

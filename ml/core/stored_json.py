@@ -1,35 +1,41 @@
 """Reads JSON of the store. A file of it may be cut off, edited or overwritten, and then the error names it."""
 
-import json
+from functools import partial
 from typing import Any
 
 from ml.core.errors import StoreError
-from ml.core.messages import cut_text
+from ml.core.stored_objects import find_shape
+from ml.core.strict_json import check_shape, read_json
 
 
-def parse_json(data: bytes, uri: str) -> Any:
+def parse_stored(data: bytes, key: str, uri: str) -> Any:
     """Returns the value of a file of JSON in the store.
 
-    Raises:
-        StoreError: it was cut off, edited or overwritten: it is no JSON, is nested too deeply, or has half a character.
-    """
-    try:
-        value = json.loads(data)
-        if b"\\ud" in data.lower():  # a lone surrogate is valid JSON, but no text: it cannot be written or hashed
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else cut_text(error)
-        raise StoreError(f"{uri} is damaged: {reason}; restore it from a backup of the store") from None
-
-
-def parse_mapping(data: bytes, uri: str) -> dict[str, Any]:
-    """Returns the JSON object of a file in the store.
+    Args:
+        data: the file's content.
+        key: its key, which says what it has to hold: see :mod:`ml.core.stored_objects`.
+        uri: its address, for the error.
 
     Raises:
-        StoreError: the file is damaged, or holds another JSON value.
+        StoreError: it is no JSON, or not what is kept at such a key. So is reading a key that a JSON object lacks.
     """
-    value = parse_json(data, uri)
-    if not isinstance(value, dict):
-        raise StoreError(f"{uri} is damaged: it holds no JSON object; restore it from a backup of the store")
+    fail = partial(describe_damage, uri)
+    value = read_json(data, fail)
+    if shape := find_shape(key):
+        check_shape(value, shape, fail)
     return value
+
+
+def describe_damage(uri: str, reason: str) -> StoreError:
+    """Returns the error about a file of the store that is not what was written there, with what to do."""
+    remedies = (remedy for folder, remedy in _REMEDIES.items() if folder in uri)
+    return StoreError(f"{uri} is damaged: {reason}; {next(remedies, 'restore it from a backup of the store')}")
+
+
+_REMEDIES = {
+    "/objects/caches/": "remove the file, it is made again",
+    "/objects/memos/": "remove the file, it is made again",
+    "/jobs/training/": "remove its folder, to train from the start",
+    "/jobs/leases/": "remove the file while nothing runs",
+}
+"""Part of an address -> what to do about a damaged file there."""

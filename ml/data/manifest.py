@@ -16,6 +16,7 @@ from ml.data.quarantine import make_quarantine_row, screen_files
 from ml.data.sources import SourceSpec
 from ml.data.sources.table_cells import MAX_ROWS
 from ml.data.sources.tables import TableRow
+from ml.data.stored_tables import read_stored_table
 from ml.images.decoding import MEMORY
 from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
 
@@ -158,9 +159,8 @@ def _list_files(
     spec: SourceSpec, raw: str, store: Store, max_rows: int
 ) -> tuple[list[SourceFile], ReadFacts, list[TableRow]]:
     """Returns a raw version's image files, a reader of the facts about each, and table rows without an image."""
-    import pandas as pd
 
-    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    listing = read_stored_table(raw, "files.parquet", store)
     files = [SourceFile(path, sha256) for path, sha256 in zip(listing["path"], listing["sha256"], strict=True)]
     return read_table_facts(spec, files, store, max_rows) if spec.table else (files, read_file_name_facts, [])
 
@@ -237,10 +237,9 @@ def read_manifest(manifest: str, store: Store) -> "pd.DataFrame":
     Raises:
         StoreError: no such manifest.
     """
-    import pandas as pd
 
     store.meta(manifest)
-    return pd.read_parquet(store.file(manifest, "manifest.parquet"))
+    return read_stored_table(manifest, "manifest.parquet", store)
 
 
 def read_ties(oid: str, store: Store) -> "pd.DataFrame":
@@ -259,7 +258,7 @@ def read_ties(oid: str, store: Store) -> "pd.DataFrame":
 
     if not store.meta(oid).get("ties"):
         return pd.DataFrame(columns=list(TIE_COLUMNS), dtype="str")
-    return pd.read_parquet(store.file(oid, "ties.parquet"))
+    return read_stored_table(oid, "ties.parquet", store)
 
 
 def _count_reasons(quarantine: list[dict[str, Any]]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from ml.data.identifiers import find_namesakes, normalize_name
 from ml.data.ledger import HASH_DIGITS, Ledger, change_ledger
 from ml.data.manifest import read_ties
 from ml.data.split_methods import split_by_group_folds, split_by_label, split_by_search
+from ml.data.stored_tables import read_stored_table
 from ml.data.training_sets import SplitLevel, read_dataset
 
 if TYPE_CHECKING:
@@ -83,12 +84,11 @@ def read_split(split: str, store: Store) -> Split:
     Raises:
         StoreError: no such split.
     """
-    import pandas as pd
 
     meta = store.meta(split)
     quarantined: frozenset[str] = frozenset()
     if meta.get("quarantined"):
-        quarantined = frozenset(pd.read_parquet(store.file(split, "quarantine.parquet"))["pixel_sha256"])
+        quarantined = frozenset(read_stored_table(split, "quarantine.parquet", store)["pixel_sha256"])
     return Split(meta.get("group", "case"), dict(meta["sides"]), quarantined)
 
 

@@ -20,6 +20,7 @@ from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_yaml
 from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
 from ml.data.sources.check_settings import NearDuplicates
+from ml.data.stored_tables import read_stored_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +212,7 @@ def _read_sources(
             )
         versions[source.name] = ref["version"]
         near_duplicates[source.name] = source.validation.near_duplicates
-        frame = pd.read_parquet(store.file(ref["manifest"], "manifest.parquet"))
+        frame = read_stored_table(ref["manifest"], "manifest.parquet", store)
         if "cohort" not in frame:
             raise DataError(
                 f"{training_set.file}: the version of source {source.name!r} has no cohorts, as in early releases; "
@@ -306,10 +307,9 @@ def read_dataset(dataset: str, store: Store) -> "pd.DataFrame":
     Raises:
         StoreError: no such dataset.
     """
-    import pandas as pd
 
     store.meta(dataset)
-    return pd.read_parquet(store.file(dataset, "dataset.parquet"))
+    return read_stored_table(dataset, "dataset.parquet", store)
 
 
 def compare_datasets(before: str, after: str, store: Store) -> dict[str, Json]:

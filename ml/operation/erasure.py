@@ -20,6 +20,7 @@ from ml.core.taxonomy import parse_name
 from ml.data.identifiers import normalize_name, normalize_names
 from ml.data.ledger import erase_from_ledgers
 from ml.data.manifest import erased_patients_key, read_erased_patients
+from ml.data.stored_tables import read_stored_table
 from ml.images.file_facts import PictureFactsCache
 from ml.images.pixel_cache import PixelCache
 from ml.training.features import FeatureCache
@@ -124,7 +125,6 @@ def _put_on_list(patient: str, cohort: str, why: str, data: _PatientData, store:
 
 
 def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
-    import pandas as pd
 
     data = _PatientData()
     others_files: set[str] = set()
@@ -133,7 +133,7 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
         meta = store.meta(manifest)
         data.cohorts.add(str(meta.get("cohort")))
         for name in ("manifest.parquet", "quarantine.parquet"):
-            rows = pd.read_parquet(store.file(manifest, name))
+            rows = read_stored_table(manifest, name, store)
             is_patient = (normalize_names(rows["patient"]) == patient) & (meta.get("cohort") == cohort)
             data.files |= set(rows.loc[is_patient, "sha256"].dropna())
             others_files |= set(rows.loc[~is_patient, "sha256"].dropna())
@@ -149,10 +149,10 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
                 data.sources.add(str(meta["source"]))
     for raw in store.keys("objects/raw"):  # raw files may have no manifest yet
         if store.meta(raw).get("cohort") == cohort:
-            listing = pd.read_parquet(store.file(raw, "files.parquet"))
+            listing = read_stored_table(raw, "files.parquet", store)
             data.files |= set(listing.loc[listing["path"].map(_parse_case) == patient, "sha256"])
     for dataset in store.keys("objects/dataset"):
-        rows = pd.read_parquet(store.file(dataset, "dataset.parquet"))
+        rows = read_stored_table(dataset, "dataset.parquet", store)
         if _match_patient(rows, patient, cohort).any():
             data.datasets.append(dataset)
     data.files -= {*others_files, ""}
@@ -162,9 +162,8 @@ def _find_patient(patient: str, cohort: str, store: Store) -> _PatientData:
 
 def _find_delivered_files(raw: str, store: Store) -> dict[str, str]:
     """Returns the SHA-256 of each file of a raw version by its path."""
-    import pandas as pd
 
-    listing = pd.read_parquet(store.file(raw, "files.parquet"))
+    listing = read_stored_table(raw, "files.parquet", store)
     return dict(zip(listing["path"], listing["sha256"], strict=True))
 
 
@@ -211,9 +210,8 @@ def _rewrite_objects(patient: str, cohort: str, store: Store) -> int:
 
 def _remove_rows(oid: str, name: str, select: "Callable[[pd.DataFrame], pd.Series[bool]]", store: Store) -> int:
     """Remove rows from a table of an object; returns the number of rewritten tables, 0 or 1."""
-    import pandas as pd
 
-    rows = pd.read_parquet(store.file(oid, name))
+    rows = read_stored_table(oid, name, store)
     is_removed = select(rows)
     if not is_removed.any():
         return 0
@@ -223,9 +221,8 @@ def _remove_rows(oid: str, name: str, select: "Callable[[pd.DataFrame], pd.Serie
 
 def _clear_quarantine_hashes(manifest: str, patient: str, store: Store) -> None:
     """Remove the file hashes from the patient's quarantined rows, which are the way to the files."""
-    import pandas as pd
 
-    rows = pd.read_parquet(store.file(manifest, "quarantine.parquet"))
+    rows = read_stored_table(manifest, "quarantine.parquet", store)
     has_hash = (normalize_names(rows["patient"]) == patient) & (rows["sha256"] != "")
     if has_hash.any():
         rows.loc[has_hash, "sha256"] = ""

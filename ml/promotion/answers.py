@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ml.core.airflow_api import connect_airflow
 from ml.core.errors import AirflowError, Refused
+from ml.core.messages import cut_text
 from ml.core.settings import Settings
 from ml.core.store import Json, digest
 from ml.promotion.alias_history import APPROVED, ASKED, DECISION_EVENTS, NOBODY_IN_TIME, REJECTED
@@ -91,7 +92,7 @@ class ReviewRun:
         """
         subject = (str(self._conf.get("model")), str(self._conf.get("version")))
         if subject != (model, str(number)):
-            raise Refused(f"{self.title} is about {subject[0]} version {subject[1]}, not {model} version {number}")
+            raise Refused(f"{self.title} is about {cut_text(' version '.join(subject))}, not {model} version {number}")
 
     def check_not_rejected(self, records: Sequence[Json]) -> None:
         """Check that this run was not ended by a rejection. A cleared review asks again, but the rejection stands.
@@ -133,8 +134,8 @@ class ReviewRun:
                 if user in answers.user_ids_and_names:
                     dag, _, name = run.partition("/")
                     raise Refused(
-                        f"{self.title}: {user} started run {name} of the DAG {dag}, which led to this model, and so "
-                        "cannot decide about it"
+                        f"{self.title}: {user} started run {cut_text(name)} of the DAG {cut_text(dag)}, which led to "
+                        "this model, and so cannot decide about it"
                     )
             if starters.unknown:
                 raise Refused(f"{self.title}: {explain_unknown_starters(starters.unknown)}")
@@ -239,7 +240,7 @@ class ReviewRun:
         self.check_subject(model, number)
         conf_evidence = self._evidence
         if evidence and evidence != conf_evidence:
-            raise Refused(f"{self.title} is about {conf_evidence}, not {evidence}")
+            raise Refused(f"{self.title} is about {cut_text(conf_evidence)}, not {evidence}")
         answers: list[Answer] = []
         bodies: list[str] = []
         names: set[str] = set()
@@ -297,7 +298,7 @@ class ReviewRun:
         if self.started_by == user["name"]:
             raise Refused(f"{self.title}: {user['name']} started it and so cannot decide it")
         if chosen not in ([APPROVE], [REJECT]):
-            raise Refused(f"{self.title}: its {task} was answered {chosen}, which decides nothing")
+            raise Refused(f"{self.title}: its {task} was answered {cut_text(chosen)}, which decides nothing")
         reason = parse_reason(detail.get("params_input"))
         if not reason:
             raise Refused(f"{self.title}: {user['name']} gave no reason; clear the task {task} to be asked again")

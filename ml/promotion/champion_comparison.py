@@ -13,6 +13,7 @@ from ml.core.mlflow_client import fetch_artifacts
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SUBTYPES, Task, class_names
+from ml.data.stored_tables import read_stored_table
 from ml.evaluation.comparison import PairedPredictions, compare_models
 from ml.evaluation.comparison_simulation import Memos
 from ml.evaluation.metric_names import GATED_METRICS
@@ -137,7 +138,7 @@ def _add_predictions(
     import pandas as pd
 
     say(f"the ledger has grown: the champion classifies {len(unseen):,} further test images")
-    files = pd.read_parquet(store.file(dataset, "dataset.parquet")).set_index("pixel_sha256")["sha256"]
+    files = read_stored_table(dataset, "dataset.parquet", store).set_index("pixel_sha256")["sha256"]
     pictures = (store.blob(files[pixels]) for pixels in unseen["pixel_sha256"])
     output = classify_pictures(champion["model"], champion["version"], pictures)
     names = class_names(champion["task"])

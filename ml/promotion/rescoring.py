@@ -20,6 +20,7 @@ from ml.core.messages import quote_value
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
 from ml.core.taxonomy import Task, class_names
+from ml.data.stored_tables import read_stored_table
 from ml.evaluation.predictions import parse_rule
 from ml.evaluation.scores import Probabilities
 from ml.images.decoding import PREPROCESSING
@@ -161,9 +162,8 @@ def _read_pictures(name: str, table: "pd.DataFrame", dataset: str, store: Store)
     Raises:
         StoreError: a picture is no longer in the store.
     """
-    import pandas as pd
 
-    files = pd.read_parquet(store.file(dataset, "dataset.parquet")).drop_duplicates("pixel_sha256")
+    files = read_stored_table(dataset, "dataset.parquet", store).drop_duplicates("pixel_sha256")
     sha256 = files.set_index("pixel_sha256")["sha256"]
     for pixels in table["pixel_sha256"]:
         try:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ml.core.airflow_api import AirflowApi, connect_airflow
 from ml.core.errors import AirflowError, ConfigError
+from ml.core.messages import cut_text
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -137,7 +138,7 @@ def parse_origin(conf: Json | None) -> list[Run]:
 
 def _ask_airflow(run: Run, api: AirflowApi) -> tuple[Starters, list[Run]]:
     """Returns who started a run by Airflow's record, and the runs that led to it."""
-    name = f"run {run[1]} of the DAG {run[0]}"
+    name = f"run {cut_text(run[1])} of the DAG {cut_text(run[0])}"
     try:
         record = api.dag_run(*run)
         events = api.upstream_events(*run) if record.get("run_type") == "asset_triggered" else []

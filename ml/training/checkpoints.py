@@ -65,7 +65,10 @@ def remove_abandoned(store: Store) -> None:
         folder = f"{_JOBS_FOLDER}/{job}"
         age = store.age(_state_key(job))
         if age is not None and age > _SECONDS_UNTIL_ABANDONED:
-            state, _ = store.read(_state_key(job))
+            try:
+                state, _ = store.read(_state_key(job))
+            except StoreError:  # it is damaged, or of an earlier release, and nobody resumes it
+                state = None
             say(f"removing {store.uri(folder)}, a training that nobody resumed{_describe_progress(state or {})}")
             for name in store.keys(folder):
                 store.remove(f"{folder}/{name}")

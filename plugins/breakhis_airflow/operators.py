@@ -21,6 +21,7 @@ from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
 from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.notifications import notify_of_failure
 from breakhis_airflow.run_conf import refuse_unknown_conf
+from ml.core.messages import quote_value
 from ml.core.settings import read_settings
 
 DEFAULT_ARGS: dict[str, Any] = {
@@ -34,13 +35,18 @@ DEFAULT_ARGS: dict[str, Any] = {
 }
 """Arguments of every DAG. Retries are for lost networks and lost machines; errors that would recur are not retried."""
 
+_MAX_ARGUMENT = 100_000
+"""Bytes of one argument. Linux takes 131,072 at most."""
+
 
 @dataclass(frozen=True)
 class Job:
     """One try of a stage, for a place to run."""
 
     arguments: list[str]
-    """The stage and its arguments."""
+    """The stage, and its options if ``operands`` has the rest."""
+    operands: list[str]
+    """What follows the options on the command line, with ``--`` first: none of it can be taken for an option."""
     key: str
     """Key in the store under which the stage writes its result."""
     environment: dict[str, str]
@@ -49,7 +55,7 @@ class Job:
 
     def command(self, store: str) -> list[str]:
         """Returns the command line, for a place that reaches the store at this address."""
-        return ["breakhis", *self.arguments, "--json", "--result", f"{store}/{self.key}"]
+        return ["breakhis", *self.arguments, "--json", "--result", f"{store}/{self.key}", *self.operands]
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class StageOperator(BaseOperator):
     own message; if it wrote a result all the same, that is the XCom. Any other failure may be retried.
 
     :param stage: The stage: a command of ``breakhis``, such as ``fetch``.
-    :param arguments: What follows it on the command line. (templated)
+    :param arguments: What follows it on the command line. Values that are no options' own stand behind ``--``, since a
+        name that comes with a run's conf or another task's result may begin with a dash. (templated)
     :param outlet_asset: The asset of which this stage may make a new version. Only where the result says ``changed``,
         an event of it is emitted, with the result as its extra.
     :param connections: Airflow connections that this stage is given besides those in BREAKHIS_CONNECTIONS, which they
@@ -104,6 +111,8 @@ class StageOperator(BaseOperator):
             raise ValueError(f"arguments of stage {stage} must be a list of strings, not {arguments!r}")
         self.stage = stage
         self.arguments = list(arguments)
+        # Found before the values are filled in, any of which may be a dash or two.
+        self.operands_at = self.arguments.index("--") if "--" in self.arguments else len(self.arguments)
         self.connections = tuple(connections)
         self.operator_extra_links = STAGE_LINKS.get(stage, ())
 
@@ -126,13 +135,16 @@ class StageOperator(BaseOperator):
         variables, secrets = read_connections([*read_settings().connections, *self.connections], self.stage)
         output = _OutputLogger(self.log, hidden=secrets)
         origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
-        job = Job(
-            [self.stage, *self.arguments], key, {**select_stage_environment(os.environ), **origin, **variables}, context
-        )
+        for argument in self.arguments:
+            _check_argument(argument, self.stage)
+        options, operands = self.arguments[: self.operands_at], self.arguments[self.operands_at :]
+        environment = {**select_stage_environment(os.environ), **origin, **variables}
+        job = Job([self.stage, *options], operands, key, environment, context)
         self.log.info("Running: %s", " ".join(job.command(read_settings().store)))
         with explained_failures(f"breakhis {self.stage}"):
             ended = self.run_stage(job, output)
-            self.stage_result, _ = Store(read_settings().store, {**os.environ, **variables}).read(ended.key)
+            result, _ = Store(read_settings().store, {**os.environ, **variables}).read(ended.key)
+            self.stage_result = result if isinstance(result, dict) else None
         for link in self.operator_extra_links:
             if address := link.get_link(self, ti_key=ti):
                 self.log.info("%s: %s", link.name, address)
@@ -152,6 +164,23 @@ class StageOperator(BaseOperator):
     @abstractmethod
     def run_stage(self, job: Job, output: Callable[[str], None]) -> JobEnd:
         """Runs a job to its end; ``output`` is called with each line that it prints."""
+
+
+def _check_argument(argument: str, stage: str) -> None:
+    """Check that a value that was filled into a stage's arguments can stand on a command line.
+
+    Raises:
+        AirflowFailException: it is too long, or has a character that no command line holds.
+    """
+    try:
+        is_possible = len(argument.encode()) <= _MAX_ARGUMENT and "\0" not in argument
+    except UnicodeEncodeError:  # half a character
+        is_possible = False
+    if not is_possible:
+        raise AirflowFailException(
+            f"breakhis {stage} cannot be called with {quote_value(argument)}: it has over {_MAX_ARGUMENT:,} bytes, "
+            "a null character or half a character; start a new run with another value"
+        )
 
 
 def _new_version_alias(asset: Asset) -> AssetAlias:

@@ -9,15 +9,18 @@ Everything is read from the evidence bundle in the store, for which an approval 
 
 import hashlib
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
+from breakhis_airflow.bundle_shape import Bundle
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
 from ml.core.messages import quote_value
 from ml.core.store import Json, Store, object_id
+from ml.core.stored_json import describe_damage
+from ml.core.strict_json import check_shape
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
@@ -34,7 +37,7 @@ SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
 
 _MAX_DECISIONS = 50  # on the list
 _ROLES = ("candidate", "champion")
-_FILE_NAME = re.compile(r"[a-z_]+\.(png|html)")
+_FILE_NAME = re.compile(r"[a-z_]{1,100}\.(png|html)")
 
 _WIDE_PICTURES = {
     "binary": frozenset({"errors"}),
@@ -124,16 +127,22 @@ def is_settled(dag: str, bundle: str | None, store: Store) -> bool:
 
 
 def read_bundle(bundle: str, store: Store) -> Json:
-    """Returns an evidence bundle, checked against the hash in its name.
+    """Returns an evidence bundle, checked against the hash in its name and against what the pages read of it.
 
     Raises:
-        StoreError: there is no such one, or it was changed.
+        StoreError: there is no such one, it was changed, or it is no bundle; names its file.
     """
     if not re.fullmatch(BUNDLE_PATTERN, bundle):
         raise StoreError(f"{quote_value(bundle)} is no bundle")
     content = {key: value for key, value in store.meta(bundle).items() if key != "id"}
-    if object_id("bundle", content) != bundle:
-        raise StoreError(f"{bundle} was changed after it was judged")
+    fail = partial(describe_damage, store.uri(f"{store.object_key(bundle)}/object.json"))
+    try:
+        is_unchanged = object_id("bundle", content) == bundle
+    except (ValueError, RecursionError):  # it holds what is never hashed, such as NaN
+        is_unchanged = False
+    if not is_unchanged:
+        raise fail(f"{bundle} was changed after it was judged")
+    check_shape(content, Bundle, fail)
     return content
 
 

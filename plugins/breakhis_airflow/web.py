@@ -8,17 +8,23 @@
 
 import base64
 import hashlib
+import logging
 import mimetypes
 import re
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
-from ml.core.errors import StoreError
-from ml.core.messages import quote_value
+from ml.core.disks import explain_os_error
+from ml.core.errors import BreakhisError, StoreError, TryAgain
+from ml.core.messages import cut_text, quote_value
+from ml.core.s3_access import find_outage
 from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.core.yaml_files import is_name
 from ml.promotion.reviews import PROMOTE
+
+log = logging.getLogger(__name__)
 
 _VALIDATION_ID = re.compile(r"validation-[0-9a-f]{12}")
 _HEADERS = {
@@ -38,6 +44,12 @@ _RUN_FILE_HEADERS = {
     "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; sandbox allow-popups",
 }
 
+_MAX_NAME, _MAX_PATH = 200, 1_000
+"""Bytes of a source's name or one part of a path, and of a whole path in a report: file systems take no longer ones."""
+
+_MAX_DETAIL = 1_000
+"""Characters of an error on a page."""
+
 
 def _make_script_headers(script: str) -> dict[str, str]:
     """Returns the headers of a page that is made for each reader, and may run this script and no other."""
@@ -52,9 +64,45 @@ def create_app() -> Any:
 
     # Without FastAPI's own pages: they would be open to everybody, and /docs is ours.
     app = FastAPI(title="BreakHis", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_error_pages(app)
     _add_reports(app)
     _add_reviews(app)
     return app
+
+
+def _add_error_pages(app: Any) -> None:
+    """Has the pages say in words what is in the way, where the store, a disk or Airflow's database cannot be read.
+
+    What is damaged or missing is 404: it stays so until somebody acts. Where the same page may come later it is 503.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def say(error: BreakhisError) -> JSONResponse:
+        is_gone = isinstance(error, StoreError)
+        return JSONResponse({"detail": cut_text(error, _MAX_DETAIL)}, status_code=404 if is_gone else 503)
+
+    @app.exception_handler(BreakhisError)
+    def say_own(_: Request, error: BreakhisError) -> JSONResponse:
+        """Says an error of ours."""
+        return say(error)
+
+    @app.exception_handler(SQLAlchemyError)
+    def say_database(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        """Says that Airflow's database cannot be asked. The error itself quotes the query, so only the log has it."""
+        log.error("Airflow's database cannot be asked", exc_info=error)
+        return say(TryAgain(f"Airflow's database cannot be asked ({type(error).__name__}); try again"))
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(BotoCoreError)
+    @app.exception_handler(ClientError)
+    def say_storage(_: Request, error: Exception) -> JSONResponse:
+        """Says that a disk or the store's S3 server is in the way."""
+        log.error("the store cannot be read", exc_info=error)
+        cause = explain_os_error(error) if isinstance(error, OSError) else find_outage(error)
+        return say(cause or TryAgain(f"the store cannot be read: {cut_text(error)}"))
 
 
 def _add_reports(app: Any) -> None:
@@ -79,14 +127,14 @@ def _add_reports(app: Any) -> None:
         published, _ = Store(read_settings().store).read(f"refs/sources/{name}.json") if is_name(name) else (None, "")
         if not published:
             raise HTTPException(404, f"No version of a source {quote_value(name)} has been published yet.")
-        address = f"../docs/{published['validation']}/index.html"
+        address = f"../docs/{quote(published['validation'], safe='')}/index.html"
         return RedirectResponse(address, headers={"Cache-Control": "no-store"})
 
 
 def _add_reviews(app: Any) -> None:
     """Adds the review pages, for users who may see the DAG in which reviews are answered."""
     from airflow.api_fastapi.core_api.security import requires_access_dag
-    from fastapi import Depends, HTTPException
+    from fastapi import Depends
     from fastapi.responses import FileResponse, HTMLResponse
 
     from breakhis_airflow import airflow_database, review_pages
@@ -110,24 +158,18 @@ def _add_reviews(app: Any) -> None:
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:
         """Shows a candidate beside the champion."""
-        try:
-            page = review_pages.render_review(
-                bundle,
-                airflow_database.read_waiting_reviews(),
-                airflow_database.read_audit_check(),
-                Store(read_settings().store),
-            )
-        except StoreError as error:
-            raise HTTPException(404, str(error)) from None
+        page = review_pages.render_review(
+            bundle,
+            airflow_database.read_waiting_reviews(),
+            airflow_database.read_audit_check(),
+            Store(read_settings().store),
+        )
         return HTMLResponse(page, headers=headers)
 
     @app.get("/reviews/{bundle}/{role}/{name}", dependencies=[Depends(may_read)])
     def evidence_file(bundle: str, role: str, name: str) -> FileResponse:
         """Returns a picture or report of the candidate or the champion."""
-        try:
-            file = review_pages.find_bundle_file(bundle, role, name, Store(read_settings().store))
-        except StoreError as error:
-            raise HTTPException(404, str(error)) from None
+        file = review_pages.find_bundle_file(bundle, role, name, Store(read_settings().store))
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_RUN_FILE_HEADERS)
 
 
@@ -139,6 +181,7 @@ def find_report_file(store: Store, validation: str, path: str) -> Any:
     """
     parts = PurePosixPath(path).parts
     is_unsafe = not parts or {"..", "/"} & set(parts) or "\0" in path or "\\" in path
+    is_unsafe = is_unsafe or len(path.encode()) > _MAX_PATH or max(len(part.encode()) for part in parts) > _MAX_NAME
     if not _VALIDATION_ID.fullmatch(validation) or is_unsafe:
         raise StoreError(f"{validation}/{path}: no page of a report")
     store.meta(validation)

@@ -220,10 +220,10 @@ def test_ids_are_quoted(airflow: FakeAirflow, api: AirflowApi) -> None:
 def test_all_pages_are_read(airflow: FakeAirflow, api: AirflowApi) -> None:
     def page(query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
-        return 200, {"dags": [{"n": n} for n in range(230)][offset : offset + limit], "total_entries": 230}
+        return 200, {"dags": [{"dag_id": f"d{n}"} for n in range(230)][offset : offset + limit], "total_entries": 230}
 
     airflow.routes["GET", "/api/v2/dags"] = page
-    assert [dag["n"] for dag in api.dags()] == list(range(230))
+    assert [dag["dag_id"] for dag in api.dags()] == [f"d{n}" for n in range(230)]
 
 
 def test_trigger_sends_id_and_conf_without_a_logical_date(airflow: FakeAirflow, api: AirflowApi) -> None:
@@ -316,3 +316,80 @@ def test_all_runs_of_a_dag_are_listed(airflow, api):
 
     airflow.routes["GET", "/api/v2/dags/promote/dagRuns"] = page
     assert api.dag_runs("promote") == runs
+
+
+RUN = "/api/v2/dags/promote/dagRuns/r"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "call", "words"),
+    [
+        (RUN, {"conf": ["x"]}, lambda api: api.dag_run("promote", "r"), "conf: "),
+        (RUN, {"conf": 5}, lambda api: api.dag_run("promote", "r"), "conf: .*, not 5"),
+        (RUN, {"triggering_user_name": {"a": 1}}, lambda api: api.dag_run("promote", "r"), "triggering_user_name: "),
+        (RUN, {"run_after": 7}, lambda api: api.dag_run("promote", "r"), "run_after: "),
+        (RUN, b"[" * 100_000, lambda api: api.dag_run("promote", "r"), "it is nested too deeply"),
+        (RUN, b'{"conf": {"a": "\\ud800"}}', lambda api: api.dag_run("promote", "r"), ".*surrogates not allowed"),
+        (
+            f"{RUN}/upstreamAssetEvents",
+            {},
+            lambda api: api.upstream_events("promote", "r"),
+            "asset_events: Field required",
+        ),
+        (
+            f"{RUN}/upstreamAssetEvents",
+            {"asset_events": [7]},
+            lambda api: api.upstream_events("promote", "r"),
+            r"asset_events\.0: .*, not 7",
+        ),
+        (
+            f"{RUN}/taskInstances/t/-1/hitlDetails",
+            {"responded_by_user": {"id": "7"}},
+            lambda api: api.hitl_detail("promote", "r", "t"),
+            r"responded_by_user\.name: Field required",
+        ),
+        (
+            f"{RUN}/taskInstances/t/-1/hitlDetails",
+            {"chosen_options": "Approve"},
+            lambda api: api.hitl_detail("promote", "r", "t"),
+            "chosen_options: ",
+        ),
+        (
+            f"{RUN}/taskInstances",
+            {"task_instances": [{"task_id": "t", "try_number": 10**9}]},
+            lambda api: api.list_hitl_details("promote", "r", "t"),
+            r"task_instances\.0\.try_number: .*1000",
+        ),
+        (f"{RUN}/taskInstances/t/xcomEntries/return_value", {}, lambda api: api.xcom("promote", "r", "t"), "value: "),
+        (f"{RUN}/taskInstances/t/logs/1", {"content": 3}, lambda api: api.task_log("promote", "r", "t"), "content: "),
+    ],
+)
+def test_an_answer_of_another_shape_is_named_with_its_address(airflow, api, path, answer, call, words):
+    airflow.routes["GET", path] = (200, answer)
+    with pytest.raises(AirflowError, match=f"^{airflow.url}{path}.* is not the API of Airflow 3: {words}"):
+        call(api)
+
+
+def test_a_key_that_an_answer_lacks_is_named_with_its_address(airflow, api):
+    airflow.routes["GET", RUN] = (200, {"conf": None})
+    with pytest.raises(AirflowError, match=f"{airflow.url}{RUN} is not the API of Airflow 3: it has no 'state'"):
+        api.dag_run("promote", "r")["state"]
+
+
+def test_pages_that_never_end_do(airflow, api):
+    airflow.routes["GET", "/api/v2/dags"] = (200, {"dags": [{"dag_id": "d"}], "total_entries": 10**9})
+    with pytest.raises(AirflowError, match=f"{airflow.url}/api/v2/dags answers each page with the same dags"):
+        api.dags()
+    assert len([path for _, path, _, _ in airflow.requests if path == "/api/v2/dags"]) == 2
+
+
+@pytest.mark.parametrize("detail", [[{"loc": 5, "msg": "no"}], {"message": ["a"]}, 7, None, [7]])
+def test_a_refusal_of_any_shape_is_told(airflow, api, detail):
+    airflow.routes["GET", RUN] = (422, {"detail": detail})
+    with pytest.raises(AirflowError, match=f"Airflow answered 422 to GET {RUN}: "):
+        api.dag_run("promote", "r")
+
+
+def test_a_name_with_half_a_character_is_no_name(api):
+    with pytest.raises(AirflowError, match="404"):
+        api.dag_run("\ud800", "r")

@@ -21,12 +21,12 @@ def test_one_dag_a_source_from_fetch_to_publish(conf, read):
 
 def test_ids_go_from_task_to_task(conf, read):
     dag = read("ingest")["ingest_demo"]
-    assert dag.get_task("fetch").arguments == ["demo"]
+    assert dag.get_task("fetch").arguments == ["--", "demo"]
     version = "{{ ti.xcom_pull(task_ids='fetch')['version'] }}"
     manifest = "{{ ti.xcom_pull(task_ids='manifest')['manifest'] }}"
-    assert dag.get_task("manifest").arguments == ["demo", "--raw", version]
-    assert dag.get_task("validate").arguments == [manifest]
-    assert dag.get_task("publish").arguments == [manifest]
+    assert dag.get_task("manifest").arguments == ["--raw", version, "--", "demo"]
+    assert dag.get_task("validate").arguments == ["--", manifest]
+    assert dag.get_task("publish").arguments == ["--", manifest]
 
 
 def test_publishing_tells_airflow_of_a_new_version(conf, read):
@@ -74,7 +74,7 @@ def test_a_source_beside_a_training_set_is_called_by_its_path(conf, read, tmp_pa
     monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(mine / "set.yaml"))
     dags = read("ingest")
     assert set(dags) == {"ingest_demo", "ingest_slides"}
-    assert dags["ingest_slides"].get_task("fetch").arguments == [str(mine / "slides.yaml")]
+    assert dags["ingest_slides"].get_task("fetch").arguments == ["--", str(mine / "slides.yaml")]
 
 
 @pytest.mark.parametrize(

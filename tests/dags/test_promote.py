@@ -4,7 +4,8 @@ import pytest
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-CANDIDATE = ["{{ params.model }}", "{{ params.version }}", "--evidence", "{{ params.evidence }}"]
+EVIDENCE = ["--evidence", "{{ params.evidence }}"]
+CANDIDATE = ["--", "{{ params.model }}", "{{ params.version }}"]
 CONF = {"model": "demo-binary", "version": "3", "evidence": "evidence-0123456789ab"}
 
 
@@ -28,8 +29,8 @@ def test_gate_then_a_person_then_the_registry(dag):
 
 
 def test_the_same_version_and_evidence_are_judged_and_promoted(dag):
-    assert dag.get_task("gate").arguments == CANDIDATE
-    assert dag.get_task("promote").arguments == [*CANDIDATE, "--dag-run", "{{ run_id }}"]
+    assert dag.get_task("gate").arguments == [*EVIDENCE, *CANDIDATE]
+    assert dag.get_task("promote").arguments == [*EVIDENCE, "--dag-run", "{{ run_id }}", *CANDIDATE]
 
 
 def test_the_reviewer_sees_what_the_gate_wrote(dag):

@@ -39,7 +39,7 @@ def test_what_computes_takes_a_gpu(dag):
 def test_features_are_shared_out(conf, read, monkeypatch):
     monkeypatch.setenv("BREAKHIS_SHARDS", "3")
     task = read("retrain")["retrain_demo"].get_task("features")
-    shards = [arguments[-1] for arguments in task.expand_input.value["arguments"]]
+    shards = [arguments[arguments.index("--shard") + 1] for arguments in task.expand_input.value["arguments"]]
     assert shards == ["1/3", "2/3", "3/3"]
 
 
@@ -48,14 +48,15 @@ def test_ids_go_from_task_to_task(dag):
     split = "{{ ti.xcom_pull(task_ids='split')['split'] }}"
     preset = ["--preset", "{{ params.preset }}"]
     recipe = [*preset, "--weights", "{{ ti.xcom_pull(task_ids='weights')['weights'] }}"]
-    assert dag.get_task("assemble").arguments == ["demo"]
-    assert dag.get_task("split").arguments == [dataset]
+    assert dag.get_task("assemble").arguments == ["--", "demo"]
+    assert dag.get_task("split").arguments == ["--", dataset]
     assert dag.get_task("weights").arguments == preset
     [shard] = dag.get_task("features").expand_input.value["arguments"]
-    assert shard == [dataset, *recipe, "--split", split, "--shard", "1/1"]
-    train = ["subtype", "--dataset", dataset, "--split", split, *recipe, "--seed", "{{ params.seed }}"]
+    assert shard == [*recipe, "--split", split, "--shard", "1/1", "--", dataset]
+    train = ["--dataset", dataset, "--split", split, *recipe, "--seed", "{{ params.seed }}", "--", "subtype"]
     assert dag.get_task("train_subtype").arguments == train
-    assert dag.get_task("register_subtype").arguments == ["{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"]
+    run = "{{ ti.xcom_pull(task_ids='train_subtype')['run_id'] }}"
+    assert dag.get_task("register_subtype").arguments == ["--", run]
 
 
 def test_what_trains_cannot_change_the_registry_and_what_registers_can(dag):
@@ -122,7 +123,7 @@ def test_further_sets_come_from_the_settings(conf, read, tmp_path, monkeypatch):
     monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(file))
     dags = read("retrain")
     assert set(dags) == {"retrain_demo", "retrain_mine"}
-    assert dags["retrain_mine"].get_task("assemble").arguments == [str(file)]
+    assert dags["retrain_mine"].get_task("assemble").arguments == ["--", str(file)]
     assert dags["retrain_mine"].get_task("trigger_promote_binary").trigger_run_id.startswith("mine-binary-v")
 
 
@@ -141,6 +142,6 @@ def test_a_set_that_cannot_be_used_takes_no_dag_from_a_good_one_of_its_name(conf
     monkeypatch.setenv("BREAKHIS_TRAINING_SETS", str(good))
     (conf / "training_sets" / "mine.yaml").write_text("name: mine\nsourcs: [demo]\n")
     dags = read("retrain")
-    assert dags["retrain_mine"].get_task("assemble").arguments == [str(good)]
+    assert dags["retrain_mine"].get_task("assemble").arguments == ["--", str(good)]
     assert dags["retrain_mine_2"].tags == {"invalid"}
     assert str(conf / "training_sets" / "mine.yaml") in dags["retrain_mine_2"].doc_md

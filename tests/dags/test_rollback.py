@@ -17,10 +17,10 @@ def withdraw(conf, read):
 def test_proposed_then_confirmed_then_carried_out(rollback):
     downstream = {task.task_id: task.downstream_task_ids for task in rollback.tasks}
     assert downstream == {"propose": {"review"}, "review": {"rollback"}, "rollback": set()}
-    which = ["{{ params.model }}", "{{ params.version }}"]
+    which = ["--", "{{ params.model }}", "{{ params.version }}"]
     although = ["--although-withdrawn", "{{ params.although_withdrawn }}"]
-    assert rollback.get_task("propose").arguments == [*which, "--dry-run", "--reason", "{{ params.reason }}", *although]
-    assert rollback.get_task("rollback").arguments == [*which, "--dag-run", "{{ run_id }}"]
+    assert rollback.get_task("propose").arguments == ["--dry-run", "--reason", "{{ params.reason }}", *although, *which]
+    assert rollback.get_task("rollback").arguments == ["--dag-run", "{{ run_id }}", *which]
     assert rollback.get_task("review").body == "{{ ti.xcom_pull(task_ids='propose')['review'] }}"
 
 
@@ -31,7 +31,7 @@ def test_what_changes_the_registry_does_so_one_at_a_time(rollback, withdraw):
     assert rollback.get_task("propose").connections == ("breakhis_audit", "breakhis_mlflow_promoter")
 
 
-@pytest.mark.parametrize("wrong", [{"model": ""}, {"version": "previous"}, {"reason": "no"}])
+@pytest.mark.parametrize("wrong", [{"model": ""}, {"model": "--help"}, {"version": "previous"}, {"reason": "no"}])
 def test_the_form_asks_for_everything(rollback, withdraw, wrong):
     for dag in (rollback, withdraw):
         dag.params.update(CONF)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 from urllib.parse import quote, unquote, urlsplit
 
+import click
 import requests
 from requests.adapters import HTTPAdapter
 
@@ -143,6 +145,7 @@ def use_conf(dags: dict[str, Any], rng: random.Random) -> None:
     from airflow.sdk.definitions.param import process_params
     from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 
+    from breakhis_airflow.operators import StageOperator
     from breakhis_airflow.run_conf import refuse_unknown_conf
 
     name = rng.choice(list(dags))
@@ -153,15 +156,38 @@ def use_conf(dags: dict[str, Any], rng: random.Random) -> None:
     try:
         refuse_unknown_conf({"dag": dag, "dag_run": SimpleNamespace(conf=conf)})
         params = process_params(dag, dag.tasks[0], conf, suppress_exception=False)
+        for task in dag.tasks:
+            if isinstance(task, StageOperator):
+                _parse_command(task, params)
     except AirflowFailException as error:
         raise ConfigError(str(error)) from None
     except ParamValidationError:
         raise ConfigError("Airflow refuses it") from None
-    for task in dag.tasks:
-        for argument in getattr(task, "arguments", ()):
-            if "params." in argument:
-                rendered = task.render_template(argument, {"params": params})
-                assert argument.startswith("-") or not rendered.startswith("--"), f"{rendered[:50]} is an option"
+
+
+def _parse_command(task: Any, params: Any) -> None:
+    """Fills a conf into a task's arguments, and splits the command line as the command does: no value is an option."""
+    from breakhis_airflow.operators import Job, _check_argument
+    from ml.cli import cli
+
+    words = [task.render_template(word, _Context(params=params)) for word in task.arguments]
+    for word in words:
+        _check_argument(word, task.stage)
+    job = Job([task.stage, *words[: task.operands_at]], words[task.operands_at :], "jobs/x.json", {}, {})
+    command, rest = cli, job.command("file:///store")[1:]
+    while isinstance(command, click.Group):
+        command, rest = command.commands[rest[0]], rest[1:]
+    options, *_ = command.make_parser(click.Context(command)).parse_args(list(rest))
+    assert not options.get("help"), f"{words} asks for help"
+    assert options["as_json"], f"{words} leaves its result out"
+
+
+class _Context(dict[str, Any]):
+    """What templates are filled with; of other tasks comes a made-up result."""
+
+    def __init__(self, **values: Any) -> None:
+        made = SimpleNamespace(xcom_pull=lambda **_: defaultdict(lambda: "made-0123456789ab"))
+        super().__init__(values, ti=made, run_id="manual__2026")
 
 
 # --- answers of Airflow's API -------------------------------------------------------------------------------------
@@ -266,6 +292,7 @@ def prepare_pages(scratch: Path) -> _Pages:
     files = [*(scratch / "store" / "audit" / "log").glob("*.json"), scratch / "store" / "refs/sources/made.json"]
     scores = {"images": 5, "cases": 2, "recognised": 1, "metrics": {"accuracy": 0.8}, "intervals": {}}
     facts = {"slices": {"magnification": {"100": scores}}, "artifacts": {"evaluation/roc.png": "0"}}
+    facts["validations"] = {"made": "validation-0123456789ab"}
     champion = evidence(version=2, **facts)
     pair = {"metric": "roc_auc", "where": "out of fold", "images": 9, "cases": 4, "champion": 0.95, "candidate": 0.9}
     pair |= {"difference": -0.05, "low": -0.04, "size": 0.043, "power": 0.6, "estimable": True, "reason": ""}
@@ -284,7 +311,7 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
     for file, data in pages.records.items():
         file.write_bytes(data)
     pages.waiting.clear()
-    kind = rng.randrange(4)
+    kind, made = rng.randrange(4), ""
     paths = ["/reviews/"]
     if kind == 0:
         names = [quote(rng.choice(ODD_TEXTS)[:3000].encode("utf-8", "surrogatepass"), safe="") for _ in range(3)]
@@ -292,7 +319,7 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
         paths = [f"/{rng.choice(('reviews', 'docs', 'sources'))}/" + "/".join(names[: rng.randint(1, 3)])]
         paths += [paths[0] + "/"]
     elif kind == 1:
-        content = mutate_json(pages.bundle, rng)
+        content = mutate_json(pages.bundle, rng) if rng.random() < 0.9 else pages.bundle
         if isinstance(content, dict) and "\\ud" not in repr(content):
             try:
                 made = pages.store.create("bundle", content, content)
@@ -307,4 +334,6 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
     for path in paths:
         answer = pages.client.get(path)
         assert answer.status_code < 500, f"{answer.status_code}: {answer.text[:200]}"
+        if kind == 1 and made in path and answer.status_code >= 400:
+            assert made in answer.text, f"a message that names nothing: {answer.text[:200]}"
         assert answer.status_code < 400 or len(answer.text) < 2_000, "a long message"

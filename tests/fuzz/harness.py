@@ -1,13 +1,14 @@
 """Feeds made inputs to the product, each kind in a process of its own, and counts how they end.
 
-An input may be accepted, or refused with one of our errors. Everything else is a fault: another exception, a time of
-more than :data:`MAX_SECONDS`, memory of more than :data:`MAX_MB`, a process that ends, or a message that grows with its
-input. The input with number n of a
-kind is the same for the same seed, so a fault is seen again by its number.
+An input may be accepted, or refused with one of our errors whose message names what is at fault. Everything else is a
+fault: another exception, a message that names nothing or grows with its input, a time of more than :data:`MAX_SECONDS`,
+memory of more than :data:`MAX_MB`, or a process that ends. The input with number n of a kind is the same for the same
+seed, so a fault is seen again by its number.
 """
 
 import multiprocessing
 import random
+import re
 import resource
 import signal
 import tempfile
@@ -45,6 +46,8 @@ class Kind:
     """Makes what all inputs of the kind start from, in an empty folder."""
     use: Callable[[Any, random.Random], None]
     """Makes one input with the random generator, and gives it to the product."""
+    names: str = ""
+    """Pattern of what a refusal names: the file, address, setting or key. Empty where the caller adds it."""
     refusals: tuple[type[Exception], ...] = ()
     """Errors of Airflow and of the command line that refuse an input as ours do."""
 
@@ -106,7 +109,10 @@ def _receive(reader: Connection, tally: Tally, start: int) -> tuple[int, bool]:
     number = start
     try:
         if not reader.poll(_SECONDS_TO_PREPARE) or reader.recv() != _PREPARED:
-            raise RuntimeError(f"{tally.kind}: what its inputs start from was not made in {_SECONDS_TO_PREPARE} s")
+            raise EOFError
+    except EOFError:
+        raise RuntimeError(f"{tally.kind}: what its inputs start from was not made") from None
+    try:
         while reader.poll(MAX_SECONDS * 3):
             number, outcome, peak_mb = reader.recv()
             tally.peak_mb = max(tally.peak_mb, peak_mb)
@@ -148,8 +154,8 @@ def _try_input(kind: Kind, prepared: Any, rng: random.Random) -> str:
     try:
         kind.use(prepared, rng)
     except (BreakhisError, *kind.refusals) as error:
-        length = len(str(error)) if isinstance(error, BreakhisError) else 0
-        return _REFUSED if length <= MAX_MESSAGE else f"a long message from {_find_place(error)}"
+        fault = _find_message_fault(str(error), kind.names) if isinstance(error, BreakhisError) else ""
+        return f"{fault} from {_find_place(error)}" if fault else _REFUSED
     except _Hang as hang:
         return f"more than {MAX_SECONDS} s in {_find_place(hang)}"
     except Exception as error:
@@ -157,6 +163,15 @@ def _try_input(kind: Kind, prepared: Any, rng: random.Random) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return _ACCEPTED
+
+
+def _find_message_fault(message: str, names: str) -> str:
+    """Returns what is wrong with an error's message; empty if nothing is."""
+    if len(message) > MAX_MESSAGE:
+        return "a long message"
+    if names and not re.search(names, message):
+        return f"a message that names nothing ({message[:100]!r})"
+    return ""
 
 
 def _find_place(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import load_policy
 from ml.promotion.reviews import format_review_body
 from ml.training.presets import Preset
-from tests.fuzz import airflow_kinds, command_kinds
+from tests.fuzz import airflow_kinds, command_kinds, server_kinds, store_kinds
 from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made
 from tests.fuzz.archives import prepare_archives, use_archive
 from tests.fuzz.harness import Kind
@@ -46,8 +46,10 @@ class _YamlFiles(NamedTuple):
 def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
     def prepare(scratch: Path) -> _YamlFiles:
         conf = copy_conf(scratch)
-        texts = [name_made(file.read_text()) for example in examples for file in sorted(ROOT.glob(example))]
+        texts = [file.read_text() for example in examples for file in sorted(ROOT.glob(example))]
         assert texts
+        texts = texts if folder == "presets" else [name_made(text) for text in texts]  # presets keep their own names
+        (conf / folder).mkdir(exist_ok=True)
         return _YamlFiles(texts, conf / folder / "made.yaml", conf)
 
     return prepare
@@ -248,6 +250,7 @@ def _use_verdict(policy: Any, rng: random.Random) -> None:
     format_review_body(bundle, "bundle-0", {rng.choice(_STORABLE): "http://127.0.0.1/"})
 
 
+_SOURCE_NAMES = r"made\.yaml|'made'|http://127\.0\.0\.1"
 _SOURCES = ("dags/sources/*.yaml", "docs/examples/sources/*.yaml")
 
 KINDS = [
@@ -255,54 +258,76 @@ KINDS = [
         "sources' YAML",
         _prepare_yaml("sources", *_SOURCES),
         _use_yaml(lambda files: load_source(files.file, files.conf)),
+        r"made\.yaml",
     ),
     Kind(
         "training sets' YAML",
         _prepare_yaml("training_sets", "dags/training_sets/*.yaml"),
         _use_yaml(lambda files: load_training_set("made", files.conf)),
+        r"made\.yaml",
     ),
     Kind(
         "policies' YAML",
         _prepare_yaml("policies", "dags/policies/*.yaml"),
         _use_yaml(lambda files: load_policy("made", files.conf)),
+        r"made\.yaml",
     ),
     Kind(
         "presets' YAML",
-        _prepare_yaml("policies", "ml/training/presets/*.yaml"),
+        _prepare_yaml("presets", "ml/training/presets/*.yaml"),
         _use_yaml(lambda files: read_yaml(files.file, Preset)),
+        r"made\.yaml",
     ),
-    Kind("tables", _prepare_table, _use_table),
+    Kind("tables", _prepare_table, _use_table, r"made\.yaml|cases\.(csv|parquet)"),
     Kind("archives", prepare_archives, use_archive),
     Kind("pictures", _prepare_pictures, _use_picture),
-    Kind("objects of the store", _prepare_object, _use_object),
-    Kind("ledgers", _prepare_ledger, _use_ledger),
-    Kind("audit records", _prepare_log, _use_log),
-    Kind("evidence in gates and reviews", _prepare_verdict, _use_verdict),
+    Kind("objects of the store", _prepare_object, _use_object, "evidence-[0-9a-f]{12}"),
+    Kind("other JSON of the store", store_kinds.prepare_files, store_kinds.use_file, r"/store/|-[0-9a-f]{12}|made"),
+    Kind("ledgers", _prepare_ledger, _use_ledger, r"ledgers/made\.json|'made'"),
+    Kind("audit records", _prepare_log, _use_log, "audit/log"),
+    Kind("evidence in gates and reviews", _prepare_verdict, _use_verdict, "made-binary"),
+    Kind("tags and metrics of runs", server_kinds.prepare_run, server_kinds.use_run, "made-binary version 1"),
+    Kind("answers of web archives", server_kinds.prepare_http, server_kinds.use_source, _SOURCE_NAMES),
+    Kind(
+        "answers of Kaggle",
+        server_kinds.prepare_kaggle,
+        server_kinds.use_source,
+        f"{_SOURCE_NAMES}|Kaggle|waseemalastal/",
+    ),
+    Kind("answers of S3", server_kinds.prepare_s3, server_kinds.use_source, f"{_SOURCE_NAMES}|s3://bucket"),
     Kind(
         "sources in DAG files",
         airflow_kinds.prepare_dag_file(
             "ingest", "sources/made.yaml", "dags/sources/*.yaml", "docs/examples/sources/*.yaml"
         ),
         airflow_kinds.use_dag_file,
+        r"made\.yaml",
     ),
     Kind(
         "training sets in DAG files",
         airflow_kinds.prepare_dag_file("retrain", "training_sets/made.yaml", "dags/training_sets/*.yaml"),
         airflow_kinds.use_dag_file,
+        r"made\.yaml",
     ),
     Kind(
         "notifications' YAML",
         airflow_kinds.prepare_dag_file("notifications", "notifications.yaml"),
         airflow_kinds.use_dag_file,
+        r"notifications\.yaml",
     ),
-    Kind("confs of DAG runs", airflow_kinds.prepare_confs, airflow_kinds.use_conf),
-    Kind("answers of Airflow", airflow_kinds.prepare_answers, airflow_kinds.use_answers),
+    Kind("confs of DAG runs", airflow_kinds.prepare_confs, airflow_kinds.use_conf, "conf|Airflow|breakhis "),
+    Kind(
+        "answers of Airflow",
+        airflow_kinds.prepare_answers,
+        airflow_kinds.use_answers,
+        r"http://127\.0\.0\.1:1|Airflow (does not let|answered)|run r2? of the DAG promote",
+    ),
     Kind("web pages", airflow_kinds.prepare_pages, airflow_kinds.use_page),
     Kind(
         "command lines",
         command_kinds.prepare_commands,
         command_kinds.use_command,
-        (click.ClickException, click.Abort, click.exceptions.Exit),
+        refusals=(click.ClickException, click.Abort, click.exceptions.Exit),
     ),
-    Kind("settings", command_kinds.prepare_settings, command_kinds.use_settings),
+    Kind("settings", command_kinds.prepare_settings, command_kinds.use_settings, "BREAKHIS_"),
 ]

@@ -74,6 +74,23 @@ def test_the_class_is_that_of_the_place():
     assert stage("fetch", "demo").task_id == "fetch"
 
 
+def test_what_stands_behind_the_dashes_can_be_no_option(breakhis, context):
+    breakhis("write({'arguments': arguments})")
+    ran = ProcessStageOperator(task_id="t", stage="gate", arguments=["--reason", "no", "--", "--help", "1"])
+    assert ran.execute(context())["arguments"][:5] == ["gate", "--reason", "no", "--json", "--result"]
+    assert ran.execute(context(2))["arguments"][6:] == ["--", "--help", "1"]
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", "x" * 100_001])
+def test_a_value_that_no_command_line_holds_is_refused(breakhis, context, value):
+    breakhis("write({})")
+    with pytest.raises(
+        AirflowFailException, match=r"^breakhis rollback cannot be called with .*start a new run"
+    ) as caught:
+        stage("rollback", "--reason", value).execute(context())
+    assert len(str(caught.value)) < 500
+
+
 def test_a_value_of_an_earlier_task_is_a_template():
     assert stage("fetch", "demo").value("version") == "{{ ti.xcom_pull(task_ids='fetch')['version'] }}"
     assert StageOperator.template_fields == ("arguments",)

@@ -1,4 +1,6 @@
 import base64
+import copy
+import errno
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,11 +12,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markupsafe import escape
+from sqlalchemy.exc import OperationalError
 
 from breakhis_airflow import airflow_database, review_pages
 from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
+from ml.core.errors import ConfigError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.evaluation.metric_names import METRIC_NAMES
@@ -387,3 +391,92 @@ def test_no_text_becomes_more_than_text(store, texts):
         return review_pages.render_review(store.create("bundle", content, content), [], AuditCheck(), store)
 
     assert read_tags(render(texts)) == read_tags(render(dict.fromkeys(TEXTS, "x")))
+
+
+def change(content: dict, path: str, value: object) -> dict:
+    """A copy with another value at ``a.b.c``; without that key for ``...``."""
+    changed = copy.deepcopy(content)
+    *keys, last = (int(key) if key.isdecimal() else key for key in path.split("."))
+    place = changed
+    for key in keys:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return changed
+
+
+@pytest.mark.parametrize("value", [None, [], 5, "text", {"a": [1]}, 10**300, True, ...])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("evidence", "evidence_id", "gates", "comparison", "warnings", "approvals"),
+        *("evidence.model", "evidence.version", "evidence.task", "evidence.metrics", "evidence.per_class"),
+        *("evidence.per_class.benign", "evidence.slices", "evidence.slices.magnification", "evidence.sides.test"),
+        *("evidence.weights", "evidence.sources", "evidence.artifacts", "evidence.validations"),
+        *("champion.metrics", "champion.per_class.benign", "champion.version", "champion.weights.kind"),
+        *("gates.0", "gates.0.value", "gates.0.passed", "comparison.pairs", "comparison.pairs.0.size"),
+    ],
+)
+def test_a_bundle_that_holds_anything_is_shown_or_named(reader, store, waiting, path, value):
+    content = review_pages.read_bundle(bundle(store), store)
+    changed = change(content, path, value)
+    made = store.create("bundle", changed, changed)
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", "/form"))
+    assert reader.get("/reviews/").status_code == 200
+    for address in (f"/reviews/{made}/", f"/reviews/{made}/candidate/report.html"):
+        answer = reader.get(address)
+        assert answer.status_code in {200, 404}
+        if answer.status_code == 404:
+            uri = store.uri(f"{store.object_key(made)}/object.json")
+            assert f"{uri} is damaged: {path.split('.')[0]}" in answer.text or f"{made}/candidate" in answer.text
+
+
+@pytest.mark.parametrize("damaged", ["[1]", "{", '{"evidence": NaN}', '{"a": ' + "[" * 5_000])
+def test_a_bundle_whose_file_was_overwritten_is_named(reader, store, damaged):
+    made = bundle(store)
+    store.local(f"{store.object_key(made)}/object.json").write_text(damaged)
+    answer = reader.get(f"/reviews/{made}/")
+    assert answer.status_code == 404
+    assert f"{store.uri(store.object_key(made))}/object.json is damaged" in answer.text
+    assert "restore it from a backup of the store" in answer.text
+
+
+def test_a_dataset_whose_file_was_overwritten_is_told(reader, store):
+    before, after = (create_dataset(store, manifest_rows({"14-1": ("A", n)})) for n in (1, 2))
+    made = bundle(store, before={"dataset": before}, dataset=after)
+    for damaged in (b"", b"PAR1", b"text"):
+        store.local(f"{store.object_key(after)}/dataset.parquet").write_bytes(damaged)
+        page = text_of(reader.get(f"/reviews/{made}/").text)
+        assert "What changed cannot be told any more" in page
+        assert f"{store.uri(store.object_key(after))}/dataset.parquet" in page
+
+
+def test_a_database_that_cannot_be_asked_is_told(reader, monkeypatch):
+    def fail():
+        raise OperationalError("SELECT secret", {}, Exception("the server is away"))
+
+    monkeypatch.setattr(airflow_database, "read_waiting_reviews", fail)
+    answer = reader.get("/reviews/")
+    assert answer.status_code == 503
+    assert "Airflow's database cannot be asked (OperationalError); try again" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (TryAgain("the store's server is away"), 503, "the store's server is away"),
+        (ConfigError("BREAKHIS_STORE is wrong"), 503, "BREAKHIS_STORE is wrong"),
+        (PermissionError(errno.EACCES, "Permission denied", "/store/x"), 503, "/store/x: user"),
+        (OSError(errno.EIO, "Input/output error"), 503, "the store cannot be read"),
+    ],
+)
+def test_a_store_that_cannot_be_read_is_told(reader, monkeypatch, error, status, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Store, "keys", fail)
+    answer = reader.get("/reviews/")
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]

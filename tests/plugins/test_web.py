@@ -115,3 +115,20 @@ def test_a_source_leads_to_the_report_of_its_current_version(reader, anonymous, 
     answer = reader.get("/sources/ours")
     assert answer.url.path == f"/docs/{validation}/index.html"
     assert answer.text == "<h1>Validation</h1>"
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "é" * 120, "a/" * 600 + "x", "x" * 50_000])
+def test_a_path_that_no_disk_has_is_no_page(reader, validation, path):
+    answer = reader.get(f"/docs/{validation}/{quote(path, safe='')}")
+    assert answer.status_code == 404
+    assert len(answer.text) < 500
+    assert reader.get(f"/sources/{'x' * 5_000}").status_code == 404
+
+
+@pytest.mark.parametrize("damaged", ["[1]", "7", '{"validation": 7}', '{"validation": null}', "{}", "{"])
+def test_a_reference_to_a_source_that_was_overwritten_is_named(reader, store, damaged):
+    store.put_json("refs/sources/ours.json", {})
+    store.local("refs/sources/ours.json").write_text(damaged)
+    answer = reader.get("/sources/ours", follow_redirects=False)
+    assert answer.status_code == 404
+    assert f"{store.uri('refs/sources/ours.json')} is damaged" in answer.text or damaged == "{}"

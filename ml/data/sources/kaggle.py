@@ -263,7 +263,7 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     """Turns the package's exceptions into ours."""
     try:
         yield
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise TryAgain(
             f"{spec.dataset}: Kaggle's address answered with something else than Kaggle does, such as a page to log in "
             "at; see to that, and try again"

@@ -14,6 +14,7 @@ from ml.core.messages import quote_value
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.data.sources.check_settings import ValidationSettings
+from ml.data.stored_tables import read_stored_table
 from ml.data.validation.checks import BEFORE, ONLY_IN_QUARANTINE, QUARANTINED, Check, build_suite, suite_version
 
 if TYPE_CHECKING:
@@ -75,16 +76,14 @@ def _run_validation(
         inputs: the suite's version, and the manifest that was published before or None; the result is stored for them.
         store: the store that holds the manifest and gets the validation.
     """
-    import pandas as pd
-
     from ml.data.validation.pages import finish_docs
     from ml.data.validation.suite import run_suite, verify_expectations
 
-    frame = pd.read_parquet(store.file(manifest_id, "manifest.parquet"))
-    quarantine = pd.read_parquet(store.file(manifest_id, "quarantine.parquet"))
+    frame = read_stored_table(manifest_id, "manifest.parquet", store)
+    quarantine = read_stored_table(manifest_id, "quarantine.parquet", store)
     say(f"validating {len(frame):,} images of {meta['source']} with Great Expectations")
     verify_expectations(suite, meta["file"])
-    before = pd.read_parquet(store.file(inputs["before"], "manifest.parquet")) if inputs["before"] else None
+    before = read_stored_table(inputs["before"], "manifest.parquet", store) if inputs["before"] else None
     parameters = {
         ONLY_IN_QUARANTINE: count_only_in_quarantine(frame, quarantine),
         QUARANTINED: int((quarantine["reason"] != "erased").sum()),  # erased files are no fault of the delivery

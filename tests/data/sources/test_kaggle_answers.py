@@ -95,11 +95,12 @@ def test_an_unannounced_archive_that_breaks_off_is_asked_for_anew(
     assert fetch_source(spec, store, settings)["files"] == 164
 
 
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8"])
 def test_a_page_instead_of_kaggles_answer(
-    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path, page: bytes
 ) -> None:
     """Such as that of a network that wants somebody to log in first."""
-    kaggle_server.page = b"<!DOCTYPE html><title>Log in</title>"
+    kaggle_server.page = page
     with pytest.raises(TryAgain, match="answered with something else than Kaggle does, such as a page") as error:
         fetch_source(spec, store, settings)
     assert TOKEN not in str(error.value)

@@ -1,0 +1,115 @@
+"""JSON of the store that was edited or overwritten: of another type, or without what is read."""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from ml.core.errors import StoreError
+from ml.core.store import Store, canonical, digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+def write(store: Store, key: str, content: object) -> None:
+    path = Path(str(store.path(key)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(canonical(content))
+
+
+@pytest.mark.parametrize(
+    ("oid", "content", "words"),
+    [
+        ("raw-0123456789ab", {"source": 5}, "source: .*string, not 5"),
+        ("raw-0123456789ab", {"skipped_names": {"a": 1}}, "skipped_names: "),
+        ("manifest-0123456789ab", {"quarantined": []}, "quarantined: .*dictionary"),
+        ("manifest-0123456789ab", {"ties": "3"}, "ties: .*integer, not '3'"),
+        ("validation-0123456789ab", {"passed": "yes"}, "passed: .*boolean, not 'yes'"),
+        ("dataset-0123456789ab", {"sources": ["made"]}, "sources: "),
+        ("dataset-0123456789ab", {"split": {"method": 1, "group": "case"}}, r"split\.method: "),
+        ("dataset-0123456789ab", {"seed": True}, "seed: "),
+        ("split-0123456789ab", {"sides": {"1001": None}}, r"sides\.1001: "),
+        ("split-0123456789ab", {"train": {"images": 1.5}}, r"train\.images: "),
+        ("weights-0123456789ab", {"kind": []}, "kind: "),
+    ],
+)
+def test_a_field_of_another_type_is_named_with_its_file(store, oid, content, words):
+    key = f"{store.object_key(oid)}/object.json"
+    write(store, key, content)
+    with pytest.raises(
+        StoreError, match=f"^{re.escape(store.uri(key))} is damaged: {words}.*; restore it from a backup"
+    ):
+        store.meta(oid)
+
+
+@pytest.mark.parametrize("content", [[], 5, "text", None])
+def test_something_else_than_an_object_is_named(store, content):
+    key = f"{store.object_key('dataset-0123456789ab')}/object.json"
+    write(store, key, content)
+    with pytest.raises(StoreError, match=re.escape(store.uri(key))):
+        store.meta("dataset-0123456789ab")
+
+
+def test_a_key_that_is_missing_is_named_with_its_file_at_any_depth(store):
+    key = f"{store.object_key('split-0123456789ab')}/object.json"
+    write(store, key, {"train": {"images": 3}})
+    meta = store.meta("split-0123456789ab")
+    assert meta["train"]["images"] == 3
+    for read in (
+        lambda: meta["sides"],
+        lambda: meta["train"]["cases"],
+        lambda: pickle.loads(pickle.dumps(meta))["sides"],
+    ):
+        with pytest.raises(StoreError, match=f"^{re.escape(store.uri(key))} is damaged: it has no '(sides|cases)'; "):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "words"),
+    [
+        ("refs/raw/made.json", [], "its content: .*; restore it"),
+        ("refs/raw/made.json", {"raw": 1}, "raw: .*; restore it"),
+        ("refs/sources/made.json", {"validation": None}, "validation: .*; restore it"),
+        ("refs/erased/made.json", {"1001": []}, "1001: .*; restore it"),
+        ("jobs/leases/made.json", {"owner": "x", "beat": "now"}, "beat: .*; remove the file while nothing runs"),
+        (
+            "jobs/training/0/state.json",
+            {"owner": "x", "beat": 0},
+            "run_id: .*; remove its folder, to train from the start",
+        ),
+        ("objects/caches/pixels-0/a.json", [1], "0: .*; remove the file, it is made again"),
+        ("objects/caches/pictures-1/a.json", [["0", "1", 2]], "0: .*; remove the file, it is made again"),
+        ("objects/caches/pictures-1/a.json", [[]], "0: .*; remove the file, it is made again"),
+    ],
+)
+def test_what_is_kept_at_other_places_is_named_with_what_to_do(store, key, content, words):
+    write(store, key, content)
+    with pytest.raises(StoreError, match=f"^{re.escape(store.uri(key))} is damaged: {words}"):
+        store.read(key)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest", {"manifest": 1}),
+        ("weights", {"id": "weights-0"}),
+        ("draw", []),
+        ("s3_objects", {"a.png": ["1", 2]}),
+    ],
+)
+def test_a_memo_of_another_type_is_named(store, name, content):
+    key = f"objects/memos/{name}/{digest(1)}.json"
+    write(store, key, content)
+    with pytest.raises(
+        StoreError, match=f"^{re.escape(store.uri(key))} is damaged: .*; remove the file, it is made again"
+    ):
+        store.memo(name, 1)
+
+
+def test_what_is_not_known_is_read_as_it_is(store):
+    write(store, "jobs/a_dag/a_run/a_task/1-x.json", {"changed": True, "n": [1, {"a": None}]})
+    assert store.read("jobs/a_dag/a_run/a_task/1-x.json")[0] == {"changed": True, "n": [1, {"a": None}]}
