@@ -167,7 +167,7 @@ def test_only_what_a_ledger_knows_can_be_erased():
         Ledger("l").erase("x", "asked")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["append", "erase"]), st.integers(0, 7)), max_size=12))
 def test_chains_hold_however_appends_and_erasures_follow(steps):
     ledger = Ledger("l")

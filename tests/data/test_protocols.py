@@ -80,7 +80,7 @@ def test_the_ledger_is_the_training_sets_own(store, dataset):
     assert trial.split.group == "case"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(7, 60), st.integers(7, 60), st.integers(0, 5))
 def test_stratified_sides_have_their_shares_of_both_labels(benign, malignant, seed):
     groups = [f"b{n}" for n in range(benign)] + [f"m{n}" for n in range(malignant)]

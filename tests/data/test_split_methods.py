@@ -78,7 +78,7 @@ def least_penalty(counts, frozen):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(few_cases(5), st.integers(0, 5), st.data())
 def test_no_more_classes_are_missing_than_by_brute_force(counts, seed, data):
     frozen = data.draw(st.dictionaries(st.sampled_from(sorted(counts)), st.sampled_from(SIDES), max_size=4))
@@ -88,7 +88,7 @@ def test_no_more_classes_are_missing_than_by_brute_force(counts, seed, data):
     assert penalty(counts, sides) == least_penalty(counts, frozen)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(few_cases(5), st.data())
 def test_the_covering_program_is_exact_by_itself(counts, data):
     frozen = data.draw(st.dictionaries(st.sampled_from(sorted(counts)), st.sampled_from(SIDES), max_size=3))
@@ -139,7 +139,7 @@ def test_sgkf_is_two_stages_of_scikit_learns():
     assert share == pytest.approx(FRACTIONS, abs=0.06)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(few_cases(4, images=(2, 7)), st.integers(0, 5))
 def test_sgkf_of_a_few_cases_has_three_sides(counts, seed):
     images = [(c, SUBTYPES[k]) for c, row in counts.items() for k, n in enumerate(row) for _ in range(n)]
@@ -160,7 +160,7 @@ COHORT = st.lists(
 ).map(lambda cohort: [(f"c{n}", subtype) for n, subtypes in enumerate(cohort) for subtype in subtypes])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(COHORT, st.sampled_from([split_by_group_folds, split_by_label]), st.integers(0, 5), st.data())
 def test_no_side_of_any_cohort_is_empty(images, split, seed, data):
     """Or the error says how many groups there are of what."""

@@ -287,7 +287,7 @@ def check_sides(ledger, rows, ties, quarantine):
     assert new <= set(quarantine["patient"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000))
 def test_no_case_changes_side_over_thousands_of_random_additions(seed):
     with pytest.MonkeyPatch.context() as patch:
@@ -332,7 +332,7 @@ def name_cases(frame, form):
 
 
 @given(st.sampled_from(FORMS), st.sampled_from(FORMS), st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_case_keeps_its_side_under_another_form_of_its_name(before, now, random):
     cases = {f"14-{n}": (SUBTYPES[n % 8], 2) for n in range(1, 25)}
     old = name_cases(made_up.manifest_rows(cases), before)

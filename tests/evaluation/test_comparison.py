@@ -66,7 +66,7 @@ def make_predictions(
     return PairedPredictions(task, rows, truth, *probabilities, *called)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(task=st.sampled_from(["binary", "subtype"]), seed=st.integers(0, 1000))
 def test_sums_over_cases_give_the_metrics_of_images(task, seed):
     both = make_predictions(task, seed)

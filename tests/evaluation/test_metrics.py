@@ -120,7 +120,6 @@ def test_perfect_and_useless_subtype_scores():
 images = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(images)
 def test_weighted_areas_equal_scikit_learns_of_repeated_images(drawn):
     truth, score, times = (np.array(column) for column in zip(*drawn, strict=True))
@@ -134,7 +133,7 @@ def test_weighted_areas_equal_scikit_learns_of_repeated_images(drawn):
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=30).filter(
         lambda drawn: any(times for *_, times in drawn)

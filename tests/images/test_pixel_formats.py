@@ -292,7 +292,7 @@ def tiff_files(draw, samples: np.ndarray, pages: int) -> tuple[bytes, str, bool]
     return tiff(stack, metadata=None, **options, **tile), how, alpha != "unspecified"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(files(), st.sampled_from([None, 10, 12, 16]))
 def test_a_picture_becomes_the_right_8_bit_rgb_or_is_refused_for_its_mode(made, bits):
     data, samples, how = made
@@ -316,7 +316,6 @@ def test_a_picture_becomes_the_right_8_bit_rgb_or_is_refused_for_its_mode(made, 
         assert (decode(data) == expected).all()  # as earlier releases did
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["png", "tiff", "lzw", "planar"]), st.floats(0, 1, exclude_max=True), st.booleans())
 def test_a_damaged_deep_picture_is_refused_or_whole(kind, where, cut):
     made = {

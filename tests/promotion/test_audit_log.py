@@ -175,7 +175,7 @@ def test_several_writers_lose_nothing(tmp_path):
     assert [record["sequence"] for record in records] == list(range(1, 25))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_edit_of_any_byte_that_changes_a_record_shows(log, tmp_path, data):
     path = data.draw(st.sampled_from(files(tmp_path)))

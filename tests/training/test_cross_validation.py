@@ -38,7 +38,7 @@ def recipe(base=RECIPE, **changes):
     return base.model_copy(update=other)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.sampled_from(["A", "F", "PT", "DC", "LC"]), st.integers(1, 9), min_size=2, max_size=5).filter(
         lambda cases: sum(cases.values()) >= 5
@@ -63,7 +63,7 @@ COHORT = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COHORT, st.integers(2, 5), st.integers(1, 3))
 def test_no_fold_of_any_cohort_is_empty(cohort, folds, repeats):
     """Or the error says how many cases of which subtype there are; where there is a way, it is found."""

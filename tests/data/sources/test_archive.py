@@ -176,7 +176,7 @@ def whole() -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.booleans(), st.floats(0, 0.9999), st.integers(0, 255)), min_size=1, max_size=8))
 def test_no_damage_brings_anything_but_a_source_error(
     tmp_path: Path, whole: bytes, changes: list[tuple[bool, float, int]]
@@ -240,7 +240,7 @@ def test_tars_that_no_honest_publisher_makes(tmp_path: Path, members: list[tarfi
         open_archive(tarred(tmp_path / "a.tar.gz", *members))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.data())
 def test_a_tar_that_was_cut_off_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     whole = tarred(tmp_path / "a.tar.gz", ("x.png", bytes(range(256)) * 20), ("y.png", b"y" * 3000)).read_bytes()

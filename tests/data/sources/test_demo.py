@@ -21,7 +21,7 @@ def cells(images: int) -> Counter[tuple[str, str, int]]:
 # --- which pictures ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)  # a plan of thousands takes a while on a busy machine
+@settings(max_examples=40)  # a plan of thousands takes a while on a busy machine
 @given(st.integers(MIN_PICTURES, MAX_PICTURES))
 @example(MIN_PICTURES)
 @example(381)  # the last remainder falls to one copy of the duplicated slide
