@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -332,7 +332,6 @@ CRON_FIELD = st.one_of(
 )
 
 
-@settings(deadline=None)  # Airflow is imported
 @given(st.tuples(*[CRON_FIELD] * 5).map(" ".join))
 def test_a_schedule_that_is_accepted_has_a_next_time_for_airflow(file: Path, cron: str) -> None:
     from airflow.timetables.trigger import CronTriggerTimetable
