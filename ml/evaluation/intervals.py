@@ -16,12 +16,6 @@ from ml.core.taxonomy import LABELS, SUBTYPES, label_of
 from ml.evaluation.metrics import ImageWeights, compute_weighted_metrics
 from ml.evaluation.scores import LabelledPredictions
 
-MIN_DRAWS, MAX_DRAWS = 500, 10_000
-"""The fewest draws of which an interval may decide something, and the most that are made.
-
-The percentiles of few draws lie too close together: those of 8 are all but the smallest and the largest of them.
-"""
-
 _PERCENTILES = (2.5, 97.5)
 
 _TOLERANCE = 1e-9

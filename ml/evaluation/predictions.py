@@ -18,8 +18,8 @@ from ml.core.taxonomy import LABELS, Task, class_names, label_of
 from ml.data.splits import look_up_sides, read_split
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import DecisionRule
+from ml.evaluation.draws import MAX_DRAWS
 from ml.evaluation.evaluation import evaluate
-from ml.evaluation.intervals import MAX_DRAWS
 from ml.evaluation.scores import LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:

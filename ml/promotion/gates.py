@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from ml.core.errors import ConfigError
 from ml.core.store import Json, digest
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, class_names
-from ml.evaluation.intervals import MIN_DRAWS
+from ml.evaluation.draws import MIN_DRAWS
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
 from ml.promotion.policies import Limit, Policy, RequiredEvidence
 from ml.registry.sandbox import ISOLATION_TEXTS, WEAK_ISOLATION

@@ -16,8 +16,8 @@ from ml.core.messages import quote_value
 from ml.core.store import Json, canonical
 from ml.core.taxonomy import SUBTYPES, Task, class_names
 from ml.core.yaml_files import Name
+from ml.evaluation.draws import MAX_DRAWS
 from ml.evaluation.evaluation import SLICE_COLUMNS
-from ml.evaluation.intervals import MAX_DRAWS
 from ml.evaluation.metric_names import METRIC_NAMES
 
 _NOTE = r"(no interval: every draw of patients gives the same|exact interval of \d{1,7} of \d{1,7} cases)"

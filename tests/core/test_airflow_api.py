@@ -303,7 +303,7 @@ def test_the_ids_of_reviews_come_from_our_plugin(airflow, api):
     airflow.routes["GET", "/breakhis/reviews-asked"] = lambda query, _: (200, {"reviews": known[query["run"][0]]})
     assert api.list_asked_reviews(*known) == ["id-1", "id-2"]
     airflow.routes["GET", "/breakhis/reviews-asked"] = (200, {})
-    with pytest.raises(AirflowError, match="list of reviews"):
+    with pytest.raises(AirflowError, match="reviews-asked is not the API of Airflow 3: reviews: Field required"):
         api.list_asked_reviews("m-v1")
 
 

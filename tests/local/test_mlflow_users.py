@@ -110,8 +110,10 @@ def test_the_promoter_does_all_that_stages_which_decide_ask_of_mlflow(world: Reg
         wanted = Aliases(champion=made["version"], previous=1)
         registered.move_aliases(wanted, decided=made["version"])
         assert registered.aliases() == (made["version"], 1, None)
-        registered.set_audit_anchor("1:abc")
-        assert registered.audit_anchor() == "1:abc"
+        anchor = registered.audit_anchor()
+        registered.set_audit_anchor("99:abc")
+        assert registered.audit_anchor() == "99:abc"
+        world.client.set_registered_model_tag(made["model"], "breakhis.audit", anchor)
         registered.move_aliases(before)
         world.client.set_registered_model_alias(made["model"], "candidate", "1")
 

@@ -91,4 +91,4 @@ def test_what_was_not_carried_out_for_long_is_told(world, airflow, monkeypatch):
             promote(world, registered)
     assert find_faults(world) == []  # it may be at it
     monkeypatch.setattr(auditing, "_MAX_PENDING", timedelta(0))
-    assert "record 2 (approved, version 1) has not been carried out since" in find_faults(world)[0]
+    assert "record 3 (approved, version 1) has not been carried out since" in find_faults(world)[0]

@@ -10,7 +10,7 @@ from ml.core.messages import quote_value
 from ml.core.taxonomy import Task
 from ml.core.yaml_files import YamlModel, read_yaml
 from ml.data.training_sets import PresetName
-from ml.evaluation.intervals import MAX_DRAWS, MIN_DRAWS
+from ml.evaluation.draws import MAX_DRAWS, MIN_DRAWS
 from ml.images.augmentation_settings import Views
 
 

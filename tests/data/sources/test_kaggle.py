@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named(
 ) -> None:
     name = f"{MIRROR.partition('/')[2]}.zip"
     (cache / "latest" / name).mkdir(parents=True)  # as good as a full disk: writing there fails
-    with pytest.raises(ConfigError, match=rf"{name}: cannot be written \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=f"{name}: it is a folder, where a file is meant"):
         fetch_source(spec, store, settings)
 
 
