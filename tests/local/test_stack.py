@@ -187,7 +187,7 @@ def test_a_server_that_ends_while_starting_shows_its_last_words(settings: Settin
 
 def test_a_component_that_ends_is_noticed(settings: Settings, servers: Path) -> None:
     # As 'airflow standalone' does: a child ends, and its parent does not care.
-    code = "import subprocess, time; subprocess.Popen(['false']); time.sleep(300)"
+    code = "import subprocess, time; child = subprocess.Popen(['false']); time.sleep(300)"  # else Python may reap it
     servers.write_text(f'#!/bin/sh\nexec {Path(sys.prefix) / "bin" / "python"} -c "{code}"\n')
     with pytest.raises(StackError, match="ended while it was starting"):
         Stack(settings).up()
