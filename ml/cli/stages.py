@@ -384,22 +384,7 @@ def _validate_manifest(store: Store, manifest: str) -> Json:
     return result
 
 
-STAGES = [
-    fetch,
-    manifest,
-    validate,
-    publish,
-    ingest,
-    assemble,
-    split,
-    weights,
-    features,
-    train,
-    reproduce,
-    origin,
-    register,
-    gate,
-    promote,
-    rollback,
-    withdraw,
-]
+_DATA = [fetch, manifest, validate, publish, ingest, assemble, split]
+_TRAINING = [weights, features, train, reproduce]
+_PROMOTION = [origin, register, gate, promote, rollback, withdraw]
+STAGES = [*_DATA, *_TRAINING, *_PROMOTION]

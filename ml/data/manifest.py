@@ -95,14 +95,7 @@ def make_manifest(
         StoreError: the raw version is another source's.
     """
     raw = _find_raw_version(spec, raw, store)
-    declared = {
-        "layout": spec.table.model_dump() if spec.table else spec.layout,
-        "cohort": spec.cohort,
-        "trust": spec.trust,
-        "inventory": spec.inventory,
-        "validation": spec.validation.model_dump(exclude_defaults=True),
-        **({"significant_bits": spec.significant_bits} if spec.significant_bits else {}),
-    }
+    declared = _describe_declaration(spec)
     assert spec.cohort
     erased = read_erased_patients(spec.cohort, store)
     inputs = {"raw": raw, **declared, "erased": sorted(erased), "version": VERSION}
@@ -120,13 +113,7 @@ def make_manifest(
         make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched
     ]
     if not rows:
-        example = (
-            f": {_count_reasons(quarantine)}; first: {cut_text(quarantine[0]['path'])}: "
-            f"{cut_text(quarantine[0]['detail'])}"
-            if quarantine
-            else ""
-        )
-        raise SourceError(f"source {spec.name!r}: none of its {len(files)} image file(s) can be used{example}")
+        raise SourceError(_explain_no_image(spec, len(files), quarantine))
     result: Json = {
         "source": spec.name,
         "raw": raw,
@@ -140,6 +127,26 @@ def make_manifest(
     if UNSETTLED.isdisjoint(result["quarantined"]):
         store.set_memo("manifest", inputs, result)
     return {**result, "decoded": decoded}
+
+
+def _describe_declaration(spec: SourceSpec) -> Json:
+    """Returns what a source's YAML says that its manifest depends on."""
+    return {
+        "layout": spec.table.model_dump() if spec.table else spec.layout,
+        "cohort": spec.cohort,
+        "trust": spec.trust,
+        "inventory": spec.inventory,
+        "validation": spec.validation.model_dump(exclude_defaults=True),
+        **({"significant_bits": spec.significant_bits} if spec.significant_bits else {}),
+    }
+
+
+def _explain_no_image(spec: SourceSpec, files: int, quarantine: list[dict[str, Any]]) -> str:
+    said = f"source {spec.name!r}: none of its {files} image file(s) can be used"
+    if not quarantine:
+        return said
+    first = quarantine[0]
+    return f"{said}: {_count_reasons(quarantine)}; first: {cut_text(first['path'])}: {cut_text(first['detail'])}"
 
 
 def _find_raw_version(spec: SourceSpec, raw: str | None, store: Store) -> str:

@@ -68,8 +68,7 @@ def promote_version(
         rejected, ``previous`` the champion before, ``audit`` the address of the record.
 
     Raises:
-        Refused: no reviewer has decided about this version and this evidence, what was reviewed has changed since, or
-            the gates do not pass.
+        Refused: no reviewer decided about this version on this evidence, it has changed since, or the gates fail.
         ConfigError: Airflow's address, the service account or the audit log's key is not set.
     """
     log, review_run = AuditLog(store, settings), ReviewRun(settings, PROMOTE, dag_run)
@@ -99,15 +98,12 @@ def promote_version(
         if any(body != verdict["review"] for body in answers.bodies):
             title = f"{review_run.title}, {model} version {number}"
             raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
-        evidence_content = read_verified_object(verdict["evidence"], store)
-        review_run.check_approvers_independent(answers, evidence_content, records)
+        review_run.check_approvers_independent(answers, read_verified_object(verdict["evidence"], store), records)
         if not verdict["passed"]:
             raise Refused(f"{verdict['summary']}; it was approved, but gates come first")
-        if len(answers.answers) < verdict["approvals"]:
-            raise Refused(
-                f"{review_run.title}: the policy {verdict['policy']} asks for {verdict['approvals']} reviewers to "
-                f"approve, and {len(answers.answers)} did"
-            )
+        if (count := len(answers.answers)) < verdict["approvals"]:
+            wanted = f"the policy {verdict['policy']} asks for {verdict['approvals']} reviewers to approve"
+            raise Refused(f"{review_run.title}: {wanted}, and {count} did")
         return APPROVED, facts | {key: verdict[key] for key in ("evidence", "bundle", "bundle_sha256", "policy")}
 
     return _carry_out(registered, int(number), answers, decide, log, store)

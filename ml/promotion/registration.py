@@ -84,15 +84,22 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
                     "version"
                 )
         if records is not None and not is_registered(records, int(number), oid):
-            facts: Json = {"version": int(number), "run": run_id, "evidence": oid}
-            record = AuditLog(store, settings).append(REGISTERED, model, **facts)
-            registered.set_audit_anchor(format_anchor(record))
+            _record_registration(registered, int(number), run_id, oid, store, settings)
         client.set_model_version_tag(model, number, "breakhis.evidence", oid)
         client.set_model_version_tag(model, number, "breakhis.weights_kind", tags["breakhis.weights_kind"])
         client.update_model_version(model, number, description=_describe(evidence))
         if registered.alias(CHAMPION) != int(number):
             registered.set_candidate(int(number))
     return {"model": model, "version": int(number), "evidence": oid}
+
+
+def _record_registration(
+    registered: RegisteredModel, number: int, run_id: str, evidence: str, store: Store, settings: Settings
+) -> None:
+    """Record in the audit log that this stage has made this evidence of a version."""
+    facts: Json = {"version": number, "run": run_id, "evidence": evidence}
+    record = AuditLog(store, settings).append(REGISTERED, registered.name, **facts)
+    registered.set_audit_anchor(format_anchor(record))
 
 
 def _find_or_make_version(model: str, run: "Run", client: "MlflowClient") -> "ModelVersion":

@@ -1,6 +1,7 @@
 """The compose stack on a real Docker engine: the whole workflow in it, and what happens when parts of it are killed.
 
-``make e2e`` starts an engine where there is none, builds the images and runs this.
+``make e2e`` starts an engine where there is none, builds the images and runs this. One file, since each part goes on
+with the stack that the part before it has left.
 """
 
 import json

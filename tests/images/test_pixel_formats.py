@@ -1,4 +1,7 @@
-"""Pictures of every depth, mode and layout become the right 8-bit RGB, or are refused with the reason ``mode``."""
+"""Pictures of every depth, mode and layout become the right 8-bit RGB, or are refused with the reason ``mode``.
+
+One file, since all of it reads the same table of made pictures.
+"""
 
 import io
 import logging

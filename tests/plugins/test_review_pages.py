@@ -1,3 +1,8 @@
+"""The pages of reviews, and that no bundle, parameter or failing server makes one of them answer 500.
+
+One file, since all of it asks the same application about variations of one bundle.
+"""
+
 import base64
 import copy
 import errno

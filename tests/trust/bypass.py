@@ -2,6 +2,8 @@
 
 The product's own DAGs run; candidates are made-up training runs in the registry, so that an attempt takes seconds. What
 counts is what the registry and the audit log say afterwards: an attempt that promotes something is a vulnerability.
+
+One file, since each attempt is a row of one table, and all of them need the same few helpers.
 """
 
 import json
