@@ -220,6 +220,7 @@ class _Airflow:
             "run": run,
             "upstreamAssetEvents": {"asset_events": events, "total_entries": 1},
             "taskInstances": {"task_instances": [{"task_id": "review", "try_number": 2}], "total_entries": 1},
+            "reviews-asked": {"reviews": ["0199", "0200"]},
         }
         self._answers: dict[str, tuple[int, bytes]] = {}
         patch.object(HTTPAdapter, "send", self._send).start()
@@ -253,7 +254,11 @@ def use_answers(airflow: _Airflow, rng: random.Random) -> None:
     airflow.mutate(rng)
     run = ReviewRun(airflow.settings, "promote", "r")
     run.check_subject("made-binary", "1")
-    run.find_unrecorded_rejection("made-binary", "1", [])
+    run.find_unrecorded_rejection("made-binary", "1")
+    asked = {"event": "asked", "sequence": 1, "version": 1, "evidence": "evidence-0", "run": "promote/r"}
+    records = [asked | {"review": "0199"}]
+    run.check_questions_are_there(1, records)
+    run.list_settled_reviews(1, records)
     answers = run.read_answers("made-binary", "1", None)
     run.check_approvers_independent(answers, {"dag_runs": [["retrain_demo", "r"]]}, [])
 
