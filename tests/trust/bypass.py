@@ -24,7 +24,7 @@ import mlflow
 import requests
 
 from ml.core.airflow_api import AirflowApi
-from ml.core.errors import AirflowError, BreakhisError, CredentialsError
+from ml.core.errors import AirflowError, BreakhisError, CredentialsError, TryAgain
 from ml.core.settings import PROJECT, SECRETS_FILE, Settings
 from ml.local import airflow_server
 from ml.local.mlflow_users import TRAINER
@@ -202,12 +202,23 @@ class AttackedProduct:
     @contextmanager
     def held_up(self) -> Iterator[None]:
         """Have no decision carried out until the block has ended."""
-        admin = self.api("admin")
-        admin.set_pool("promotion", 0, "held up")
+        self._set_pool(0, "held up")
         try:
             yield
         finally:
-            admin.set_pool("promotion", 1, "one at a time")
+            self._set_pool(1, "one at a time")
+
+    def _set_pool(self, slots: int, why: str) -> None:
+        # A busy Airflow answers 500 while its database is locked.
+        for left in reversed(range(10)):
+            try:
+                self.api("admin").set_pool("promotion", slots, why)
+            except TryAgain:
+                if not left:
+                    raise
+                time.sleep(2)
+            else:
+                return
 
     @contextmanager
     def approved_but_not_carried_out(self, candidate: dict[str, Any]) -> Iterator[str]:
