@@ -506,12 +506,8 @@ def trigger_with_a_forged_conf(product: AttackedProduct) -> str:
 
 def trigger_with_settings_of_ones_own(product: AttackedProduct) -> str:
     """triggering promote with params that do not exist (approvals, policy, skip), and editing those of a run"""
-    try:
-        run = product.start_promotion(product.register_candidate(), approvals=0, policy="none", skip=True)
-        product.wait_for_review(run)
-        outcome = f"a review is asked for all the same, promote {product.read_state(run, 'promote')}"
-    except BreakhisError as error:
-        outcome = f"refused: {error}"[:120]
+    run = product.start_promotion(product.register_candidate(), approvals=0, policy="none", skip=True)
+    outcome = product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
     good, bad = product.register_candidate(0.95), product.register_candidate(0.5)
     run = product.start_promotion(good)
     product.wait_for_review(run)
@@ -759,8 +755,8 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     go_back_to_a_withdrawn_version: r"propose failed: .*withdrawn by engineer.*; saying so: propose success, Withdrawn",
     write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
     write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
-    trigger_with_a_forged_conf: r"gate failed: .*its evidence is evidence-\w+, not evidence-\w+, promote upstream_fail",
-    trigger_with_settings_of_ones_own: r"(a review is asked for.*, promote None|refused: .*); editing.*: 4\d\d,",
+    trigger_with_a_forged_conf: r"gate failed: .*no record that breakhis registered it with evidence-\w+.*, promote upst",
+    trigger_with_settings_of_ones_own: r"gate failed.*, promote upstream_failed; editing.*: 4\d\d,",
     approve_ones_own_run: r"promote failed: .*reviewer started it and so cannot decide it",
     approve_ones_own_run_through_a_trigger: r"promote failed: .*reviewer started it and so cannot decide it",
     approve_as_somebody_else: r"viewer: 403, engineer: 403, admin: 403, review (awaiting_input|deferred)",
