@@ -7,6 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from cloudpathlib import S3Client
 from keras.src.legacy.saving import legacy_h5_format
 
 from ml.core.errors import StoreError, TryAgain, WeightsError
@@ -111,6 +112,7 @@ def test_a_store_that_drips_is_given_up(store, monkeypatch):
         def log_message(self, *_):
             pass
 
+    monkeypatch.setattr(S3Client, "_default_client", None)  # that of an earlier test has its address
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, lowered_limit():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for name, value in {
