@@ -19,6 +19,7 @@ from ml.training.presets import load_preset, preset_names
 
 if TYPE_CHECKING:
     from ml.data.protocols import ProtocolName
+    from ml.data.sources import SourceSpec
     from ml.training.features import Shard
 
 source_argument = click.argument("source", type=click.Path())
@@ -56,10 +57,7 @@ def fetch(store: Store, settings: Settings, source: str) -> Json:
 @click.option("--raw", metavar="ID", help="Raw version to read; default: the source's latest.")
 def manifest(store: Store, settings: Settings, source: str, raw: str | None) -> Json:
     """Read every file of SOURCE's raw version into a manifest, and quarantine what cannot be used."""
-    from ml.data.manifest import make_manifest
-
-    spec = load_source(source, settings.conf)
-    return make_manifest(spec, store, settings.worker_count, raw, settings.decoding_bytes, settings.table_rows)
+    return _make_manifest(store, settings, load_source(source, settings.conf), raw)
 
 
 @stage_command
@@ -82,15 +80,12 @@ def publish(store: Store, settings: Settings, manifest: str) -> Json:
 @source_argument
 def ingest(store: Store, settings: Settings, source: str) -> Json:
     """fetch, manifest, validate and publish SOURCE in one go."""
-    from ml.data.manifest import make_manifest
     from ml.data.source_versions import publish_manifest
     from ml.data.sources import fetch_source
 
     spec = load_source(source, settings.conf)
     fetched = fetch_source(spec, store, settings)
-    made = make_manifest(
-        spec, store, settings.worker_count, fetched["version"], settings.decoding_bytes, settings.table_rows
-    )
+    made = _make_manifest(store, settings, spec, fetched["version"])
     validated = _validate_manifest(store, made["manifest"])
     published = publish_manifest(made["manifest"], store)
     return {**fetched, "raw": fetched["version"], **made, **validated, **published}
@@ -370,6 +365,13 @@ def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run
 
     require_known_model(model, settings)
     return withdraw_version(model, version, dag_run, store, settings)
+
+
+def _make_manifest(store: Store, settings: Settings, spec: "SourceSpec", raw: str | None) -> Json:
+    from ml.data.manifest import make_manifest
+
+    limits = settings.decoding_bytes, settings.table_rows, settings.decoding_seconds
+    return make_manifest(spec, store, settings.worker_count, raw, *limits)
 
 
 def _validate_manifest(store: Store, manifest: str) -> Json:

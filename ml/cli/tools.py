@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +132,11 @@ def _find_image_files(images: tuple[Path, ...]) -> Iterator[Path]:
 
 def _predict_rows(files: list[Path], model: str, significant_bits: int | None) -> Iterator[dict[str, Any]]:
     from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
+    from ml.images.local_pictures import read_pictures
     from ml.registry.version_scoring import ModelProcess, batches
 
-    connect(read_settings())
+    settings = read_settings()
+    connect(settings)
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
@@ -145,7 +147,14 @@ def _predict_rows(files: list[Path], model: str, significant_bits: int | None) -
                 f"{model} cannot be loaded from MLflow: {error}{_suggest_model_uri(model)}"
             ) from None
         with ModelProcess(folder, model) as process:
-            contents = _read_images(track(files, total=len(files), what="classifying"), significant_bits)
+            # Decoded here, since a model that an earlier release logged brings along a decoder that takes what it must
+            # not.
+            contents = read_pictures(
+                track(files, total=len(files), what="classifying"),
+                significant_bits,
+                settings.decoding_bytes,
+                settings.decoding_seconds,
+            )
             for batch in batches(contents, _count_bytes):
                 yield from _classify_batch(batch, process)
 
@@ -156,21 +165,6 @@ def _suggest_model_uri(uri: str) -> str:
 
     registered = re.match(r"models:/+([^/@]+)", uri)
     return suggest_model(registered[1] if registered else uri, read_settings())
-
-
-def _read_images(files: Iterable[Path], significant_bits: int | None) -> Iterator[tuple[Path, bytes | ImageError]]:
-    """Yields each file with a content of 8 bits a channel, or with the reason why no model can classify it.
-
-    It is decoded here, since a model that an earlier release logged brings along a decoder that takes what it must not.
-    """
-    from ml.images.deep_pictures import read_scaled
-
-    memory = read_settings().decoding_bytes
-    for file in files:
-        try:
-            yield file, read_scaled(file, significant_bits, memory)
-        except ImageError as error:
-            yield file, error
 
 
 def _count_bytes(item: tuple[Path, bytes | ImageError]) -> int:

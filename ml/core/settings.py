@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         description="MB of memory that decoding one picture may take, in each of these processes; a new picture whose "
         "header asks for more is quarantined.",
     )
+    decoding_seconds: int = Field(
+        120,
+        ge=1,
+        description="Seconds of a core that reading one picture may take; a new one that takes more is quarantined.",
+    )
     archive_entries: int = Field(
         200_000, ge=1, description="Files and folders that a source's archive, folder or bucket may hold."
     )

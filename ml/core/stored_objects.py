@@ -153,7 +153,7 @@ class _CachedPixels(RootModel[list[str]]):
     model_config = ConfigDict(strict=True)
 
 
-_FACTS = (str, str, str, int, int, str, str, str)
+_FACTS = (str, str, str, int, int, str, str, str, float)
 """Types of a row of a picture's facts; earlier releases kept fewer of them."""
 
 

@@ -108,6 +108,26 @@ def map_surviving_crashes(
                     yield process.run(function, job, on_crash)
 
 
+def map_one_by_one(
+    function: Callable[[Job], Result], jobs: Iterable[Job], on_crash: Callable[[Job, Death], Result], cpu_seconds: float
+) -> Generator[Result, None, None]:
+    """Does what :func:`map_surviving_crashes` does in one process, and no job before its result is asked for.
+
+    Args:
+        function: a module-level function; it and the jobs are pickled.
+        jobs: consumed as they are needed.
+        on_crash: returns the result of a job that killed its process, given why.
+        cpu_seconds: CPU time that a job may take.
+
+    Raises:
+        TryAgain: not even an idle process stays alive.
+        Exception: whatever ``function`` raises.
+    """
+    with _LonelyProcess() as process:
+        for job in jobs:
+            yield process.run(partial(_run_limited, function, cpu_seconds), job, on_crash)
+
+
 _Chunk = tuple[list[Job], "Future[list[Result]]"]
 
 

@@ -18,7 +18,7 @@ from ml.data.sources.table_cells import MAX_ROWS
 from ml.data.sources.tables import TableRow
 from ml.data.stored_tables import read_stored_table
 from ml.images.decoding import MEMORY
-from ml.images.file_facts import HASH_DIGITS, UNSETTLED, inspect_files
+from ml.images.file_facts import CPU_SECONDS, HASH_DIGITS, UNSETTLED, inspect_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,7 @@ def make_manifest(
     raw: str | None = None,
     memory: int = MEMORY,
     max_rows: int = MAX_ROWS,
+    cpu_seconds: float = CPU_SECONDS,
 ) -> Json:
     """Reads every file of a raw version and separates usable images from the rest (the ``manifest`` stage).
 
@@ -84,6 +85,7 @@ def make_manifest(
         raw: the raw version's id; default: the source's latest.
         memory: bytes that decoding a picture may take.
         max_rows: rows that the source's table may have.
+        cpu_seconds: CPU time that reading a picture may take.
 
     Returns:
         ``{source, manifest, images, duplicates, quarantined: {reason: n}, tree, decoded}``; ``tree`` is
@@ -107,7 +109,7 @@ def make_manifest(
     if known and store.exists(known["manifest"]):
         return {**known, "decoded": 0}
     hashes = {f.sha256 for f in files if f.sha256}
-    pictures, decoded = inspect_files(hashes, store, workers, spec.significant_bits, memory)
+    pictures, decoded = inspect_files(hashes, store, workers, spec.significant_bits, memory, cpu_seconds)
     rows, quarantine, ties, duplicates = screen_files(files, pictures, spec, read_facts)
     quarantine += [
         make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched

@@ -16,10 +16,12 @@ VERSION = 4
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
 
 UNSETTLED = frozenset({"memory", "crashed", "time"})
-"""Reasons that another machine or setting may not give: such facts are not remembered, and the file is tried again."""
+"""Reasons that another machine or setting may not give. The first two are not remembered, since the file is soon tried
+again; ``time`` is remembered with its limit, and the file is tried again under a higher one."""
 
 CPU_SECONDS = 120.0
-"""CPU time that reading one picture may take. docs/sources.md says what the slowest ones take that are allowed."""
+"""CPU time that reading one picture may take where no setting says otherwise. docs/sources.md says what the slowest
+ones take that the other limits allow."""
 
 ORIENTATIONS = (
     *("UPRIGHT", "FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"),
@@ -47,15 +49,22 @@ class PictureFacts:
     detail: str = ""
     scaled_sha256: str = ""
     """SHA-256 of the file in the store that was made of a deeper picture, with 8 bits a channel; else empty."""
+    cpu_seconds: float = 0.0
+    """CPU time that did not suffice, if that is the reason; else 0."""
 
 
 def inspect_files(
-    hashes: set[str], store: Store, workers: int, significant_bits: int | None = None, memory: int = MEMORY
+    hashes: set[str],
+    store: Store,
+    workers: int,
+    significant_bits: int | None = None,
+    memory: int = MEMORY,
+    cpu_seconds: float = CPU_SECONDS,
 ) -> tuple[dict[str, PictureFacts], int]:
     """Returns the facts of each file by its SHA-256, and the number of files that had to be decoded.
 
     A file is decoded once, whichever sources and versions contain it. One that kills the process that decodes it has
-    the reason ``crashed``, and one that takes more than ``CPU_SECONDS`` the reason ``time``.
+    the reason ``crashed``, and one that takes more than ``cpu_seconds`` the reason ``time``.
 
     Args:
         hashes: SHA-256 of each file in the store.
@@ -63,15 +72,20 @@ def inspect_files(
         workers: processes that decode; with none, this process does, for as long as it takes, and a crash ends it.
         significant_bits: bits that deeper pictures fill, which are scaled to 8; None refuses such pictures.
         memory: bytes that decoding a picture may take.
+        cpu_seconds: CPU time that reading a picture may take.
     """
     cache = PictureFactsCache(store, significant_bits)
-    known = {sha256: facts for sha256, facts in cache.read().items() if sha256 in hashes and _is_kept(facts, store)}
+    known = {
+        sha256: facts
+        for sha256, facts in cache.read().items()
+        if sha256 in hashes and _is_kept(facts, store) and not _may_suffice(cpu_seconds, facts)
+    }
     missing = sorted(hashes - known.keys())
     if not missing:
         return known, 0
-    jobs = (_DecodingJob(store.root, sha256, significant_bits, memory) for sha256 in missing)
+    jobs = (_DecodingJob(store.root, sha256, significant_bits, memory, cpu_seconds) for sha256 in missing)
     fresh: dict[str, PictureFacts] = {}
-    decoded = map_surviving_crashes(_decode_file, jobs, workers, _explain_death, CPU_SECONDS)
+    decoded = map_surviving_crashes(_decode_file, jobs, workers, _describe_death, cpu_seconds)
     for sha256, facts in track(decoded, total=len(missing), what="reading images"):
         fresh[sha256] = facts
         if len(fresh) == _PART:
@@ -97,11 +111,14 @@ class PictureFactsCache:
         return f"objects/caches/pictures-{VERSION}{rule}"
 
     def read(self) -> dict[str, PictureFacts]:
-        """Returns the facts of all files in the cache."""
+        """Returns the facts of all files in the cache; those under the highest limit, if a file took too long once."""
         known: dict[str, PictureFacts] = {}
         for name in self.store.keys(self.prefix):
             part, _ = self.store.read(f"{self.prefix}/{name}")
-            known |= {sha256: PictureFacts(*values) for sha256, *values in part}
+            for sha256, *values in part:
+                facts = PictureFacts(*values)
+                if facts.reason != "time" or _may_suffice(facts.cpu_seconds, known.get(sha256, _NEVER_TRIED)):
+                    known[sha256] = facts
         return known
 
     @staticmethod
@@ -118,10 +135,19 @@ class PictureFactsCache:
                 store.remove(f"{folder}/{name}")
 
     def write(self, pictures: dict[str, PictureFacts]) -> None:
-        """Adds these facts to the cache as one part, but for those that are not settled."""
-        settled = {sha256: picture for sha256, picture in pictures.items() if picture.reason not in UNSETTLED}
+        """Adds these facts to the cache as one part, but for those that depend on more than a remembered limit."""
+        forgotten = UNSETTLED - {"time"}
+        settled = {sha256: picture for sha256, picture in pictures.items() if picture.reason not in forgotten}
         if settled:
             _write_part(self.prefix, [[sha256, *astuple(picture)] for sha256, picture in settled.items()], self.store)
+
+
+_NEVER_TRIED = PictureFacts(reason="time")
+
+
+def _may_suffice(cpu_seconds: float, facts: PictureFacts) -> bool:
+    """Returns whether a file took too long when it was last tried, under a lower limit than this one."""
+    return facts.reason == "time" and facts.cpu_seconds < cpu_seconds
 
 
 def _write_part(folder: str, part: list[list[Any]], store: Store) -> None:
@@ -140,6 +166,7 @@ class _DecodingJob(NamedTuple):
     sha256: str
     significant_bits: int | None
     memory: int
+    cpu_seconds: float
 
 
 def _decode_file(job: _DecodingJob) -> tuple[str, PictureFacts]:
@@ -159,13 +186,23 @@ def _decode_file(job: _DecodingJob) -> tuple[str, PictureFacts]:
     return job.sha256, replace(facts, scaled_sha256="" if readable is content else store.put_blob(readable))
 
 
-def _explain_death(job: _DecodingJob, why: Death) -> tuple[str, PictureFacts]:
-    what_happened = {
-        "crashed": "reading it killed the process that did, also alone: the decoder crashed, or memory ran out",
-        "time": f"reading it takes more than {CPU_SECONDS:,.0f} s of a core, which no ordinary picture needs",
-    }
+def _describe_death(job: _DecodingJob, why: Death) -> tuple[str, PictureFacts]:
+    limit = float(job.cpu_seconds) if why == "time" else 0.0
+    return job.sha256, PictureFacts(reason=why, detail=explain_death(why, job.cpu_seconds), cpu_seconds=limit)
+
+
+def explain_death(why: Death, cpu_seconds: float) -> str:
+    """Says in words why a picture ended the process that read it, and what to do.
+
+    Args:
+        why: the reason.
+        cpu_seconds: CPU time that reading it was allowed.
+    """
     advice = "look at the file with other software, export it anew, or remove it"
-    return job.sha256, PictureFacts(reason=why, detail=f"{what_happened[why]}; {advice}")
+    if why == "time":
+        limit = f"{cpu_seconds:,.0f} s of a core, which no ordinary picture needs"
+        return f"reading it takes more than {limit}; {advice}, or raise BREAKHIS_DECODING_SECONDS"
+    return f"reading it killed the process that did, also alone: the decoder crashed, or memory ran out; {advice}"
 
 
 def perceptual_hashes(pixels: Pixels) -> str:

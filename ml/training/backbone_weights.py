@@ -17,12 +17,13 @@ from cloudpathlib import S3Path
 from numpy.typing import NDArray
 
 from ml.core.devices import import_tensorflow_quietly
-from ml.core.errors import StoreError, WeightsError
+from ml.core.errors import StoreError, TryAgain, WeightsError
 from ml.core.messages import quote_value
 from ml.core.names import expand_home
 from ml.core.progress import say, warn
 from ml.core.store import Json, Store
 from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
+from ml.data.sources.speed_limit import TooSlow, limit_speed
 from ml.images.decoding import INPUT_SIZE, resize
 from ml.training.imagenet_download import DownloadError, check_download, fetch_imagenet_file
 
@@ -259,15 +260,19 @@ def find_weights_file(wanted: str) -> Path | None:
 
     Raises:
         WeightsError: the file cannot be read.
+        TryAgain: its server is too slow.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from cloudpathlib.exceptions import CloudPathException
 
     try:
         if wanted.startswith("s3://"):
+            limit_speed()
             path = S3Path(wanted)
             return Path(path.fspath) if path.is_file() else None
         local = Path(unquote(wanted.removeprefix("file://"))) if wanted.startswith("file://") else Path(wanted)
         return expand_home(local) if expand_home(local).is_file() else None
+    except TooSlow as error:
+        raise TryAgain(f"BREAKHIS_WEIGHTS: {wanted}: its server {error}; try again") from None
     except (OSError, ValueError, BotoCoreError, ClientError, CloudPathException) as error:
         raise WeightsError(f"BREAKHIS_WEIGHTS: {wanted}: cannot be read: {error}") from None

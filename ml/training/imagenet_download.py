@@ -1,4 +1,4 @@
-"""The file of ImageNet weights: where Keras keeps it, and its download, bounded in size and silence."""
+"""The file of ImageNet weights: where Keras keeps it, and its download, bounded in size, silence and slowness."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from urllib.request import getproxies
 import requests
 from filelock import FileLock
 
-from ml.core.errors import WeightsError
+from ml.core.errors import TryAgain, WeightsError
 from ml.core.messages import cut_text
 from ml.core.progress import say
 from ml.data.sources.downloads import (
@@ -22,6 +22,7 @@ from ml.data.sources.downloads import (
     read_length,
     write_with_progress,
 )
+from ml.data.sources.speed_limit import TooSlow, limit_speed
 
 IMAGENET_URL = "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5"
 """The address from which Keras downloads the ImageNet weights."""
@@ -43,6 +44,8 @@ class DownloadError(WeightsError):
             f"Keras' {_FILE} on disk or in the store and set BREAKHIS_WEIGHTS to its path or URI, or set it "
             "to 'random' to try the workflow."
         )
+        if isinstance(error, TryAgain):
+            self.exit_code = error.exit_code
 
 
 def imagenet_cache_file() -> Path:
@@ -68,7 +71,8 @@ def fetch_imagenet_file() -> Path:
     """Returns the file of ImageNet weights, in Keras' cache or downloaded to it.
 
     Raises:
-        DownloadError: their host cannot be reached, is silent, or sends something else or more than the weights.
+        DownloadError: their host cannot be reached, is silent or too slow, or sends something else or more than the
+            weights.
         ConfigError: the disk is full or broken.
     """
     with download_lock():
@@ -98,6 +102,7 @@ def _find_writable_cache() -> Path:
 def _download(file: Path) -> None:
     part = file.with_suffix(".part")
     say(f"downloading {IMAGENET_URL}")
+    limit_speed()
     try:
         with requests.get(IMAGENET_URL, stream=True, timeout=_SILENCE_SECONDS) as response:
             if not response.ok:
@@ -110,7 +115,7 @@ def _download(file: Path) -> None:
                 f"what came is another file or not all of it: {count_downloaded_bytes(part):,} bytes with MD5 {came}"
             )
         part.replace(file)
-    except (requests.RequestException, SourceTooLarge) as error:
+    except (requests.RequestException, SourceTooLarge, TooSlow) as error:
         raise DownloadError(error) from None
     finally:
         part.unlink(missing_ok=True)

@@ -219,3 +219,17 @@ def test_large_pictures_are_not_held_together(predict, tmp_path):
         tracemalloc.stop()
     assert code == 0, err
     assert peak < 50 * 2**20
+
+
+def test_a_picture_that_takes_too_long_is_named_with_the_limit(predict, tmp_path, monkeypatch):
+    monkeypatch.setenv("BREAKHIS_DECODING_SECONDS", "1")
+    folder = write_tree(tmp_path / "pictures", {"1.png": png(1), "2.bmp": pictures.slow_bmp(4_000), "3.png": png(2)})
+    code, out, err = predict(folder, "--json")
+    assert code == 3
+    before, slow, after = rows(out)
+    assert (before["label"], after["label"]) == ("malignant", "malignant")
+    expected = f"time: {folder / '2.bmp'}: reading it takes more than 1 s of a core, "
+    assert slow["error"].startswith(expected)
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: 1 of 3 images cannot be classified; first: {expected}")
+    assert last.endswith("or raise BREAKHIS_DECODING_SECONDS")

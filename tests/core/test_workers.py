@@ -13,7 +13,7 @@ import pytest
 
 from ml.core import workers as workers_module
 from ml.core.errors import ImageError, TryAgain
-from ml.core.workers import _CHUNK_SIZE, map_in_processes, map_surviving_crashes
+from ml.core.workers import _CHUNK_SIZE, map_in_processes, map_one_by_one, map_surviving_crashes
 
 
 def square(n: int) -> int:
@@ -127,6 +127,16 @@ def test_a_job_that_takes_too_much_cpu_time_costs_no_other(workers: int) -> None
     )
     assert list(found) == [-n if n == 40 else n for n in range(60)]
     assert ended == [(40, "time")]
+
+
+def test_jobs_are_done_one_by_one_and_only_when_they_are_asked_for() -> None:
+    taken: list[int] = []
+    jobs = (taken.append(n) or n for n in (39, 40, 41, 42))
+    found = map_one_by_one(compute_at_40, jobs, lambda n, why: f"{n}: {why}", 0.5)
+    assert [next(found), next(found), next(found)] == [39, "40: time", 41]
+    assert taken == [39, 40, 41]
+    found.close()
+    assert not multiprocessing.active_children()
 
 
 def take_a_fifth_of_a_second(n: int) -> int:

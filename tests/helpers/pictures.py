@@ -56,3 +56,15 @@ def with_alpha(samples: Samples, alpha: Samples | int) -> Samples:
     """Returns RGB samples with an alpha channel."""
     channel = np.broadcast_to(np.asarray(alpha, samples.dtype), samples.shape[:2])
     return np.concatenate([samples, channel[..., None]], axis=2)
+
+
+def slow_bmp(side: int) -> bytes:
+    """Returns a sound BMP, packed by runs of one pixel each: Pillow takes a third of a second a megapixel or more."""
+    runs = np.ones((side, 2 * side + 2), np.uint8)
+    runs[:, 1:-2:2] = np.random.default_rng(0).integers(0, 256, (side, side))
+    runs[:, -2:] = 0  # the end of a row
+    data = runs.tobytes() + b"\0\1"
+    palette = b"".join(struct.pack("BBBB", 255 - value, value // 2, value, 0) for value in range(256))
+    start = 54 + len(palette)
+    header = struct.pack("<LllHHLLllLL", 40, side, side, 1, 8, 1, len(data), 2835, 2835, 256, 0)
+    return b"BM" + struct.pack("<LHHL", start + len(data), 0, 0, start) + header + palette + data

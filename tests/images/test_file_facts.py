@@ -1,4 +1,6 @@
 import io
+from dataclasses import astuple
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ from ml.core.store import Store
 from ml.data.sources.check_settings import NearDuplicates
 from ml.data.sources.demo import draw_files
 from ml.images.decoding import decode
-from ml.images.file_facts import HASH_DIGITS, ORIENTATIONS, PictureFactsCache, inspect_files, perceptual_hashes
+from ml.images.file_facts import (
+    HASH_DIGITS,
+    ORIENTATIONS,
+    PictureFacts,
+    PictureFactsCache,
+    inspect_files,
+    perceptual_hashes,
+)
 from tests.helpers.made_up import png
 from tests.helpers.pictures import png as deep_png
 
@@ -91,3 +100,38 @@ def test_each_file_is_decoded_once_and_can_be_removed(any_store: Store) -> None:
     assert files[0] not in PictureFactsCache(any_store).read()
     again, decoded = inspect_files(set(files), any_store, 0)
     assert (again, decoded) == (found, 1)
+
+
+def too_slow(seconds: float) -> PictureFacts:
+    return PictureFacts(reason="time", detail=f"more than {seconds} s", cpu_seconds=seconds)
+
+
+def test_a_picture_that_took_too_long_is_tried_again_under_a_higher_limit_alone(store: Store) -> None:
+    file = store.put_blob(png(1))
+    PictureFactsCache(store).write({file: too_slow(30.0)})
+    assert inspect_files({file}, store, 0, cpu_seconds=30.0) == ({file: too_slow(30.0)}, 0)
+    assert inspect_files({file}, store, 0, cpu_seconds=20.0) == ({file: too_slow(30.0)}, 0)
+    found, decoded = inspect_files({file}, store, 0, cpu_seconds=30.5)
+    assert (found[file].reason, decoded) == ("", 1)
+    assert inspect_files({file}, store, 0, cpu_seconds=20.0) == (found, 0)
+    PictureFactsCache.forget({file}, store)
+    assert PictureFactsCache(store).read() == {}
+
+
+@pytest.mark.parametrize("order", [*permutations([too_slow(30.0), too_slow(60.0), PictureFacts("h", "p", 7, 4)])])
+def test_what_was_found_under_the_highest_limit_counts(store: Store, order: tuple[PictureFacts, ...]) -> None:
+    """Whatever the order in which the store lists the cache's parts."""
+    cache = PictureFactsCache(store)
+    parts = {f"{number}.json": [["file", *astuple(facts)]] for number, facts in enumerate(order)}
+    for name, part in parts.items():
+        store.put_json(f"{cache.prefix}/{name}", part)
+    assert cache.read() == {"file": PictureFacts("h", "p", 7, 4)}
+    settled = next(name for name, facts in zip(parts, order, strict=True) if not facts.reason)
+    store.remove(f"{cache.prefix}/{settled}")
+    assert cache.read() == {"file": too_slow(60.0)}
+
+
+def test_facts_of_earlier_releases_are_read(store: Store) -> None:
+    cache = PictureFactsCache(store)
+    store.put_json(f"{cache.prefix}/old.json", [["file", "h", "p", 7, 4, "", "", ""]])
+    assert cache.read() == {"file": PictureFacts("h", "p", 7, 4)}

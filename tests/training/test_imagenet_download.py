@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from ml.core.errors import ConfigError
+from ml.core.errors import EXIT_TRY_AGAIN, ConfigError
 from ml.training import imagenet_download
 from ml.training.imagenet_download import DownloadError, fetch_imagenet_file, imagenet_cache_file
+from tests.helpers.dripping import drip, lowered_limit
 
 WEIGHTS = b"weights" * 1_000
 
@@ -93,6 +94,19 @@ def test_what_is_not_the_file_is_told_and_leaves_nothing(
         with pytest.raises(DownloadError, match=words) as caught:
             fetch_imagenet_file()
     assert "set BREAKHIS_WEIGHTS to its path or URI" in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_server_that_drips_is_given_up_and_worth_another_try(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        send(b"wei", length=len(WEIGHTS))(request)
+        drip(request.wfile.write, WEIGHTS[3:])
+
+    with serve(answer) as url:
+        monkeypatch.setattr(imagenet_download, "IMAGENET_URL", url)
+        with lowered_limit(), pytest.raises(DownloadError, match="sends less than 1,000 bytes a second") as caught:
+            fetch_imagenet_file()
+    assert caught.value.exit_code == EXIT_TRY_AGAIN
     assert list(cache.iterdir()) == []
 
 

@@ -1,18 +1,22 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from cloudpathlib import S3Client
 from keras.src.legacy.saving import legacy_h5_format
 
-from ml.core.errors import StoreError, WeightsError
+from ml.core.errors import StoreError, TryAgain, WeightsError
 from ml.core.store import Store
 from ml.training import backbone_weights, imagenet_download
 from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, load_backbone, look_up_weights, resolve_weights
 from ml.training.cross_validation import to_probabilities
 from ml.training.networks import build_classifier, build_head, set_standardization
+from tests.helpers.dripping import drip, lowered_limit
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,42 @@ def test_a_store_that_does_not_answer_is_named(store, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(WeightsError, match=r"s3://bucket/b0\.h5: cannot be read: .*127\.0\.0\.1:9"):
         resolve_weights("s3://bucket/b0.h5", store)
+
+
+def test_a_store_that_drips_is_given_up(store, monkeypatch):
+    """The server answers the request for the file's content a few bytes at a time."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            for name, value in {
+                "Content-Length": "70000",
+                "ETag": '"x"',
+                "Last-Modified": formatdate(usegmt=True),
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            drip(self.wfile.write, bytes(70_000))
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(S3Client, "_default_client", None)  # that of an earlier test has its address
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, lowered_limit():
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "y",
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(TryAgain, match=r"BREAKHIS_WEIGHTS: s3://bucket/b0\.h5: its server sends less than"):
+            resolve_weights("s3://bucket/b0.h5", store)
+        server.shutdown()
 
 
 def test_files_that_are_no_weights(store, tmp_path):

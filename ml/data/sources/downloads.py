@@ -17,6 +17,7 @@ from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceE
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.data.sources.spec import HttpSource
+from ml.data.sources.speed_limit import TooSlow
 
 _CHUNK = 1 << 16
 _SILENCE_SECONDS = 60.0
@@ -135,7 +136,8 @@ def download_archive(spec: HttpSource, target: Path) -> None:
         SourceError: there is nothing at that address, or not the archive with the YAML's SHA-256, or more than
             ``max_bytes`` or the disk allow; then no partial download is kept.
         CredentialsError: the server requires a login.
-        TryAgain: the server cannot be reached, is busy or broke off; the partial download is kept for the next try.
+        TryAgain: the server cannot be reached, is busy or too slow, or broke off; the partial download is kept for the
+            next try.
         ConfigError: not enough space for it, or the disk is broken.
     """
     part = target.with_suffix(".part")
@@ -204,6 +206,8 @@ def _translated_errors(spec: HttpSource, part: Path) -> Iterator[None]:
     except SourceTooLarge:  # it will be so the next time
         part.unlink(missing_ok=True)
         raise
+    except TooSlow as error:
+        raise TryAgain(f"{url} {error}; try again") from None
     except requests.TooManyRedirects:
         raise SourceError(f"{spec.file}: {url} leads in circles; correct 'url'") from None
     except requests.exceptions.ContentDecodingError:

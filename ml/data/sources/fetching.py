@@ -28,6 +28,7 @@ from ml.data.sources.directory import Directory
 from ml.data.sources.downloads import download_archive, require_space, reserve_folder
 from ml.data.sources.files import IMAGE_SUFFIXES, FileReader, Files, PathFilter, is_image, shorten_path
 from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
+from ml.data.sources.speed_limit import limit_speed
 
 if TYPE_CHECKING:
     from ml.data.sources.s3 import Bucket
@@ -60,8 +61,9 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
     Raises:
         SourceError: the source has no images, or a file that cannot be read; names it.
         CredentialsError: a server requires credentials, or refuses those it was given.
-        TryAgain: a network or a server failed for the moment.
+        TryAgain: a network or a server failed for the moment, or is too slow.
     """
+    limit_speed()
     if isinstance(spec, DirectorySource):
         raw = _store_files(spec, Directory(spec.path, settings, _path_filter(spec)), store, {"path": str(spec.path)})
     elif isinstance(spec, KaggleSource):

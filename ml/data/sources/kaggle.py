@@ -41,6 +41,7 @@ from ml.data.sources.downloads import (
     write_with_progress,
 )
 from ml.data.sources.spec import KaggleSource
+from ml.data.sources.speed_limit import TooSlow
 
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
 
@@ -71,7 +72,7 @@ def request_archive(spec: KaggleSource) -> Iterator["RemoteArchive"]:
     Raises:
         CredentialsError: no credentials, refused ones, or terms that the account has not accepted.
         SourceError: there is no such data set or version.
-        TryAgain: there were too many requests, Kaggle has an internal error, or the network is down.
+        TryAgain: there were too many requests, Kaggle has an internal error, or the network is down or too slow.
     """
     place = find_credentials()
     if not place:
@@ -181,7 +182,9 @@ class RemoteArchive:
             contextlib.redirect_stdout(sys.stderr),
         ):
             try:
-                self.api.download_file(self.response, str(path), self.client.http_client(), quiet=True, resume=True)
+                self.api.download_file(
+                    self.response, str(path), self.client.http_client(), quiet=True, resume=True, chunk_size=_CHUNK
+                )
             except requests.RequestException:
                 raise  # a kind of OSError, which the outer block translates
             except OSError as error:
@@ -268,6 +271,8 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
             f"{spec.dataset}: Kaggle's address answered with something else than Kaggle does, such as a page to log in "
             "at; see to that, and try again"
         ) from None
+    except TooSlow as error:
+        raise TryAgain(f"{spec.dataset}: Kaggle {error}; try again later") from None
     except requests.HTTPError as error:
         raise _translate_status(error, spec, place) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:

@@ -29,6 +29,7 @@ from ml.data.sources.files import (
     shorten_path,
 )
 from ml.data.sources.spec import S3_KEY_VARIABLES, S3Source
+from ml.data.sources.speed_limit import TooSlow
 
 _CHUNK = 1 << 16
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
@@ -222,6 +223,8 @@ class Bucket:
         spec = self._spec
         try:
             yield
+        except TooSlow as error:
+            raise TryAgain(f"{self._server} {error}, of {self._uri(key)}; try again") from None
         except ClientError as error:
             raise self._translate_error(error, key) from None
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:

@@ -32,6 +32,7 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 
 from ml.core.taxonomy import DUPLICATED_SLIDE, SUBTYPE_NAMES, ImageName, label_of, read_inventory
+from tests.helpers.dripping import drip
 
 SITE = Path(__file__).resolve().with_name("site")
 """On PYTHONPATH it makes the package of that process use STANDIN_KAGGLE_URL."""
@@ -75,6 +76,8 @@ class KaggleServer:
     """The storage redirects to itself."""
     silent_seconds: float = 0
     """The storage says nothing for so long."""
+    drips_after: int | None = None
+    """The storage sends what follows so many bytes a few at a time."""
 
     calls: list[Call] = field(default_factory=list)
     signatures: set[str] = field(default_factory=set)
@@ -177,6 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         headers |= state.headers
+        if state.drips_after is not None:
+            self._answer(status, data[start:], headers, cut=state.drips_after)
+            drip(self.wfile.write, data[start + state.drips_after :])
+            return
         self._answer(status, data[start:], headers, cut=state.cut.pop(0) if state.cut else None)
 
     def _redirect(self, body: dict[str, Any]) -> None:

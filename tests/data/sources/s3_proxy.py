@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.helpers.dripping import drip
+
 
 @dataclass
 class Proxy:
@@ -28,6 +30,8 @@ class Proxy:
     ignores_ranges: bool = False
     silent_after: int | None = None
     """The server says nothing more after so many bytes of an object."""
+    drips_after: int | None = None
+    """The server sends what follows so many bytes of an object a few at a time."""
     before_get: Callable[[], Any] | None = None
     """Called once, before the next GET of an object."""
     gets: list[tuple[str, str | None]] = field(default_factory=list)
@@ -87,7 +91,10 @@ def serve_proxy(s3_endpoint: str) -> Iterator[Proxy]:
                 self.send_header("Content-Length", length)
             self.end_headers()
             silent = proxy.silent_after if key and self.command == "GET" else None
-            if self.command == "GET":
+            if self.command == "GET" and key and proxy.drips_after is not None:
+                self.wfile.write(data[: proxy.drips_after])
+                drip(self.wfile.write, data[proxy.drips_after :])
+            elif self.command == "GET":
                 self.wfile.write(data[: cut if silent is None else silent])
             if silent is not None:
                 self.wfile.flush()

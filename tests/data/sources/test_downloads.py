@@ -17,6 +17,7 @@ from ml.core.errors import ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, downloads, fetch_source
+from tests.helpers.dripping import drip, lowered_limit
 
 DATA = mirror_zip(some_names())
 
@@ -37,6 +38,9 @@ class Site:
     """Further headers of the answer."""
     silent_after: int | None = None
     """The server says nothing more after so many bytes, and keeps the connection."""
+    drips_after: int | None = None
+    """The server sends what follows so many bytes a few at a time."""
+    drips_headers: bool = False
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -49,6 +53,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         def do_GET(self) -> None:
             asked = self.headers["Range"]
             made.ranges.append(asked)
+            if made.drips_headers:
+                drip(self.wfile.write, b"HTTP/1.0 200 OK\r\nX-Slow: " + b"x" * 2**16)
+                return
             if made.status != 200:
                 self.send_response(made.status)
                 for name, value in made.headers.items():
@@ -71,6 +78,10 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             for name, value in made.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if made.drips_after is not None:
+                self.wfile.write(made.data[begin : begin + made.drips_after])
+                drip(self.wfile.write, made.data[begin + made.drips_after :])
+                return
             self.wfile.write(made.data[begin : made.cut_at if made.silent_after is None else made.silent_after])
             if made.silent_after is not None:
                 self.wfile.flush()
@@ -252,6 +263,27 @@ def test_a_server_that_falls_silent_is_asked_for_the_rest_the_next_time(
     site.silent_after = None
     assert fetch_source(source(), store, settings)["files"] == 164
     assert site.ranges == [None, "bytes=5000-"]
+
+
+def test_a_server_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_CHUNK", 1000)
+    site.drips_after = 5000
+    with lowered_limit(), pytest.raises(TryAgain, match=r"^http://127.* sends less than 1,000 bytes a second, for 0 s"):
+        fetch_source(source(), store, settings)
+    [part] = settings.cache.rglob("*.part")
+    have = part.stat().st_size
+    assert 5000 <= have < 7000
+    site.drips_after = None
+    assert fetch_source(source(), store, settings)["files"] == 164
+    assert site.ranges == [None, f"bytes={have}-"]
+
+
+def test_a_server_that_drips_its_headers_is_given_up(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    site.drips_headers = True
+    with lowered_limit(), pytest.raises(TryAgain, match=r"^http://127.* sends less than 1,000 bytes a second, for 0 s"):
+        fetch_source(source(), store, settings)
 
 
 @pytest.mark.parametrize(

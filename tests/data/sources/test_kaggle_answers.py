@@ -12,6 +12,7 @@ from ml.core.errors import SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, downloads, fetch_source
+from tests.helpers.dripping import lowered_limit
 
 Declare = Callable[..., SourceSpec]
 ZIP = mirror_zip(some_names())
@@ -93,6 +94,23 @@ def test_an_unannounced_archive_that_breaks_off_is_asked_for_anew(
     with pytest.raises(SourceError, match=r"not a whole zip archive .* the download was removed"):
         fetch_source(spec, store, settings)
     assert fetch_source(spec, store, settings)["files"] == 164
+
+
+@pytest.mark.parametrize("announced", [None, ""])
+def test_a_storage_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, announced: str | None
+) -> None:
+    kaggle_server.headers = {} if announced is None else {"Content-Length": announced}
+    kaggle_server.drips_after = 200_000
+    for _ in range(2):  # the package asks for the rest in a session of its own
+        with lowered_limit(), pytest.raises(TryAgain, match=rf"{MIRROR}: Kaggle sends less than 1,000 bytes a second"):
+            fetch_source(spec, store, settings)
+        kaggle_server.drips_after = 100
+    kaggle_server.drips_after = None
+    assert fetch_source(spec, store, settings)["files"] == 164
+    ranges = [call.range for call in kaggle_server.downloads() if call.range]
+    resumed = "bytes=196608-"  # three chunks
+    assert ranges == ([resumed, resumed] if announced is None else [])
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8"])

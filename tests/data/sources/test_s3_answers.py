@@ -14,6 +14,7 @@ from ml.core.errors import BreakhisError, ConfigError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import downloads, fetch_source, s3
+from tests.helpers.dripping import lowered_limit
 
 pytestmark = pytest.mark.integration
 
@@ -110,6 +111,31 @@ def test_a_server_that_falls_silent_is_asked_for_the_rest_the_next_time(
     proxy.silent_after = None
     assert fetch_source(archive(), store, settings)["files"] == 164
     assert proxy.gets[-1] == ("all.zip", "bytes=5000-")
+
+
+def test_a_server_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
+    archive: Any, proxy: Proxy, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_CHUNK", 1000)
+    proxy.drips_after = 5000
+    message = r"mine\.yaml: http://127.* sends less than 1,000 bytes a second, .* of s3://.*/all\.zip; try again"
+    with lowered_limit(), pytest.raises(TryAgain, match=message):
+        fetch_source(archive(), store, settings)
+    [part] = parts_in(settings)
+    have = part.stat().st_size
+    assert 5000 <= have < 7000
+    proxy.drips_after = None
+    assert fetch_source(archive(), store, settings)["files"] == 164
+    assert proxy.gets[-1] == ("all.zip", f"bytes={have}-")
+
+
+def test_a_server_that_drips_an_object_is_given_up(
+    images: Any, proxy: Proxy, store: Store, settings: Settings, bucket: Any
+) -> None:
+    bucket.put_object(Key="images/large.png", Body=b"x" * 2**16)
+    proxy.drips_after = 0
+    with lowered_limit(), pytest.raises(TryAgain, match=r"sends less than .* of s3://.*/images/large\.png; try again"):
+        fetch_source(images(), store, settings)
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_beginning(
