@@ -6,7 +6,7 @@ from airflow.sdk import DAG, Param, chain, task
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
-from ml.core.yaml_files import NAME_PATTERN
+from breakhis_airflow.run_conf import EVIDENCE_PATTERN, MODEL_PATTERN, VERSION_PATTERN
 from ml.promotion.reviews import PROMOTE, review_tasks
 
 DOC = """
@@ -47,14 +47,14 @@ with DAG(
     params={
         "model": Param(
             type="string",
-            pattern=NAME_PATTERN,
+            pattern=MODEL_PATTERN,
             title="Model",
             description="Its name in the registry, such as demo-binary.",
         ),
-        "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
+        "version": Param(type="string", pattern=VERSION_PATTERN, title="Version", description="Its number there."),
         "evidence": Param(
             type="string",
-            pattern="^evidence-[0-9a-f]{12}$",
+            pattern=EVIDENCE_PATTERN,
             title="Evidence",
             description="What the version is judged on: the id that the task register_… returned.",
         ),

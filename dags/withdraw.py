@@ -4,7 +4,7 @@ from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from breakhis_airflow.places import stage
-from ml.core.yaml_files import NAME_PATTERN
+from breakhis_airflow.run_conf import MODEL_PATTERN, VERSION_PATTERN
 from ml.promotion.reviews import MIN_REASON_LENGTH, WITHDRAW
 
 DOC = """
@@ -24,11 +24,11 @@ with DAG(
     params={
         "model": Param(
             type="string",
-            pattern=NAME_PATTERN,
+            pattern=MODEL_PATTERN,
             title="Model",
             description="Its name in the registry, such as demo-binary.",
         ),
-        "version": Param(type="string", pattern="^[1-9][0-9]*$", title="Version", description="Its number there."),
+        "version": Param(type="string", pattern=VERSION_PATTERN, title="Version", description="Its number there."),
         "reason": Param(
             type="string",
             minLength=MIN_REASON_LENGTH,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,26 @@ from typing import Any
 import click
 
 from ml.core.errors import Refused
+from ml.core.messages import quote_value
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store, write_result
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+
+
+class _VersionNumber(click.ParamType[str]):
+    """The number of a model version, in the one way in which it is written: it is compared as text, too."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the number as it stands; others than plain digits are refused."""
+        if not re.fullmatch("[1-9][0-9]{0,17}", str(value)):
+            self.fail(f"{quote_value(str(value))} is no number of a version, such as 3", param, ctx)
+        return str(value)
+
+
+version_argument = click.argument("version", type=_VersionNumber())
 
 
 class RefusedResult(Refused):

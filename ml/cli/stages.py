@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml.cli.options import RefusedResult, print_lines, stage_command
+from ml.cli.options import RefusedResult, print_lines, stage_command, version_argument
 from ml.core.messages import quote_value
 from ml.core.progress import warn
 from ml.core.settings import Settings
@@ -294,7 +294,7 @@ def register(store: Store, settings: Settings, run: str) -> Json:
 
 @stage_command
 @click.argument("model")
-@click.argument("version")
+@version_argument
 @click.option("--evidence", metavar="ID", help="Judge exactly this evidence; default: the version's own.")
 @click.option(
     "--policy", metavar="FILE", type=click.Path(), help="Judge under another policy, to see what its gates would say."
@@ -313,7 +313,7 @@ def gate(store: Store, settings: Settings, model: str, version: str, evidence: s
 
 @stage_command
 @click.argument("model")
-@click.argument("version")
+@version_argument
 @click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG promote whose review decided.")
 @click.option("--evidence", metavar="ID", help="Promote only if this is the version's evidence.")
 def promote(store: Store, settings: Settings, model: str, version: str, dag_run: str, evidence: str | None) -> Json:
@@ -327,7 +327,7 @@ def promote(store: Store, settings: Settings, model: str, version: str, dag_run:
 
 @stage_command
 @click.argument("model")
-@click.argument("version")
+@version_argument
 @click.option("--dag-run", metavar="RUN_ID", help="The run of the DAG rollback whose review decided.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, for the review; needs --reason.")
 @click.option("--reason", help="Why, with --dry-run.")
@@ -356,7 +356,7 @@ def rollback(
 
 @stage_command
 @click.argument("model")
-@click.argument("version")
+@version_argument
 @click.option("--dag-run", required=True, metavar="RUN_ID", help="The run of the DAG withdraw, with who and why.")
 def withdraw(store: Store, settings: Settings, model: str, version: str, dag_run: str) -> Json:
     """Take back MODEL's VERSION, a waiting candidate: it can be approved no more."""

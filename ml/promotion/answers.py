@@ -26,14 +26,21 @@ class Answer(NamedTuple):
     """Time of the answer, as Airflow gives it."""
 
 
+class Question(NamedTuple):
+    """What a reviewer read. Whoever may write XComs can have had Airflow ask something else."""
+
+    title: str
+    body: str
+
+
 class Answers(NamedTuple):
     """The decision that the reviewers of one run have come to."""
 
     decision: str
     """An event of :mod:`ml.promotion.alias_history`."""
     answers: tuple[Answer, ...]
-    bodies: tuple[str, ...]
-    """The review body that each reviewer read."""
+    questions: tuple["Question", ...]
+    """What each reviewer read."""
     evidence: str | None
     """Id of the evidence that the run is about."""
     user_ids_and_names: frozenset[str]
@@ -90,9 +97,9 @@ class ReviewRun:
         Raises:
             Refused: it is about another one.
         """
-        subject = (str(self._conf.get("model")), str(self._conf.get("version")))
-        if subject != (model, str(number)):
-            raise Refused(f"{self.title} is about {cut_text(' version '.join(subject))}, not {model} version {number}")
+        if _parse_subject(self._conf) != (model, int(number)):
+            subject = f"{self._conf.get('model')} version {self._conf.get('version')}"
+            raise Refused(f"{self.title} is about {cut_text(subject)}, not {model} version {number}")
 
     def check_not_rejected(self, records: Sequence[Json]) -> None:
         """Check that this run was not ended by a rejection. A cleared review asks again, but the rejection stands.
@@ -154,8 +161,7 @@ class ReviewRun:
         if self._dag == PROMOTE:
             for other in self._api.dag_runs(PROMOTE):
                 conf = other.get("conf") or {}
-                subject = (str(conf.get("model")), str(conf.get("version")), _parse_evidence(conf))
-                if subject == (model, str(number), evidence):
+                if (*_parse_subject(conf), _parse_evidence(conf)) == (model, int(number), evidence):
                     runs[other["dag_run_id"]] = other.get("triggering_user_name")
         for run, started_by in runs.items():
             for task in review_tasks(self._dag):
@@ -242,7 +248,7 @@ class ReviewRun:
         if evidence and evidence != conf_evidence:
             raise Refused(f"{self.title} is about {cut_text(conf_evidence)}, not {evidence}")
         answers: list[Answer] = []
-        bodies: list[str] = []
+        questions: list[Question] = []
         names: set[str] = set()
         for task in review_tasks(self._dag):
             detail = self._read_review(task)
@@ -254,16 +260,16 @@ class ReviewRun:
             if answer.reviewer in (earlier.reviewer for earlier in answers):
                 raise Refused(f"{self.title}: {answer.reviewer} approved twice; the second has to be somebody else")
             answers.append(answer)
-            bodies.append(detail.get("body") or "")
+            questions.append(Question(detail.get("subject") or "", detail.get("body") or ""))
             names |= {detail["responded_by_user"]["id"], detail["responded_by_user"]["name"]}
-        return self._make_answers(APPROVED, answers, bodies, conf_evidence, names)
+        return self._make_answers(APPROVED, answers, questions, conf_evidence, names)
 
     def _make_answers(
-        self, decision: str, answers: list[Answer], bodies: list[str], evidence: str | None, names: set[str]
+        self, decision: str, answers: list[Answer], questions: list[Question], evidence: str | None, names: set[str]
     ) -> Answers:
         key = _digest_answers(self._dag, self._run, decision, answers, evidence)
         return Answers(
-            decision, tuple(answers), tuple(bodies), evidence, frozenset(names), self.started_by, self.name, key
+            decision, tuple(answers), tuple(questions), evidence, frozenset(names), self.started_by, self.name, key
         )
 
     def _read_review(self, task: str) -> Json | None:
@@ -324,6 +330,15 @@ def explain_unknown_starters(unknown: str) -> str:
         f"it cannot be told whose work the model is, so nobody is entitled to approve it: {unknown}; train it again by "
         "its DAG retrain, with another seed"
     )
+
+
+def _parse_subject(conf: Json) -> tuple[str, int | None]:
+    """Returns the model that a run is about, and its version as MLflow reads the number; None if it is none."""
+    try:
+        version = int(str(conf.get("version")))
+    except ValueError:
+        version = None
+    return str(conf.get("model")), version
 
 
 def _parse_evidence(conf: Json) -> str | None:

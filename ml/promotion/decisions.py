@@ -28,7 +28,7 @@ from ml.promotion.alias_history import (
     find_withdrawal,
     list_all_champions,
 )
-from ml.promotion.answers import Answer, Answers, ReviewRun
+from ml.promotion.answers import Answer, Answers, Question, ReviewRun
 from ml.promotion.audit_log import AuditLog, SealedMemos, find_last_sequence
 from ml.promotion.champion import reconcile_aliases
 from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
@@ -95,9 +95,9 @@ def promote_version(
         memos = SealedMemos(store, settings, have_equal_results)
         verdict = judge(registered, number, store, evidence=answers.evidence, records=records, memos=memos)
         check_registered(registered.find_version(number), verdict["evidence"], records)
-        if any(body != verdict["review"] for body in answers.bodies):
+        if any(question != (verdict["title"], verdict["review"]) for question in answers.questions):
             title = f"{review_run.title}, {model} version {number}"
-            raise Refused(_explain_outdated_review(answers.bodies, verdict, store, title))
+            raise Refused(_explain_outdated_review(answers.questions, verdict, store, title))
         review_run.check_approvers_independent(answers, read_verified_object(verdict["evidence"], store), records)
         if not verdict["passed"]:
             raise Refused(f"{verdict['summary']}; it was approved, but gates come first")
@@ -191,7 +191,7 @@ def roll_back(model: str, number: str, dag_run: str, store: Store, settings: Set
         proposed = propose_rollback(
             *(model, number, review_run.reason, store, settings), although_withdrawn=review_run.is_although_withdrawn
         )
-        if any(body != proposed["review"] for body in answers.bodies):
+        if any(question != (proposed["title"], proposed["review"]) for question in answers.questions):
             raise Refused(
                 f"{review_run.title}: what was confirmed is not what there is now: {proposed['title']} Start a new run "
                 f"of the DAG {ROLLBACK} with the same conf, to have it confirmed anew"
@@ -264,9 +264,9 @@ def check_rollback_target(model: str, number: int, records: Sequence[Json], curr
         raise Refused(f"{model} version {number} never was champion; versions that were: {former}")
 
 
-def _explain_outdated_review(bodies: Sequence[str], verdict: Json, store: Store, title: str) -> str:
+def _explain_outdated_review(questions: Sequence[Question], verdict: Json, store: Store, title: str) -> str:
     """Returns why the bundle that was reviewed differs from the present one, and what to do."""
-    reviewed = {parse_bundle_id(body) for body in bodies}
+    reviewed = {parse_bundle_id(question.body) for question in questions}
     # Clearing tasks does not help: Airflow keeps a question as it was first put, so the old one would be read again.
     again = f"start a new run of the DAG {PROMOTE} with the same conf, to have it judged and reviewed anew"
     if reviewed != {verdict["bundle"]}:

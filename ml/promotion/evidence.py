@@ -7,13 +7,10 @@ model's files. The evidence's id is its hash, so a decision about the evidence i
 import hashlib
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from ml.core.errors import Refused, RegistryError, RunGone
 from ml.core.messages import list_items
@@ -23,13 +20,13 @@ from ml.core.store import Json, Store, canonical, object_id
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id
+from ml.promotion.model_files import hash_files, hash_model_files, is_used_in_place
 from ml.promotion.rescoring import rescore_predictions
 from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from ml.registry.registered_model import RegisteredModel, find_training_run
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
 
 
 RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored"})
@@ -38,6 +35,21 @@ RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored"})
 Who started its trainings may be gone from Airflow by then, and what scoring the test side again gave follows from files
 whose hashes are compared.
 """
+
+
+_RECORDED_LATER = RECORDED_AT_REGISTRATION | {"draws"}
+"""What evidence of the oldest release lacks whose versions are still taken over. Without draws an interval counts for
+nothing."""
+
+_WITHOUT_EFFECT = _RECORDED_LATER | {
+    "intervals",
+    "interval_notes",
+    "slices",
+    "split_method",
+    "split_group",
+    "validated",
+}
+"""What still older evidence may lack: policies then find it missing, or it has one meaning."""
 
 
 def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
@@ -60,7 +72,13 @@ def check_training_set(run_id: str, tags: dict[str, str], store: Store) -> None:
 
 
 def collect_evidence(
-    version: "ModelVersion", store: Store, settings: Settings, *, recompute: bool = False, rescore: bool = False
+    version: "ModelVersion",
+    store: Store,
+    settings: Settings,
+    *,
+    recompute: bool = False,
+    rescore: bool = False,
+    is_new: bool = False,
 ) -> Json:
     """Collect the evidence of a model version from MLflow and the store: what it is made of and what it scored.
 
@@ -71,6 +89,7 @@ def collect_evidence(
         recompute: whether to compute its metrics again from its predictions, too.
         rescore: whether to score the pictures of the test side again with its network, too, as
             :mod:`ml.promotion.rescoring` does; only with ``recompute``.
+        is_new: whether the version is made now, of this release's code; only with ``rescore``.
 
     Returns:
         The evidence; with ``rescore`` it has ``rescored``.
@@ -81,7 +100,7 @@ def collect_evidence(
             is not what its predictions and its network give.
     """
     with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
-        return _collect(version, store, settings, Path(scratch), recompute=recompute, rescore=rescore)
+        return _collect(version, store, settings, Path(scratch), recompute=recompute, rescore=rescore, is_new=is_new)
 
 
 class _Artifacts(NamedTuple):
@@ -103,19 +122,19 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
 
     client = connect(settings)
     try:
-        is_used_in_place = _is_used_in_place(version, client)
+        in_place = is_used_in_place(version, client)
         evaluation_folder = fetch_artifacts(f"runs:/{version.run_id}/evaluation", scratch / "run")
         evaluation = json.loads((evaluation_folder / "metrics.json").read_bytes())
         preset = mlflow.artifacts.load_text(f"{artifact_uri}/preset.json")
         model = f"models:/{version.name}/{version.version}"
-        model_folder = fetch_artifacts(model, None if is_used_in_place else scratch / "model")
+        model_folder = fetch_artifacts(model, None if in_place else scratch / "model")
     except (MlflowException, OSError) as error:
         raise find_outage(error) or RegistryError(
             f"{version.name} version {version.version}: artifacts cannot be read: {error}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"{version.name} version {version.version}: its metrics.json is not JSON: {error}") from None
-    return _Artifacts(evaluation_folder, evaluation, preset, model_folder, is_used_in_place)
+    return _Artifacts(evaluation_folder, evaluation, preset, model_folder, in_place)
 
 
 class _Origin(NamedTuple):
@@ -154,7 +173,14 @@ def _read_origin(name: str, tags: dict[str, str], store: Store) -> _Origin:
 
 
 def _collect(
-    version: "ModelVersion", store: Store, settings: Settings, scratch: Path, *, recompute: bool, rescore: bool
+    version: "ModelVersion",
+    store: Store,
+    settings: Settings,
+    scratch: Path,
+    *,
+    recompute: bool,
+    rescore: bool,
+    is_new: bool,
 ) -> Json:
     name = f"{version.name} version {version.version}"
     run = find_training_run(version.run_id, settings)
@@ -201,19 +227,23 @@ def _collect(
         **{name: evaluation[name] for name in ("draws", "intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in class_names(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
-        "artifacts": {
-            f"evaluation/{file}": sha256 for file, sha256 in _hash_files(artifacts.evaluation_folder).items()
-        },
-        "model_files": _hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
+        "artifacts": {f"evaluation/{file}": sha256 for file, sha256 in hash_files(artifacts.evaluation_folder).items()},
+        "model_files": hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
     if rescore:
         folders = artifacts.evaluation_folder, artifacts.model_folder, scratch
-        evidence["rescored"] = rescore_predictions(name, evidence, evaluation, *folders, store)
+        evidence["rescored"] = rescore_predictions(name, evidence, evaluation, *folders, store, is_new)
     return evidence
 
 
 def verify_evidence(
-    version: "ModelVersion", store: Store, settings: Settings, expected: str | None = None, *, recompute: bool = False
+    version: "ModelVersion",
+    store: Store,
+    settings: Settings,
+    expected: str | None = None,
+    *,
+    recompute: bool = False,
+    is_taken_over: bool = False,
 ) -> tuple[str, Json]:
     """Check that MLflow and the store still hold exactly what a version's evidence says. Returns its id and itself.
 
@@ -224,6 +254,7 @@ def verify_evidence(
         expected: the id that the evidence must have; None accepts any.
         recompute: as of :func:`collect_evidence`. Where the evidence is of an earlier release, which did not score the
             test side again when it registered, that is done now.
+        is_taken_over: whether nothing but this check says that breakhis made the evidence: it is then complete.
 
     Raises:
         RegistryError: the version was not registered by ``breakhis register``.
@@ -231,6 +262,8 @@ def verify_evidence(
     """
     name = f"{version.name} version {version.version}"
     recorded = version.tags.get("breakhis.evidence")
+    # A field that is missing could not be compared, and so would not be seen to be changed.
+    may_lack = _RECORDED_LATER if is_taken_over else _WITHOUT_EFFECT
     if not recorded and expected:
         raise Refused(f"{name}: its tag breakhis.evidence, which said {expected}, was removed")
     if not recorded:
@@ -240,6 +273,10 @@ def verify_evidence(
     evidence = read_verified_object(recorded, store)
     rescore = recompute and "rescored" not in evidence
     collected = collect_evidence(version, store, settings, recompute=recompute, rescore=rescore)
+    if lacking := sorted(collected.keys() - evidence.keys() - may_lack):
+        raise Refused(
+            f"{name}: {recorded} does not say {list_items(lacking)}; breakhis did not make it, train it again"
+        )
     if changed := _list_changes(evidence, collected):
         raise Refused(f"{name}: changed after {recorded} was recorded: {list_items(changed)}")
     return str(recorded), evidence
@@ -329,40 +366,3 @@ def _match_logged_metrics(
                 f"{logged.get(f'test_{name}')}, but its evaluation says {value}; one of them was changed"
             )
     return evaluated
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    # MLflow writes registered_model_meta into the folder when a version is loaded; it is not part of the model.
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / "registered_model_meta"
-    }
-
-
-def _is_used_in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
-    """Returns whether a model's files are used where they lie: on a disk, not in an object store."""
-    location = client.get_model_version_download_uri(version.name, str(version.version))
-    return urlsplit(location).scheme in {"", "file"}
-
-
-def _hash_model_files(folder: Path, name: str, *, in_place: bool) -> dict[str, str]:
-    """Returns the SHA-256 of each of a model's files. None may be compiled code: Python would run it, not the source.
-
-    Where files are used in place, Python writes such code into ``__pycache__`` when the model is loaded. It is removed
-    first: nothing is lost, and none of it is run.
-
-    Raises:
-        Refused: compiled code lies elsewhere, or cannot be removed.
-    """
-    for cache in list(folder.rglob("__pycache__")) if in_place else ():
-        with suppress(OSError):
-            shutil.rmtree(cache)
-    hashes = _hash_files(folder)
-    compiled = sorted(file for file in hashes if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
-    if compiled:
-        raise Refused(
-            f"{name}: compiled code lies among its files, which whoever loads the model would run: "
-            f"{', '.join(compiled[:3])}; find out how it came there, and delete it"
-        )
-    return hashes

@@ -14,7 +14,7 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
 from ml.data.training_sets import find_training_set
 from ml.evaluation.report import render_model_card
-from ml.promotion.alias_history import REGISTERED, is_registered
+from ml.promotion.alias_history import REGISTERED, STARTED, is_registered
 from ml.promotion.answers import explain_unknown_starters
 from ml.promotion.audit_log import AuditLog, find_last_sequence, format_anchor, read_unverified_records
 from ml.promotion.evidence import RECORDED_AT_REGISTRATION, check_training_set, collect_evidence, verify_evidence
@@ -64,17 +64,19 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     # One at a time, since another's version has no evidence while it is being checked.
     with hold_lease(store, f"register-{model}", timeout=_SECONDS_TO_WAIT):
         registered = RegisteredModel(model, settings)
+        records = _read_records(model, store, settings)
         _check_made_by_us(registered, run_id, store)
+        _make_model_our_own(registered, records)
         version = _find_or_make_version(model, run, client)
         number, recorded = str(version.version), version.tags.get("breakhis.evidence")
-        records = _read_records(model, store, settings)
         if recorded and store.exists(recorded):
-            oid, evidence = verify_evidence(version, store, settings, recompute=True)
-            if records is not None and not is_registered(records, int(number), oid):
+            is_known = records is None or is_registered(records, int(number), recorded)
+            oid, evidence = verify_evidence(version, store, settings, recompute=True, is_taken_over=not is_known)
+            if records is not None and not is_known:
                 _take_over(version, evidence, records, store, settings)
         else:
             with _withdrawn_if_refused(version, client):
-                evidence = collect_evidence(version, store, settings, recompute=True, rescore=True)
+                evidence = collect_evidence(version, store, settings, recompute=True, rescore=True, is_new=True)
                 evidence["starters"] = _find_starters(model, number, evidence["dag_runs"], records)
             oid = store.create("evidence", evidence, evidence)
             if recorded and recorded != oid:
@@ -171,7 +173,10 @@ def _take_over(version: "ModelVersion", evidence: Json, records: list[Json], sto
             f"{name}: nothing says that breakhis made its evidence, and there {list_items(wrong)} is not what is found "
             "now; train another version"
         )
-    say(f"warning: {name} was registered by an earlier release or by somebody else; it was checked and is taken over")
+    say(
+        f"warning: {name} was registered by an earlier release or by somebody else; it was checked and is taken over, "
+        "but for the code that it brings along, which is not this release's own"
+    )
 
 
 def _find_starters(model: str, number: str, training_runs: list[list[str]], records: Sequence[Json] | None) -> Json:
@@ -205,6 +210,17 @@ def _check_made_by_us(model: RegisteredModel, run_id: str, store: Store) -> None
             f"the registered model {model.name} has an alias {name} on version {number}, but the audit log has no "
             f"decision about it: {remedy}"
         )
+
+
+def _make_model_our_own(model: RegisteredModel, records: Sequence[Json] | None) -> None:
+    """Delete a registered model that is empty and of which nothing was recorded yet; it is then made by this stage.
+
+    Somebody may have made it after its training set was declared and before the stack was started again. MLflow gives
+    whoever makes a model all rights to it, and takes them away with the model.
+    """
+    is_new = records is not None and all(record["event"] == STARTED for record in records)
+    if is_new and not any("breakhis.evidence" in version.tags for version in model.list_versions()):
+        model.delete()
 
 
 def _describe(evidence: Json) -> str:

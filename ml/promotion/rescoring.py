@@ -24,6 +24,7 @@ from ml.data.stored_tables import read_stored_table
 from ml.evaluation.predictions import parse_rule
 from ml.evaluation.scores import Probabilities
 from ml.images.decoding import PREPROCESSING
+from ml.registry.logged_code import check_logged_code
 from ml.registry.network_archive import check_network_archive
 from ml.registry.version_scoring import NetworkProcess, batches
 
@@ -42,6 +43,7 @@ def rescore_predictions(
     model_folder: Path,
     scratch: Path,
     store: Store,
+    is_new: bool = False,
 ) -> Json:
     """Score the pictures of the test side with a version's network, and compare with the run's predictions.
 
@@ -56,14 +58,15 @@ def rescore_predictions(
         model_folder: the version's files.
         scratch: a folder to copy the network to.
         store: holds the pictures.
+        is_new: whether the version is made now. Its code has to be this release's then; earlier ones had their own.
 
     Returns:
         ``{images, tolerance}``: how many pictures were scored, and how far probabilities may have differed. The
         differences themselves vary from machine to machine.
 
     Raises:
-        Refused: the model is not as a training logs it, its network holds anything but known layers, it has another
-            decision rule than the metrics, or a probability differs by more than the tolerance.
+        Refused: the model is not as a training logs it, brings along other code, its network holds anything but known
+            layers, it has another decision rule than the metrics, or a probability differs by more than the tolerance.
         RegistryError: the network cannot be loaded.
         StoreError: a picture is no longer in the store.
     """
@@ -74,6 +77,8 @@ def rescore_predictions(
     _check_facts(name, facts, evidence, evaluation)
     try:
         check_network_archive(network)
+        if is_new:
+            check_logged_code(model_folder, evidence["model_files"])
     except Refused as error:
         raise Refused(f"{name}: {error}") from None
     table = pd.read_parquet(evaluation_folder / "test_predictions.parquet")

@@ -22,8 +22,12 @@ from ml.promotion.audit_log import AuditLog
 Run = tuple[str, str]
 """Id of a DAG and id of its run."""
 
-_BY_A_PERSON = frozenset({"cli", "rest_api", "ui", "test"})
-"""What Airflow says of a run's trigger where a user must have started it."""
+_BY_NOBODY = frozenset({"timetable", "asset", "operator"})
+"""What Airflow says of a run's trigger where no user need have started it.
+
+A backfill is not among them: a user starts it, whom Airflow does not write into the run, and it may run a scheduled run
+again with a conf of the user's.
+"""
 
 
 class Starters(NamedTuple):
@@ -148,7 +152,7 @@ def _ask_airflow(run: Run, api: AirflowApi) -> tuple[Starters, list[Run]]:
         return Starters({}, f"Airflow has {name} no more"), []
     user = record.get("triggering_user_name")
     unknown = ""
-    if not user and record.get("triggered_by") in _BY_A_PERSON:
+    if not user and record.get("triggered_by") not in _BY_NOBODY:
         unknown = f"Airflow does not say who started {name}"
     if any(not event.get("source_run_id") for event in events):
         unknown = f"{name} was begun by an asset event that no run made"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import keras
     from mlflow.models.model import ModelInfo
 
-_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+"""Packages that a logged model needs, with the versions that it was trained with."""
 
 
 def log_classifier(
@@ -72,7 +73,7 @@ def log_classifier(
             model_config={"allow_paths": True},
             code_paths=[str(Path(ml.__file__).parent)],
             # The requirements are named, since MLflow infers them by loading the model in another process for 15 s.
-            pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
             metadata={"python": platform.python_version(), "breakhis": metadata.version("breakhis")},
         )
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ml.core.errors import DataError, RegistryError, RunGone
+from ml.core.errors import DataError, Refused, RegistryError, RunGone
 from ml.core.messages import cut_text, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.names import suggest_name
@@ -110,6 +110,19 @@ class RegisteredModel:
         if decided is not None and self.alias(CANDIDATE) == decided:
             self._client.delete_registered_model_alias(self.name, CANDIDATE)
 
+    def delete(self) -> None:
+        """Delete the model, if MLflow has it, with its versions and the rights to it that whoever made it was given.
+
+        The models that runs logged stay. What is registered next under the name is its own.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise find_outage(error) or RegistryError(f"{self.name} cannot be made anew: {error}") from None
+
     def audit_anchor(self) -> str:
         """Returns the anchor of the model's last audit record that the registry keeps, or an empty string."""
         return _read_anchors(self._client).get(self.name, "")
@@ -119,8 +132,16 @@ class RegisteredModel:
 
         Args:
             anchor: ``<sequence>:<code>``, as :func:`ml.promotion.audit_log.format_anchor` makes it.
+
+        Raises:
+            Refused: what the registry has is no anchor.
         """
         current = self.audit_anchor().partition(":")[0]
+        if current and not current.isdecimal():
+            raise Refused(
+                f"the registered model {self.name} has a tag {_ANCHOR_TAG} that breakhis did not write: "
+                f"{quote_value(self.audit_anchor(), 80)}; look who changed it, and delete it in MLflow"
+            )
         if current and int(current) >= int(anchor.partition(":")[0]):
             return
         self._client.set_registered_model_tag(self.name, _ANCHOR_TAG, anchor)

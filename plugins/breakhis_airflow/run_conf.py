@@ -11,6 +11,14 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from ml.core.messages import list_items, quote_value
+from ml.core.yaml_files import NAME_PATTERN
+
+# In Python $ also matches before a line break at the end, and a number with one would name the same version in other
+# words. Browsers, which check the forms, do not know \\Z.
+MODEL_PATTERN = NAME_PATTERN + r"(?!\n)"
+VERSION_PATTERN = r"^[1-9][0-9]*$(?!\n)"
+EVIDENCE_PATTERN = r"^evidence-[0-9a-f]{12}$(?!\n)"
+"""Patterns of a DAG's params that name a registered model, its version, and evidence."""
 
 KEYS_OF_EVERY_DAG = frozenset({"origin"})
 """Keys that a run may have besides the params of its DAG: ``origin`` names the run that started it."""

@@ -170,6 +170,15 @@ def test_usage_errors_exit_2(breakhis):
     assert breakhis("no-such-command")[0] == 2
 
 
+@pytest.mark.parametrize("version", ["1\n", "01", "+1", "1.0", "１", "two", "0"])
+@pytest.mark.parametrize("command", ["gate", "promote", "rollback", "withdraw"])
+def test_a_version_is_written_in_one_way_only(breakhis, command, version):
+    run = [] if command == "gate" else ["--dag-run", "r1"]
+    code, _, err = breakhis(command, *run, "--", "made-binary", version)
+    assert code == 2
+    assert "is no number of a version, such as 3" in err
+
+
 @pytest.mark.parametrize("shard", ["3/2", "0/2", "a", "1", "1/0", "-1/2", "1/2/3", ""])
 def test_a_part_that_is_none_is_a_usage_error(breakhis, shard):
     code, _, err = breakhis("features", "dataset-0123456789ab", "--preset", "demo", "--shard", shard)

@@ -71,10 +71,11 @@ class AirflowRecord:
             "conf": {key: registered[key] for key in ("model", "version", "evidence")},
             "triggering_user_name": started_by,
         }
-        body = judge_version(model, version, self._world.store, self._world.settings)["review"]
+        verdict = judge_version(model, version, self._world.store, self._world.settings)
+        title, body = verdict["title"], verdict["review"]
         tasks = ("review", "review_2", "review_3")
         given: Sequence[Json] = answers or [only]
-        self.details = {task: _make_detail(body, **answer) for task, answer in zip(tasks, given, strict=False)}
+        self.details = {task: _make_detail(title, body, **answer) for task, answer in zip(tasks, given, strict=False)}
         return self
 
     def answer_rollback(
@@ -85,17 +86,17 @@ class AirflowRecord:
         self.run = {"conf": conf, "triggering_user_name": started_by}
         try:
             proposed = propose_rollback("made-binary", str(version), reason, self._world.store, self._world.settings)
-            body = proposed["review"]
+            title, body = proposed["title"], proposed["review"]
         except Refused:
-            body = "forged"
-        self.details = {"review": _make_detail(body, **only)}
+            title, body = "forged", "forged"
+        self.details = {"review": _make_detail(title, body, **only)}
         return self
 
     def reject_elsewhere(self, registered: Json, run: str, **only: Any) -> None:
         """Have the review of a version rejected in another run, or before the review was cleared."""
         conf = {key: registered[key] for key in ("model", "version", "evidence")}
         self.others[run] = {"conf": conf, "triggering_user_name": "engineer"}
-        self.earlier[run, "review"] = [_make_detail("", **{"option": "Reject", "reason": "blurred"} | only)]
+        self.earlier[run, "review"] = [_make_detail("", "", **{"option": "Reject", "reason": "blurred"} | only)]
 
     def ask(self, registered: Json, run: str, review: str) -> None:
         """Have reviewers asked about a version in a review of this id, as the audit log then says."""
@@ -114,6 +115,7 @@ class AirflowRecord:
 
 
 def _make_detail(
+    title: str,
     body: str,
     option: str = "Approve",
     user: str | None = "reviewer",
@@ -125,6 +127,7 @@ def _make_detail(
         "responded_by_user": {"id": "7", "name": user} if user else None,
         "chosen_options": [option],
         "params_input": {"reason": reason},
+        "subject": title,
         "body": body,
         "responded_at": at,
     }

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakhis_airflow.run_conf import refuse_unknown_conf
+from breakhis_airflow.run_conf import EVIDENCE_PATTERN, MODEL_PATTERN, VERSION_PATTERN, refuse_unknown_conf
 
 
 def run(params, conf):
@@ -44,3 +45,12 @@ def test_a_run_goes_on_exactly_if_every_key_is_known(conf):
     with pytest.raises(AirflowFailException) as refused:
         refuse_unknown_conf(run(FORM, conf))
     assert all(repr(key) in str(refused.value) for key in unknown)
+
+
+@pytest.mark.parametrize("pattern", [MODEL_PATTERN, VERSION_PATTERN, EVIDENCE_PATTERN])
+def test_a_param_names_its_subject_in_one_way_only(pattern):
+    """JSON Schema searches, and in Python ``$`` also matches before a line break at the end."""
+    valid = {MODEL_PATTERN: "demo-binary", VERSION_PATTERN: "12", EVIDENCE_PATTERN: "evidence-0123456789ab"}[pattern]
+    assert re.search(pattern, valid)
+    for other in (f"{valid}\n", f" {valid}", f"{valid} ", f"{valid}\n\n", f"+{valid}"):
+        assert not re.search(pattern, other)

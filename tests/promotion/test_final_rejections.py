@@ -58,6 +58,14 @@ def test_one_that_was_not_carried_out_yet_is_carried_out_first(world, airflow, r
     assert is_consistent(world)
 
 
+@pytest.mark.parametrize("written", ["1\n", " 1", 1, "+1", "01", "１"])
+def test_another_way_to_write_the_version_hides_no_rejection(world, airflow, registered, written):
+    """MLflow takes them all as the same number."""
+    airflow.answer_promotion(registered)
+    airflow.reject_elsewhere(registered | {"version": written}, "paused")
+    assert promote(world, registered, "made-binary-v1")["decision"] == "rejected"
+
+
 def test_its_own_run_then_finds_it_carried_out(world, airflow, registered):
     airflow.answer_promotion(registered)
     airflow.reject_elsewhere(registered, "paused")

@@ -77,12 +77,26 @@ def test_a_refused_run_leaves_no_version_that_others_are_refused_for(world):
     assert world.client.search_model_versions("name='made-binary'") == []
     experiment = world.client.get_run(forged).info.experiment_id
     assert len(world.client.search_logged_models([experiment])) == 1  # the run keeps its model
-    assert world.register(world.log_run(auc=0.95))["version"] == 2  # MLflow gives no number twice
+    assert world.register(world.log_run(auc=0.95))["version"] == 1  # nothing was recorded of the model yet
 
 
-def test_an_empty_registered_model_is_used(world):
-    world.client.create_registered_model("made-binary")
-    assert register_run(world.log_run(), world.store, world.settings)["version"] == 1
+@pytest.mark.parametrize("tags", [{}, {"breakhis.audit": "9999:abc"}, {"breakhis.audit": "abc:def"}])
+def test_an_empty_registered_model_is_made_anew_once(world, tags):
+    """MLflow gives whoever makes a model all rights to it, which end with the model."""
+    world.client.create_registered_model("made-binary", tags, description="somebody's")
+    made = register_run(world.log_run(), world.store, world.settings)
+    assert made["version"] == 1
+    assert world.client.get_registered_model("made-binary").description != "somebody's"
+    assert is_consistent(world)
+    world.client.delete_model_version("made-binary", "1")
+    assert register_run(world.log_run(auc=0.95), world.store, world.settings)["version"] == 2
+
+
+def test_a_tag_that_is_no_anchor_is_refused(world):
+    register_run(world.log_run(), world.store, world.settings)
+    world.client.set_registered_model_tag("made-binary", "breakhis.audit", "abc:def")
+    with pytest.raises(Refused, match=r"tag breakhis\.audit that breakhis did not write: 'abc:def'"):
+        register_run(world.log_run(auc=0.95), world.store, world.settings)
 
 
 def log_changed_artifact(world, run, name, change):
@@ -237,6 +251,16 @@ def test_it_is_taken_over_where_all_is_as_it_says(world, airflow, claimed, capsy
     assert "warning: made-binary version 1 was registered by an earlier release or by" in capsys.readouterr().err
     airflow.answer_promotion(made)
     assert promote(world, made)["decision"] == "approved"
+
+
+@pytest.mark.parametrize("lacks", ["model_files", "artifacts", "sources", "validated", "per_class"])
+def test_evidence_that_leaves_a_field_out_is_not_taken_over(world, lacks):
+    run, made = make_by_hand(world)
+    content = {key: value for key, value in world.store.meta(made["evidence"]).items() if key not in ("id", lacks)}
+    evidence = world.store.create("evidence", content, content)
+    world.client.set_model_version_tag("made-binary", made["version"], "breakhis.evidence", evidence)
+    with pytest.raises(Refused, match=f"does not say {lacks}; breakhis did not make it"):
+        register_run(run, world.store, world.settings)
 
 
 @pytest.mark.parametrize("claimed", [{"starters": OTHERS}, {"starters": TRUE, "rescored": {"images": 9}}])

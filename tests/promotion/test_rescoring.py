@@ -212,3 +212,51 @@ def test_a_network_that_ends_its_process_is_told(world, honest, monkeypatch):
             archive.writestr(name, data)
     with pytest.raises(Exception, match="its network cannot be loaded: "):
         register_run(run, world.store, world.settings)
+
+
+def _append(text):
+    return lambda file: file.write_text(file.read_text() + text)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("pyfunc.py", _append("\n# answers otherwise\n"), r"not this release's: pyfunc\.py"),
+        (
+            "code/ml/images/decoding.py",
+            _append("\n# reads otherwise\n"),
+            r"not this release's: code/ml/images/decoding\.py",
+        ),
+        (
+            "code/sitecustomize.py",
+            lambda file: file.write_text("pass\n"),
+            r"not this release's: code/sitecustomize\.py",
+        ),
+        (
+            "requirements.txt",
+            _append("\nevil-package==1.0"),
+            r"requirements\.txt of its model says 'evil-package==1\.0'",
+        ),
+        (
+            "conda.yaml",
+            _append("\nprefix: git+https://localhost/x"),
+            r"conda\.yaml of its model says 'git\+https://local",
+        ),
+        (
+            "MLmodel",
+            lambda file: file.write_text(file.read_text().replace("loaders.code_model", "loaders.chat_agent")),
+            "its MLmodel says loader_module otherwise",
+        ),
+        (
+            "MLmodel",
+            lambda file: file.write_text(file.read_text().replace("code: code", "code: code/..")),
+            "its MLmodel says code otherwise",
+        ),
+    ],
+)
+def test_code_of_ones_own_beside_an_honest_network_is_refused(world, path, change, message):
+    """Whoever loads the model would run it, and nobody has measured what it answers."""
+    run = world.log_trained_run(network(1))
+    change(world.model_folder(run) / path)
+    with pytest.raises(Refused, match=message):
+        register_run(run, world.store, world.settings)

@@ -68,9 +68,11 @@ def test_a_rollback_that_was_rejected_or_about_something_else(two_champions, air
     with pytest.raises(Refused, match="ended by reviewer, who rejected: looks right"):
         roll_back_to(world, 1)
     record = airflow.answer_rollback(1)
-    record.details["review"]["body"] = "another"
-    with pytest.raises(Refused, match="what was confirmed is not what there is now"):
-        roll_back_to(world, 1, "back-2")
+    read = record.details["review"]
+    for key in ("body", "subject"):
+        record.details["review"] = read | {key: "Withdraw version 2?"}
+        with pytest.raises(Refused, match="what was confirmed is not what there is now"):
+            roll_back_to(world, 1, "back-2")
     assert read_aliases(world) == {"champion": 2, "previous": 1}
 
 
@@ -164,12 +166,13 @@ def test_to_go_back_to_a_withdrawn_version_has_to_be_asked_for_expressly(two_cha
         Refused, match=r'withdrawn by engineer on .*: mislabelled slide; .* \("although_withdrawn": true'
     ):
         propose_rollback(*asked)
-    body = propose_rollback(*asked, although_withdrawn=True)["review"]
+    proposed = propose_rollback(*asked, although_withdrawn=True)
+    body = proposed["review"]
     assert "**Withdrawn.** engineer withdrew this version on" in body
     assert "mislabelled slide" in body
 
     airflow.answer_rollback(1)
-    airflow.detail["body"] = body
+    airflow.detail.update(subject=proposed["title"], body=body)
     for said in (False, "true", 1):
         airflow.run["conf"]["although_withdrawn"] = said
         with pytest.raises(Refused, match="was withdrawn by engineer"):

@@ -14,13 +14,15 @@ from ml.promotion.starters import find_starters, record_starters, trace_starters
 from tests.helpers.decisions import is_consistent, open_log, promote, read_aliases
 
 RETRAINING = ("retrain_made", "r1")
+BY_A_RUN = {"triggering_user_name": None, "triggered_by": "operator"}
 RUNS = {
-    RETRAINING: {"triggering_user_name": None, "run_type": "asset_triggered"},
-    ("retrain_made", "r2"): {"triggering_user_name": None, "run_type": "scheduled"},
+    RETRAINING: {"triggering_user_name": None, "run_type": "asset_triggered", "triggered_by": "asset"},
+    ("retrain_made", "r2"): {"triggering_user_name": None, "run_type": "scheduled", "triggered_by": "timetable"},
+    ("retrain_made", "r6"): {"triggering_user_name": None, "run_type": "scheduled", "triggered_by": "backfill"},
     ("retrain_made", "r3"): {"triggering_user_name": None, "triggered_by": "rest_api"},
-    ("retrain_made", "r4"): {"triggering_user_name": None, "conf": {"origin": {"dag": "ingest_made", "run": "i1"}}},
-    ("retrain_made", "r5"): {"triggering_user_name": None, "conf": {"origin": {"dag": "ingest_made", "run": "gone"}}},
-    ("ingest_made", "i1"): {"triggering_user_name": "reviewer"},
+    ("retrain_made", "r4"): BY_A_RUN | {"conf": {"origin": {"dag": "ingest_made", "run": "i1"}}},
+    ("retrain_made", "r5"): BY_A_RUN | {"conf": {"origin": {"dag": "ingest_made", "run": "gone"}}},
+    ("ingest_made", "i1"): {"triggering_user_name": "reviewer", "triggered_by": "ui"},
 }
 
 
@@ -53,6 +55,7 @@ def in_run(world):
         (RETRAINING, {"reviewer": "ingest_made/i1"}, ""),
         (("retrain_made", "r2"), {}, ""),
         (("retrain_made", "r3"), {}, "Airflow does not say who started run r3"),
+        (("retrain_made", "r6"), {}, "Airflow does not say who started run r6"),  # a user did, and chose its conf
         (("retrain_made", "r4"), {"reviewer": "ingest_made/i1"}, ""),
         (("retrain_made", "r5"), {}, "Airflow has run gone of the DAG ingest_made no more"),
         (("retrain_made", "gone"), {}, "Airflow has run gone of the DAG retrain_made no more"),

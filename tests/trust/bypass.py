@@ -755,7 +755,7 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     go_back_to_a_withdrawn_version: r"propose failed: .*withdrawn by engineer.*; saying so: propose success, Withdrawn",
     write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
     write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
-    trigger_with_a_forged_conf: r"gate failed: .*no record that breakhis registered it with evidence-\w+.*, promote upst",
+    trigger_with_a_forged_conf: r"gate failed: .*no record that breakhis registered it with evidence-\w+.*, promote up",
     trigger_with_settings_of_ones_own: r"gate failed.*, promote upstream_failed; editing.*: 4\d\d,",
     approve_ones_own_run: r"promote failed: .*reviewer started it and so cannot decide it",
     approve_ones_own_run_through_a_trigger: r"promote failed: .*reviewer started it and so cannot decide it",

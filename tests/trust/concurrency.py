@@ -112,12 +112,12 @@ def _review(decision: Decision, evidence: str, store: Store, settings: Settings)
     if decision.rollback:
         conf["reason"] = "it was better"
         try:
-            body = propose_rollback(decision.model, number, conf["reason"], store, settings)["review"]
+            asked = propose_rollback(decision.model, number, conf["reason"], store, settings)
         except Refused:  # it is champion at the moment, but may not be when it is decided
-            body = "there was nothing to read"
+            asked = {"title": "", "review": "there was nothing to read"}
     else:
         conf["evidence"] = evidence
-        body = judge_version(decision.model, number, store, settings)["review"]
+        asked = judge_version(decision.model, number, store, settings)
     path = f"/api/v2/dags/{'rollback' if decision.rollback else 'promote'}/dagRuns/{decision.run}"
     answer = {
         "response_received": True,
@@ -125,7 +125,8 @@ def _review(decision: Decision, evidence: str, store: Store, settings: Settings)
         "chosen_options": ["Approve"],
         "params_input": {"reason": f"yes to {decision.run}"},
         "responded_at": str(time.time()),
-        "body": body,
+        "subject": asked["title"],
+        "body": asked["review"],
     }
     run = {"conf": conf, "triggering_user_name": "engineer"}
     record = {path: run, f"{path}/taskInstances/review/-1/hitlDetails": answer}
