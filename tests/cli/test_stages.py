@@ -171,10 +171,10 @@ def test_usage_errors_exit_2(breakhis):
 
 
 @pytest.mark.parametrize("version", ["1\n", "01", "+1", "1.0", "１", "two", "0"])
-@pytest.mark.parametrize("command", ["gate", "promote", "rollback", "withdraw"])
-def test_a_version_is_written_in_one_way_only(breakhis, command, version):
-    run = [] if command == "gate" else ["--dag-run", "r1"]
-    code, _, err = breakhis(command, *run, "--", "made-binary", version)
+@pytest.mark.parametrize("stage", ["gate", "promote", "rollback", "withdraw"])
+def test_a_version_is_written_in_one_way_only(breakhis, stage, version):
+    run = [] if stage == "gate" else ["--dag-run", "r1"]
+    code, _, err = breakhis(stage, *run, "--", "made-binary", version)
     assert code == 2
     assert "is no number of a version, such as 3" in err
 
