@@ -480,19 +480,29 @@ def write_the_reviews_xcom(product: AttackedProduct) -> str:
 
 def write_the_gates_xcom(product: AttackedProduct) -> str:
     """showing the reviewer nicer figures, by the gate's XCom"""
+    return _forge_question(product, "review", "0.8100", "0.9900", "body")
+
+
+def write_the_title(product: AttackedProduct) -> str:
+    """having the reviewer asked another question, by the gate's XCom"""
+    return _forge_question(product, "title", "to champion?", "to the archive?", "subject")
+
+
+def _forge_question(product: AttackedProduct, key: str, words: str, others: str, shown_as: str) -> str:
+    """Have a review asked with other words than the gate gave it, and approve it."""
     run = product.start_promotion(product.register_candidate(auc=0.81))
     product.wait_for_state(run, "gate", "queued", "running", "success")
-    # Airflow keeps a question as it was first put: the DAG is paused until the figures are forged.
+    # Airflow keeps a question as it was first put: the DAG is paused until it is forged.
     product.pause(True)
     try:
         product.wait_for_state(run, "gate", "success")
         verdict = product.api("engineer").xcom("promote", run, "gate")
-        product.write_xcom(run, "gate", verdict | {"review": verdict["review"].replace("0.8100", "0.9900")})
+        product.write_xcom(run, "gate", verdict | {key: verdict[key].replace(words, others)})
     finally:
         product.pause(False)
     product.wait_for_review(run)
-    if "0.9900" not in product.api("admin").hitl_detail("promote", run, "review")["body"]:
-        raise RuntimeError("the review does not show the forged figures, so this tries nothing")
+    if others not in product.api("admin").hitl_detail("promote", run, "review")[shown_as]:
+        raise RuntimeError("the review does not show the forged words, so this tries nothing")
     product.answer(run)
     return product.wait_for_end(run)
 
@@ -502,6 +512,19 @@ def trigger_with_a_forged_conf(product: AttackedProduct) -> str:
     good, bad = product.register_candidate(0.95), product.register_candidate(0.5)
     run = product.start_promotion({**bad, "evidence": good["evidence"]})
     return product.wait_for_end(run, "gate") + ", " + product.wait_for_end(run)
+
+
+def write_the_version_otherwise(product: AttackedProduct) -> str:
+    """having a version reviewed under another way to write its number"""
+    candidate, outcomes = product.register_candidate(), []
+    for version in (f"{candidate['version']}\n", f"0{candidate['version']}", f"+{candidate['version']}"):
+        try:
+            run = product.start_promotion({**candidate, "version": version})
+        except AirflowError as error:
+            outcomes.append(str(error.status))
+        else:
+            outcomes.append(product.wait_for_end(run, "gate"))
+    return ", ".join(outcomes)
 
 
 def trigger_with_settings_of_ones_own(product: AttackedProduct) -> str:
@@ -721,6 +744,17 @@ def register_a_network_with_code(product: AttackedProduct) -> str:
     return "; ".join(outcomes)
 
 
+def log_code_of_ones_own(product: AttackedProduct) -> str:
+    """logging other code, and another package to install, beside an honest network"""
+    outcomes = []
+    for name, line in (("pyfunc.py", "# answers otherwise"), ("requirements.txt", "package-of-ones-own==1.0")):
+        run = product.world.log_trained_run(network(1))
+        file = product.world.model_folder(run) / name
+        file.write_text(f"{file.read_text()}\n{line}\n")
+        outcomes.append(product.try_to_register(run))
+    return "; ".join(outcomes)
+
+
 def write_markdown_into_a_note(product: AttackedProduct) -> str:
     """logging metrics whose notes are Markdown, for the reviewer's form: a link, a picture, a heading"""
     notes = ("[all is well](https://bad.example)", "![x](https://bad.example/x.png)", "|\n\n# Approved by the board")
@@ -755,6 +789,8 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     go_back_to_a_withdrawn_version: r"propose failed: .*withdrawn by engineer.*; saying so: propose success, Withdrawn",
     write_the_reviews_xcom: r"promote failed: .*nobody answered its review",
     write_the_gates_xcom: r"promote failed: .*what the reviewer read is not what there is now",
+    write_the_title: r"promote failed: .*what the reviewer read is not what there is now",
+    write_the_version_otherwise: r"^((400|422|gate failed: .*no number of a version.*?)(, |$)){3}",
     trigger_with_a_forged_conf: r"gate failed: .*no record that breakhis registered it with evidence-\w+.*, promote up",
     trigger_with_settings_of_ones_own: r"gate failed.*, promote upstream_failed; editing.*: 4\d\d,",
     approve_ones_own_run: r"promote failed: .*reviewer started it and so cannot decide it",
@@ -771,6 +807,7 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     swap_the_champions_files: r"^before: exit status 0; after: exit status 4: .*was recorded: model_files",
     register_what_the_model_does_not_predict: r"^refused: .*does not give the predictions that its run logged",
     register_a_network_with_code: r"^refused: .* names keras\.layers\.Lambda, .*; refused: .* names package\.of\.ones",
+    log_code_of_ones_own: r"^refused: .*not this release.s: pyfunc\.py.*; refused: .*requirements\.txt of its mod",
     write_markdown_into_a_note: r"^(refused: .*?interval_notes\.roc_auc: .*? is nothing that a training.*?(; |$)){3}",
     pass_a_demo_model_off: r"^refused: .*; with the dataset.s name: refused: ",
 }
