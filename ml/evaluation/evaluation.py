@@ -12,7 +12,7 @@ from ml.core.taxonomy import Task, class_names
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.intervals import bootstrap_weights, compute_metrics_with_intervals, confidence_interval
 from ml.evaluation.metrics import ratio
-from ml.evaluation.scores import LabelledPredictions
+from ml.evaluation.scores import ClassNumbers, LabelledPredictions
 
 _SLICE_METRICS = {
     "binary": ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "specificity"),
@@ -92,8 +92,7 @@ def evaluate(predictions: LabelledPredictions, *, draws: int, seed: int = 0) -> 
     rule = predictions.rule
     if predictions.task == "binary" and isinstance(rule, DecisionRule) and rule.threshold is not None:
         metrics["threshold"] = rule.threshold
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (truth, predictions.predicted), 1)
+    confusion = count_confusion(predictions.task, truth, predictions.predicted)
     slices: dict[str, dict[str, Json]] = {}
     for column in SLICE_COLUMNS[predictions.task]:
         values = read_texts(predictions.rows, column)
@@ -116,6 +115,19 @@ def evaluate(predictions: LabelledPredictions, *, draws: int, seed: int = 0) -> 
         _list_worst_cases(predictions),
         tuple(predictions.rules),
     )
+
+
+def count_confusion(task: Task, truth: ClassNumbers, predicted: ClassNumbers) -> NDArray[np.int64]:
+    """Returns how often each class was taken for each: (classes, classes), rows true, columns predicted.
+
+    Args:
+        task: the task, which names the classes.
+        truth: (n,) true class numbers.
+        predicted: (n,) predicted ones.
+    """
+    confusion = np.zeros((len(class_names(task)),) * 2, np.int64)
+    np.add.at(confusion, (truth, predicted), 1)
+    return confusion
 
 
 def _evaluate_slice(predictions: LabelledPredictions, shown: Sequence[str], draws: int, seed: int) -> Json:

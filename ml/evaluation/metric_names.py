@@ -14,6 +14,16 @@ GATED_METRICS: dict[Task, tuple[str, str]] = {
 LOWER_IS_BETTER = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
 """Metrics of which a lower value is better."""
 
+CLINICAL_ORDER = (
+    *("patient_recall", "recall", "patient_specificity", "patient_balanced_accuracy", "patient_macro_f1"),
+    *("patient_roc_auc", "patient_roc_auc_ovr", "patient_recognition_rate", "patient_accuracy", "patient_f1"),
+    *("patient_pr_auc", "patient_pr_auc_ovr", "patient_precision", "patient_micro_f1", "patient_weighted_f1"),
+    *("patient_mcc", "patient_brier", "patient_ece"),
+    *("specificity", "balanced_accuracy", "macro_f1", "roc_auc", "roc_auc_ovr", "accuracy", "f1", "pr_auc"),
+    *("pr_auc_ovr", "precision", "micro_f1", "weighted_f1", "mcc", "brier", "ece", "threshold"),
+)
+"""Metrics by clinical weight: the recall of malignant before all else, and patients before images."""
+
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "roc_auc": "ROC AUC",

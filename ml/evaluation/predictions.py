@@ -19,7 +19,7 @@ from ml.data.splits import look_up_sides, read_split
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.draws import MAX_DRAWS
-from ml.evaluation.evaluation import evaluate
+from ml.evaluation.evaluation import count_confusion, evaluate
 from ml.evaluation.scores import LabelledPredictions, Probabilities
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def save_predictions(file: Path, predictions: LabelledPredictions) -> None:
     table.to_parquet(file, index=False)
 
 
-def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, split: str, store: Store) -> None:
+def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, split: str, store: Store) -> Json:
     """Check a run's predictions against its split, and its figures against its predictions.
 
     Args:
@@ -56,6 +56,10 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
         dataset: id of the dataset that the run was trained on.
         split: id of its split.
         store: holds both.
+
+    Returns:
+        ``{images, cases}``: the confusion matrix of each on the test side, as lists; rows are true classes, columns
+        predicted ones.
 
     Raises:
         Refused: the predictions are not of exactly the images of the test side with their true labels, the figures are
@@ -82,6 +86,11 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
     if not isinstance(draws, int) or not 0 <= draws <= MAX_DRAWS:
         raise Refused(f"metrics.json: draws is {quote_value(draws)}; it must be between 0 and {MAX_DRAWS}")
     recomputed = evaluate(predictions, draws=draws).to_json()
+    cases = predictions.cases
+    confusions = {
+        "images": recomputed["confusion"],
+        "cases": count_confusion(task, cases.truth, cases.predicted).tolist(),
+    }
     for key in _COMPUTED:
         if differing := list(
             _find_differences(evaluation.get(key, {} if key != "absent_classes" else []), recomputed[key], key)
@@ -98,6 +107,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
                     "images have two rows; train the model again"
                 )
             _label_predictions(table, rows, task, DecisionRule(threshold=0.5) if task == "binary" else DecisionRule())
+    return confusions
 
 
 def _read_predictions(file: Path) -> "pd.DataFrame":

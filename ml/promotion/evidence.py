@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored"})
-"""What is recorded when a version is registered, and is not collected again later.
+RECORDED_AT_REGISTRATION = frozenset({"starters", "rescored", "confusions"})
+"""What is recorded when a version is registered, and need not be collected again later.
 
-Who started its trainings may be gone from Airflow by then, and what scoring the test side again gave follows from files
-whose hashes are compared.
+Who started its trainings may be gone from Airflow by then. What scoring the test side again gave, and what is taken for
+what there, follow from files whose hashes are compared.
 """
 
 
@@ -191,9 +191,10 @@ def _collect(
     artifacts = _read_artifacts(version, run.info.artifact_uri, settings, scratch)
     evaluation = artifacts.evaluation
     check_evaluation(name, evaluation, tags["breakhis.task"])
+    confusions = None
     if recompute:
         try:
-            check_predictions(
+            confusions = check_predictions(
                 *(artifacts.evaluation_folder, evaluation, tags["breakhis.task"]),
                 *(tags["breakhis.dataset"], tags["breakhis.split"], store),
             )
@@ -227,6 +228,7 @@ def _collect(
         **{name: evaluation[name] for name in ("draws", "intervals", "interval_notes", "slices") if name in evaluation},
         "per_class": {name: evaluation["per_class"][name] for name in class_names(tags["breakhis.task"])},
         "absent_classes": list(evaluation["absent_classes"]),
+        **({"confusions": confusions} if confusions else {}),
         "artifacts": {f"evaluation/{file}": sha256 for file, sha256 in hash_files(artifacts.evaluation_folder).items()},
         "model_files": hash_model_files(artifacts.model_folder, name, in_place=artifacts.is_used_in_place),
     }
@@ -288,7 +290,8 @@ def _list_changes(recorded: Json, collected: Json) -> list[str]:
     An earlier release recorded fewer fields than are collected now: only the recorded ones are compared.
     """
     now = json.loads(canonical(collected))
-    return sorted(key for key in recorded.keys() - RECORDED_AT_REGISTRATION if recorded[key] != now.get(key))
+    may_lack = RECORDED_AT_REGISTRATION - now.keys()
+    return sorted(key for key in recorded.keys() - may_lack if recorded[key] != now.get(key))
 
 
 def read_verified_object(oid: str, store: Store) -> Json:

@@ -5,7 +5,7 @@ no number. Everything here is a pure function of policy and evidence.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from ml.core.errors import ConfigError
@@ -15,6 +15,12 @@ from ml.evaluation.draws import MIN_DRAWS
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES
 from ml.promotion.policies import Limit, Policy, RequiredEvidence
 from ml.registry.sandbox import ISOLATION_TEXTS, WEAK_ISOLATION
+
+PASSED, UNTOLD, FAILED = "passed", "could not be told", "failed"
+"""Outcomes of a gate. One that could not be told lets a version through: it is for the reviewer to judge."""
+
+_ISOLATION = "isolation of the"
+"""The name's beginning of the one gate that can be told and has a warning all the same."""
 
 
 def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Json | None = None) -> Json:
@@ -28,7 +34,7 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
     Returns:
         ``{passed, gates, warnings, summary, policy, policy_hash, approvals}``. A gate has ``name``, ``metric``,
         ``value``, ``limit``, ``distance`` (how far inside the limit; negative is beyond it), ``passed``, ``reason`` and
-        ``warning``.
+        ``warning``; see :func:`find_outcome`.
     """
     if isinstance(policy, ConfigError):
         gates = [_make_gate("policy", passed=False, reason=f"no usable policy: {policy}")]
@@ -49,7 +55,9 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
             gate["reason"] for gate in failing
         )
     else:
-        summary = f"{model} passed all {len(gates)} gates"
+        untold = sum(find_outcome(gate) == UNTOLD for gate in gates)
+        told = f"passed {len(gates) - untold} gates; {untold} could not be told"
+        summary = f"{model} {told if untold else f'passed all {len(gates)} gates'}"
     return {
         "passed": not failing,
         "gates": gates,
@@ -59,6 +67,19 @@ def judge_evidence(evidence: Json, policy: Policy | ConfigError, comparison: Jso
         "policy_hash": policy_hash,
         "approvals": approvals,
     }
+
+
+def count_outcomes(gates: Sequence[Json]) -> str:
+    """Returns in words how many gates passed, could not be told and failed."""
+    outcomes = [find_outcome(gate) for gate in gates]
+    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in (PASSED, UNTOLD, FAILED))
+
+
+def find_outcome(gate: Json) -> str:
+    """Returns ``PASSED``, ``UNTOLD`` or ``FAILED``."""
+    if not gate["passed"]:
+        return FAILED
+    return UNTOLD if gate["warning"] and not gate["name"].startswith(_ISOLATION) else PASSED
 
 
 def _judge_limits(evidence: Json, policy: Policy) -> Iterator[Json]:
@@ -210,7 +231,7 @@ def _judge_comparison(comparison: Json | None, policy: Policy) -> Iterator[Json]
         warning = (
             f"to classify images that came after it, the {champion} ran its logged code {ISOLATION_TEXTS[isolation]}"
         )
-        yield _make_gate(f"isolation of the {champion}", passed=True, warning=warning)
+        yield _make_gate(f"{_ISOLATION} {champion}", passed=True, warning=warning)
     for pair in comparison["pairs"]:
         name = f"{METRIC_NAMES[pair['metric']]} {pair['where']}, not worse than the {champion}"
         figures = {"metric": pair["metric"], "value": pair["low"], "limit": -policy.comparison.margin}

@@ -4,12 +4,24 @@ The Airflow plugin asks the question, the promotion reads the answer, and ``brea
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ml.core.markdown import escape_markdown, format_link
 from ml.core.store import Json, digest
 from ml.core.taxonomy import SIDES, class_names
-from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
+from ml.evaluation.metric_names import METRIC_NAMES
+from ml.promotion.gates import FAILED, find_outcome
+from ml.promotion.verdict import (
+    Line,
+    Verdict,
+    describe_errors,
+    describe_lost_classes,
+    find_margin,
+    give_verdict,
+    list_regressions,
+    name_figure,
+    rank_clinically,
+)
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """Ids of the DAGs in which something is decided."""
@@ -105,12 +117,14 @@ def format_rollback_body(
         *([withdrawn, ""] if withdrawn else []),
         f"Asked for because: {escape_markdown(reason, limit=_MAX_REASON_LENGTH)}",
         "",
+        *_format_lines(_compare_versions(version, champion)),
+        "",
         "| metric, test | former champion | champion now |",
         "|---|---|---|",
         *(
             f"| {_title_metric(name)}{' of patients' if name.startswith('patient_') else ''} | {value:.4f} "
             f"| {f'{champion_metrics[name]:.4f}' if name in champion_metrics else ''} |"
-            for name, value in version["metrics"].items()
+            for name, value in sorted(version["metrics"].items(), key=lambda metric: rank_clinically(metric[0]))
         ),
         "",
     ]
@@ -126,6 +140,12 @@ def format_rollback_body(
         f"Evidence `{evidence_id}`{judged}. Your answer is recorded with your name and reason.",
     ]
     return "\n".join(lines)
+
+
+def _compare_versions(version: Json, champion: Json | None) -> list[Line]:
+    """Returns what the two get wrong; of a champion whose evidence cannot be read nothing is told."""
+    known = champion if champion and "task" in champion else None
+    return [*describe_errors(version, known), describe_lost_classes(version, known)]
 
 
 def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -> str:
@@ -145,11 +165,10 @@ def format_review_body(bundle: Json, bundle_id: str, links: Mapping[str, str]) -
         + (f" in place of version {champion['version']}." if champion else "; there is no champion yet."),
         "",
     ]
-    if evidence["weights"]["kind"] == "random":
-        lines += ["> **Random backbone weights.** This model is for trying the workflow, not for any use.", ""]
-    lines += [*_format_regressions(bundle), *_format_warnings(bundle), *_format_gates(bundle)]
-    lines += [*_format_comparison(bundle), *_format_data(evidence)]
+    lines += _format_verdict(give_verdict(bundle))
+    lines += [*_format_regressions(bundle), *_format_gates(bundle), *_format_comparison(bundle)]
     lines += [*_format_metrics(evidence, champion["metrics"] if champion else {}), *_format_classes(evidence)]
+    lines += _format_data(evidence)
     links = {
         "Review page: candidate and champion side by side, with pictures": review_page_path(bundle_id),
         "The candidate's whole report": f"{review_page_path(bundle_id)}candidate/report.html",
@@ -168,12 +187,18 @@ def _title_metric(name: str) -> str:
     return METRIC_NAMES.get(name) or escape_markdown(name)
 
 
-def _format_warnings(bundle: Json) -> list[str]:
-    return [
-        line
-        for warning in bundle["warnings"]
-        for line in (f"> **Warning.** {escape_markdown(warning, limit=_MAX_WARNING_LENGTH)}", "")
-    ]
+def _format_verdict(verdict: Verdict) -> list[str]:
+    """Returns the lines that come first, and one box of warnings, the worst first."""
+    lines = [*_format_lines(verdict.lines), ""]
+    if verdict.warnings:
+        lines += ["> **Warnings**", ">"]
+        lines += [f"> - {escape_markdown(warning, limit=_MAX_WARNING_LENGTH)}" for warning in verdict.warnings]
+        lines.append("")
+    return lines
+
+
+def _format_lines(lines: Iterable[Line]) -> list[str]:
+    return [f"- **{line.title}:** {escape_markdown(line.text, limit=_MAX_WARNING_LENGTH)}" for line in lines]
 
 
 def _format_gates(bundle: Json) -> list[str]:
@@ -183,8 +208,9 @@ def _format_gates(bundle: Json) -> list[str]:
             "" if gate[key] is None else f"{gate[key]:{form}}"
             for key, form in (("value", ".4f"), ("limit", "g"), ("distance", "+.4f"))
         )
-        outcome = ("warning" if gate["warning"] else "passed") if gate["passed"] else "FAILED"
-        lines.append(f"| {escape_markdown(gate['name'])} | {value} | {limit} | {distance} | {outcome} |")
+        outcome = find_outcome(gate)
+        shown = "**FAILED**" if outcome == FAILED else outcome
+        lines.append(f"| {escape_markdown(gate['name'])} | {value} | {limit} | {distance} | {shown} |")
     return [*lines, "", f"Policy: {escape_markdown(bundle['policy'])} (`{bundle['policy_hash']}`)", ""]
 
 
@@ -211,8 +237,9 @@ def _format_data(evidence: Json) -> list[str]:
 def _format_metrics(evidence: Json, champion_metrics: Mapping[str, float]) -> list[str]:
     """Returns the tables of test metrics, of images and of patients, beside the champion's."""
     lines = []
-    for title, of_patients in (("### Test metrics, of images", False), ("### Test metrics, of patients", True)):
+    for title, of_patients in (("### Test metrics, of patients", True), ("### Test metrics, of images", False)):
         metrics = [metric for metric in evidence["metrics"] if metric.startswith("patient_") == of_patients]
+        metrics.sort(key=rank_clinically)
         if not metrics:  # evidence from before metrics of patients were computed
             continue
         lines += [title, "", "| metric | candidate | 95% interval | champion | change |", "|---|---|---|---|---|"]
@@ -241,34 +268,14 @@ def _format_classes(evidence: Json) -> list[str]:
     return [*lines, ""]
 
 
-def list_regressions(evidence: Json, champion: Json | None) -> list[tuple[str, str, float, float]]:
-    """Returns what is worse than the champion's, as tuples (metric, its class or "", champion's value, own value).
-
-    Compares all metrics of images and patients, and the recall of each class.
-    """
-    if not champion:
-        return []
-    pairs = [(name, "", champion["metrics"].get(name), value) for name, value in evidence["metrics"].items()]
-    pairs += [
-        ("recall", name, champion["per_class"].get(name, scores).get("recall"), scores["recall"])
-        for name, scores in evidence["per_class"].items()
-    ]
-    return [
-        (name, of_class, before, now)
-        for name, of_class, before, now in pairs
-        if before is not None and name != "threshold" and now != before and (now > before) == (name in LOWER_IS_BETTER)
-    ]
-
-
 def _format_regressions(bundle: Json) -> list[str]:
     if not bundle["champion"]:
         return []
-    regressions = []
-    for name, of_class, before, now in list_regressions(bundle["evidence"], bundle["champion"]):
-        of_whom = " of patients" if name.startswith("patient_") else ""
-        title = f"recall of {escape_markdown(of_class)}" if of_class else f"{_title_metric(name)}{of_whom}"
-        digits = 3 if of_class else 4
-        regressions.append(f"{title} {before:.{digits}f} → {now:.{digits}f}")
+    regressions = [
+        f"{'**' if one.is_beyond_margin else ''}{escape_markdown(name_figure(one.metric, one.of_class))} "
+        f"{one.before:.4f} → {one.now:.4f}{'**, by more than the margin' if one.is_beyond_margin else ''}"
+        for one in list_regressions(bundle["evidence"], bundle["champion"], find_margin(bundle))
+    ]
     return ["### What got worse", "", *(f"- {line}" for line in regressions or ["Nothing that was measured."]), ""]
 
 

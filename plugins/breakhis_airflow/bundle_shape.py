@@ -57,6 +57,14 @@ class _Sides(Shape):
     test: _Side
 
 
+_Matrix = list[list[_Count]]
+
+
+class _Confusions(Shape):
+    images: _Matrix
+    cases: _Matrix
+
+
 class _Evidence(Shape):
     """Evidence of a version; earlier releases recorded less."""
 
@@ -67,6 +75,7 @@ class _Evidence(Shape):
     intervals: dict[str, _Ends] = Field({})
     interval_notes: dict[str, str] = Field({})
     per_class: dict[str, _ClassScores]
+    confusions: _Confusions | None = None
     absent_classes: list[str]
     slices: dict[Literal["magnification", "source", "subtype"], dict[str, _Part]] = Field({})
     weights: _Weights
@@ -80,6 +89,10 @@ class _Evidence(Shape):
     def _check_classes(self) -> "_Evidence":
         if missing := [name for name in class_names(self.task) if name not in self.per_class]:
             raise ValueError(f"per_class lacks {', '.join(missing)}")
+        count = len(class_names(self.task))
+        for matrix in (self.confusions.images, self.confusions.cases) if self.confusions else ():
+            if len(matrix) != count or any(len(row) != count for row in matrix):
+                raise ValueError(f"confusions is no matrix of {count} by {count}")
         return self
 
 
@@ -115,6 +128,14 @@ class _Pair(Shape):
         return self
 
 
+class _Rule(Shape):
+    margin: _Number = 0.05
+
+
+class _PolicyContent(Shape):
+    comparison: _Rule | None = None
+
+
 class _Comparison(Shape):
     pairs: list[_Pair]
 
@@ -130,6 +151,7 @@ class Bundle(Shape):
     warnings: list[str]
     summary: str
     policy: str | None
+    policy_content: _PolicyContent | None = None
     approvals: _Count
 
     @model_validator(mode="after")

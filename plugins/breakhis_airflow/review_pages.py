@@ -26,7 +26,9 @@ from ml.data.training_sets import compare_datasets
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
 from ml.promotion.alias_history import APPROVED, ROLLED_BACK, find_refusal
 from ml.promotion.audit_log import find_chain_faults, read_decisions, read_unverified_records
-from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, ROLLBACK, list_regressions
+from ml.promotion.gates import find_outcome
+from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, ROLLBACK
+from ml.promotion.verdict import find_margin, give_verdict, list_regressions, rank_clinically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -71,8 +73,7 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
     content = read_bundle(bundle, store)
     evidence, champion = content["evidence"], content["champion"]
     decisions = _read_shown_decisions(store, evidence["model"])
-    order = list(METRIC_NAMES)  # a stored object comes back in alphabetical order
-    names = sorted(evidence["metrics"], key=lambda name: order.index(name) if name in order else len(order))
+    names = sorted(evidence["metrics"], key=rank_clinically)
     metrics = [_make_metric_row(name, evidence, champion) for name in names]
     pictures = [
         (name, title, text, [role for role in _ROLES if _find_recorded_hash(content, role, f"{name}.png")])
@@ -94,7 +95,9 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             in_use=_find_current_approval(decisions),
             decided=next((decision for decision in decisions if decision["bundle"] == bundle), None),
             metrics=metrics,
-            worse=list_regressions(evidence, champion),
+            verdict=give_verdict(content),
+            worse=list_regressions(evidence, champion, find_margin(content)),
+            outcomes=[find_outcome(gate) for gate in content["gates"]],
             classes=class_names(evidence["task"]),
             class_names=SUBTYPE_NAMES,
             slices=_make_slice_tables(evidence, champion),

@@ -329,7 +329,7 @@ def test_a_class_that_is_found_less_often_got_worse(reader, store):
     before = {"per_class": {**found, "benign": {**found["benign"], "recall": 0.95}}}
     page = reader.get(f"/reviews/{bundle(store, before=before)}/").text
     part = text_of(page[page.index('id="worse"') : page.index('id="gates"')])
-    assert "recall (sensitivity) of the class benign: 0.950 before, 0.800 now (-0.150)" in part
+    assert "recall (sensitivity) of the class benign: 0.950 before, 0.800 now (-0.150, by more than the margin" in part
     assert "malignant" not in part
 
 
