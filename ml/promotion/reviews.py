@@ -192,7 +192,7 @@ def _format_verdict(verdict: Verdict) -> list[str]:
     lines = [*_format_lines(verdict.lines), ""]
     if verdict.warnings:
         lines += ["> **Warnings**", ">"]
-        lines += [f"> - {escape_markdown(warning, limit=_MAX_WARNING_LENGTH)}" for warning in verdict.warnings]
+        lines += [f"> - ⚠ {escape_markdown(warning, limit=_MAX_WARNING_LENGTH)}" for warning in verdict.warnings]
         lines.append("")
     return lines
 

@@ -75,7 +75,7 @@ def test_the_comparison_and_its_warnings_are_told() -> None:
     body = format_review_body(made, "b", {})
     assert "| ROC AUC, out of fold | 100 (57) | 0.9000 | 0.9100 | +0.0100 | -0.0200 | 4.6% | 60% |" in body
     assert "| ROC AUC, on the test side | 100 (57) | | | not estimable | | | |" in body
-    assert "> - too few cases" in body
+    assert "> - ⚠ too few cases" in body
 
 
 def test_a_review_leads_to_its_page_and_to_the_report() -> None:
