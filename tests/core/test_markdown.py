@@ -11,7 +11,10 @@ from tests.helpers.hostile_text import HOSTILE, read_structure, read_words
 # As Airflow's Markdown makes links of bare addresses once all else is read (mdast-util-gfm-autolink-literal).
 _BARE_ADDRESS = re.compile(r"(https?://|www(?=\.))([-.\w]+)|[-.\w+]+@[-\w]+(?:\.[-\w]+)+", re.IGNORECASE)
 
-PLACES = ("| one | {} | two |", "- before {} after", "> **Warning.** {}", "> - ⚠ {}", "**{} version 3** would", "words ({}).")
+PLACES = (
+    *("| one | {} | two |", "- before {} after", "> **Warning.** {}", "> - ⚠ {}"),
+    *("**{} version 3** would", "words ({})."),
+)
 TABLE = "| a | b | c |\n|---|---|---|\n"
 
 
