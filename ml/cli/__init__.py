@@ -77,7 +77,7 @@ def _find_outage(error: Exception) -> BreakhisError | None:
         from ml.core import mlflow_client
 
         return mlflow_client.find_outage(error)
-    if raised_by == "botocore":
+    if raised_by in {"botocore", "urllib3"}:
         from ml.core import s3_access
 
         return s3_access.find_outage(error)

@@ -35,10 +35,12 @@ def find_outage(error: Exception) -> BreakhisError | None:
         StoreError where there is no such bucket; None for all else.
     """
     from botocore import exceptions
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return CredentialsError(f"the store has no key ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
+    # What breaks off while the content comes is left by boto3 as urllib3 raised it.
+    if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError | HTTPError):
         return TryAgain(f"the store's S3 server cannot be reached or broke off ({cut_text(error)}); try again")
     return _translate_refusal(error) if isinstance(error, exceptions.ClientError) else None
 

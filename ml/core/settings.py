@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml.core.errors import ConfigError
+from ml.core.messages import MAX_FAULT, cut_message
 from ml.core.mlflow_files import database_uri
 from ml.core.names import expand_home
 
@@ -197,4 +198,4 @@ def _read_cached(*_: object) -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [f"BREAKHIS_{str(e['loc'][0]).upper() if e['loc'] else ''}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("invalid setting: " + "; ".join(lines)) from None
+        raise ConfigError("invalid setting: " + "; ".join(cut_message(line, MAX_FAULT) for line in lines)) from None

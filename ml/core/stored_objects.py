@@ -173,15 +173,18 @@ _CACHES: dict[str, type[BaseModel]] = {"pixels": _CachedPixels, "pictures": _Cac
 # --- mutable values -----------------------------------------------------------------------------------------------
 
 
+_ObjectId = Annotated[str, Field(pattern="^([a-z]+-[0-9a-z]+)?$")]
+
+
 class _LatestRaw(Shape):
-    raw: str = ""
+    raw: _ObjectId = ""
     fetched: str = ""
 
 
 class _Published(Shape):
-    version: str = ""
-    manifest: str = ""
-    validation: str = ""
+    version: _ObjectId = ""
+    manifest: _ObjectId = ""
+    validation: _ObjectId = ""
     images: int = 0
     published: str = ""
 

@@ -218,7 +218,7 @@ def read_ledger(
     try:
         ledger = Ledger(name, value["method"], value["group"], tuple(value["entries"])).verify()
         is_complete = ledger.hash == value["hash"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # the last of a number such as NaN
         raise StoreError(f"ledgers/{name}.json is no ledger ({error!r}); restore the file from a backup") from None
     if not is_complete:
         raise StoreError(f"ledgers/{name}.json: entries were removed from its end; restore the file from a backup")

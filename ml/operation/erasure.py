@@ -17,6 +17,7 @@ from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import parse_name
+from ml.core.yaml_files import is_name
 from ml.data.identifiers import normalize_name, normalize_names
 from ml.data.ledger import erase_from_ledgers
 from ml.data.manifest import erased_patients_key, read_erased_patients
@@ -71,6 +72,8 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
             erased.
         StoreError: a ledger was edited.
     """
+    if not is_name(cohort):
+        raise DataError(f"{quote_value(cohort)} is no name of a cohort, such as breakhis")
     patient = normalize_name(patient)
     data = _find_patient(patient, cohort, store)
     erased = read_erased_patients(cohort, store)

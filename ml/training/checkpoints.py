@@ -124,8 +124,8 @@ class Checkpoint:
         previous, tag = store.read(self._key)
         if previous and not is_released(previous) and tag != left:
             raise TryAgain(
-                f"this is being trained already, in MLflow run {previous['run_id'] or '(not begun)'}; if that process "
-                "is dead, try again in a minute"
+                f"{store.uri(self._key)}: this is being trained already, in MLflow run "
+                f"{previous['run_id'] or '(not begun)'}; if that process is dead, try again in a minute"
             )
         fresh: Json = {"run_id": None, "current": None, "finished": {}}
         # Processes of earlier releases remove what was not touched for long.

@@ -79,6 +79,7 @@ def _add_error_pages(app: Any) -> None:
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from sqlalchemy.exc import SQLAlchemyError
+    from urllib3.exceptions import HTTPError
 
     def say(error: BreakhisError) -> JSONResponse:
         is_gone = isinstance(error, StoreError)
@@ -98,6 +99,7 @@ def _add_error_pages(app: Any) -> None:
     @app.exception_handler(OSError)
     @app.exception_handler(BotoCoreError)
     @app.exception_handler(ClientError)
+    @app.exception_handler(HTTPError)
     def say_storage(_: Request, error: Exception) -> JSONResponse:
         """Says that a disk or the store's S3 server is in the way."""
         log.error("the store cannot be read", exc_info=error)

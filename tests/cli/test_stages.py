@@ -206,6 +206,8 @@ def test_a_bad_setting_is_named(breakhis, monkeypatch):
     code, _, err = breakhis("config")
     assert code == 3
     assert "BREAKHIS_STORE" in last_error(err)
+    monkeypatch.setenv("BREAKHIS_STORE", "9" * 5_000)
+    assert len(last_error(breakhis("config")[2])) < 500
 
 
 def test_a_fault_of_ours_shows_its_traceback_and_exits_1(breakhis, monkeypatch, source):

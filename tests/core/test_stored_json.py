@@ -73,6 +73,7 @@ def test_a_key_that_is_missing_is_named_with_its_file_at_any_depth(store):
     [
         ("refs/raw/made.json", [], "its content: .*; restore it"),
         ("refs/raw/made.json", {"raw": 1}, "raw: .*; restore it"),
+        ("refs/raw/made.json", {"raw": "12_000"}, "raw: .*pattern.*not '12_000'; restore it"),
         ("refs/sources/made.json", {"validation": None}, "validation: .*; restore it"),
         ("refs/erased/made.json", {"1001": []}, "1001: .*; restore it"),
         ("jobs/leases/made.json", {"owner": "x", "beat": "now"}, "beat: .*; remove the file while nothing runs"),

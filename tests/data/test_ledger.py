@@ -52,6 +52,7 @@ def test_an_edited_ledger_is_refused(store):
     assert "entry 1 does not fit its hash" in edited(lambda v: v["entries"][0]["images"][case].pop())
     assert "entry 1 does not fit its hash" in edited(lambda v: v.update(group="slide"))
     assert "entries were removed from its end" in edited(lambda v: v["entries"].pop())
+    assert "made.json is no ledger (ValueError('Out of range float" in edited(lambda v: v.update(group=float("nan")))
     assert "made.json is damaged: it has no 'entries'" in edited(lambda v: v.pop("entries"))
     assert f"the pictures of case {case} are missing in entry 1" in edited(
         lambda v: v["entries"][0]["images"].update({case: digest(entry["images"][case])})

@@ -208,6 +208,9 @@ def test_an_unknown_patient_is_an_error(world: SimpleNamespace) -> None:
         erase_patient("14-99", "breakhis", "why", world.store, world.settings)
     with pytest.raises(DataError, match="in cohort 'other'"):
         erase_patient(PATIENT, "other", "why", world.store, world.settings)
+    for cohort in ("9" * 5_000, "../ledgers", "Break His"):
+        with pytest.raises(DataError, match="is no name of a cohort, such as breakhis"):
+            erase_patient(PATIENT, cohort, "why", world.store, world.settings)
 
 
 @pytest.mark.parametrize("any_store", ["file"], indirect=True)

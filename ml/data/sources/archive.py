@@ -88,7 +88,7 @@ class ZipArchive:
         except BaseException as error:
             self._file.close()
             if isinstance(error, _DAMAGE):
-                raise SourceError(f"{path}: not a whole zip archive ({error})") from None
+                raise SourceError(f"{path}: not a whole zip archive ({cut_text(error)})") from None
             raise
 
     def __enter__(self) -> "ZipArchive":
@@ -108,7 +108,9 @@ class ZipArchive:
             # zipfile reads no more than the declared size, which was checked, and verifies the checksum at the end.
             return self._zip.read(member)
         except _DAMAGE as error:
-            raise SourceError(f"{self._path}: {name} in it is damaged or cannot be unpacked ({error})") from None
+            raise SourceError(
+                f"{self._path}: {name} in it is damaged or cannot be unpacked ({cut_text(error)})"
+            ) from None
 
     def _list_images(self, listing: "_Listing") -> dict[str, zipfile.ZipInfo]:
         """Checks all members; returns those that are images, by name."""

@@ -216,6 +216,8 @@ def _authenticate(place: str) -> Any:
             output.truncate()  # the import tries to log in too, and its messages come again
             api = package.KaggleApi()
             api.authenticate()
+    except (TypeError, AttributeError) as error:  # the package looks for keys in an answer that is a number, say
+        raise ValueError(f"Kaggle's answer about the token cannot be read: {error}") from None
     except SystemExit:
         raise CredentialsError(
             f"Kaggle does not accept the credentials in {place}; make new ones at {TOKEN_PAGE}"
@@ -266,11 +268,8 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     """Turns the package's exceptions into ours."""
     try:
         yield
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise TryAgain(
-            f"{spec.dataset}: Kaggle's address answered with something else than Kaggle does, such as a page to log in "
-            "at; see to that, and try again"
-        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):  # of which requests' own is a RequestException, too
+        raise _explain_other_answer(spec) from None
     except TooSlow as error:
         raise TryAgain(f"{spec.dataset}: Kaggle {error}; try again later") from None
     except requests.HTTPError as error:
@@ -278,6 +277,15 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = cut_text(hide_access(error))
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
+    except ValueError:  # the package fails so on an address to go on to, or a version of its own, that is none
+        raise _explain_other_answer(spec) from None
+
+
+def _explain_other_answer(spec: KaggleSource) -> TryAgain:
+    return TryAgain(
+        f"{spec.dataset}: Kaggle's address answered with something else than Kaggle does, such as a page to log in at; "
+        "see to that, and try again"
+    )
 
 
 def _translate_status(error: requests.HTTPError, spec: KaggleSource, place: str) -> BreakhisError:

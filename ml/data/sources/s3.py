@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
-from ml.core.messages import quote_value
+from ml.core.messages import cut_text, quote_value
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.core.store import Json
@@ -219,6 +219,7 @@ class Bucket:
             ProfileNotFound,
         )
         from botocore.parsers import ResponseParserError
+        from urllib3.exceptions import HTTPError
 
         spec = self._spec
         try:
@@ -237,7 +238,9 @@ class Bucket:
         except BotoCoreError as error:
             if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught inside such a circle
                 raise self._not_s3_error() from None
-            raise TryAgain(f"{self._server} cannot be reached or broke off ({error}); try again") from None
+            raise TryAgain(f"{self._server} cannot be reached or broke off ({cut_text(error)}); try again") from None
+        except HTTPError as error:  # while the content came, which boto3 leaves as it is
+            raise TryAgain(f"{self._server} broke off {self._uri(key)} ({cut_text(error)}); try again") from None
         except (KeyError, ValueError):  # a size that is none, an entry without a key, an odd address
             raise self._not_s3_error() from None
 

@@ -72,6 +72,8 @@ class KaggleServer:
     """The API answers every request with this page."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers of the storage that replace its own; an empty one is left out."""
+    redirects_with: dict[str, str] = field(default_factory=dict)
+    """Headers of the API's redirection to the storage that replace or join its own."""
     in_circles: bool = False
     """The storage redirects to itself."""
     silent_seconds: float = 0
@@ -196,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         signature = secrets.token_hex(16)
         self.server_state.signatures.add(signature)
         target = f"{self.server_state.storage_url}/{name}/{version}.zip?X-Goog-Signature={signature}"
-        self._answer(302, b"", {"Location": target})
+        self._answer(302, b"", {"Location": target} | self.server_state.redirects_with)
 
     def _authorized(self) -> bool:
         basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()

@@ -113,7 +113,7 @@ def test_a_storage_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
     assert ranges == ([resumed, resumed] if announced is None else [])
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8"])
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8", b"5"])
 def test_a_page_instead_of_kaggles_answer(
     spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path, page: bytes
 ) -> None:
@@ -138,6 +138,21 @@ def test_a_page_instead_of_the_archive(
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     kaggle_server.page = b"<!DOCTYPE html><title>Log in</title>"
     with pytest.raises(SourceError, match=r"not a whole zip or tar archive, .* the download was removed"):
+        fetch_source(spec, store, settings)
+    assert files_in(cache) == []
+
+
+@pytest.mark.parametrize("headers", [{"Location": "http://[::1"}, {"X-Kaggle-APIVersion": "newest"}])
+def test_an_address_or_a_version_that_is_none(
+    spec: SourceSpec,
+    store: Store,
+    settings: Settings,
+    kaggle_server: KaggleServer,
+    cache: Path,
+    headers: dict[str, str],
+) -> None:
+    kaggle_server.redirects_with = headers
+    with pytest.raises(TryAgain, match="answered with something else than Kaggle does"):
         fetch_source(spec, store, settings)
     assert files_in(cache) == []
 

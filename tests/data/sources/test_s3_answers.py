@@ -7,8 +7,10 @@ from typing import Any
 
 import botocore.config
 import pytest
+from botocore.response import StreamingBody
 from kaggle_server import mirror_zip, some_names
 from s3_proxy import Proxy
+from urllib3.exceptions import ProtocolError
 
 from ml.core.errors import BreakhisError, ConfigError, SourceError, TryAgain
 from ml.core.settings import Settings
@@ -127,6 +129,19 @@ def test_a_server_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
     proxy.drips_after = None
     assert fetch_source(archive(), store, settings)["files"] == 164
     assert proxy.gets[-1] == ("all.zip", f"bytes={have}-")
+
+
+def test_an_object_whose_content_breaks_off_is_asked_for_another_time(
+    images: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """boto3 leaves such an error as urllib3 raised it."""
+
+    def break_off(*_: object) -> bytes:
+        raise ProtocolError("Connection broken: InvalidChunkLength")
+
+    monkeypatch.setattr(StreamingBody, "read", break_off)
+    with pytest.raises(TryAgain, match=r"broke off s3://.*Connection broken: InvalidChunkLength.*; try again"):
+        fetch_source(images(), store, settings)
 
 
 def test_a_server_that_drips_an_object_is_given_up(
