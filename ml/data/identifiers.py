@@ -152,7 +152,7 @@ def explain_unusable_identifier(text: str) -> str:
 
 
 def format_value(value: object, exact_below: float = math.inf) -> str:
-    """Returns a table's value as text, by the same rule for every type of column; a missing one is empty.
+    """Returns a table's value as text, before any rule about identifiers; a missing one is empty.
 
     Args:
         value: as Arrow hands it out: a text, bytes, number, date, or None.
@@ -162,15 +162,13 @@ def format_value(value: object, exact_below: float = math.inf) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        text = value.decode(errors="backslashreplace")
-    elif isinstance(value, Decimal):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, Decimal):
         # A whole number of a column with three decimals is no text that may mean thousands.
-        text = format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
-    elif isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
-        text = f"{value:.9E}"
-    else:
-        text = str(value)
-    return normalize_identifier(text)
+        return format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
+        return f"{value:.9E}"
+    return str(value)
 
 
 def normalize_path(path: str) -> str:
