@@ -1,8 +1,8 @@
 """Names of patients, slides and files: what is the same gets the same text, whoever wrote it and into what.
 
 A table's column of numbers changes its type with a single empty cell, and a spreadsheet or pandas writes such a column
-out again as ``1001.0``. A patient must not get another name by that: an erased one would come back, and one on a side
-of a split could be put on another.
+out again as ``1001.0``; a spreadsheet that is to keep it as text exports ``="1001"``. A patient must not get another
+name by that: an erased one would come back, and one on a side of a split could be put on another.
 """
 
 import math
@@ -25,11 +25,37 @@ _THOUSANDS = re.compile(r"-?[1-9][0-9]{0,2}[.,]000")
 _MIDNIGHT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00:00(\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9]{1,3}([.,][0-9]+[eE][+-]?|[eE]\+)[0-9]+")
 
+_QUOTED = re.compile(r'=\s*"+(?P<formula>[^"]*)"+|=\s*(?P<number>-?[0-9]+)|"(?P<text>.*)"', re.DOTALL)
+"""How spreadsheets and their exports keep a number as text: ``="1001"``; quotation marks may be doubled, as in CSV."""
+
+_LONGEST = 100
+"""Characters of an identifier that may be a number or be wrapped: one of a million quotation marks would take hours."""
+
+_IGNORED = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What Unicode has displays ignore, besides the category Cf."""
+
+_VISIBLE = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+"""Marks around a number in Arabic, Syriac and Kaithi, which are seen although they are of the category Cf."""
+
 _MISSING = frozenset(
-    {"nan", "NaN", "-nan", "-NaN", "NaT", "<NA>", "NA", "N/A", "n/a", "None", "null", "NULL"}
+    {"nan", "NaN", "-nan", "-NaN", "NaT", "<NA>", "NA", "na", "None", "none", "NONE", "null", "NULL", "nil", "NIL"}
     | {"inf", "-inf", "Infinity", "-Infinity", "\u221e", "-\u221e"}
 )
 """What pandas, R, databases and Java write where a value is missing or could not be computed."""
+
+_PLACEHOLDER = re.compile(
+    # Initials with a full stop or slash: not available, not applicable, keine Angabe, no data, sin datos.
+    r"n\. ?a\.?|n/a|k\. ?a\.?|k/a|n\. ?d\.?|n/d|s\. ?d\.?|s/d"
+    r"|unknown|not known|not available|missing|blank|empty|unbekannt|fehlt|leer|inconnu|desconocido|sconosciuto"
+    r"|[(\[<][^\W\d_]{2}[^\d()\[\]<>]*[)\]>]",  # (blank), <null>
+    re.IGNORECASE,
+)
+"""What people and their programs write into a cell about which they know nothing."""
+
+_SENTINEL = re.compile(r"[-\u2212](1|9+|88+|77+)")
+"""What statistical software has for a missing number, -999 and its like; no hospital numbers its patients so."""
 
 _ERROR_WORD = re.compile(r"#(?:[^\W\d_]|[\u00a1\u00bf/_ ]|(?<=/)0){2,}[!?]?|#+")
 """What spreadsheets show of a formula without a value, a word in capitals in the user's language: #N/A, #NV, #WERT!.
@@ -52,14 +78,35 @@ def normalize_identifier(text: str) -> str:
     """Returns the one form of an identifier: ``1001.0`` becomes ``1001``, and decomposed letters are composed.
 
     The rule looks at one identifier alone, so that no other row of a table changes it: blanks around it and the decimal
-    point or comma of a whole number go, as does the time of a date at midnight. All else stays: ``01001``, ``1e3`` and
-    ``12.50`` are text, and ``1.000`` names nobody.
+    point or comma of a whole number go, as does the time of a date at midnight. So does what nobody sees, and what a
+    spreadsheet puts around a number that is to stay text: ``="1001"``, ``'1001``. All else stays: ``01001``, ``1e3``
+    and ``12.50`` are text, and ``1.000`` names nobody.
     """
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(character for character in text if not _is_invisible(character))
     text = compose_letters(text.strip())
+    while len(text) <= _LONGEST and (bare := compose_letters(_remove_one_wrapping(text).strip())) != text:
+        text = bare
+    return text
+
+
+def _is_invisible(character: str) -> bool:
+    kind = unicodedata.category(character)
+    if kind == "Cc":
+        return not character.isspace()
+    return (kind == "Cf" and character not in _VISIBLE) or _IGNORED.match(character) is not None
+
+
+def _remove_one_wrapping(text: str) -> str:
+    """Returns a text without one of the things that do not belong to an identifier."""
+    if quoted := _QUOTED.fullmatch(text):
+        return next(inner for inner in quoted.groups() if inner is not None)
+    if text.startswith("'"):
+        return text[1:-1] if text.endswith("'") else text[1:]
     if (number := _WHOLE_NUMBER.fullmatch(text)) and not _THOUSANDS.fullmatch(text):
-        text = number[1]
+        return number[1]
     if date := _MIDNIGHT.fullmatch(text):
-        text = date[1]
+        return date[1]
     return "0" if text == "-0" else text
 
 
@@ -89,20 +136,23 @@ def explain_unusable_identifier(text: str) -> str:
     """Says why an identifier that :func:`normalize_identifier` returned names nobody; empty if it does."""
     if not text:
         return "is empty"
-    if text in _MISSING:
-        return f"is {quote_value(text)}, which stands for a missing value; fill it in"
-    if (_ERROR_WORD.fullmatch(text) and text == text.upper()) or _ERROR_NUMBER.fullmatch(text):
-        return f"is {quote_value(text)}, an error in a spreadsheet; correct the cell and export the table again"
-    if _ROUNDED.fullmatch(text):
-        return f"is {quote_value(text)}, a rounded number that several may share; export the column as text"
-    if _THOUSANDS.fullmatch(text):
-        whole, thousands = text[:-4], text[:-4] + "000"
-        return f"is {quote_value(text)}, which is {whole} or {thousands} by language; export the column as text"
-    return ""
+    fault = ""
+    has_letters = any(map(str.isalnum, text))
+    if text.startswith("=") and has_letters:
+        fault = "a spreadsheet's formula; export the table with its values"
+    elif (_ERROR_WORD.fullmatch(text) and text == text.upper()) or _ERROR_NUMBER.fullmatch(text):
+        fault = "an error in a spreadsheet; correct the cell and export the table again"
+    elif not has_letters or text in _MISSING or _PLACEHOLDER.fullmatch(text) or _SENTINEL.fullmatch(text):
+        fault = "which stands for a missing value; fill it in"
+    elif _ROUNDED.fullmatch(text):
+        fault = "a rounded number that several may share; export the column as text"
+    elif _THOUSANDS.fullmatch(text):
+        fault = f"which is {text[:-4]} or {text[:-4]}000 by language; export the column as text"
+    return f"is {quote_value(text)}, {fault}" if fault else ""
 
 
 def format_value(value: object, exact_below: float = math.inf) -> str:
-    """Returns a table's value as text, by the same rule for every type of column; a missing one is empty.
+    """Returns a table's value as text, before any rule about identifiers; a missing one is empty.
 
     Args:
         value: as Arrow hands it out: a text, bytes, number, date, or None.
@@ -112,15 +162,13 @@ def format_value(value: object, exact_below: float = math.inf) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        text = value.decode(errors="backslashreplace")
-    elif isinstance(value, Decimal):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, Decimal):
         # A whole number of a column with three decimals is no text that may mean thousands.
-        text = format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
-    elif isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
-        text = f"{value:.9E}"
-    else:
-        text = str(value)
-    return normalize_identifier(text)
+        return format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= exact_below:
+        return f"{value:.9E}"
+    return str(value)
 
 
 def normalize_path(path: str) -> str:

@@ -23,7 +23,7 @@ from ml.images.file_facts import CPU_SECONDS, HASH_DIGITS, UNSETTLED, inspect_fi
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 8
+VERSION = 9
 """Increased when the same raw files would give another manifest, so that stored results are not reused."""
 
 MANIFEST_TYPES = {

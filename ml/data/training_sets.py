@@ -69,7 +69,12 @@ class TrainingSet(YamlModel):
     @property
     def models(self) -> dict[Task, str]:
         """The registered model of each task: ``NAME-binary`` and ``NAME-subtype``."""
-        return {task: f"{self.name}-{task}" for task in TASKS}
+        return name_models(self.name)
+
+
+def name_models(training_set: str) -> dict[Task, str]:
+    """Returns the name of each task's registered model: ``NAME-binary`` and ``NAME-subtype``."""
+    return {task: f"{training_set}-{task}" for task in TASKS}
 
 
 def load_training_set(reference: str, conf: Path) -> TrainingSet:
@@ -97,6 +102,8 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
     """Finds the training set and the task of a registered model by its name.
 
     Raises:
+        ConfigError: the file that is called like the model's set cannot be used. Another file of that name does not
+            stand in for it, since it may bring another policy.
         DataError: no training set declares such a model.
     """
     known: list[str] = []
@@ -104,8 +111,10 @@ def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task
     for file in training_set_files(settings):
         try:
             training_set = load_training_set(str(file), settings.conf)
-        except ConfigError as error:  # another set that is broken does not hide this one
-            broken.append(str(error))
+        except ConfigError as error:
+            if model in name_models(file.stem).values():
+                raise
+            broken.append(str(error))  # another set that is broken does not hide this one
             continue
         for task, name in training_set.models.items():
             if name == model:

@@ -14,10 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ml.core.errors import ImageError
 from ml.core.messages import cut_text
+from ml.images.completeness import check_digest, check_png, check_tiff, digest_with_junk
 from ml.images.pixel_formats import (
     EARLIER_FORMATS,
     FORMATS,
@@ -84,10 +85,17 @@ def _decode_rgb(file: BinaryIO, strict: bool, memory: int) -> Pixels:
             if min(image.size) < MIN_SIDE:
                 raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
             check_memory(image, memory)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                check_tiff(image, file)
+        with_junk = digest_with_junk(file) if strict and image.format in {"JPEG", "MPO"} else None
         image.load()
         if strict:
             check_opacity(image)
-        return read_array(image)
+        pixels = read_array(image)
+        if strict and image.format == "PNG":
+            check_png(file)
+        check_digest(pixels, with_junk)
+        return pixels
 
 
 def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from ml.core.errors import ImageError
+from ml.images.completeness import check_png, check_tiff
 from ml.images.decoding import (
     MEMORY,
     MIN_SIDE,
@@ -97,6 +98,8 @@ def _read_deep_samples(data: bytes, memory: int) -> NDArray[np.uint16]:
         if min(image.size) < MIN_SIDE:
             raise ImageError("size", f"{image.width}x{image.height} pixels; a side has {MIN_SIDE} at the least")
         check_memory(image, memory, deep=True)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            check_tiff(image, io.BytesIO(data))
         size = (image.height, image.width)
         samples = _decode_tiff(data) if isinstance(image, TiffImagePlugin.TiffImageFile) else _decode_png(data, image)
     if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[:2] != size or samples.shape[2] not in {3, 4}:
@@ -110,7 +113,8 @@ def _read_deep_samples(data: bytes, memory: int) -> NDArray[np.uint16]:
 def _decode_png(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     import imagecodecs
 
-    image.load()  # Pillow notices every damage, and libpng does not
+    image.load()  # Pillow notices a cut file and a wrong checksum, and libpng does not
+    check_png(io.BytesIO(data))
     samples: NDArray[np.uint16] = imagecodecs.png_decode(data)
     return samples
 
@@ -122,9 +126,6 @@ def _decode_tiff(data: bytes) -> NDArray[np.uint16]:
         page = file.pages.first
         if page.tags.valueof("Orientation", 1) != 1:
             raise ImageError("mode", "TIFF of 16 bits that is to be turned (Orientation); export it upright")
-        # tifffile fills up what is missing of a cut file.
-        if any(sum(segment) > len(data) for segment in zip(page.dataoffsets, page.databytecounts, strict=True)):
-            raise ImageError("truncated", "the TIFF's data lie beyond its end")
         samples: NDArray[np.uint16] = page.asarray()
         if 0 in getattr(page, "extrasamples", ()):
             raise ImageError("mode", "TIFF with a further channel beside colour and alpha; export it as RGB alone")

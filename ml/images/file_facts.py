@@ -12,7 +12,7 @@ from ml.core.workers import Death, map_surviving_crashes
 from ml.images.decoding import MEMORY, Pixels, decode, explained_errors, pixel_hash
 from ml.images.deep_pictures import decode_scaled
 
-VERSION = 4
+VERSION = 5
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
 
 UNSETTLED = frozenset({"memory", "crashed", "time"})

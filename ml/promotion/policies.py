@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
+from ml.core.errors import ConfigError
+from ml.core.messages import quote_value
 from ml.core.taxonomy import TASKS, Task
 from ml.core.yaml_files import KeyedError, YamlModel, find_yaml, read_yaml
 from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
@@ -232,6 +234,10 @@ def load_policy(reference: str, conf: Path, relative_to: Path | None = None) -> 
         relative_to: the folder that a relative path starts from.
 
     Raises:
-        ConfigError: the policy is missing, empty or invalid.
+        ConfigError: the policy is missing, empty or invalid, or called otherwise than its file.
     """
-    return read_yaml(find_yaml(conf / "policies", reference, relative_to), Policy)
+    file = find_yaml(conf / "policies", reference, relative_to)
+    policy = read_yaml(file, Policy)
+    if policy.name != file.stem:  # reviewers read the name
+        raise ConfigError(f"{file}: 'name' is {quote_value(policy.name)}; call it {file.stem!r} or rename the file")
+    return policy

@@ -48,6 +48,7 @@ def register_run(run_id: str, store: Store, settings: Settings) -> Json:
     Raises:
         RegistryError: there is no such run, it is unfinished, or it is not a training run of breakhis.
         DataError: no training set declares the model.
+        ConfigError: the file of its training set cannot be used.
         Refused: its tags or metrics are not of the kind that a training logs, its tags name another training set than
             its dataset belongs to, its metrics are not those of its predictions, or these not those of its network; it
             was changed after it was registered; or the registered model has something that neither this stage nor a

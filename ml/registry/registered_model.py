@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ml.core.errors import DataError, Refused, RegistryError, RunGone
+from ml.core.errors import ConfigError, DataError, Refused, RegistryError, RunGone
 from ml.core.messages import cut_text, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.names import suggest_name
@@ -202,6 +202,8 @@ def _is_declared(model: str, settings: Settings) -> bool:
         find_training_set(model, settings)
     except DataError:
         return False
+    except ConfigError:  # its set's file is broken
+        return True
     return True
 
 

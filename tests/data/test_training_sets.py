@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 
@@ -264,10 +266,11 @@ def test_a_broken_set_does_not_hide_the_others(conf):
     settings = Settings(home=conf / "home", conf=conf)
     assert find_training_set("both-binary", settings)[1] == "binary"
     with pytest.raises(DataError, match="unknown key 'colour'"):
-        find_training_set("aaa-binary", settings)
+        find_training_set("bbb-binary", settings)
 
 
-def test_a_broken_set_takes_no_model_from_a_good_one_of_its_name(conf):
+def test_a_broken_set_leaves_its_models_to_no_other_of_its_name(conf):
+    """Another file would bring another policy."""
     good = conf / "elsewhere" / "mine.yaml"
     good.parent.mkdir()
     good.write_text("name: mine\nsources: [one]\nledger: l\npolicy: strict\npreset: paper\n")
@@ -275,9 +278,14 @@ def test_a_broken_set_takes_no_model_from_a_good_one_of_its_name(conf):
     settings = Settings(home=conf / "home", conf=conf, training_sets=(good,))
     for text in ("name: mine\npolicy: a\npolicy: b\n", "name: [", "name: mine\nbinary: {f1: {x: 1}}\n", "\x00", "- a"):
         broken.write_text(text)
-        assert find_training_set("mine-binary", settings)[0].file == good
+        for model in ("mine-binary", "mine-subtype"):
+            with pytest.raises(ConfigError, match=rf"^{re.escape(str(broken))}: "):
+                find_training_set(model, settings)
         assert find_training_set("both-binary", settings)[0].name == "both"
     broken.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(broken))}: "):
+        find_training_set("mine-binary", settings)
+    broken.unlink()
     assert find_training_set("mine-binary", settings)[0].file == good
 
 

@@ -297,6 +297,17 @@ def test_an_erased_patient_stays_erased_when_numbers_become_floats(clinic: Simpl
     assert sorted(quarantine["reason"]) == ["erased", "erased", "row"]
 
 
+@pytest.mark.parametrize("spelling", ['="{}"', "'{}", "{}\u200b", "\ufeff{}", '"{}"'])
+def test_an_erased_patient_stays_erased_however_a_spreadsheet_disguises_the_number(
+    clinic: SimpleNamespace, spelling: str
+) -> None:
+    clinic.deliver(PATIENTS)
+    erase_patient(f"clinic:{spelling.format(1001)}", "clinic", "request 1", clinic.store, clinic.settings)
+    manifest, quarantine = clinic.deliver(pd.Series([spelling.format(number) for number in PATIENTS]))
+    assert set(read_manifest(manifest, clinic.store)["patient"]) == {"clinic:1000", "clinic:1002"}
+    assert quarantine["reason"].tolist() == ["erased", "erased"]
+
+
 @pytest.mark.parametrize("name", ["clinic:1001", "clinic:1001.0"])
 def test_what_an_early_release_called_otherwise_is_erased_with_the_patient(clinic: SimpleNamespace, name: str) -> None:
     first, _ = clinic.deliver(PATIENTS)

@@ -13,6 +13,7 @@ from ml.promotion import champion_comparison, evidence
 from ml.promotion.evidence import read_verified_object
 from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
+from ml.registry.registered_model import declared_models
 from tests.helpers import made_up
 from tests.helpers.decisions import model_folder, open_log, promote
 from tests.helpers.registry_world import NOT_RESCORED, RegistryWorld
@@ -83,6 +84,20 @@ def test_gate_blocks_below_the_floor_without_a_policy_and_with_an_empty_one(worl
     assert not judge_version("made-binary", "1", world.store, world.settings)["passed"]
     world.policy.unlink()
     assert "no usable policy" in judge_version("made-binary", "1", world.store, world.settings)["summary"]
+
+
+def test_gate_blocks_under_a_broken_training_set_whoever_else_has_its_name(world, tmp_path):
+    register_run(world.log_run(0.85), world.store, world.settings)
+    declared = world.conf / "training_sets" / "made.yaml"
+    lenient = tmp_path / "elsewhere" / "made.yaml"
+    lenient.parent.mkdir()
+    lenient.write_text(declared.read_text())
+    declared.write_text(declared.read_text() + "polcy: x\n")
+    settings = world.settings.model_copy(update={"training_sets": (lenient,)})
+    verdict = judge_version("made-binary", "1", world.store, settings)
+    assert not verdict["passed"]
+    assert "unknown key 'polcy'" in verdict["summary"]
+    assert "made-binary" in declared_models(settings)
 
 
 def test_another_policy_is_only_shown(world):

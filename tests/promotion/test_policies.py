@@ -29,6 +29,8 @@ from ml.promotion.policies import REQUIRED_EVIDENCE, BinaryMetric, Limit, Policy
         ("name: p\nrequire: [luck]\n", "luck"),
         ("name: p\ncomparison: {margin: 0}\n", "comparison.margin"),
         ("name: p\napprovals: 0\n", "approvals"),
+        ("name: strict\nbinary: {roc_auc: 0.1}\n", "'name' is 'strict'; call it 'p' or rename the file"),
+        ("binary: {roc_auc: 0.1}\n", "'name' is missing"),
     ],
 )
 def test_files_that_are_no_policy(tmp_path, text, message):

@@ -45,6 +45,20 @@ def require_known_subtypes(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def require_one_meaning(value: dict[str, str]) -> dict[str, str]:
+    """Returns a mapping from identifiers, if those that are the same have the same value.
+
+    Raises:
+        ValueError: names one that has two.
+    """
+    meanings: dict[str, str] = {}
+    for said, meaning in value.items():
+        before = meanings.setdefault(normalize_identifier(said), meaning)
+        if before != meaning:
+            raise ValueError(f"{quote_value(said)} is there twice, as {cut_text(before)} and as {cut_text(meaning)}")
+    return value
+
+
 class TableSpec(YamlModel):
     """A CSV or Parquet file of the source with a row for each image, and the meaning of its columns."""
 
@@ -75,12 +89,7 @@ class TableSpec(YamlModel):
     @field_validator("subtypes", mode="after")
     @classmethod
     def _known(cls, value: dict[str, str]) -> dict[str, str]:
-        meanings: dict[str, str] = {}
-        for said, subtype in value.items():
-            if meanings.setdefault(normalize_identifier(said), subtype) != subtype:
-                before = cut_text(meanings[normalize_identifier(said)])
-                raise ValueError(f"{quote_value(said)} is there twice, as {before} and as {cut_text(subtype)}")
-        return require_known_subtypes(value)
+        return require_known_subtypes(require_one_meaning(value))
 
     def is_at(self, path: str) -> bool:
         """Says whether the file at a path of the source is the table; its suffix may be in any case."""
@@ -142,7 +151,7 @@ class SourceSpec(YamlModel):
     @field_validator("trust", mode="after")
     @classmethod
     def _subtypes(cls, value: dict[str, str]) -> dict[str, str]:
-        return require_known_subtypes(value)
+        return require_known_subtypes(require_one_meaning(value))
 
     def model_post_init(self, context: Any) -> None:
         """Keeps the path of the YAML file, which ``validate_mapping`` passes as the validation context."""

@@ -50,11 +50,14 @@ def read_table(spec: SourceSpec, data: bytes, paths: Iterable[str], max_rows: in
     columns = [table.path, table.patient, table.subtype, table.magnification, *([table.slide] if table.slide else [])]
     is_parquet = table.file.lower().endswith(".parquet")
     where = f"{spec.file}: {table.file}"
+    images = _ImagesByName(paths)
     parsed: list[tuple[int, bool, TableRow]] = []
-    for number, cells in read_cells(where, data, columns, is_parquet=is_parquet, max_rows=max_rows):
-        row = _parse_row(spec, table, cells, f"{table.file} row {number}")
-        parsed.append((number, _names_folder(cells[table.path]), row))
-    images = _ImagesByName(paths, (row.path for _, with_folder, row in parsed if with_folder))
+    for number, written in read_cells(where, data, columns, is_parquet=is_parquet, max_rows=max_rows):
+        path = images.spell(written[table.path])
+        cells = {column: normalize_identifier(cell) for column, cell in written.items()}
+        row = _parse_row(spec, table, path, cells, f"{table.file} row {number}")
+        parsed.append((number, _names_folder(path), row))
+    images.add_named(row.path for _, with_folder, row in parsed if with_folder)
     rows: dict[str, TableRow] = {}
     for number, with_folder, row in parsed:
         image, why_none = images.find(row.path, with_folder=with_folder)
@@ -72,19 +75,38 @@ class _ImagesByName:
 
     Args:
         delivered: the paths of the source's images.
-        named: the paths of rows that name a folder, as :func:`normalize_path` writes them.
     """
 
-    def __init__(self, delivered: Iterable[str], named: Iterable[str]) -> None:
+    def __init__(self, delivered: Iterable[str]) -> None:
         self._by_path: dict[str, list[str]] = defaultdict(list)
         for path in delivered:
             self._by_path[normalize_path(path)].append(path)
         self._paths_in_any_case: dict[str, set[str]] = defaultdict(set)
+        self._spellings: dict[str, set[str]] = defaultdict(set)
         for path in self._by_path:
             self._paths_in_any_case[lower_suffix(path)].add(path)
+            for name in map(lower_suffix, (path, _file_name(path))):
+                self._spellings[_bare(name)].add(name)
         self._paths_by_file_name: dict[str, set[str]] = defaultdict(set)
-        for path in (*self._by_path, *named):
+        self.add_named(self._by_path)
+
+    def add_named(self, paths: Iterable[str]) -> None:
+        """Adds the paths of rows that name a folder, as :func:`normalize_path` writes them."""
+        for path in paths:
             self._paths_by_file_name[lower_suffix(_file_name(path))].update(self._find_paths(path) or [path])
+
+    def spell(self, written: str) -> str:
+        """Returns the path or file name that a cell means: what is written, if an image is called so.
+
+        Else it is what remains without blanks and the like, unless several images differ in these alone.
+        """
+        bare = normalize_identifier(written)
+        name = normalize_path(written) if bare else ""
+        is_known = self._find_paths(name) or (not _names_folder(written) and self._has_file_name(name))
+        return written if bare and (is_known or len(self._spellings.get(_bare(bare), ())) > 1) else bare
+
+    def _has_file_name(self, name: str) -> bool:
+        return lower_suffix(name) in self._paths_by_file_name
 
     def find(self, name: str, *, with_folder: bool) -> tuple[str | None, str]:
         """Returns the image that a row means; or None, and why it means none of them.
@@ -118,11 +140,15 @@ def _names_folder(written: str) -> bool:
     return "/" in written.replace("\\", "/")
 
 
+def _bare(path: str) -> str:
+    return lower_suffix(normalize_path(normalize_identifier(path)))
+
+
 def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[str, str], where: str) -> TableRow:
+def _parse_row(spec: SourceSpec, table: TableSpec, path: str, cells: Mapping[str, str], where: str) -> TableRow:
     """Returns the row of one image, with its problem if it has one; ``where`` names the row in messages."""
     patient, subtype_cell = cells[table.patient], cells[table.subtype]
     slide = cells[table.slide] if table.slide else patient
@@ -130,14 +156,14 @@ def _parse_row(spec: SourceSpec, table: TableSpec, cells: Mapping[str, str], whe
     subtype = meanings.get(subtype_cell, subtype_cell if subtype_cell in SUBTYPES else "")
     magnification = _MAGNIFICATION.fullmatch(cells[table.magnification])
     row = TableRow(
-        normalize_path(cells[table.path]) if cells[table.path] else "",
+        normalize_path(path) if path else "",
         f"{spec.cohort}:{patient}" if patient else "",
         f"{spec.cohort}:{slide}" if slide else "",
         subtype,
         int(magnification[1]) if magnification else 0,
     )
     unusable = {
-        **({} if cells[table.path] else {table.path: "is empty"}),
+        **({} if path else {table.path: "is empty"}),
         **{column: explain_unusable_identifier(cells[column]) for column in (table.patient, table.slide) if column},
     }
     if faults := [f"{quote_value(column)} {fault}" for column, fault in unusable.items() if fault]:

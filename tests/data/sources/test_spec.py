@@ -168,6 +168,8 @@ def test_the_cohort_is_that_of_the_names(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("trust: {14-13412: XX}", "'trust': unknown subtypes XX"),
+        ("trust: {1001: F, 1001.0: DC}", "'trust': '1001.0' is there twice, as F and as DC"),
+        ("trust: {1001: F, '=\"1001\"': DC}", "is there twice, as F and as DC"),
         (
             "validation: {quarantine_rat: {limit: 0.2}}",
             "'validation.quarantine_rat' (known: class_sizes, image_sizes, ",
