@@ -136,10 +136,10 @@ def test_an_object_whose_content_breaks_off_is_asked_for_another_time(
 ) -> None:
     """boto3 leaves such an error as urllib3 raised it."""
 
-    def break_off(*_: object) -> bytes:
+    def break_off(*_: object) -> None:
         raise ProtocolError("Connection broken: InvalidChunkLength")
 
-    monkeypatch.setattr(StreamingBody, "read", break_off)
+    monkeypatch.setattr(StreamingBody, "__enter__", break_off)
     with pytest.raises(TryAgain, match=r"broke off s3://.*Connection broken: InvalidChunkLength.*; try again"):
         fetch_source(images(), store, settings)
 
