@@ -73,7 +73,7 @@ def _drop_unwritten_output() -> None:
 def _find_outage(error: Exception) -> BreakhisError | None:
     """Returns our error where MLflow or S3 was out of reach; each is imported only if it raised the error."""
     raised_by = type(error).__module__.partition(".")[0]
-    if raised_by in {"mlflow", "sqlalchemy"}:
+    if raised_by in {"mlflow", "sqlalchemy", "google"}:  # the last reads MLflow's answers
         from ml.core import mlflow_client
 
         return mlflow_client.find_outage(error)

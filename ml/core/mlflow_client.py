@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
-from ml.core.messages import cut_text
+from ml.core.messages import cut_text, hide_access
 from ml.core.mlflow_files import ARTIFACTS, DAMAGE, check_database, check_files, database_uri, explain_damage
 from ml.core.settings import Settings
 
@@ -77,7 +77,9 @@ def find_outage(error: Exception) -> BreakhisError | None:
 
     if disk := explain_os_error(error):
         return disk
-    server, code, text = f"MLflow at {mlflow.get_tracking_uri()}", getattr(error, "error_code", ""), str(error)
+    # The address may have a password in it, and MLflow's client repeats the address.
+    server = f"MLflow at {hide_access(mlflow.get_tracking_uri())}"
+    code, text = getattr(error, "error_code", ""), hide_access(error)
     if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return CredentialsError(f"{server} refuses the login ({code}); check MLFLOW_TRACKING_USERNAME and its password")
     if database := _explain_database(text, mlflow.get_tracking_uri()):
@@ -86,8 +88,21 @@ def find_outage(error: Exception) -> BreakhisError | None:
         # MLflow's client makes one kind of error of a closed port, a time-out and an answer of 5xx after its retries.
         cause = cut_text(text.rpartition("Caused by ")[2].strip("()"))
         return TryAgain(f"{server} cannot be reached or answers errors: {cause}; is it running?")
-    if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text:
+    return _explain_other_server(error, server)
+
+
+def _explain_other_server(error: Exception, server: str) -> BreakhisError | None:
+    """Returns our error where something answers that is no MLflow, or stands before it; None where MLflow answers."""
+    from mlflow.protos.databricks_pb2 import ErrorCode
+
+    kind, code, text = type(error).__name__, getattr(error, "error_code", ""), hide_access(error)
+    if code == "ENDPOINT_NOT_FOUND" or "not in a valid JSON format" in text or kind == "ParseError":
         return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")
+    if kind == "UnsupportedModelRegistryStoreURIException":
+        return ConfigError(f"{server}: MLflow knows no such address; say http://… in BREAKHIS_MLFLOW_URI")
+    if kind == "RestException" and (code == "INTERNAL_ERROR" or code not in ErrorCode.keys()):  # noqa: SIM118
+        # A gateway that wants a login answers in JSON of its own, to which MLflow's client gives this code.
+        return TryAgain(f"{server} answers with an error: {cut_text(text)}; see what stands before it, or to its log")
     return None
 
 

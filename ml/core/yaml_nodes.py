@@ -279,11 +279,24 @@ def _older_yaml() -> yaml.SafeLoader:
     return yaml.SafeLoader("")  # YAML 1.1; it read these files in earlier releases
 
 
+def _require_printable(value: object) -> object:
+    """Returns a value, unless Python would not print it: it reads hexadecimal numbers of any length, and prints few.
+
+    Raises:
+        ValueError: it is a number of thousands of digits.
+    """
+    if isinstance(value, int):
+        str(value)
+    return value
+
+
 def _read_as_newer_yaml(text: str) -> object:
     reader = _newer_yaml()
     try:
-        return reader.constructor.construct_object(
-            ScalarNode(reader.resolver.resolve(ScalarNode, text, (True, False)), text)
+        return _require_printable(
+            reader.constructor.construct_object(
+                ScalarNode(reader.resolver.resolve(ScalarNode, text, (True, False)), text)
+            )
         )
     except (YAMLError, ValueError):  # what only looks like a number or a date is text
         return text
@@ -292,8 +305,10 @@ def _read_as_newer_yaml(text: str) -> object:
 def _read_as_older_yaml(text: str) -> object:
     reader = _older_yaml()
     try:
-        return reader.construct_object(
-            yaml.ScalarNode(reader.resolve(yaml.ScalarNode, text, (True, False)), text)  # type: ignore[no-untyped-call]
+        return _require_printable(
+            reader.construct_object(
+                yaml.ScalarNode(reader.resolve(yaml.ScalarNode, text, (True, False)), text)  # type: ignore[no-untyped-call]
+            )
         )
     except (yaml.YAMLError, ValueError):
         return text

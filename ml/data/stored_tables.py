@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ml.core.errors import ConfigError
 from ml.core.messages import cut_text
 from ml.core.store import Store
 from ml.core.stored_json import describe_damage
@@ -14,6 +15,7 @@ def read_stored_table(oid: str, name: str, store: Store) -> "pd.DataFrame":
     """Returns a table of an object, such as the dataset.parquet of a dataset.
 
     Raises:
+        ConfigError: there is not enough memory.
         StoreError: there is no such object or file, the file is damaged, or a column holds lists, objects or bytes.
     """
     import pandas as pd
@@ -26,6 +28,8 @@ def read_stored_table(oid: str, name: str, store: Store) -> "pd.DataFrame":
             if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
                 raise ValueError(f"its column {field.name} holds {field.type}")
         return pd.read_parquet(file)
+    except MemoryError:  # Arrow's is one, too
+        raise ConfigError(f"there is not enough memory to read {uri}; give this process more") from None
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise describe_damage(uri, cut_text(error)) from None
     except OSError as error:

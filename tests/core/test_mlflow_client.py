@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -6,10 +7,11 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
-from ml.core.errors import ConfigError, CredentialsError, RegistryError, TryAgain
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, RegistryError, TryAgain
 from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.mlflow_files import relocate_files
 from ml.core.settings import Settings
@@ -53,11 +55,12 @@ def test_an_experiment_that_another_process_creates_meanwhile_is_the_active_one(
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """Gives every request the status of the address, such as ``/503``, and a page."""
+    """Gives every request the status of the address, such as ``/503``, and a page; with more behind it, as JSON."""
 
     def do_GET(self):
-        page = b"<html>a page</html>"
-        self.send_response(int(self.path.split("/")[1]))
+        status, _, content = self.path.split("/")[1].partition(",")
+        page = unquote(content).encode() or b"<html>a page</html>"
+        self.send_response(int(status))
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         self.wfile.write(page)
@@ -94,18 +97,40 @@ def closed_port():
         (403, CredentialsError, "refuses the login"),
         (404, ConfigError, "that is no MLflow server"),
         (200, ConfigError, "that is no MLflow server"),
+        ('401,{"message":"Unauthorized"}', TryAgain, "answers with an error: .*Unauthorized; see what stands before"),
+        ('403,{"detail":"Not authenticated"}', TryAgain, "answers with an error: .*Not authenticated"),
+        ('400,{"error_code":"X","message":"m"}', TryAgain, "answers with an error: X: m"),
     ],
 )
 def test_an_outage_is_not_told_as_something_missing(server, tmp_path, status, kind, words):
-    settings = Settings(home=tmp_path, mlflow_uri=f"{server}/{status}")
+    place = quote(str(status), safe=",")
+    settings = Settings(home=tmp_path, mlflow_uri=f"{server}/{place}")
     model = RegisteredModel("made-binary", settings)
     for ask in (
         lambda: find_training_run("0" * 32, settings),
         lambda: model.find_version(1),
         lambda: model.alias("champion"),
     ):
-        with pytest.raises(kind, match=f"{server}/{status}.*{words}"):
+        with pytest.raises(kind, match=f"{server}/{re.escape(place)}.*{words}"):
             ask()
+
+
+def test_an_address_that_is_none_and_answers_of_another_kind(server, tmp_path):
+    with pytest.raises(Exception, match="unsupported URI") as error:
+        RegisteredModel("made-binary", Settings(home=tmp_path, mlflow_uri="localhost:5000"))
+    assert "MLflow knows no such address" in str(find_outage(error.value))
+    odd = quote('200,{"run":5}', safe=",")
+    with pytest.raises(Exception, match="Failed to parse run") as error:
+        find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=f"{server}/{odd}"))
+    assert "that is no MLflow server" in str(find_outage(error.value))
+
+
+def test_a_password_in_the_address_is_not_shown(server, tmp_path):
+    for status in (500, 401, 404):
+        uri = f"{server}/{status}".replace("//", "//user:s3cret@")
+        with pytest.raises(BreakhisError) as error:
+            find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=uri))
+        assert "s3cret" not in str(error.value)
 
 
 def test_a_server_that_does_not_listen_is_named(closed_port, tmp_path, monkeypatch):

@@ -178,7 +178,10 @@ def _format_column(column: pa.Array) -> list[str]:
         texts = dict(zip(used, _format_column(column.dictionary.take(pa.array(used, pa.int64()))), strict=True))
         return ["" if place is None else texts[place] for place in places]
     if not pa.types.is_floating(kind):
-        return [format_value(value) for value in column.to_pylist()]
+        try:
+            return [format_value(value) for value in column.to_pylist()]
+        except (OverflowError, LookupError) as error:  # of dates in a time zone, or so far off, that Python has none
+            raise ValueError(f"a column of {cut_text(kind)} holds a value that is none ({cut_text(error)})") from None
     # Written and read once more, so that a short type's value is not shown with the digits of a long one.
     values = (float(str(value)) for value in column.to_numpy(zero_copy_only=False))
     exact_below = 2.0 ** {16: 11, 32: 24, 64: 53}[kind.bit_width]

@@ -189,3 +189,12 @@ def test_two_further_checks_need_two_names(tmp_path: Path) -> None:
     check = "{name: mine, sentence: Something of ours., expectation: ExpectColumnValuesToBeInSet}"
     with pytest.raises(ConfigError, match="two checks are called mine"):
         read(tmp_path, f"name: mine\nkind: directory\npath: x\nvalidation: {{more: [{check}, {check}]}}\n")
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5_000, "0b" + "1" * 20_000, "0o" + "7" * 9_000, "9" * 5_000])
+def test_a_number_that_python_does_not_print_is_none(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "made.yaml"
+    file.write_text(f"name: made\nkind: demo\nseed: {number}\n")
+    with pytest.raises(ConfigError, match=r"made\.yaml: line 3: .*seed") as error:
+        load_source(str(file), tmp_path)
+    assert len(str(error.value)) < 1_000

@@ -112,3 +112,21 @@ def test_a_source_says_how_many_rows_its_table_may_have(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"made\.yaml: t\.csv has more than the 1 rows allowed"):
         make_manifest(spec, store, 0, max_rows=1)
     assert make_manifest(spec, store, 0, max_rows=2)["images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("ms"), 2**62),
+        (pa.timestamp("us", "Mars/Olympus"), 0),
+        (pa.timestamp("us", "+99:99"), 0),
+        (pa.date32(), 2**31 - 1),
+    ],
+)
+def test_a_date_that_is_none_is_told(kind: pa.DataType, value: int) -> None:
+    """Of such a date Python has no object, and Arrow raises what that raises."""
+    packed = io.BytesIO()
+    storage = pa.int32() if kind == pa.date32() else pa.int64()
+    parquet.write_table(pa.table({"a": pa.array([value], storage).cast(kind), "b": ["x"]}), packed)
+    with pytest.raises(SourceError, match=r"^mine\.yaml: t cannot be read: a column of .* holds a value that is none"):
+        read(packed.getvalue(), ("a", "b"))
