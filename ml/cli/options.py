@@ -17,7 +17,7 @@ from ml.core.store import Json, Store, write_result
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 
 
-class _VersionNumber(click.ParamType[str]):
+class _VersionNumber(click.types.StringParamType):
     """The number of a model version, in the one way in which it is written: it is compared as text, too."""
 
     name = "number"
