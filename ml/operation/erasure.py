@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ml.core.errors import DataError, RegistryError
-from ml.core.messages import list_items, quote_value
+from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -68,8 +68,8 @@ def erase_patient(patient: str, cohort: str, why: str, store: Store, settings: S
 
     Raises:
         DataError: the cohort has no such patient.
-        RegistryError: MLflow cannot be asked. The patient is on the list of erased patients then, but nothing else was
-            erased.
+        BreakhisError: MLflow cannot be asked: RegistryError, or why it is out of reach. The patient is on the list of
+            erased patients then, but nothing else was erased.
         StoreError: a ledger was edited.
     """
     if not is_name(cohort):
@@ -255,7 +255,7 @@ def _list_trainings(
     """Returns the MLflow runs whose dataset had the patient, with the side of the split that the patient was on.
 
     Raises:
-        RegistryError: MLflow cannot be asked.
+        BreakhisError: MLflow cannot be asked: RegistryError, or why it is out of reach.
     """
     if not datasets:
         return []
@@ -265,9 +265,10 @@ def _list_trainings(
     try:
         return list(_find_runs(datasets, [patient], slides, ViewType.ALL, store, settings))
     except MlflowException as error:
-        raise find_outage(error) or RegistryError(
-            f"MLflow ({settings.mlflow_ui or settings.mlflow_uri}) cannot tell which trainings took part: {error}; "
-            f"{patient} is left out of manifests from now on, call this again for the rest"
+        cause = find_outage(error) or RegistryError(f"MLflow: {cut_text(error)}")
+        raise type(cause)(
+            f"{cause}; so MLflow cannot tell which trainings took part. {quote_value(patient)} is left out of "
+            "manifests from now on; call this again for the rest"
         ) from None
 
 
