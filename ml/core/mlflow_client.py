@@ -100,7 +100,7 @@ def _explain_other_server(error: Exception, server: str) -> BreakhisError | None
         return ConfigError(f"{server}: that is no MLflow server; correct BREAKHIS_MLFLOW_URI")
     if kind == "UnsupportedModelRegistryStoreURIException":
         return ConfigError(f"{server}: MLflow knows no such address; say http://… in BREAKHIS_MLFLOW_URI")
-    if kind == "RestException" and (code == "INTERNAL_ERROR" or code not in ErrorCode.keys()):  # noqa: SIM118
+    if kind == "RestException" and (code == "INTERNAL_ERROR" or code not in ErrorCode.keys()):  # noqa: SIM118 (no mapping)
         # A gateway that wants a login answers in JSON of its own, to which MLflow's client gives this code.
         return TryAgain(f"{server} answers with an error: {cut_text(text)}; see what stands before it, or to its log")
     return None

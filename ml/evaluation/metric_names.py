@@ -14,6 +14,12 @@ GATED_METRICS: dict[Task, tuple[str, str]] = {
 LOWER_IS_BETTER = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
 """Metrics of which a lower value is better."""
 
+
+def is_worse(metric: str, before: float, now: float) -> bool:
+    """Returns whether a metric got worse; of a threshold no value is better than another."""
+    return metric != "threshold" and now != before and (now > before) == (metric in LOWER_IS_BETTER)
+
+
 CLINICAL_ORDER = (
     *("patient_recall", "recall", "patient_specificity", "patient_balanced_accuracy", "patient_macro_f1"),
     *("patient_roc_auc", "patient_roc_auc_ovr", "patient_recognition_rate", "patient_accuracy", "patient_f1"),

@@ -4,7 +4,6 @@ Pillow refuses a file that ends too early. It takes one whose compressed data en
 software that repairs cut files writes it. docs/sources.md says what is found, and what is not.
 """
 
-import hashlib
 import io
 import re
 import struct
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from ml.core.errors import ImageError
-from ml.images.pixel_formats import read_array
+from ml.images.pixel_formats import pixel_hash, read_array
 
 _BLOCK = 2**20
 """Bytes that are unpacked at once."""
@@ -98,8 +97,8 @@ _JUNK = b"".join(
 restart marker, since a decoder that waits for one skips all else."""
 
 
-def digest_with_junk(file: BinaryIO) -> bytes | None:
-    """Decodes a JPEG with further data behind each scan, and returns the digest of its pixels (:func:`digest_pixels`).
+def hash_with_junk(file: BinaryIO) -> str | None:
+    """Decodes a JPEG with further data behind each scan, and returns its :func:`ml.images.pixel_formats.pixel_hash`.
 
     libjpeg has no error for data that end too early: it goes on with grey. If the data are complete, it does not look
     at what follows, and the pixels are the same; else they differ. None where that says nothing: of data in arithmetic
@@ -121,21 +120,16 @@ def digest_with_junk(file: BinaryIO) -> bytes | None:
     parts = (content[start:end] + _JUNK for start, end in pairwise([0, *ends]))
     with Image.open(io.BytesIO(b"".join(parts) + bytes([0xFF, _EOI])), formats=("JPEG",)) as image:
         image.load()
-        return digest_pixels(read_array(image))
+        return pixel_hash(read_array(image))
 
 
-def digest_pixels(pixels: NDArray[np.uint8]) -> bytes:
-    """Returns the digest of an image's pixels (height, width, 3)."""
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data).digest()
-
-
-def check_digest(pixels: NDArray[np.uint8], with_junk: bytes | None) -> None:
-    """Checks by :func:`digest_with_junk` that the data of a JPEG are complete.
+def check_hash(pixels: NDArray[np.uint8], with_junk: str | None) -> None:
+    """Checks by :func:`hash_with_junk` that the data of a JPEG are complete.
 
     Raises:
         ImageError: its ``reason`` is ``truncated``.
     """
-    if with_junk is not None and digest_pixels(pixels) != with_junk:
+    if with_junk is not None and pixel_hash(pixels) != with_junk:
         raise ImageError("truncated", "the JPEG's data end before the picture does")
 
 

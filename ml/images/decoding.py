@@ -4,7 +4,6 @@ Training and serving share one function that decodes and one that resizes, so a 
 preprocessed differently. The module needs only NumPy and Pillow, since every logged model carries a copy of it.
 """
 
-import hashlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ml.core.errors import ImageError
 from ml.core.messages import cut_text
-from ml.images.completeness import check_digest, check_png, check_tiff, digest_with_junk
+from ml.images.completeness import check_hash, check_png, check_tiff, hash_with_junk
 from ml.images.pixel_formats import (
     EARLIER_FORMATS,
     FORMATS,
@@ -87,14 +86,14 @@ def _decode_rgb(file: BinaryIO, strict: bool, memory: int) -> Pixels:
             check_memory(image, memory)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 check_tiff(image, file)
-        with_junk = digest_with_junk(file) if strict and image.format in {"JPEG", "MPO"} else None
+        with_junk = hash_with_junk(file) if strict and image.format in {"JPEG", "MPO"} else None
         image.load()
         if strict:
             check_opacity(image)
         pixels = read_array(image)
         if strict and image.format == "PNG":
             check_png(file)
-        check_digest(pixels, with_junk)
+        check_hash(pixels, with_junk)
         return pixels
 
 
@@ -175,13 +174,6 @@ def resize(pixels: Pixels) -> Pixels:
     return np.asarray(
         Image.fromarray(pixels).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BICUBIC, reducing_gap=1.0)
     )
-
-
-def pixel_hash(pixels: Pixels) -> str:
-    """Returns the SHA-256 of an image's shape and pixels. The same image in another file has the same hash."""
-    hasher = hashlib.sha256(f"{pixels.shape}".encode())
-    hasher.update(np.ascontiguousarray(pixels).data)
-    return hasher.hexdigest()
 
 
 def read_image(path: Path) -> Pixels:

@@ -9,15 +9,19 @@ from ml.core.errors import ImageError
 from ml.core.progress import track
 from ml.core.store import Store, digest
 from ml.core.workers import Death, map_surviving_crashes
-from ml.images.decoding import MEMORY, Pixels, decode, explained_errors, pixel_hash
+from ml.images.decoding import MEMORY, Pixels, decode, explained_errors
 from ml.images.deep_pictures import decode_scaled
+from ml.images.pixel_formats import pixel_hash
 
 VERSION = 5
 """Version of the cache. Raise it when decoding the same file would find other facts, so that old ones are not used."""
 
-UNSETTLED = frozenset({"memory", "crashed", "time"})
-"""Reasons that another machine or setting may not give. The first two are not remembered, since the file is soon tried
-again; ``time`` is remembered with its limit, and the file is tried again under a higher one."""
+_FORGOTTEN = frozenset({"memory", "crashed"})
+"""Reasons that are not remembered, since such a file is soon tried again."""
+
+UNSETTLED = _FORGOTTEN | {"time"}
+"""Reasons that another machine or setting may not give. ``time`` is remembered with its limit, and the file is tried
+again under a higher one."""
 
 CPU_SECONDS = 120.0
 """CPU time that reading one picture may take where no setting says otherwise. docs/sources.md says what the slowest
@@ -136,8 +140,7 @@ class PictureFactsCache:
 
     def write(self, pictures: dict[str, PictureFacts]) -> None:
         """Adds these facts to the cache as one part, but for those that depend on more than a remembered limit."""
-        forgotten = UNSETTLED - {"time"}
-        settled = {sha256: picture for sha256, picture in pictures.items() if picture.reason not in forgotten}
+        settled = {sha256: picture for sha256, picture in pictures.items() if picture.reason not in _FORGOTTEN}
         if settled:
             _write_part(self.prefix, [[sha256, *astuple(picture)] for sha256, picture in settled.items()], self.store)
 

@@ -15,7 +15,8 @@ from ml.core.progress import track
 from ml.core.store import Store, digest
 from ml.core.workers import map_in_processes, prefetch
 from ml.images.augmentation import IDENTITY_VIEW
-from ml.images.decoding import INPUT_SIZE, Pixels, decode, pixel_hash, resize
+from ml.images.decoding import INPUT_SIZE, Pixels, decode, resize
+from ml.images.pixel_formats import pixel_hash
 
 if TYPE_CHECKING:
     import pandas as pd

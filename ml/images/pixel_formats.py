@@ -4,6 +4,7 @@ Pillow hands out many formats as 8-bit RGB, whatever the file holds. These check
 and refuse what cannot become 8-bit RGB without a loss. docs/sources.md has the table.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO, cast
 
@@ -123,6 +124,13 @@ def read_array(image: Image.Image, channel: str | None = None) -> NDArray[np.uin
         converted = band if band.mode == mode else band.convert(mode)
         array[top : top + rows] = np.asarray(converted.getchannel(channel) if channel else converted)
     return array
+
+
+def pixel_hash(pixels: NDArray[np.uint8]) -> str:
+    """Returns the SHA-256 of an image's shape and pixels. The same image in another file has the same hash."""
+    hasher = hashlib.sha256(f"{pixels.shape}".encode())
+    hasher.update(np.ascontiguousarray(pixels).data)
+    return hasher.hexdigest()
 
 
 def check_opacity(image: Image.Image) -> None:

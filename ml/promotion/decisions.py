@@ -34,16 +34,8 @@ from ml.promotion.champion import reconcile_aliases
 from ml.promotion.evidence import read_evidence, read_verified_evidence, read_verified_object
 from ml.promotion.judging import judge
 from ml.promotion.questions import check_registered, check_undecided
-from ml.promotion.reviews import (
-    MIN_REASON_LENGTH,
-    PROMOTE,
-    ROLLBACK,
-    WITHDRAW,
-    format_rollback_body,
-    format_rollback_title,
-    parse_bundle_id,
-    parse_reason,
-)
+from ml.promotion.review_texts import format_rollback_body, format_rollback_title
+from ml.promotion.reviews import MIN_REASON_LENGTH, PROMOTE, ROLLBACK, WITHDRAW, parse_bundle_id, parse_reason
 from ml.registry.registered_model import Aliases, RegisteredModel
 
 

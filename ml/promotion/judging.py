@@ -18,7 +18,8 @@ from ml.promotion.evidence import verify_evidence
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy, load_policy
 from ml.promotion.questions import check_may_be_asked
-from ml.promotion.reviews import PROMOTE, format_review_body, format_review_title
+from ml.promotion.review_texts import format_review_body, format_review_title
+from ml.promotion.reviews import PROMOTE
 from ml.registry.registered_model import CANDIDATE, CHAMPION, RegisteredModel
 
 if TYPE_CHECKING:

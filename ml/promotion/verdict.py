@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from ml.core.store import Json
 from ml.core.taxonomy import LABELS, SUBTYPE_NAMES, SUBTYPES, class_names, label_of
-from ml.evaluation.metric_names import CLINICAL_ORDER, LOWER_IS_BETTER, METRIC_NAMES
+from ml.evaluation.metric_names import CLINICAL_ORDER, METRIC_NAMES, is_worse
 from ml.promotion.gates import count_outcomes
+from ml.promotion.policies import NonInferiorityRule
 
-_DEFAULT_MARGIN = 0.05  # of a policy that names none, or cannot be read
 _MAX_WORSE = 3  # regressions that the warnings name
 
 _DECISIVE_METRICS = {
@@ -83,7 +83,7 @@ def rank_clinically(metric: str, of_class: str = "") -> tuple[int, str]:
     return (CLINICAL_ORDER.index(metric) if metric in CLINICAL_ORDER else known + 2, metric)
 
 
-def list_regressions(evidence: Json, champion: Json | None, margin: float = _DEFAULT_MARGIN) -> list[Regression]:
+def list_regressions(evidence: Json, champion: Json | None, margin: float) -> list[Regression]:
     """Returns what is worse than the champion's, by clinical weight; what is worse by more than the margin comes first.
 
     Compares all metrics of images and patients, and the recall of each class. Of the binary model the latter are the
@@ -106,7 +106,7 @@ def list_regressions(evidence: Json, champion: Json | None, margin: float = _DEF
     worse = [
         Regression(name, of_class, before, now, abs(now - before) > margin)
         for name, of_class, before, now in pairs
-        if before is not None and name != "threshold" and now != before and (now > before) == (name in LOWER_IS_BETTER)
+        if before is not None and is_worse(name, before, now)
     ]
     return sorted(worse, key=lambda one: (not one.is_beyond_margin, rank_clinically(one.metric, one.of_class)))
 
@@ -114,8 +114,8 @@ def list_regressions(evidence: Json, champion: Json | None, margin: float = _DEF
 def find_margin(bundle: Json) -> float:
     """Returns how much worse than the champion counts as no worse, by the bundle's policy."""
     policy = bundle.get("policy_content") or {}
-    margin = (policy.get("comparison") or {}).get("margin", _DEFAULT_MARGIN)
-    return float(margin)
+    comparison = policy.get("comparison")
+    return float(comparison["margin"]) if comparison else NonInferiorityRule().margin
 
 
 def name_figure(metric: str, of_class: str = "") -> str:

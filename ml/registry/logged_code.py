@@ -94,7 +94,9 @@ def _check_flavour(file: Path) -> None:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         raise Refused("its MLmodel cannot be read; train the model again") from None
     wrong = [key for key, value in _FLAVOUR.items() if flavour.get(key) != value]
-    wrong += sorted(map(str, flavour.keys() - _FLAVOUR.keys() - _FREE)) + sorted(map(str, flavours.keys()))[1:]
+    wrong += sorted(map(str, flavour.keys() - _FLAVOUR.keys() - _FREE)) + sorted(
+        map(str, flavours.keys() - {"python_function"})
+    )
     if str(flavour.get("model_code_path")).rpartition("/")[2] != _MODULE:
         wrong.append("model_code_path")
     if wrong:

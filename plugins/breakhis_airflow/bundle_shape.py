@@ -129,7 +129,7 @@ class _Pair(Shape):
 
 
 class _Rule(Shape):
-    margin: _Number = 0.05
+    margin: _Number
 
 
 class _PolicyContent(Shape):

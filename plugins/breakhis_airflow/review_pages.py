@@ -23,12 +23,12 @@ from ml.core.stored_json import describe_damage
 from ml.core.strict_json import check_shape
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
-from ml.evaluation.metric_names import LOWER_IS_BETTER, METRIC_NAMES
+from ml.evaluation.metric_names import is_worse
 from ml.promotion.alias_history import APPROVED, ROLLED_BACK, find_refusal
 from ml.promotion.audit_log import find_chain_faults, read_decisions, read_unverified_records
 from ml.promotion.gates import find_outcome
 from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, ROLLBACK
-from ml.promotion.verdict import find_margin, give_verdict, list_regressions, rank_clinically
+from ml.promotion.verdict import find_margin, give_verdict, list_regressions, name_figure, rank_clinically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -108,7 +108,7 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             sides=SIDES,
             words=METRIC_MEANINGS | (SUBTYPE_METRIC_MEANINGS if evidence["task"] == "subtype" else {}),
             terms=TERMS,
-            names={name: shown.partition(":")[0] for name, shown in METRIC_NAMES.items()},
+            name_figure=name_figure,
             decisions=decisions,
             audit=audit,
             faults=find_chain_faults(store),
@@ -183,7 +183,7 @@ def _make_metric_row(name: str, evidence: Json, champion: Json | None) -> Json:
         "before": before,
         "interval_before": champion.get("intervals", {}).get(name) if champion else None,
         "change": change,
-        "worse": change is not None and change != 0 and (change > 0) == (name in LOWER_IS_BETTER),
+        "worse": before is not None and is_worse(name, before, evidence["metrics"][name]),
     }
 
 

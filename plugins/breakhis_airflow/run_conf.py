@@ -14,7 +14,7 @@ from ml.core.messages import list_items, quote_value
 from ml.core.yaml_files import NAME_PATTERN
 
 # In Python $ also matches before a line break at the end, and a number with one would name the same version in other
-# words. Browsers, which check the forms, do not know \\Z.
+# words. Browsers, which check the forms, do not know \Z.
 MODEL_PATTERN = NAME_PATTERN + r"(?!\n)"
 VERSION_PATTERN = r"^[1-9][0-9]*$(?!\n)"
 EVIDENCE_PATTERN = r"^evidence-[0-9a-f]{12}$(?!\n)"

@@ -15,7 +15,8 @@ import numpy as np
 from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.core.workers import map_in_processes
-from ml.images.decoding import INPUT_SIZE, decode, pixel_hash, resize
+from ml.images.decoding import INPUT_SIZE, decode, resize
+from ml.images.pixel_formats import pixel_hash
 from ml.training.backbone_weights import resolve_weights
 from tests.benchmarks.measure import Figure, Run, breakhis
 from tests.benchmarks.replica import MAX_PICTURES, Replica

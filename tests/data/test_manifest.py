@@ -18,9 +18,10 @@ from ml.data.manifest import MANIFEST_TYPES, make_manifest, read_manifest, read_
 from ml.data.quarantine import screen_files
 from ml.data.sources import fetch_source, load_source
 from ml.data.sources.spec import DirectorySource
-from ml.images.decoding import decode, pixel_hash
+from ml.images.decoding import decode
 from ml.images.file_facts import PictureFacts
 from ml.images.file_facts import _decode_file as decode_file
+from ml.images.pixel_formats import pixel_hash
 from tests.helpers.made_up import name, png, write_tree
 from tests.helpers.pictures import png as deep_png
 

@@ -25,7 +25,7 @@ from ml.images.deep_pictures import decode_scaled
 from ml.promotion.audit_log import AuditLog, find_chain_faults, read_decisions, read_unverified_records
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import load_policy
-from ml.promotion.reviews import format_review_body
+from ml.promotion.review_texts import format_review_body
 from ml.training.presets import Preset
 from tests.fuzz import airflow_kinds, command_kinds, server_kinds, store_kinds
 from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made

@@ -22,7 +22,7 @@ import yaml
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.data.sources import fetch_source, load_source
-from ml.promotion.reviews import format_review_body
+from ml.promotion.review_texts import format_review_body
 from ml.promotion.run_claims import check_evaluation, check_tags
 from tests.fuzz.archives import pack_zip
 from tests.fuzz.mutation import ODD_TEXTS, mutate_bytes, mutate_json, odd_value

@@ -21,7 +21,8 @@ from ml.evaluation.decision_rule import DecisionRule
 from ml.evaluation.evaluation import evaluate
 from ml.evaluation.predictions import save_predictions
 from ml.evaluation.scores import ClassNumbers, LabelledPredictions, Probabilities
-from ml.images.decoding import decode, pixel_hash, resize
+from ml.images.decoding import decode, resize
+from ml.images.pixel_formats import pixel_hash
 from ml.promotion import evidence
 from ml.promotion.alias_history import STARTED
 from ml.promotion.audit_log import AuditLog

@@ -8,8 +8,9 @@ from PIL import Image
 
 from ml.core.errors import ImageError
 from ml.images import decoding
-from ml.images.decoding import decode, pixel_hash, read_image, resize
+from ml.images.decoding import decode, read_image, resize
 from ml.images.deep_pictures import decode_scaled
+from ml.images.pixel_formats import pixel_hash
 from tests.helpers.made_up import png
 from tests.helpers.pictures import pillow, tiff
 from tests.helpers.pictures import png as deep_png

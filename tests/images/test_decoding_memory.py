@@ -33,7 +33,7 @@ from pathlib import Path
 import imagecodecs, numpy as np, tifffile
 from PIL import Image
 from ml.images.deep_pictures import decode_scaled
-from ml.images.decoding import pixel_hash
+from ml.images.pixel_formats import pixel_hash
 from ml.images.file_facts import perceptual_hashes
 
 def memory(kind):  # in bytes: what is taken now (VmRSS), or was at the most since the last call (VmHWM)

@@ -6,8 +6,9 @@ from PIL import Image
 
 from ml.core.errors import StoreError
 from ml.core.store import Store
-from ml.images.decoding import decode, pixel_hash, resize
+from ml.images.decoding import decode, resize
 from ml.images.pixel_cache import PixelCache, _quickly
+from ml.images.pixel_formats import pixel_hash
 from tests.helpers.made_up import png
 
 

@@ -17,7 +17,7 @@ from ml.evaluation.report import render_model_card
 from ml.evaluation.scores import LabelledPredictions
 from ml.promotion.gates import judge_evidence
 from ml.promotion.policies import Policy
-from ml.promotion.reviews import format_review_body, format_rollback_body
+from ml.promotion.review_texts import format_review_body, format_rollback_body
 from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from tests.helpers import made_up
 from tests.helpers.hostile_text import HOSTILE, STORABLE, read_structure

@@ -21,8 +21,9 @@ from ml.data.training_sets import read_dataset
 from ml.images import pixel_cache as pixels_module
 from ml.images.augmentation import IDENTITY_VIEW, View
 from ml.images.augmentation_settings import Augmentation
-from ml.images.decoding import decode, pixel_hash, resize
+from ml.images.decoding import decode, resize
 from ml.images.pixel_cache import PixelCache
+from ml.images.pixel_formats import pixel_hash
 from ml.training import features as features_module
 from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, resolve_weights
 from ml.training.extractors import OpenVINOExtractor, TensorFlowExtractor, choose_backend

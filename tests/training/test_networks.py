@@ -78,15 +78,19 @@ def test_a_whole_backbone_from_a_keras_file_by_path_and_uri(store, random, tmp_p
     assert resolve_weights(file.as_uri(), store).id == by_path.id
 
 
-def test_a_store_that_does_not_answer_is_named(store, monkeypatch):
+def use_s3_at(address, monkeypatch):
     for name, value in {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_MAX_ATTEMPTS": "1",
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+
+
+def test_a_store_that_does_not_answer_is_named(store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    use_s3_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(WeightsError, match=r"s3://bucket/b0\.h5: cannot be read: .*127\.0\.0\.1:9"):
         resolve_weights("s3://bucket/b0.h5", store)
 
@@ -115,13 +119,7 @@ def test_a_store_that_drips_is_given_up(store, monkeypatch):
     monkeypatch.setattr(S3Client, "_default_client", None)  # that of an earlier test has its address
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, lowered_limit():
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "y",
-            "NO_PROXY": "127.0.0.1",
-        }.items():
-            monkeypatch.setenv(name, value)
+        use_s3_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
         with pytest.raises(TryAgain, match=r"BREAKHIS_WEIGHTS: s3://bucket/b0\.h5: its server sends less than"):
             resolve_weights("s3://bucket/b0.h5", store)
         server.shutdown()

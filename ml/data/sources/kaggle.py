@@ -268,7 +268,7 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     """Turns the package's exceptions into ours."""
     try:
         yield
-    except (json.JSONDecodeError, UnicodeDecodeError):  # of which requests' own is a RequestException, too
+    except json.JSONDecodeError:  # of which requests' own is a RequestException, too
         raise _explain_other_answer(spec) from None
     except TooSlow as error:
         raise TryAgain(f"{spec.dataset}: Kaggle {error}; try again later") from None
@@ -277,7 +277,7 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = cut_text(hide_access(error))
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
-    except ValueError:  # the package fails so on an address to go on to, or a version of its own, that is none
+    except ValueError:  # bytes that are no text, an address to go on to or a version of the package that is none
         raise _explain_other_answer(spec) from None
 
 
