@@ -45,8 +45,10 @@ def list_items(items: Iterable[object], separator: str = ", ", limit: int = MAX_
 
 
 def hide_access(text: object) -> str:
-    """Returns a text whose addresses show no password and no query, either of which may grant access: ``…/a.zip?…``."""
-    return re.sub(r"\?[^\s'\")]+", "?…", re.sub(r"//[^/@\s]*@", "//…@", str(text)))
+    """Returns a text whose addresses show no password, query, parameter or fragment, any of which may grant access."""
+    shown = re.sub(r"//[^/\s]*@", "//…@", str(text))
+    shown = re.sub(r"(\S*/[^\s?#;]*)([#;])[^\s'\")]\S*?(?=[)'\",.]*(?:\s|$))", r"\1\2…", shown)
+    return re.sub(r"\?[^\s'\")]\S*?(?=[)'\",.]*(?:\s|$))", "?…", shown)
 
 
 def cut_message(message: str, limit: int = MAX_MESSAGE) -> str:

@@ -52,10 +52,15 @@ def test_a_message_keeps_its_beginning_and_its_end(head, tail, middle):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("get https://a.org/b.zip?token=x&y=1, then", "get https://a.org/b.zip?… then"),
+        ("get https://a.org/b.zip?token=x&y=1, then", "get https://a.org/b.zip?…, then"),
         ("(url: /b?Signature=x)", "(url: /b?…)"),
         (f"http://me:{'secret'}@a.org/b", "http://…@a.org/b"),
+        ("get https://a.org/b.zip#token=x", "get https://a.org/b.zip#…"),
+        ("get https://a.org/b.zip;token=x, then", "get https://a.org/b.zip;…, then"),
+        ("get https://a.org/b.zip?t=x'y)z", "get https://a.org/b.zip?…"),
+        (f"http://me:{'se@cret'}@a.org/b", "http://…@a.org/b"),
         ("is it running?", "is it running?"),
+        ("it fails; see /a/b; try again", "it fails; see /a/b; try again"),
     ],
 )
 def test_what_an_address_grants_access_by_is_not_shown(text, shown):

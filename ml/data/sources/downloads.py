@@ -150,7 +150,7 @@ def download_archive(spec: HttpSource, target: Path) -> None:
         size, page = part.stat().st_size, "is a web page and " if _is_web_page(part) else ""
         part.unlink()
         raise SourceError(
-            f"{spec.file}: what lies at {hide_access(spec.url)} {page}has the SHA-256 {sha256} ({size:,} bytes), "
+            f"{spec.file}: what lies at {spec.shown_url} {page}has the SHA-256 {sha256} ({size:,} bytes), "
             f"not the {spec.sha256} of 'sha256'. It was removed. Take the new one over only if its publisher names it"
         )
     part.replace(target)
@@ -164,7 +164,7 @@ def _is_web_page(file: Path) -> bool:
 
 def _download_rest(spec: HttpSource, part: Path, have: int) -> str:
     """Downloads what follows the first ``have`` bytes; returns the SHA-256 of the whole file."""
-    url = hide_access(spec.url)
+    url = spec.shown_url
     with _translated_errors(spec, part), _request(spec, have) as response:
         # 416: the file is complete already, or longer than the archive; its hash will show which.
         if not (have and response.status_code == requests.codes.requested_range_not_satisfiable):
@@ -192,7 +192,7 @@ def _request(spec: HttpSource, have: int) -> requests.Response:
         return requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS)
     except ValueError as error:  # what requests and urllib3 make of odd addresses; some of it is not requests' own
         raise SourceError(
-            f"{spec.file}: {hide_access(spec.url)} is no address of the web, or leads to what is none "
+            f"{spec.file}: {spec.shown_url} is no address of the web, or leads to what is none "
             f"({cut_text(hide_access(error))}); correct 'url'"
         ) from None
 
@@ -200,7 +200,7 @@ def _request(spec: HttpSource, have: int) -> requests.Response:
 @contextmanager
 def _translated_errors(spec: HttpSource, part: Path) -> Iterator[None]:
     """Turns the exceptions of requests into ours; a partial download that nothing can complete is removed."""
-    url = hide_access(spec.url)
+    url = spec.shown_url
     try:
         yield
     except SourceTooLarge:  # it will be so the next time
@@ -243,7 +243,7 @@ def advise_when(response: requests.Response) -> str:
 
 def _translate_status(response: requests.Response, spec: HttpSource) -> BreakhisError:
     """Returns our exception for a server's refusal."""
-    status, url = response.status_code, hide_access(spec.url)
+    status, url = response.status_code, spec.shown_url
     if status in (401, 403):
         return CredentialsError(f"{spec.file}: {url} answers {status}: it is not for everybody to read")
     if status in (404, 410):

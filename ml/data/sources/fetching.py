@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ml.core.errors import SourceError
-from ml.core.messages import cut_text, hide_access, list_items
+from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
@@ -154,11 +154,11 @@ def _fetch_http(spec: HttpSource, store: Store, settings: Settings) -> str:
 
     def make() -> str:
         folder = settings.cache / "http" / spec.sha256
-        with reserve_folder(folder, hide_access(spec.url)):
+        with reserve_folder(folder, spec.shown_url):
             path = folder / "archive"
             if not path.exists():
                 download_archive(spec, path)
-            return _store_archive(path, spec, {"url": spec.url}, store, settings)
+            return _store_archive(path, spec, {"url": spec.shown_url}, store, settings)
 
     return _reuse_or_make(spec, {"sha256": spec.sha256}, store, make)
 

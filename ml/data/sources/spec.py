@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_serializer, field_validator, model_validator
 
 from ml.core.errors import ConfigError
-from ml.core.messages import cut_text, list_items, quote_value
+from ml.core.messages import cut_text, hide_access, list_items, quote_value
 from ml.core.names import expand_home
 from ml.core.taxonomy import SUBTYPES
 from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
@@ -259,6 +259,15 @@ class HttpSource(SourceSpec):
         if urlsplit(value).username is not None:
             raise ValueError("has a user or password in it; a YAML file is no place for them")
         return value
+
+    @field_serializer("url")
+    def _hide_access(self, value: str) -> str:
+        return hide_access(value)
+
+    @property
+    def shown_url(self) -> str:
+        """The address as messages and the store show it: cut, without what may grant access."""
+        return cut_text(hide_access(self.url))
 
 
 class DemoSource(SourceSpec):

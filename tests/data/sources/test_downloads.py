@@ -347,3 +347,25 @@ def test_a_server_without_a_certificate_that_is_known(
     monkeypatch.setattr(requests, "get", refuse)
     with pytest.raises(SourceError, match=r"mine\.yaml: http.* certificate .*CERTIFICATE_VERIFY_FAILED"):
         fetch_source(source(), store, settings)
+
+
+@pytest.mark.parametrize("mark", ["?token=", "#", ";token="])
+def test_the_store_keeps_no_access_of_an_address(
+    source: Any, site: Site, store: Store, settings: Settings, mark: str, tmp_path: Any
+) -> None:
+    spec = source(url=f"{site.url}{mark}secret-1")
+    fetch_source(spec, store, settings)
+    files = [path for path in (tmp_path / "store").rglob("*.json") if path.is_file()]
+    assert files
+    assert not [path for path in files if "secret-1" in path.read_text()]
+    assert "secret-1" not in str(spec.model_dump(mode="json"))
+
+
+def test_an_archive_that_cannot_be_used_is_named_without_access(
+    source: Any, site: Site, store: Store, settings: Settings
+) -> None:
+    site.data = b"no archive"
+    sha256 = hashlib.sha256(site.data).hexdigest()
+    with pytest.raises(SourceError, match="cannot be used") as caught:
+        fetch_source(source(url=f"{site.url}?token=secret-1{'x' * 3000}", sha256=sha256), store, settings)
+    assert "secret" not in str(caught.value)
