@@ -23,6 +23,7 @@ class _Raw(Shape):
     bytes: int = 0
     skipped: int = 0
     skipped_names: list[str] = Field([])
+    rejected: int = 0
 
 
 class _Manifest(Shape):

@@ -113,7 +113,7 @@ def make_manifest(
     rows, quarantine, ties, duplicates = screen_files(files, pictures, spec, read_facts)
     quarantine += [
         make_quarantine_row(SourceFile(row.path, ""), None, spec.name, *(row.problem or ("", ""))) for row in unmatched
-    ]
+    ] + _list_rejected_files(spec, raw, store)
     if not rows:
         raise SourceError(_explain_no_image(spec, len(files), quarantine))
     result: Json = {
@@ -172,6 +172,17 @@ def _list_files(
     listing = read_stored_table(raw, "files.parquet", store)
     files = [SourceFile(path, sha256) for path, sha256 in zip(listing["path"], listing["sha256"], strict=True)]
     return read_table_facts(spec, files, store, max_rows) if spec.table else (files, read_file_name_facts, [])
+
+
+def _list_rejected_files(spec: SourceSpec, raw: str, store: Store) -> list[dict[str, Any]]:
+    """Returns the quarantine rows of the image files that could not be fetched."""
+    if not store.meta(raw).get("rejected"):
+        return []
+    rejected = read_stored_table(raw, "rejected.parquet", store)
+    return [
+        make_quarantine_row(SourceFile(path, ""), None, spec.name, reason, detail)
+        for path, reason, detail in zip(rejected["path"], rejected["reason"], rejected["detail"], strict=True)
+    ]
 
 
 def _store_manifest(

@@ -26,7 +26,10 @@ from ml.data.sources.files import (
     MAX_FILE_BYTES,
     FileReader,
     PathFilter,
+    RejectedFile,
     is_image,
+    reject_large_file,
+    reject_odd_name,
     require_allowed_count,
     shorten_path,
 )
@@ -121,7 +124,7 @@ class ZipArchive:
             if name := listing.add_member(member.filename, member.file_size, is_link=link, is_folder=is_folder):
                 images[name] = member
                 self._check_method(member)
-        self.images, self.skipped, self.unpacked_bytes = listing.finish()
+        self.images, self.skipped, self.rejected, self.unpacked_bytes = listing.finish()
         return images
 
     def _check_method(self, member: zipfile.ZipInfo) -> None:
@@ -156,7 +159,7 @@ class TarArchive:
                 listing.add_member(
                     member.name, member.size, is_link=member.kind == "a link", is_folder=member.kind == "folder"
                 )
-        self.images, self.skipped, self.unpacked_bytes = listing.finish()
+        self.images, self.skipped, self.rejected, self.unpacked_bytes = listing.finish()
 
     def __enter__(self) -> "TarArchive":
         return self
@@ -238,6 +241,7 @@ class _Listing:
         self._is_wanted = is_wanted
         self._images: dict[str, int] = {}
         self._skipped: list[str] = []
+        self._rejected: list[RejectedFile] = []
         self._count = 0
         self._bytes = 0
 
@@ -249,12 +253,6 @@ class _Listing:
         _check_unpacked_size(self._bytes, self._path, self._settings)
         if (size_of_name := len(name.encode("utf-8", "surrogateescape"))) > MAX_NAME:
             raise SourceError(f"{self._path}: a name of {size_of_name:,} bytes, more than {MAX_NAME:,}")
-        if not _is_utf8(name):
-            shown = name.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
-            raise SourceError(
-                f"{self._path}: the name {quote_value(shown)} is not UTF-8, so no table can hold it; rename the file "
-                "and pack it again"
-            )
         if _LEADS_OUT.search(name):
             raise SourceError(
                 f"{self._path}: the name {quote_value(name)} leads out of the archive; it is not to be trusted"
@@ -263,16 +261,16 @@ class _Listing:
             raise SourceError(f"{self._path}: {quote_value(name)} is a link; an archive of images has no need of links")
         if is_folder:
             return None
-        name = shorten_path(name)
+        odd = reject_odd_name(shorten_path(name))
+        name = odd.path if odd else shorten_path(name)
         if not self._is_wanted(name):
             self._skipped.append(name)
             return None
         if name in self._images:
             raise SourceError(f"{self._path}: {quote_value(name)} is in it twice; which one is meant cannot be told")
-        if size > MAX_FILE_BYTES:
-            raise SourceError(
-                f"{self._path}: {quote_value(name)} unpacks to {size:,} bytes, more than {MAX_FILE_BYTES:,}"
-            )
+        if odd or size > MAX_FILE_BYTES:
+            self._rejected.append(odd or reject_large_file(name, size))
+            return None
         self._images[name] = size
         return name
 
@@ -280,20 +278,12 @@ class _Listing:
         """Checks the number of an archive's members, as far as it is known."""
         require_allowed_count(count, self._settings.archive_entries, str(self._path))
 
-    def finish(self) -> tuple[list[str], list[str], int]:
-        """Returns the names of the images and of the other files, and the images' unpacked size in bytes."""
+    def finish(self) -> tuple[list[str], list[str], list[RejectedFile], int]:
+        """Returns the names of the images and of the other files, what is rejected, and the images' unpacked bytes."""
         unpacked, packed = sum(self._images.values()), self._path.stat().st_size
         if unpacked > max(_SMALL, MAX_RATIO * packed):
             raise SourceError(
                 f"{self._path}: {packed:,} bytes would unpack to {unpacked:,}, more than {MAX_RATIO} times as many; "
                 "images do not shrink like that"
             )
-        return sorted(self._images), sorted(self._skipped), unpacked
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return sorted(self._images), sorted(self._skipped), self._rejected, unpacked

@@ -1,20 +1,25 @@
 """Image files in a folder of this machine."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ml.core.disks import explain_file_limit
-from ml.core.errors import SourceError
-from ml.core.messages import quote_value
+from ml.core.disks import explain_file_limit, explain_os_error
+from ml.core.errors import SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.data.sources.files import (
     MAX_FILE_BYTES,
     FileReader,
+    FileRejected,
     PathFilter,
+    RejectedFile,
+    is_clutter,
     is_image,
+    reject_large_file,
+    reject_odd_name,
     require_allowed_count,
     shorten_path,
 )
@@ -28,12 +33,14 @@ class Directory:
     ``a\\b.png``, which some programs make of what Windows packed, is ``a/b.png``.
 
     Raises:
-        SourceError: the folder is missing, a folder below it cannot be listed, two files have one name, or there are
-            more files and folders than the settings allow.
+        SourceError: the folder is missing, a folder below it cannot be listed, or there are more files and folders than
+            the settings allow.
+        TryAgain: a folder or file disappeared meanwhile.
     """
 
     def __init__(self, root: Path, settings: Settings, is_wanted: PathFilter = is_image) -> None:
         self.skipped: list[str] = []
+        self.rejected: list[RejectedFile] = []
         self._files: dict[str, Path] = {}
         try:
             is_folder = stat.S_ISDIR(root.stat().st_mode)
@@ -48,19 +55,34 @@ class Directory:
         self._root = root.resolve()
         for count, (path, is_folder) in enumerate(_walk(self._root), 1):
             require_allowed_count(count, settings.archive_entries, str(root))
-            if is_folder:
-                if path.is_symlink():
-                    self.skipped.append(f"{self._relative_path(path)}/")
-                continue
-            relative = shorten_path(self._relative_path(path))
-            if not (is_wanted(relative) and self._is_file_below_root(path)):
-                self.skipped.append(relative)
-                continue
-            if relative in self._files:
-                raise SourceError(f"{root}: {quote_value(relative)} is there with / and with \\; rename one of them")
-            self._files[relative] = path
+            self._add(path, is_folder, is_wanted)
         self.images = sorted(self._files)
         self.skipped.sort()
+
+    def _add(self, path: Path, is_folder: bool, is_wanted: PathFilter) -> None:
+        """Takes what was found at a path, or leaves it aside."""
+        relative = shorten_path(path.relative_to(self._root).as_posix())
+        odd = reject_odd_name(relative)
+        shown = odd.path if odd else relative
+        if is_folder:
+            if path.is_symlink():
+                self.skipped.append(f"{shown}/")
+            return
+        try:
+            if not (is_wanted(shown) and self._is_file_below_root(path)):
+                self.skipped.append(shown)
+                return
+        except OSError as error:
+            self.rejected.append(_reject_unreadable(path, relative, error))
+            return
+        if odd:
+            self.rejected.append(odd)
+            return
+        first = self._files.setdefault(relative, path)
+        if first != path:
+            self._files[relative] = min(first, path, key=str)  # that with / sorts before that with \
+            detail = "is there with / and with \\ in its name, and the latter is not taken; rename one of them"
+            self.rejected.append(RejectedFile(relative, "name", detail))
 
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""
@@ -72,35 +94,40 @@ class Directory:
         try:
             size = path.stat().st_size
             if size > MAX_FILE_BYTES:
-                raise SourceError(f"{path}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed; remove the file")
+                raise FileRejected(reject_large_file(name, size))
             return path.read_bytes()
-        except FileNotFoundError:
-            raise SourceError(f"{path}: disappeared meanwhile; fetch again once the folder is at rest") from None
         except OSError as error:
-            raise explain_file_limit(error) or SourceError(
-                f"{path}: cannot be read ({error.strerror}); make it readable, or remove it"
-            ) from None
+            raise FileRejected(_reject_unreadable(path, name, error)) from None
 
     def _is_file_below_root(self, path: Path) -> bool:
-        """Says whether a path is a regular file below the root, or a link to one."""
+        """Says whether a path is a regular file below the root, or a link to one.
+
+        Raises:
+            OSError: it is no link, and it cannot be told.
+        """
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         try:
             # A pipe with an image's name would block its reader forever.
             return stat.S_ISREG(target.stat().st_mode) and target.is_relative_to(self._root)
-        except OSError as error:
+        except OSError:
             if path.is_symlink():  # it dangles, or points to itself
                 return False
-            raise SourceError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
+            raise
 
-    def _relative_path(self, path: Path) -> str:
-        """Returns the POSIX path relative to the root; raises SourceError if its name is not UTF-8."""
-        name = path.relative_to(self._root).as_posix()
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(path).decode(errors="backslashreplace")
-            raise SourceError(f"{shown}: the name is not UTF-8, so no table can hold it; rename the file") from None
-        return name
+
+def _reject_unreadable(path: Path, name: str, error: OSError) -> RejectedFile:
+    """Returns a file that cannot be read as one that cannot be taken.
+
+    Raises:
+        BreakhisError: not the file is at fault: there are too many open files, or what lies there is changing.
+    """
+    if limit := explain_file_limit(error, path.parent):
+        raise limit from None
+    if error.errno == errno.ENOENT:
+        raise TryAgain(f"{path}: disappeared meanwhile; fetch again once the folder is at rest") from None
+    if error.errno == errno.ESTALE and (stale := explain_os_error(error, path)):
+        raise stale from None
+    return RejectedFile(name, "unreadable", f"cannot be read ({error.strerror}); make it readable, or remove it")
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
@@ -118,8 +145,15 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
                     if is_folder and not entry.is_symlink():
                         folders.append(Path(entry.path))
                     yield Path(entry.path), is_folder
+        except FileNotFoundError:
+            raise TryAgain(f"{folder}: disappeared meanwhile; fetch again once the folder is at rest") from None
         except OSError as error:
-            raise explain_file_limit(error) or SourceError(
+            if limit := explain_file_limit(error, folder):
+                raise limit from None
+            if any(map(is_clutter, folder.relative_to(root).parts)):  # such as lost+found, which is the system's alone
+                continue
+            # Unlike with a file, it cannot be told what would be missing.
+            raise SourceError(
                 f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it away"
             ) from None
 

@@ -6,7 +6,7 @@ that is interrupted leaves nothing that disturbs the next one.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +26,16 @@ from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
 from ml.data.sources.downloads import download_archive, require_space, reserve_folder
-from ml.data.sources.files import IMAGE_SUFFIXES, FileReader, Files, PathFilter, is_image, shorten_path
+from ml.data.sources.files import (
+    IMAGE_SUFFIXES,
+    FileReader,
+    FileRejected,
+    Files,
+    PathFilter,
+    RejectedFile,
+    is_image,
+    shorten_path,
+)
 from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 from ml.data.sources.speed_limit import limit_speed
 
@@ -55,11 +64,13 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
     unchanged source again gives the same id. It is also recorded as the source's latest in refs/raw/<source>.json.
 
     Returns:
-        ``{source, kind, version, files, bytes, skipped}``: the images and their total size, and how many other files
-        were skipped (up to 20 of their names are in the raw version's object.json).
+        ``{source, kind, version, files, bytes, skipped, rejected}``: the images and their total size, how many other
+        files were skipped (up to 20 of their names are in the raw version's object.json), and how many images could
+        not be taken: they are in the raw version's rejected.parquet, if there are any, and become rows of the
+        quarantine.
 
     Raises:
-        SourceError: the source has no images, or a file that cannot be read; names it.
+        SourceError: the source or its table cannot be read, or it has no images.
         CredentialsError: a server requires credentials, or refuses those it was given.
         TryAgain: a network or a server failed for the moment, or is too slow.
     """
@@ -80,8 +91,12 @@ def fetch(spec: SourceSpec, store: Store, settings: Settings) -> Json:
     if meta["skipped"]:
         examples = list_items(meta["skipped_names"][:3])
         say(f"{spec.name}: {meta['skipped']} other files left aside, such as {examples}")
+    rejected = meta.get("rejected", 0)
+    if rejected:
+        say(f"{spec.name}: {rejected} image files cannot be taken; the manifest's quarantine says why")
     _set_latest(raw, spec, store)
-    return {"version": raw} | {key: meta[key] for key in ("source", "kind", "files", "bytes", "skipped")}
+    kept = {key: meta[key] for key in ("source", "kind", "files", "bytes", "skipped")}
+    return {"version": raw, **kept, "rejected": rejected}
 
 
 def _fetch_kaggle(spec: KaggleSource, store: Store, settings: Settings) -> str:
@@ -229,9 +244,8 @@ def _draw_demo(spec: DemoSource, store: Store, settings: Settings) -> str:
         return str(known["raw"])
     drawn = draw_files(spec.images, spec.seed, settings.worker_count)
     items = ((path, partial(bytes, data)) for path, data in drawn)
-    raw = _create_raw_version(
-        spec, _store_blobs(items, store, None, total=spec.images, what="drawing"), [], store, inputs
-    )
+    rows, _ = _store_blobs(items, store, None, total=spec.images, what="drawing")
+    raw = _create_raw_version(spec, rows, [], store, inputs)
     store.set_memo("draw", inputs, {"raw": raw})
     return raw
 
@@ -240,12 +254,19 @@ def _store_files(
     spec: SourceSpec, files: Files, store: Store, origin: Json, known: dict[str, _Row] | None = None
 ) -> str:
     """Stores a source's files as a raw version; returns its id. Files in ``known`` are not read again."""
-    if not files.images:
+    if not files.images and not files.rejected:
         other = f" ({len(files.skipped)} other files, such as {cut_text(files.skipped[0])})" if files.skipped else ""
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise SourceError(f"{spec.file}: no image files below {_name_origin(origin)}{other}; looked for {suffixes}")
-    rows = _store_blobs(files.items(), store, known, total=len(files.images), what=f"fetching {spec.name}")
-    return _create_raw_version(spec, rows, files.skipped, store, origin)
+    what = f"fetching {spec.name}"
+    rows, rejected = _store_blobs(files.items(), store, known, total=len(files.images), what=what)
+    rejected = sorted([*files.rejected, *rejected])
+    fatal = next((file for file in rejected if spec.table and spec.table.is_at(file.path)), None)
+    if rejected and (fatal or not rows):
+        path, _, detail = fatal or rejected[0]
+        named = "its table" if fatal else f"none of its {len(rejected)} image files can be taken; the first,"
+        raise SourceError(f"{spec.file}: {named} {cut_text(path)}: {detail}")
+    return _create_raw_version(spec, rows, files.skipped, store, origin, rejected)
 
 
 def _name_origin(origin: Json) -> str:
@@ -254,7 +275,14 @@ def _name_origin(origin: Json) -> str:
     return str(next(named, "the source"))
 
 
-def _create_raw_version(spec: SourceSpec, rows: list[_Row], skipped: list[str], store: Store, origin: Json) -> str:
+def _create_raw_version(
+    spec: SourceSpec,
+    rows: list[_Row],
+    skipped: list[str],
+    store: Store,
+    origin: Json,
+    rejected: Sequence[RejectedFile] = (),
+) -> str:
     """Creates the raw version; returns its id. ``origin`` records where the files came from, for people to read."""
     meta = {
         "source": spec.name,
@@ -264,15 +292,22 @@ def _create_raw_version(spec: SourceSpec, rows: list[_Row], skipped: list[str], 
         "bytes": sum(row.bytes for row in rows),
         "skipped": len(skipped),
         "skipped_names": skipped[:_NAMES_SHOWN],
+        **({"rejected": len(rejected)} if rejected else {}),
         "origin": origin,
     }
-    payload = [spec.name, [[row.path, row.sha256] for row in rows]]
-    return store.create("raw", payload, meta, lambda folder: _write_listing(rows, folder / "files.parquet"))
+    listed = [[row.path, row.sha256] for row in rows]
+    payload = [spec.name, listed, *([list(map(list, rejected))] if rejected else [])]
+
+    def write(folder: Path) -> None:
+        _write_table(rows, {"path": pa.string(), "sha256": pa.string(), "bytes": pa.int64()}, folder / "files.parquet")
+        if rejected:
+            _write_table(rejected, dict.fromkeys(RejectedFile._fields, pa.string()), folder / "rejected.parquet")
+
+    return store.create("raw", payload, meta, write)
 
 
-def _write_listing(rows: list[_Row], path: Path) -> None:
-    schema = pa.schema([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
-    parquet.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=schema), path)
+def _write_table(rows: Sequence[_Row | RejectedFile], columns: dict[str, pa.DataType], path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=pa.schema(columns)), path)
 
 
 def _set_latest(raw: str, spec: SourceSpec, store: Store) -> None:
@@ -285,21 +320,31 @@ def _set_latest(raw: str, spec: SourceSpec, store: Store) -> None:
 
 def _store_blobs(
     items: Iterable[FileReader], store: Store, known: dict[str, _Row] | None, *, total: int, what: str
-) -> list[_Row]:
-    """Stores every file as a blob, several at a time; returns their rows, sorted by path.
+) -> tuple[list[_Row], list[RejectedFile]]:
+    """Stores every file as a blob, several at a time; returns their rows, sorted by path, and those that are rejected.
 
     Files in ``known`` are not read again; the others are added to it, one by one.
     """
     known = {} if known is None else known
 
-    def put(item: FileReader) -> _Row:
+    def put(item: FileReader) -> _Row | RejectedFile:
         path, read = item
         if path not in known or not store.path(store.blob_key(known[path].sha256)).exists():
-            data = read()
+            try:
+                data = read()
+            except FileRejected as error:
+                return error.rejected
             known[path] = _Row(path, store.put_blob(data), len(data))
         return known[path]
 
-    return sorted(track(_map_in_threads(put, items), total=total, what=what))
+    rows: list[_Row] = []
+    rejected: list[RejectedFile] = []
+    for stored in track(_map_in_threads(put, items), total=total, what=what):
+        if isinstance(stored, _Row):
+            rows.append(stored)
+        else:
+            rejected.append(stored)
+    return sorted(rows), rejected
 
 
 def _map_in_threads(function: Callable[[Input], Output], items: Iterable[Input]) -> Iterator[Output]:

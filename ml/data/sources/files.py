@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ml.core.errors import SourceError
 
@@ -16,18 +16,40 @@ MAX_FILE_BYTES = 256 * 2**20
 """The largest file that is read. Microscopy images of this kind are far smaller; each thread holds one in memory."""
 
 
+class RejectedFile(NamedTuple):
+    """A file that counts as an image and cannot be taken; it becomes a row of the quarantine."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+class FileRejected(SourceError):
+    """Raised by a file's reader: this one cannot be taken, and the others can."""
+
+    def __init__(self, rejected: RejectedFile) -> None:
+        super().__init__(f"{rejected.path}: {rejected.detail}")
+        self.rejected = rejected
+
+
 class Files(Protocol):
     """The files below a source's root.
 
     ``images`` and ``skipped`` hold POSIX paths relative to that root, sorted; ``skipped`` are the files that do not
-    count as images, and links that lead elsewhere.
+    count as images, and links that lead elsewhere. ``rejected`` are the images that cannot be taken, as far as the
+    listing tells.
     """
 
     images: list[str]
     skipped: list[str]
+    rejected: list[RejectedFile]
 
     def items(self) -> Iterator[FileReader]:
-        """Yields each image with its reader, which raises SourceError with the file's name if it cannot be read."""
+        """Yields each image with its reader.
+
+        The reader raises FileRejected if this file cannot be taken, and SourceError with the file's name if it cannot
+        be told what is wrong with the others.
+        """
 
 
 PathFilter = Callable[[str], bool]
@@ -36,8 +58,9 @@ PathFilter = Callable[[str], bool]
 
 _CLUTTER = frozenset(
     {"__MACOSX", ".AppleDouble", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "#recycle", ".thumbnails"}
+    | {"lost+found", "System Volume Information", ".Spotlight-V100", ".fseventsd", ".DocumentRevisions-V100"}
 )
-"""Folders in which operating systems, disk stations and notebooks keep copies and thumbnails of files."""
+"""Folders in which operating systems, disk stations and notebooks keep copies and thumbnails of files, or their own."""
 
 
 def is_image(path: str) -> bool:
@@ -48,9 +71,27 @@ def is_image(path: str) -> bool:
     ``.ipynb_checkpoints`` and their like.
     """
     *folders, name = PurePosixPath(path).parts or ("",)
-    if name.startswith("._") or any(folder in _CLUTTER or folder.startswith(".Trash") for folder in folders):
+    if name.startswith("._") or any(map(is_clutter, folders)):
         return False
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_clutter(folder: str) -> bool:
+    """Says whether a folder of this name holds nothing that anybody made on purpose."""
+    return folder in _CLUTTER or folder.startswith(".Trash")
+
+
+def reject_large_file(path: str, size: int) -> RejectedFile:
+    """Returns a file of more than :data:`MAX_FILE_BYTES` as one that cannot be taken."""
+    advice = "no picture of a microscope's camera is so large; export the part that is meant as a file of its own"
+    return RejectedFile(path, "size", f"{size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed; {advice}")
+
+
+def reject_odd_name(path: str) -> RejectedFile | None:
+    """Returns a file whose path is not UTF-8 as one that cannot be taken, with those bytes as ``\\xe9``; else None."""
+    shown = path.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+    detail = "the name is not UTF-8, so no table can hold it; rename the file"
+    return None if shown == path else RejectedFile(shown, "name", detail)
 
 
 def require_allowed_count(count: int, limit: int, place: str) -> None:

@@ -24,7 +24,9 @@ from ml.data.sources.files import (
     MAX_FILE_BYTES,
     FileReader,
     PathFilter,
+    RejectedFile,
     is_image,
+    reject_large_file,
     require_allowed_count,
     shorten_path,
 )
@@ -64,8 +66,9 @@ class Bucket:
         self._is_wanted = is_wanted
         self.images: list[str] = []
         self.skipped: list[str] = []
+        self.rejected: list[RejectedFile] = []
         self.objects: dict[str, Object] = {}
-        """The objects by name, the key below the prefix. :meth:`list_objects` fills this and the two lists."""
+        """The objects by name, the key below the prefix. :meth:`list_objects` fills this and the lists."""
 
     @cached_property
     def _client(self) -> Any:
@@ -112,6 +115,7 @@ class Bucket:
             "prefix": spec.prefix,
             "endpoint": spec.endpoint,
             "objects": sorted(self.objects.values()),
+            **({"rejected": sorted(self.rejected)} if self.rejected else {}),
         }
 
     def _add_object(self, entry: Object) -> None:
@@ -123,11 +127,13 @@ class Bucket:
             self.skipped.append(name)
             return
         if entry.size > MAX_FILE_BYTES:
-            raise SourceError(f"{self._uri(entry.key)}: {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}")
-        if name in self.objects:
-            twins = f"{quote_value(self.objects[name].key)} and {quote_value(entry.key)}"
-            raise SourceError(f"{self._uri('')}: {twins} differ in slashes alone; rename one of them")
-        self.objects[name] = entry
+            self.rejected.append(reject_large_file(name, entry.size))
+            return
+        first = self.objects.setdefault(name, entry)
+        if first != entry:
+            twins = f"{quote_value(first.key)} and {quote_value(entry.key)}"
+            detail = f"{twins} differ in slashes alone, and the first is taken; rename one of them"
+            self.rejected.append(RejectedFile(name, "name", detail))
 
     def items(self) -> Iterator[FileReader]:
         """See :meth:`ml.data.sources.files.Files.items`."""

@@ -153,13 +153,42 @@ CASES = {
     "an image is a pipe": reported(
         "images_lost", lambda source: replace_file(source, DC[0], os.mkfifo), status=EXIT_REFUSED
     ),
-    "a name that is not UTF-8": reported(
-        r"bad\\xff.png: the name is not UTF-8, .* rename the file",
+    "a name that is not UTF-8": Case(
+        "folder",
         lambda source: Path(os.fsdecode(os.fsencode(source.images) + b"/bad\xff.png")).write_bytes(png(1)),
+        0,
+        quarantined={"bad\\xff.png": "name"},
     ),
-    "a file beyond any size": reported(
-        rf"{NEW}: .* bytes, more than the .* allowed; remove the file",
+    "a file beyond any size": Case(
+        "folder",
         lambda source: (source.put(NEW, b""), os.truncate(source.images / NEW, 2**28 + 1)),
+        0,
+        quarantined={NEW: "size"},
+    ),
+    "a file beyond any size in an archive": Case(
+        "archive",
+        lambda source: source.pack(zipped({**IMAGES, NEW: bytes(2**28 + 1)}, compression=zipfile.ZIP_DEFLATED)),
+        0,
+        quarantined={NEW: "size"},
+    ),
+    "a table beyond any size": bad_table(
+        r"my-table\.yaml: its table cases\.csv: .* bytes, more than the .* allowed",
+        lambda source: (source.put("cases.csv", b""), os.truncate(source.images / "cases.csv", 2**28 + 1)),
+    ),
+    "a link to itself that is called like an image": Case(
+        "folder", lambda source: (source.images / "loop.png").symlink_to("loop.png"), 0
+    ),
+    "another file with a name that is not UTF-8": Case(
+        "folder",
+        lambda source: Path(os.fsdecode(os.fsencode(source.images) + b"/bad\xff.txt")).write_bytes(b"notes"),
+        0,
+    ),
+    "names with line breaks, tabs, an apostrophe and as many bytes as may be": Case(
+        "folder",
+        lambda source: [source.put(f"{odd}.png", png(1)) for odd in ("a\nb", "c\td", "e'f", "h" * 251)],
+        EXIT_REFUSED,
+        "quarantine_rate",
+        dict.fromkeys(("a\nb.png", "c\td.png", "e'f.png", "h" * 251 + ".png"), "name"),
     ),
     "all images are gone": reported(
         r"my-folder\.yaml: no image files below .*/images; looked for .bmp",

@@ -95,10 +95,13 @@ def test_a_bomb_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
         ZipArchive(path)
 
 
-def test_one_enormous_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_one_enormous_file_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(archive, "MAX_FILE_BYTES", 1000)
-    with pytest.raises(SourceError, match=r"'a\.png' unpacks to 1,001 bytes, more than 1,000"):
-        ZipArchive(zipped(tmp_path / "a.zip", ("a.png", bytes(1001))))
+    with open_archive(packed(tmp_path / f"a.{kind}", ("a.png", bytes(1001)), ("b.png", b"b"))) as found:
+        assert [(name, read()) for name, read in found.items()] == [("b.png", b"b")]
+        assert [(path, reason) for path, reason, _ in found.rejected] == [("a.png", "size")]
+        assert "1,001 bytes, more than" in found.rejected[0].detail
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

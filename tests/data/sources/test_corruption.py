@@ -4,6 +4,7 @@ Whatever happens: the last good version stays published unless a better one is, 
 not be used is named in the Data Docs, and once the source is mended the next run is as if nothing had been.
 """
 
+import html
 import re
 import shutil
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def assert_quarantined(source: Source, result: Json, case: Case) -> None:
     page = (docs / "quarantine.html").read_text()
     assert page.count("<tr>") == 1 + len(case.quarantined)
     for path, reason in case.quarantined.items():
-        assert f"<td>{path}</td><td>{reason}</td>" in page
+        assert f"<td>{html.escape(path)}</td><td>{reason}</td>" in page
     if case.status == EXIT_REFUSED:
         assert re.search(rf"did not pass: [^<]*{case.says} failed", (docs / "index.html").read_text())
 

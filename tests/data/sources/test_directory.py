@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from ml.core.errors import SourceError
+from ml.core.errors import ConfigError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.data.sources import directory
 from ml.data.sources.directory import Directory
+from ml.data.sources.files import FileRejected
 
 SETTINGS = Settings()
 
@@ -62,9 +63,11 @@ def test_files_with_backslashes_as_some_unpack_them_lie_in_folders(root: Path) -
     found = Directory(root, SETTINGS)
     assert (found.images, found.skipped) == (["a/b.png"], ["a/._b.png"])
     assert found.read("a/b.png") == b"b"
-    put(root / "a" / "b.png")
-    with pytest.raises(SourceError, match=r"'a/b\.png' is there with / and with \\; rename one of them"):
-        Directory(root, SETTINGS)
+    put(root / "a" / "b.png", b"in a folder")
+    found = Directory(root, SETTINGS)
+    assert found.read("a/b.png") == b"in a folder"
+    assert [(rejected.path, rejected.reason) for rejected in found.rejected] == [("a/b.png", "name")]
+    assert r"is there with / and with \ in its name" in found.rejected[0].detail
 
 
 def test_a_folder_with_an_images_name_is_a_folder(root: Path) -> None:
@@ -123,18 +126,39 @@ def test_a_pipe_is_no_image(root: Path) -> None:
     assert (found.images, found.skipped) == ([], ["a.png"])
 
 
-def test_a_name_that_is_not_utf8_is_an_error(root: Path) -> None:
-    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(SourceError, match=r"caf\\xe9\.png: the name is not UTF-8.*rename"):
-        Directory(root, SETTINGS)
+def test_a_name_that_is_not_utf8_costs_no_other_file(root: Path) -> None:
+    put(root / "a.png")
+    for name in (b"caf\xe9.png", b"caf\xe9.txt", b"\xe9/b.png"):
+        put(Path(os.fsdecode(os.fsencode(root) + b"/" + name)))
+    found = Directory(root, SETTINGS)
+    assert (found.images, found.skipped) == (["a.png"], [r"caf\xe9.txt"])
+    assert sorted((rejected.path, rejected.reason) for rejected in found.rejected) == [
+        (r"\xe9/b.png", "name"),
+        (r"caf\xe9.png", "name"),
+    ]
+    assert "the name is not UTF-8, so no table can hold it; rename the file" in found.rejected[0].detail
 
 
 def test_a_file_that_vanishes_meanwhile_is_named(root: Path) -> None:
     path = put(root / "a.png")
     found = Directory(root, SETTINGS)
     path.unlink()
-    with pytest.raises(SourceError, match=r"a\.png: disappeared meanwhile"):
+    with pytest.raises(TryAgain, match=r"a\.png: disappeared meanwhile"):
         found.read("a.png")
+
+
+def test_a_folder_that_vanishes_meanwhile_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "deep").mkdir()
+    is_folder = directory._is_folder
+
+    def remove(entry: "os.DirEntry[str]") -> bool:
+        found = is_folder(entry)
+        Path(entry.path).rmdir()
+        return found
+
+    monkeypatch.setattr(directory, "_is_folder", remove)
+    with pytest.raises(TryAgain, match=r"deep: disappeared meanwhile; fetch again"):
+        Directory(root, SETTINGS)
 
 
 def test_an_unreadable_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +169,19 @@ def test_an_unreadable_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything, so chmod would prove nothing
-    with pytest.raises(SourceError, match=r"a\.png: cannot be read \(Permission denied\); make it readable"):
+    with pytest.raises(FileRejected, match=r"a\.png: cannot be read \(Permission denied\); make it readable"):
+        found.read("a.png")
+
+
+def test_a_limit_on_open_files_is_no_fault_of_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root / "a.png")
+    found = Directory(root, SETTINGS)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match=r"a\.png: cannot be opened, since this process has .* files open"):
         found.read("a.png")
 
 
@@ -161,12 +197,15 @@ def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(SourceError, match=r"locked: cannot be listed \(Permission denied\)"):
         Directory(root, SETTINGS)
+    (root / "locked").rename(root / "lost+found")
+    (root / "lost+found" / "locked").mkdir()
+    assert Directory(root, SETTINGS).images == []
 
 
 def test_an_enormous_file_is_not_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "MAX_FILE_BYTES", 10)
     put(root / "a.png", b"x" * 11)
-    with pytest.raises(SourceError, match=r"a\.png: 11 bytes, more than the 10 allowed"):
+    with pytest.raises(FileRejected, match=r"a\.png: 11 bytes, more than the .* allowed"):
         Directory(root, SETTINGS).read("a.png")
 
 

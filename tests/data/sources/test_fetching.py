@@ -31,7 +31,10 @@ def test_a_folder_becomes_blobs_and_a_raw_version(
     (images / "notes.txt").write_text("notes")
     result = fetch_source(declare(kind="directory", path=str(images)), store, settings)
     raw = result["version"]
-    assert result == {"source": "mine", "kind": "directory", "version": raw, "files": 5, "bytes": 45, "skipped": 1}
+    assert result == {"source": "mine", "kind": "directory", "version": raw, "files": 5, "bytes": 45} | {
+        "skipped": 1,
+        "rejected": 0,
+    }
     meta = store.meta(raw)
     assert meta["skipped_names"] == ["notes.txt"]
     assert meta["origin"] == {"path": str(images)}
@@ -90,7 +93,7 @@ def test_a_missing_folder_is_named(tmp_path: Path, declare: Declare, store: Stor
         fetch_source(declare(kind="directory", path=str(tmp_path / "gone")), store, settings)
 
 
-def test_a_file_that_cannot_be_read_leaves_no_raw_version(
+def test_a_file_that_cannot_be_read_costs_no_other(
     declare: Declare, images: Path, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_bytes = Path.read_bytes
@@ -101,12 +104,30 @@ def test_a_file_that_cannot_be_read_leaves_no_raw_version(
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(SourceError, match=r"3\.png: cannot be read"):
-        fetch_source(declare(kind="directory", path=str(images)), store, settings)
+    spec = declare(kind="directory", path=str(images))
+    without = fetch_source(spec, store, settings)
+    assert (without["files"], without["rejected"]) == (4, 1)
+    [row] = pd.read_parquet(store.file(without["version"], "rejected.parquet")).itertuples(index=False)
+    assert row[:2] == ("deep/3.png", "unreadable")
+    assert row.detail == "cannot be read (Permission denied); make it readable, or remove it"
+    monkeypatch.undo()
+    whole = fetch_source(spec, store, settings)
+    assert (whole["files"], whole["rejected"]) == (5, 0)
+    assert whole["version"] != without["version"]
+
+
+def test_where_no_file_can_be_read_nothing_is_recorded(
+    declare: Declare, images: Path, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    spec = declare(kind="directory", path=str(images))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SourceError, match=r"mine\.yaml: none of its 5 image files can be taken; the first, 0\.png: "):
+        fetch_source(spec, store, settings)
     assert store.keys("objects/raw") == []
     assert store.keys("refs/raw") == []
-    monkeypatch.undo()
-    assert fetch_source(declare(kind="directory", path=str(images)), store, settings)["files"] == 5
 
 
 def test_demo_pictures_are_drawn_once(

@@ -17,7 +17,7 @@ from s3_proxy import Proxy
 from ml.core.errors import ConfigError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources import fetch_source
+from ml.data.sources import fetch_source, s3
 
 pytestmark = pytest.mark.integration
 
@@ -59,10 +59,18 @@ def test_the_same_bytes_are_the_same_version_from_wherever(
     assert fetch_source(declare(kind="directory", path=str(folder)), store, settings)["version"] == there["version"]
 
 
-def test_keys_that_would_be_one_name_are_refused(s3_source: Any, bucket: Any, store: Store, settings: Settings) -> None:
+def test_keys_that_would_be_one_name_cost_one_of_them(
+    s3_source: Any, bucket: Any, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket.put_object(Key="images//2.PNG", Body=b"another")
-    with pytest.raises(SourceError, match=r"'images//2\.PNG' and 'images/2\.PNG' differ in slashes alone"):
-        fetch_source(s3_source(prefix="images/"), store, settings)
+    bucket.put_object(Key="images/large.png", Body=b"x" * 21)
+    monkeypatch.setattr(s3, "MAX_FILE_BYTES", 20)
+    result = fetch_source(s3_source(prefix="images/"), store, settings)
+    assert (result["files"], result["rejected"]) == (2, 2)
+    twin, large = pd.read_parquet(store.file(result["version"], "rejected.parquet")).itertuples(index=False)
+    assert twin[:2] == ("2.PNG", "name")
+    assert "'images//2.PNG' and 'images/2.PNG' differ in slashes alone" in twin.detail
+    assert large[:2] == ("large.png", "size")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

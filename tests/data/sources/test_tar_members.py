@@ -157,12 +157,15 @@ def test_files_with_holes_are_refused(tmp_path: Path) -> None:
             open_archive(path)
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_costs_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    header = tarfile.TarInfo("caf\udce9.png").tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-    path.write_bytes(header + END)
-    with pytest.raises(SourceError, match=r"a\.tar: the name 'caf.*xe9\.png' is not UTF-8.*; rename the file"):
-        open_archive(path)
+    names = ("caf\udce9.png", "caf\udce9.txt", "a.png")
+    headers = [tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") for name in names]
+    path.write_bytes(b"".join(headers) + END)
+    with open_archive(path) as found:
+        assert (found.images, found.skipped) == (["a.png"], ["caf\\xe9.txt"])
+        assert [(rejected.path, rejected.reason) for rejected in found.rejected] == [("caf\\xe9.png", "name")]
+        assert "not UTF-8, so no table can hold it; rename the file" in found.rejected[0].detail
 
 
 # --- headers made to cost time and memory -----------------------------------------------------------------------------
