@@ -79,8 +79,8 @@ def train(
         weights_id: weights in the store, instead of those that the settings name.
 
     Returns:
-        ``{run_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused`` says that a
-        finished run was found and nothing was trained.
+        ``{run_id, experiment_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused``
+        says that a finished run was found and nothing was trained.
 
     Raises:
         DataError: the training images lack a class, or no parameters can be selected.
@@ -98,17 +98,18 @@ def train(
         remove_abandoned(store)
         checkpoint = Checkpoint(store, job, left)
         with checkpoint.alive():
-            with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
+            with _mlflow_run(checkpoint, job, name, experiment, settings) as (run_id, experiment_id):
                 _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
                 trained = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, trained, data, run_id, facts, store)
             checkpoint.forget()
-    return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
+    ids = {"run_id": run_id, "experiment_id": experiment_id}
+    return {**ids, "task": task, "set": experiment, "metrics": metrics, "reused": False}
 
 
 def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
-    """Returns the latest finished run of a training, as ``{run_id, metrics}``, or None if there is none."""
+    """Returns the latest finished run of a training, as ``{run_id, experiment_id, metrics}``, or None."""
     client = connect(settings)
     known = client.get_experiment_by_name(experiment)
     runs = client.search_runs(
@@ -119,7 +120,8 @@ def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
     )
     for run in runs:
         say(f"nothing to train: these very inputs were trained to the end in MLflow run {run.info.run_id}")
-        return {"run_id": run.info.run_id, "metrics": _select_test_metrics(run.data.metrics)}
+        ids = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+        return {**ids, "metrics": _select_test_metrics(run.data.metrics)}
     return None
 
 
@@ -130,8 +132,14 @@ def _select_test_metrics(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @contextmanager
-def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings) -> Iterator[str]:
-    """Open the MLflow run of a training: the run in which it was interrupted, or a new one if that was deleted."""
+def _mlflow_run(
+    checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings
+) -> Iterator[tuple[str, str]]:
+    """Open the MLflow run of a training: the run in which it was interrupted, or a new one if that was deleted.
+
+    Yields:
+        the ids of the run and of its experiment.
+    """
     client, experiment_id = connect(settings), use_experiment(experiment, settings)
     import mlflow
 
@@ -145,7 +153,7 @@ def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, se
             client.delete_logged_model(model.model_id)  # complete or not: the run must have exactly one
         resumed = f"resuming{checkpoint.progress} in " if interrupted or checkpoint.progress else ""
         say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
-        yield run_id
+        yield run_id, experiment_id
 
 
 def _existing_run(run_id: str | None, experiment_id: str, client: "MlflowClient") -> str | None:
