@@ -24,7 +24,8 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import SIDES, Task
 from ml.data.splits import read_split
-from ml.evaluation.evaluation import Evaluation, evaluate
+from ml.evaluation.evaluation import evaluate
+from ml.evaluation.metric_names import group_metrics, with_interval_ends
 from ml.evaluation.predictions import save_predictions
 from ml.evaluation.report import write_evaluation
 from ml.images.pixel_cache import PixelCache
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 _PREFIXES = {"test": "test", OUT_OF_FOLD: "oof", VALIDATION: "validation"}
 """Evaluation -> the prefix of its metrics in MLflow."""
+
+_MAX_METRICS = 1000
+"""Metrics that MLflow takes in one batch. A training set of many sources has more."""
 
 
 def train(
@@ -319,23 +323,18 @@ def _evaluate_and_log(
     metrics = {
         f"{_PREFIXES[name]}_{metric}": value
         for name, e in evaluations.items()
-        for metric, value in _with_interval_ends(e)
+        for metric, value in with_interval_ends(e.metrics, e.intervals)
     }
     metrics |= {f"chosen_{name}": float(chosen[name]) for name in ("epochs", "tau", "temperature")}  # type: ignore[arg-type]
-    _log_metrics(run_id, metrics, trained.history)
+    grouped = {
+        metric: value
+        for name, e in evaluations.items()
+        for metric, value in group_metrics(_PREFIXES[name], e.to_json()).items()
+    }
+    _log_metrics(run_id, {**metrics, **grouped}, trained.history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
     return _select_test_metrics(metrics)
-
-
-def _with_interval_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """Yields each metric with its name, followed by the ends of its interval if it has one."""
-    for name, value in evaluation.metrics.items():
-        yield name, value
-        if name in evaluation.intervals:
-            low, high = evaluation.intervals[name]
-            yield f"{name}_low", low
-            yield f"{name}_high", high
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:
@@ -354,7 +353,9 @@ def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list
     ]
     client.log_batch(run_id, metrics=points)
     # By MLflow's fluent API, which links them to the logged model as well.
-    mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
+    new = [(name, value) for name, value in metrics.items() if name not in logged]
+    for start in range(0, len(new), _MAX_METRICS):
+        mlflow.log_metrics(dict(new[start : start + _MAX_METRICS]))
 
 
 def _check_network(
