@@ -3,6 +3,9 @@
 The module imports little, since DAG files and forms import it.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from ml.core.taxonomy import Task
 
 GATED_METRICS: dict[Task, tuple[str, str]] = {
@@ -18,6 +21,47 @@ LOWER_IS_BETTER = frozenset({"brier", "ece", "patient_brier", "patient_ece"})
 def is_worse(metric: str, before: float, now: float) -> bool:
     """Returns whether a metric got worse; of a threshold no value is better than another."""
     return metric != "threshold" and now != before and (now > before) == (metric in LOWER_IS_BETTER)
+
+
+def group_metrics(side: str, evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Names an evaluation's metrics by groups, for people who look at a run in MLflow; nothing reads these back.
+
+    ``test_recall`` is ``test/recall`` and ``test_patient_recall`` ``test/patients/recall``. Only here are
+    ``test/by_class/<class>/<metric>`` and ``test/by_<column>/<value>/<metric>``, of classes and slices.
+
+    Args:
+        side: the first part of the names: test, oof or validation.
+        evaluation: JSON of an :class:`ml.evaluation.evaluation.Evaluation`.
+
+    Returns:
+        name -> value; the ends of a metric's interval follow it as ``…_low`` and ``…_high``.
+    """
+    grouped: dict[str, float] = {}
+    for name, value in with_interval_ends(evaluation["metrics"], evaluation["intervals"]):
+        is_of_patients = name.startswith("patient_")
+        grouped[f"{side}/patients/{name.removeprefix('patient_')}" if is_of_patients else f"{side}/{name}"] = value
+    for name, scores in evaluation["per_class"].items():
+        if scores["support"]:  # a class without an image has no recall
+            shown = {metric: scores[metric] for metric in ("recall", "precision", "f1")}
+            for metric, value in with_interval_ends(shown, scores["intervals"]):
+                grouped[f"{side}/by_class/{name}/{metric}"] = value
+    for column, slices in evaluation["slices"].items():
+        for of, scores in slices.items():
+            for metric, value in with_interval_ends(scores["metrics"], scores["intervals"]):
+                grouped[f"{side}/by_{column}/{of}/{metric}"] = value
+    return grouped
+
+
+def with_interval_ends(
+    metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, float]]:
+    """Yields each metric with its name, followed by the ends of its interval if it has one."""
+    for name, value in metrics.items():
+        yield name, value
+        if name in intervals:
+            low, high = intervals[name]
+            yield f"{name}_low", low
+            yield f"{name}_high", high
 
 
 CLINICAL_ORDER = (

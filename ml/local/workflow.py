@@ -16,6 +16,7 @@ import requests
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError, Refused, StackError, TryAgain
 from ml.core.messages import cut_text
+from ml.core.mlflow_pages import build_run_url, build_version_url
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.data.sources import load_source
@@ -272,13 +273,13 @@ class Workflow:
 
     def version_url(self, candidate: Candidate) -> str:
         """Returns the address of a candidate in MLflow's registry."""
-        return f"{self.mlflow}/#/models/{candidate.model}/versions/{candidate.version}"
+        return build_version_url(self.mlflow, candidate.model, candidate.version)
 
     def training_url(self, candidate: Candidate) -> str:
         """Returns the address of the MLflow run that trained a candidate."""
         answer = self._mlflow("runs/get", run_id=candidate.run_id)
         experiment = answer["run"]["info"]["experiment_id"] if answer else "0"
-        return f"{self.mlflow}/#/experiments/{experiment}/runs/{candidate.run_id}"
+        return build_run_url(self.mlflow, str(experiment), candidate.run_id)
 
 
 def run_workflow(set_reference: str, settings: Settings) -> Workflow:

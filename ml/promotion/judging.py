@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect, fetch_artifacts
+from ml.core.mlflow_pages import build_run_url, build_version_url
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest, object_id
 from ml.data.training_sets import find_training_set
@@ -175,9 +176,10 @@ def _list_links(evidence: Json, settings: Settings) -> dict[str, str]:
     """Returns text -> address of what a reviewer may want to look at."""
     links = {}
     if settings.mlflow_ui:
-        ui = settings.mlflow_ui.rstrip("/")
-        links["The training run in MLflow: plots and metrics"] = f"{ui}/#/runs/{evidence['run_id']}"
-        links["The model version in MLflow"] = f"{ui}/#/models/{evidence['model']}/versions/{evidence['version']}"
+        ui, run = settings.mlflow_ui, evidence["run_id"]
+        experiment = connect(settings).get_run(run).info.experiment_id
+        links["The training run in MLflow: plots and metrics"] = build_run_url(ui, experiment, run)
+        links["The model version in MLflow"] = build_version_url(ui, evidence["model"], evidence["version"])
     for source, validation in evidence["validations"].items():
         links[f"Validation of the source {source} (Data Docs)"] = f"/breakhis/docs/{validation}/index.html"
     return links

@@ -24,7 +24,8 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import SIDES, Task
 from ml.data.splits import read_split
-from ml.evaluation.evaluation import Evaluation, evaluate
+from ml.evaluation.evaluation import evaluate
+from ml.evaluation.metric_names import group_metrics, with_interval_ends
 from ml.evaluation.predictions import save_predictions
 from ml.evaluation.report import write_evaluation
 from ml.images.pixel_cache import PixelCache
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 _PREFIXES = {"test": "test", OUT_OF_FOLD: "oof", VALIDATION: "validation"}
 """Evaluation -> the prefix of its metrics in MLflow."""
+
+_MAX_METRICS = 1000
+"""Metrics that MLflow takes in one batch. A training set of many sources has more."""
 
 
 def train(
@@ -79,8 +83,8 @@ def train(
         weights_id: weights in the store, instead of those that the settings name.
 
     Returns:
-        ``{run_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused`` says that a
-        finished run was found and nothing was trained.
+        ``{run_id, experiment_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused``
+        says that a finished run was found and nothing was trained.
 
     Raises:
         DataError: the training images lack a class, or no parameters can be selected.
@@ -98,17 +102,18 @@ def train(
         remove_abandoned(store)
         checkpoint = Checkpoint(store, job, left)
         with checkpoint.alive():
-            with _mlflow_run(checkpoint, job, name, experiment, settings) as run_id:
+            with _mlflow_run(checkpoint, job, name, experiment, settings) as (run_id, experiment_id):
                 _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
                 trained = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
                 metrics = _evaluate_and_log(task, preset, trained, data, run_id, facts, store)
             checkpoint.forget()
-    return {"run_id": run_id, "task": task, "set": experiment, "metrics": metrics, "reused": False}
+    ids = {"run_id": run_id, "experiment_id": experiment_id}
+    return {**ids, "task": task, "set": experiment, "metrics": metrics, "reused": False}
 
 
 def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
-    """Returns the latest finished run of a training, as ``{run_id, metrics}``, or None if there is none."""
+    """Returns the latest finished run of a training, as ``{run_id, experiment_id, metrics}``, or None."""
     client = connect(settings)
     known = client.get_experiment_by_name(experiment)
     runs = client.search_runs(
@@ -119,7 +124,8 @@ def _finished(job: str, experiment: str, settings: Settings) -> Json | None:
     )
     for run in runs:
         say(f"nothing to train: these very inputs were trained to the end in MLflow run {run.info.run_id}")
-        return {"run_id": run.info.run_id, "metrics": _select_test_metrics(run.data.metrics)}
+        ids = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+        return {**ids, "metrics": _select_test_metrics(run.data.metrics)}
     return None
 
 
@@ -130,8 +136,14 @@ def _select_test_metrics(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @contextmanager
-def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings) -> Iterator[str]:
-    """Open the MLflow run of a training: the run in which it was interrupted, or a new one if that was deleted."""
+def _mlflow_run(
+    checkpoint: Checkpoint, job: str, name: str, experiment: str, settings: Settings
+) -> Iterator[tuple[str, str]]:
+    """Open the MLflow run of a training: the run in which it was interrupted, or a new one if that was deleted.
+
+    Yields:
+        the ids of the run and of its experiment.
+    """
     client, experiment_id = connect(settings), use_experiment(experiment, settings)
     import mlflow
 
@@ -145,7 +157,7 @@ def _mlflow_run(checkpoint: Checkpoint, job: str, name: str, experiment: str, se
             client.delete_logged_model(model.model_id)  # complete or not: the run must have exactly one
         resumed = f"resuming{checkpoint.progress} in " if interrupted or checkpoint.progress else ""
         say(f"{resumed}MLflow run {run_id} of experiment {experiment}")
-        yield run_id
+        yield run_id, experiment_id
 
 
 def _existing_run(run_id: str | None, experiment_id: str, client: "MlflowClient") -> str | None:
@@ -311,23 +323,18 @@ def _evaluate_and_log(
     metrics = {
         f"{_PREFIXES[name]}_{metric}": value
         for name, e in evaluations.items()
-        for metric, value in _with_interval_ends(e)
+        for metric, value in with_interval_ends(e.metrics, e.intervals)
     }
     metrics |= {f"chosen_{name}": float(chosen[name]) for name in ("epochs", "tau", "temperature")}  # type: ignore[arg-type]
-    _log_metrics(run_id, metrics, trained.history)
+    grouped = {
+        metric: value
+        for name, e in evaluations.items()
+        for metric, value in group_metrics(_PREFIXES[name], e.to_json()).items()
+    }
+    _log_metrics(run_id, {**metrics, **grouped}, trained.history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
     return _select_test_metrics(metrics)
-
-
-def _with_interval_ends(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """Yields each metric with its name, followed by the ends of its interval if it has one."""
-    for name, value in evaluation.metrics.items():
-        yield name, value
-        if name in evaluation.intervals:
-            low, high = evaluation.intervals[name]
-            yield f"{name}_low", low
-            yield f"{name}_high", high
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:
@@ -346,7 +353,9 @@ def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list
     ]
     client.log_batch(run_id, metrics=points)
     # By MLflow's fluent API, which links them to the logged model as well.
-    mlflow.log_metrics({name: value for name, value in metrics.items() if name not in logged})
+    new = [(name, value) for name, value in metrics.items() if name not in logged]
+    for start in range(0, len(new), _MAX_METRICS):
+        mlflow.log_metrics(dict(new[start : start + _MAX_METRICS]))
 
 
 def _check_network(

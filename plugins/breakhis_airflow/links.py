@@ -5,11 +5,11 @@ Airflow stores a link under the name of its class: renamed, the links of earlier
 
 from abc import abstractmethod
 from typing import Any
-from urllib.parse import quote
 
 from airflow.sdk import BaseOperatorLink
 
 from breakhis_airflow.addresses import build_page_url, build_review_page_url
+from ml.core.mlflow_pages import build_run_url, build_version_url
 from ml.core.settings import read_settings
 
 Json = dict[str, Any]
@@ -35,8 +35,7 @@ class RunLink(_StageLink):
 
     def address(self, result: Json) -> str:
         """Returns the run's page in MLflow."""
-        run = result.get("run_id")
-        return _build_mlflow_url(f"runs/{quote(str(run))}") if run else ""
+        return _build_run_url(result)
 
 
 class ModelVersionLink(_StageLink):
@@ -48,7 +47,8 @@ class ModelVersionLink(_StageLink):
         """Returns the version's page in MLflow's registry."""
         if not {"model", "version"} <= result.keys():
             return ""
-        return _build_mlflow_url(f"models/{quote(str(result['model']))}/versions/{quote(str(result['version']))}")
+        ui = read_settings().mlflow_ui
+        return build_version_url(ui, str(result["model"]), result["version"]) if ui else ""
 
 
 class ReportLink(_StageLink):
@@ -58,8 +58,7 @@ class ReportLink(_StageLink):
 
     def address(self, result: Json) -> str:
         """Returns the artifact's page in MLflow."""
-        run = result.get("run_id")
-        return _build_mlflow_url(f"runs/{quote(str(run))}/artifacts/evaluation/report.html") if run else ""
+        return _build_run_url(result, "evaluation/report.html")
 
 
 class ReviewLink(_StageLink):
@@ -117,7 +116,9 @@ def _build_report_url(result: Json, name: str) -> str:
     return build_page_url(f"docs/{result['validation']}/{name}") if result.get("validation") else ""
 
 
-def _build_mlflow_url(page: str) -> str:
-    """Returns a page of the MLflow server; an empty text where MLflow is a database without a server."""
+def _build_run_url(result: Json, artifact: str = "") -> str:
+    """Returns a run's page in MLflow; an empty text where the result names none, or MLflow has no server."""
     ui = read_settings().mlflow_ui
-    return f"{ui.rstrip('/')}/#/{page}" if ui else ""
+    if not ui or not {"run_id", "experiment_id"} <= result.keys():
+        return ""
+    return build_run_url(ui, str(result["experiment_id"]), str(result["run_id"]), artifact)

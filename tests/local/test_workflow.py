@@ -333,8 +333,8 @@ def test_run_leaves_the_reviews_to_people(airflow: Airflow) -> None:
     for line in (
         "http://here/dags/promote/runs/demo-binary-v3/tasks/review/required_actions",
         "http://here/dags/retrain_demo/runs/retrain_demo-run",
-        "http://here/#/models/demo-subtype/versions/4",
-        "http://here/#/experiments/7/runs/run-binary",
+        "http://here/#/models/demo-subtype/versions/4?workflowType=machine_learning",
+        "http://here/#/experiments/7/runs/run-binary?workflowType=machine_learning",
         "http://here/required_actions",
         "pass-word",
         "make down",

@@ -4,6 +4,10 @@ from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.places import stage
 from breakhis_airflow.review_operator import ReviewOperator
 
+TRAINED = {"run_id": "abc", "experiment_id": "7"}
+SIDE = "?workflowType=machine_learning"
+"""Without it, a fresh browser gets MLflow's GenAI side."""
+
 
 def link(name: str, result) -> str:
     task = stage(name)
@@ -17,19 +21,20 @@ def mlflow(monkeypatch):
 
 
 def test_a_training_leads_to_its_run():
-    assert link("train", {"run_id": "abc"}) == "http://mlflow:5000/#/runs/abc"
+    assert link("train", TRAINED) == f"http://mlflow:5000/#/experiments/7/runs/abc{SIDE}"
 
 
 @pytest.mark.parametrize("name", ["register", "gate", "promote"])
 def test_a_version_leads_to_the_registry(name):
-    assert link(name, {"model": "demo-binary", "version": 3}) == "http://mlflow:5000/#/models/demo-binary/versions/3"
+    page = "http://mlflow:5000/#/models/demo-binary/versions/3"
+    assert link(name, {"model": "demo-binary", "version": 3}) == page + SIDE
 
 
 def test_a_training_leads_to_its_report_and_a_gate_to_the_review_page():
     train, gate = stage("train"), stage("gate")
-    train.stage_result, gate.stage_result = {"run_id": "abc"}, {"bundle": "bundle-0123456789ab"}
+    train.stage_result, gate.stage_result = TRAINED, {"bundle": "bundle-0123456789ab"}
     report = train.operator_extra_links[1].get_link(train, ti_key=None)
-    assert report == "http://mlflow:5000/#/runs/abc/artifacts/evaluation/report.html"
+    assert report == f"http://mlflow:5000/#/experiments/7/runs/abc/artifacts/evaluation/report.html{SIDE}"
     review = gate.operator_extra_links[1].get_link(gate, ti_key=None)
     assert review.endswith("/breakhis/reviews/bundle-0123456789ab/")
 
@@ -48,7 +53,7 @@ def test_a_proposed_rollback_leads_to_what_was_approved():
     task = stage("rollback", "--dry-run", task_id="propose")
     task.stage_result = {"model": "demo-binary", "version": 1, "bundle": "bundle-0123456789ab"}
     version, review = (link.get_link(task, ti_key=None) for link in task.operator_extra_links)
-    assert version.endswith("/models/demo-binary/versions/1")
+    assert version.endswith(f"/models/demo-binary/versions/1{SIDE}")
     assert review.endswith("/breakhis/reviews/bundle-0123456789ab/")
     task.stage_result["bundle"] = None
     assert task.operator_extra_links[1].get_link(task, ti_key=None) == ""
@@ -85,7 +90,7 @@ def test_without_a_result_there_is_no_link(name, result):
 
 def test_without_an_mlflow_server_there_is_no_link(monkeypatch):
     monkeypatch.setenv("BREAKHIS_MLFLOW_URI", "sqlite:////tmp/mlflow.db")
-    assert link("train", {"run_id": "abc"}) == ""
+    assert link("train", TRAINED) == ""
 
 
 def test_other_stages_have_no_links():

@@ -154,10 +154,14 @@ def test_the_result_of_another_try_is_not_taken_for_this_one(breakhis, context):
 
 def test_the_task_log_has_the_output_and_the_links(breakhis, context, capsys, monkeypatch):
     monkeypatch.setenv("BREAKHIS_MLFLOW_URI", "http://mlflow:5000")
-    breakhis("say('épreuve 1 of 2'); sys.stdout.buffer.write(b'\\xff and no newline'); write({'run_id': 'abc'})")
+    breakhis(
+        "say('épreuve 1 of 2'); sys.stdout.buffer.write(b'\\xff and no newline'); "
+        "write({'run_id': 'abc', 'experiment_id': '7'})"
+    )
     stage("train", "binary").execute(context())
     log = capsys.readouterr().out
-    for line in ("épreuve 1 of 2", "\ufffd and no newline", "MLflow run: http://mlflow:5000/#/runs/abc"):
+    page = "http://mlflow:5000/#/experiments/7/runs/abc"
+    for line in ("épreuve 1 of 2", "\ufffd and no newline", f"MLflow run: {page}"):
         assert line in log
 
 

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ml.core.errors import Refused, RegistryError
 from ml.core.store import digest
 from ml.data.splits import split_dataset
-from ml.promotion import champion_comparison, evidence
+from ml.promotion import champion_comparison, evidence, judging
 from ml.promotion.evidence import read_verified_object
 from ml.promotion.judging import judge_version
 from ml.promotion.registration import register_run
@@ -168,3 +169,15 @@ def test_nothing_of_what_a_server_hands_out_is_left_behind(tmp_path, monkeypatch
         recorded = read_verified_object(registered["evidence"], world.store)
         assert len(champion_comparison._read_predictions(recorded, "test")) > 0
         assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_reviewer_s_links_name_the_experiment_of_the_run(monkeypatch):
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="7"))
+    monkeypatch.setattr(judging, "connect", lambda _: SimpleNamespace(get_run=lambda _: run))
+    evidence = {"run_id": "abc", "model": "demo-binary", "version": 3, "validations": {}}
+    links = judging._list_links(evidence, SimpleNamespace(mlflow_ui="http://mlflow/"))
+    side = "?workflowType=machine_learning"
+    assert list(links.values()) == [
+        f"http://mlflow/#/experiments/7/runs/abc{side}",
+        f"http://mlflow/#/models/demo-binary/versions/3{side}",
+    ]

@@ -74,6 +74,10 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert len(client.get_metric_history(result["run_id"], "out_of_fold_loss")) == 2
         assert len(client.get_metric_history(result["run_id"], "loss")) == run.data.metrics["chosen_epochs"]
         assert {"oof_macro_f1", "oof_macro_f1_low", "test_macro_f1_high"} <= run.data.metrics.keys()
+        logged = run.data.metrics
+        assert logged["test/macro_f1_high"] == logged["test_macro_f1_high"]
+        assert logged["test/patients/macro_f1"] == logged["test_patient_macro_f1"]
+        assert any(name.startswith("oof/by_magnification/") for name in logged)
         assert tags["breakhis.code_sha256"] == _code_facts()["code_sha256"]
         assert len(tags["breakhis.lock_sha256"]) == 64
         assert {i.dataset.name for i in run.inputs.dataset_inputs} == {
