@@ -10,6 +10,9 @@ from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id, review_task
 AUDIT_DAG = "audit"
 """The DAG that checks the audit log."""
 
+WAITING_STATES = ("awaiting_input", "deferred")
+"""States of a task whose question can be answered with effect."""
+
 _MAX_AUDIT_RUNS = 100  # in which the last successful one is looked for
 
 
@@ -50,7 +53,7 @@ def read_waiting_reviews() -> list[WaitingReview]:
             .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
             .where(
                 TaskInstance.dag_id.in_((PROMOTE, ROLLBACK)),
-                TaskInstance.state.in_(("awaiting_input", "deferred")),
+                TaskInstance.state.in_(WAITING_STATES),
                 HITLDetail.responded_at.is_(None),
             )
             .order_by(HITLDetail.created_at)

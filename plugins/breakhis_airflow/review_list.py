@@ -24,6 +24,7 @@ from ml.promotion.reviews import PROMOTE, ROLLBACK
 MAX_PAGE = 100_000
 _DECISIONS_PER_PAGE = 50
 
+_GOING_ON = ("queued", "running")
 _NEW_RUN = "start a new run of the DAG promote with the same model, version and evidence"
 _STATES = {
     "queued": "waits in Airflow to go on; is the DAG promote paused?",
@@ -52,6 +53,17 @@ class UnansweredQuestion(NamedTuple):
 def list_open_runs(store: Store) -> list[str]:
     """Returns the ids of the runs of the DAG ``promote`` whose questions are open by the audit log."""
     return [_run_id(asked) for asked in _list_all_open_questions(read_unverified_records(store))]
+
+
+def find_unanswerable(states: Mapping[str, str], store: Store) -> list[UnansweredQuestion]:
+    """Returns the open questions that will not go on by themselves: of runs that ended or that Airflow has no more.
+
+    Args:
+        states: states of the runs whose questions are open, those that Airflow has.
+        store: holds the audit log.
+    """
+    found = _list_unanswered(read_unverified_records(store), states)
+    return [one for one in found if one.is_trouble]
 
 
 def render_review_list(
@@ -86,7 +98,7 @@ def render_review_list(
         raise StoreError(f"there is no page {page} of decisions: the last one is {pages}")
     first = (page - 1) * _DECISIONS_PER_PAGE
     live = {review.run for review in waiting if review.dag == PROMOTE}
-    unanswered = [_describe_unanswered(asked, states) for asked in _list_all_open_questions(records)]
+    unanswered = _list_unanswered(records, states)
     return (
         make_environment()
         .get_template("reviews.html")
@@ -119,6 +131,20 @@ def _list_all_open_questions(records: Sequence[Json]) -> list[Json]:
         for asked in list_open_questions(list(own))
     ]
     return sorted(found, key=lambda record: int(record["sequence"]))
+
+
+def _list_unanswered(records: Sequence[Json], states: Mapping[str, str]) -> list[UnansweredQuestion]:
+    """Returns the open questions with what became of them, but for runs that ended and were started anew by another.
+
+    One that Airflow has no more stays, since it blocks the version in every run.
+    """
+    asked = _list_all_open_questions(records)
+    asked_anew = {_subject(one) for one in asked if states.get(_run_id(one)) in _GOING_ON}
+    return [
+        _describe_unanswered(one, states)
+        for one in asked
+        if states.get(_run_id(one)) in (None, *_GOING_ON) or _subject(one) not in asked_anew
+    ]
 
 
 def _describe_unanswered(asked: Json, states: Mapping[str, str]) -> UnansweredQuestion:
@@ -160,6 +186,10 @@ def _is_about(review: WaitingReview, model: str, store: Store) -> bool:
 
 def _link(model: str, page: int) -> str:
     return "?" + urlencode({"model": model, "page": page}, errors="replace")
+
+
+def _subject(asked: Json) -> tuple[str, int, str]:
+    return asked["model"], asked["version"], asked["evidence"]
 
 
 def _run_id(asked: Json) -> str:

@@ -81,6 +81,19 @@ def test_what_waits_is_not_told_twice(show, airflow, log):
     assert "not decided yet" not in show().text
 
 
+@pytest.mark.parametrize(("state", "is_shown"), [("failed", False), ("success", False), (None, True)])
+def test_a_run_that_ended_is_forgotten_once_another_asks_anew(show, airflow, log, state, is_shown):
+    """But one that is gone blocks the version in the other run, too."""
+    log(ASKED)
+    log(ASKED, run="promote/asked-2", review="review-2")
+    if state:
+        airflow[1]["asked-1"] = state
+    airflow[1]["asked-2"] = "running"
+    page = show().text
+    assert ("promote/asked-1" in page) == is_shown
+    assert "promote/asked-2" in page
+
+
 @pytest.mark.parametrize(
     ("facts", "is_open"),
     [
