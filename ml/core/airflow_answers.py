@@ -85,6 +85,7 @@ class _AskingTask(Shape):
     dag_id: _Name = ""
     dag_run_id: _Name = ""
     task_id: _Name = ""
+    state: str | None = None
 
 
 class Question(Shape):

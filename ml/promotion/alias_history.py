@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ml.core.store import Json
+from ml.promotion.reviews import PROMOTE
 from ml.registry.registered_model import Aliases
 
 APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled back", "withdrawn"
@@ -96,6 +97,33 @@ def find_refusal(records: Sequence[Json], number: int, evidence: str | None, dag
     """
     withdrawals = (r for r in records if (r["event"], r.get("version")) == (WITHDRAWN, number))
     return next(withdrawals, None) or find_rejection(records, number, evidence, dag)
+
+
+def list_open_questions(records: Sequence[Json]) -> list[Json]:
+    """Returns the last record of each question about a version that nothing has settled: no decision, no withdrawal.
+
+    A decision of the run settles its questions, and a later approval those of all runs about the same evidence. What
+    Airflow has of a question plays no part: it forgets.
+
+    Args:
+        records: audit records of one model, in order.
+    """
+    last = {
+        (record["run"], record["version"], record["evidence"]): record for record in records if record["event"] == ASKED
+    }
+
+    def is_settled(asked: Json) -> bool:
+        later = [r for r in records if r["event"] in DECISION_EVENTS and r["sequence"] > asked["sequence"]]
+        return find_refusal(records, asked["version"], asked["evidence"], PROMOTE) is not None or any(
+            record.get("run") == asked["run"]
+            or (
+                (record["event"], record["version"]) == (APPROVED, asked["version"])
+                and record.get("evidence") == asked["evidence"]
+            )
+            for record in later
+        )
+
+    return [asked for asked in last.values() if not is_settled(asked)]
 
 
 def find_withdrawal(records: Sequence[Json], number: int) -> Json | None:

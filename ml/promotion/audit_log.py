@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from ml.core.errors import ConfigError, Conflict, Refused, StoreError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical
-from ml.promotion.alias_history import CARRIED_OUT, DECISION_EVENTS, UNORDERED_EVENTS
+from ml.promotion.alias_history import ASKED, CARRIED_OUT, DECISION_EVENTS, UNORDERED_EVENTS
 
 _FOLDER = "audit/log"
 _NO_PREDECESSOR = "0" * 64
@@ -256,10 +256,10 @@ def read_decisions(store: Store, model: str | None = None, log: AuditLog | None 
     return sorted(decisions, key=lambda decision: -int(decision["sequence"]))
 
 
-def read_unverified_records(store: Store, model: str) -> list[Json]:
-    """Returns all records of a model in order, without checking their codes: for a process that has no key."""
+def read_unverified_records(store: Store, model: str | None = None) -> list[Json]:
+    """Returns all records in order, of one model or of all, without checking their codes: for a process with no key."""
     names = [name for name in store.keys(_FOLDER) if name.endswith(".json")]
-    return [record for name in names if (record := _read_record(name, store))["model"] == model]
+    return [record for name in names if (record := _read_record(name, store))["model"] == model or model is None]
 
 
 def _read_record(name: str, store: Store) -> Json:
@@ -277,6 +277,9 @@ def _read_record(name: str, store: Store) -> Json:
             is_complete = isinstance(record["of"], list)
         else:
             is_complete = record["event"] in UNORDERED_EVENTS and isinstance(record["run"], str)
+            if record["event"] == ASKED:
+                is_complete = is_complete and isinstance(record["version"], int)
+                is_complete = is_complete and all(isinstance(record[key], str) for key in ("at", "evidence"))
         if is_complete and record["sequence"] == number and isinstance(record["model"], str):
             return dict(record)
     except (ValueError, TypeError, KeyError, AttributeError, StoreError):

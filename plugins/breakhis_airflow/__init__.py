@@ -12,6 +12,7 @@ fab.py            users and roles where Airflow runs as servers
 links.py          links on tasks: MLflow, validation reports and the review page
 addresses.py      addresses of Airflow's pages, and of those that this plugin serves
 web.py            serves validation reports and the review pages behind Airflow's login
+review_list.py    the list of reviews: those that wait, those on their way, and the decisions
 review_pages.py   what a reviewer reads, made of the evidence in the store
 airflow_database.py  reads which reviews wait, and how the audit log's last check ended
 glossary.py       explanations of metrics and terms on the review pages

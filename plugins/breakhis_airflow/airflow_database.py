@@ -1,5 +1,6 @@
 """Reads from Airflow's own database what its API does not give: reviews, and checks of the audit log."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -8,6 +9,9 @@ from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id, review_task
 
 AUDIT_DAG = "audit"
 """The DAG that checks the audit log."""
+
+WAITING_STATES = ("awaiting_input", "deferred")
+"""States of a task whose question can be answered with effect."""
 
 _MAX_AUDIT_RUNS = 100  # in which the last successful one is looked for
 
@@ -22,6 +26,8 @@ class WaitingReview(NamedTuple):
     """Address of Airflow's answer form, without its host."""
     dag: str = PROMOTE
     """The DAG that asks it: the one of promotions or the one of rollbacks."""
+    run: str = ""
+    """Id of the run in which it is asked."""
 
 
 class AuditCheck(NamedTuple):
@@ -47,7 +53,7 @@ def read_waiting_reviews() -> list[WaitingReview]:
             .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
             .where(
                 TaskInstance.dag_id.in_((PROMOTE, ROLLBACK)),
-                TaskInstance.state.in_(("awaiting_input", "deferred")),
+                TaskInstance.state.in_(WAITING_STATES),
                 HITLDetail.responded_at.is_(None),
             )
             .order_by(HITLDetail.created_at)
@@ -59,7 +65,18 @@ def _describe_review(detail: Any) -> WaitingReview:
     ti = detail.task_instance
     form = strip_host(build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id))
     since = _format_minute(detail.created_at)
-    return WaitingReview(detail.subject, parse_bundle_id(detail.body), since, form, ti.dag_id)
+    return WaitingReview(detail.subject, parse_bundle_id(detail.body), since, form, ti.dag_id, ti.run_id)
+
+
+def read_run_states(runs: Collection[str]) -> dict[str, str]:
+    """Returns the states of runs of the DAG ``promote``: queued, running, success or failed; those that there are."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(DagRun.run_id, DagRun.state).where(DagRun.dag_id == PROMOTE, DagRun.run_id.in_(runs))
+        return {run: str(state) for run, state in session.execute(query)}
 
 
 def read_asked_reviews(run: str) -> list[str]:

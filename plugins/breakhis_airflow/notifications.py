@@ -110,33 +110,40 @@ class Review:
 
     question: str
     form: str
-    """Address of the answer form."""
+    """Address of the answer form; where nobody can answer, of the list of reviews."""
     page: str
     """Address of the review page, or an empty text."""
     hours_left: float
     """Hours until it counts as rejected."""
     reminder: bool = False
+    trouble: str = ""
+    """Why nobody can answer it any more and what to do, in a sentence; empty where it can be answered."""
 
     @property
     def subject(self) -> str:
         """The message's subject: one line."""
-        return f"{'Reminder: ' if self.reminder else ''}{self.question}"
+        prefix = "Not decided, and nobody can answer it: " if self.trouble else "Reminder: " if self.reminder else ""
+        return prefix + self.question
 
     @property
     def text(self) -> str:
         """The whole message, as plain text."""
-        lines = [self.question, "", f"Without an answer within {self.hours_left:.0f} hours it is rejected.", ""]
+        lines = [self.question, "", self._outlook, ""]
         return "\n".join([*lines, *(f"{name}: {address}" for name, address in self._addresses())])
 
     @property
     def html(self) -> str:
         """The whole message, as HTML."""
         links = "".join(f'<li><a href="{escape(address)}">{name}</a></li>' for name, address in self._addresses())
-        left = f"Without an answer within {self.hours_left:.0f} hours it is rejected."
-        return f"<p><b>{escape(self.question)}</b></p><p>{left}</p><ul>{links}</ul>"
+        return f"<p><b>{escape(self.question)}</b></p><p>{escape(self._outlook)}</p><ul>{links}</ul>"
+
+    @property
+    def _outlook(self) -> str:
+        return self.trouble or f"Without an answer within {self.hours_left:.0f} hours it is rejected."
 
     def _addresses(self) -> list[tuple[str, str]]:
-        return [*([("Evidence", self.page)] if self.page else []), ("Answer", self.form)]
+        form = "Reviews" if self.trouble else "Answer"
+        return [*([("Evidence", self.page)] if self.page else []), (form, self.form)]
 
 
 def find_notification_files(conf: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Renders the review pages, which show a reviewer in plain words what a decision about a model version depends on.
 
-/breakhis/reviews/                      the reviews that wait, and the last decisions
 /breakhis/reviews/<bundle>/             a candidate beside the champion
 /breakhis/reviews/<bundle>/<role>/<file>   a picture or report of either, as it was when the gates were judged
 
@@ -37,7 +36,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
 """The only script of these pages. It leads out of the frame in which Airflow shows them."""
 
-_MAX_DECISIONS = 50  # on the list
 _ROLES = ("candidate", "champion")
 _FILE_NAME = re.compile(r"[a-z_]{1,100}\.(png|html)")
 
@@ -48,22 +46,6 @@ _WIDE_PICTURES = {
 """Pictures that take the page's whole width, by task: the champion's is below the candidate's and not beside it."""
 
 
-def render_review_list(waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
-    """Returns the HTML page of waiting reviews and of decisions."""
-    return (
-        _make_environment()
-        .get_template("reviews.html")
-        .render(
-            waiting=[review for review in waiting if not is_settled(review.dag, review.bundle, store)],
-            rollback=ROLLBACK,
-            decisions=_read_shown_decisions(store)[:_MAX_DECISIONS],
-            audit=audit,
-            faults=find_chain_faults(store),
-            terms=TERMS,
-        )
-    )
-
-
 def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
     """Returns the HTML page of a candidate.
 
@@ -72,7 +54,7 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
     """
     content = read_bundle(bundle, store)
     evidence, champion = content["evidence"], content["champion"]
-    decisions = _read_shown_decisions(store, evidence["model"])
+    decisions = read_shown_decisions(store, evidence["model"])
     names = sorted(evidence["metrics"], key=rank_clinically)
     metrics = [_make_metric_row(name, evidence, champion) for name in names]
     pictures = [
@@ -80,7 +62,7 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
         for name, title, text in PICTURES
     ]
     return (
-        _make_environment()
+        make_environment()
         .get_template("review.html")
         .render(
             id=bundle,
@@ -252,7 +234,7 @@ def _find_current_approval(decisions: list[Json]) -> Json | None:
     return last if last and last["bundle"] else None
 
 
-def _read_shown_decisions(store: Store, model: str | None = None) -> list[Json]:
+def read_shown_decisions(store: Store, model: str | None = None) -> list[Json]:
     """Returns decisions as a page shows them; ``verified`` is False if a record was changed since it was written.
 
     A rollback has the bundle on which its version was approved.
@@ -272,7 +254,8 @@ def _read_shown_decisions(store: Store, model: str | None = None) -> list[Json]:
 
 
 @cache
-def _make_environment() -> "Environment":
+def make_environment() -> "Environment":
+    """Returns the templates of the review pages, which escape what they show."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -2,7 +2,8 @@
 
 /breakhis/docs/<validation>/…  a validation report in the store
 /breakhis/sources/<name>       leads to the report of the source's current version
-/breakhis/reviews/…            for users who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_pages`
+/breakhis/reviews/…            for users who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_list` and
+                               :mod:`breakhis_airflow.review_pages`
 /breakhis/reviews-asked        for them, too: the ids of a promotion's reviews, as JSON
 """
 
@@ -136,10 +137,10 @@ def _add_reports(app: Any) -> None:
 def _add_reviews(app: Any) -> None:
     """Adds the review pages, for users who may see the DAG in which reviews are answered."""
     from airflow.api_fastapi.core_api.security import requires_access_dag
-    from fastapi import Depends
+    from fastapi import Depends, Query
     from fastapi.responses import FileResponse, HTMLResponse
 
-    from breakhis_airflow import airflow_database, review_pages
+    from breakhis_airflow import airflow_database, review_list, review_pages
 
     headers = _make_script_headers(review_pages.SCRIPT)
     may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
@@ -150,12 +151,18 @@ def _add_reviews(app: Any) -> None:
         return {"reviews": airflow_database.read_asked_reviews(run)}
 
     @app.get("/reviews/", dependencies=[Depends(may_read)])
-    def list_reviews() -> HTMLResponse:
-        """Shows the reviews that wait, and the decisions."""
-        page = review_pages.render_review_list(
-            airflow_database.read_waiting_reviews(), airflow_database.read_audit_check(), Store(read_settings().store)
+    def list_reviews(model: str = "", page: int = Query(1, ge=1, le=review_list.MAX_PAGE)) -> HTMLResponse:
+        """Shows the reviews that wait, those on their way, and a page of decisions, of one model or of all."""
+        store = Store(read_settings().store)
+        content = review_list.render_review_list(
+            airflow_database.read_waiting_reviews(),
+            airflow_database.read_run_states(review_list.list_open_runs(store)),
+            airflow_database.read_audit_check(),
+            store,
+            model=model,
+            page=page,
         )
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(content, headers=headers)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
     def review(bundle: str) -> HTMLResponse:

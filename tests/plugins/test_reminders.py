@@ -6,6 +6,10 @@ from airflow.sdk import DAG
 from breakhis_airflow import reminders
 from breakhis_airflow.review_operator import ReviewOperator
 from ml.core.airflow_api import AirflowApi
+from ml.core.errors import AirflowError, TryAgain
+from ml.core.settings import Settings
+from ml.promotion.alias_history import ASKED
+from ml.promotion.audit_log import AuditLog
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -21,15 +25,16 @@ def sent_reminders(monkeypatch, store):
     sent = []
     monkeypatch.setattr(reminders, "notify_of_review", lambda context, review: sent.append(review))
 
-    def detail(run, hours, dag="promote"):
+    def detail(run, hours, dag="promote", state="awaiting_input"):
         return {
-            "task_instance": {"id": run, "dag_id": dag, "dag_run_id": run, "task_id": "review"},
+            "task_instance": {"id": run, "dag_id": dag, "dag_run_id": run, "task_id": "review", "state": state},
             "created_at": (NOW - timedelta(hours=hours)).isoformat(),
             "subject": f"Promote {run}?",
             "body": BODY,
         }
 
     record = [detail("old", 30), detail("young", 2), detail("other", 30, dag="somebodys"), detail("over", 49)]
+    record += [detail("marked", 30, state="success"), detail("cleared", 30, state=None)]
     monkeypatch.setattr(AirflowApi, "list_pending_questions", lambda self: record)
     return sent
 
@@ -50,6 +55,51 @@ def test_of_what_was_settled_nobody_is_reminded(sent_reminders, monkeypatch):
     monkeypatch.setattr(reminders, "is_settled", lambda *about: asked.append(about[:2]) or True)
     assert reminders.send_reminders({}, NOW) == []
     assert asked == [("promote", "bundle-0123456789ab")]
+    assert sent_reminders == []
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [(None, "in Airflow no more"), ("failed", "failed on the way"), ("success", "somebody marked it")],
+)
+def test_what_nobody_can_answer_is_told_once(sent_reminders, store, tmp_path, monkeypatch, state, words):
+    def read_run(_, dag, run):
+        if state is None:
+            raise AirflowError("no such run", status=404)
+        return {"state": state}
+
+    monkeypatch.setattr(AirflowApi, "dag_run", read_run)
+    log = AuditLog(store, Settings(home=tmp_path, store=store.root, audit_key="k"))
+    question = {"version": 3, "evidence": "evidence-0123456789ab", "review": "review-1"}
+    log.append(ASKED, "made-binary", run="promote/r1", **question)
+    assert reminders.tell_of_unanswerable_reviews({}) == ["r1"]
+    assert reminders.tell_of_unanswerable_reviews({}) == []
+    (message,) = sent_reminders
+    assert message.subject.startswith("Not decided, and nobody can answer it: made-binary version 3")
+    assert words in message.text
+    assert words in message.html
+    assert "https://airflow.example/breakhis/reviews/" in message.text
+    assert "hours" not in message.text
+
+
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_of_what_goes_on_nobody_is_told(sent_reminders, store, tmp_path, monkeypatch, state):
+    monkeypatch.setattr(AirflowApi, "dag_run", lambda *_: {"state": state})
+    log = AuditLog(store, Settings(home=tmp_path, store=store.root, audit_key="k"))
+    log.append(ASKED, "made-binary", run="promote/r1", version=3, evidence="evidence-0123456789ab", review="review-1")
+    assert reminders.tell_of_unanswerable_reviews({}) == []
+    assert sent_reminders == []
+
+
+def test_an_airflow_that_cannot_be_asked_is_no_lost_review(sent_reminders, store, tmp_path, monkeypatch):
+    def fail(*_):
+        raise TryAgain("Airflow cannot be reached")
+
+    monkeypatch.setattr(AirflowApi, "dag_run", fail)
+    log = AuditLog(store, Settings(home=tmp_path, store=store.root, audit_key="k"))
+    log.append(ASKED, "made-binary", run="promote/r1", version=3, evidence="evidence-0123456789ab", review="review-1")
+    with pytest.raises(TryAgain):
+        reminders.tell_of_unanswerable_reviews({})
     assert sent_reminders == []
 
 

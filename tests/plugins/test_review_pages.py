@@ -79,6 +79,7 @@ def bundle(store: Store, champion: bool = True, before: dict | None = None, **ch
 def waiting(monkeypatch):
     found: list[WaitingReview] = []
     monkeypatch.setattr(airflow_database, "read_waiting_reviews", lambda: found)
+    monkeypatch.setattr(airflow_database, "read_run_states", lambda runs: {})
     return found
 
 
@@ -343,7 +344,7 @@ def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
         SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked)
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
-    assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote")
+    assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote", task.run_id)
 
 
 @pytest.mark.parametrize(
