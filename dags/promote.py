@@ -15,16 +15,17 @@ May this model version become the champion? A retraining starts a run here for e
 1. **gate** holds the version's evidence against the promotion policy. Blocked versions end here; the task's error says
    which gate failed and by how much. So do versions that were rejected or withdrawn before, those of which it is not
    known who started their training, and those that breakhis did not register.
-2. **review** waits for a reviewer. Read the evidence, choose *Approve* or *Reject*, and give a reason. Waiting reviews
-   are listed under *Required actions*. Who started the retraining cannot approve its models. Where the policy asks for
-   several approvals, **review_2** and **review_3** wait for other people. What nobody answers in time is rejected.
+2. **review** waits for a reviewer. Read the evidence on its page, give a reason, and approve or reject there. Waiting
+   reviews are listed under *Reviews*, and under *Required actions*. Who started the retraining cannot approve its
+   models. Where the policy asks for several approvals, **review_2** and **review_3** wait for other people. What nobody
+   answers in time is rejected.
 3. **promote** reads the answer in Airflow's own record and carries it out: an approved version becomes the champion, a
    rejected one is a candidate no longer. Either way the decision is written down for good, with reviewer and reason.
 4. **approved** or **rejected** is green: that was the decision. The other one is skipped.
 
 Marking a task as success by hand promotes nothing: **promote** finds no answer and refuses.
 
-A review that was answered without a reason fails. Clear **review** (with the tasks after it) to be asked again.
+A review that was answered without a reason goes on waiting: the answer is kept in the audit log and does not count.
 Where **promote** says that something changed since the review, press *Trigger* and give the same model, version and
 evidence again: a cleared review would show what was there before.
 

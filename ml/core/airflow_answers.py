@@ -98,6 +98,7 @@ class Question(Shape):
     params_input: Json | None = None
     subject: str | None = None
     body: str | None = None
+    created_at: str | None = None
 
 
 class PendingQuestion(Question):

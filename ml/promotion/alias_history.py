@@ -11,11 +11,11 @@ APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN = "approved", "rejected", "rolled bac
 
 DECISION_EVENTS = (APPROVED, REJECTED, ROLLED_BACK, WITHDRAWN)
 
-STARTED, REGISTERED, ASKED = "started", "registered", "asked"
+STARTED, REGISTERED, ASKED, NOT_COUNTED = "started", "registered", "asked", "not counted"
 """Events that are no decisions: a run that trains the model was started, a version was registered, reviewers were asked
-about one."""
+about one, one of them answered without what makes an answer count."""
 
-UNORDERED_EVENTS = (STARTED, REGISTERED, ASKED)
+UNORDERED_EVENTS = (STARTED, REGISTERED, ASKED, NOT_COUNTED)
 """Events on whose order no decision depends."""
 
 NOBODY_IN_TIME = "(nobody, by the deadline)"

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ml.core.errors import Refused
+from ml.core.messages import cut_text
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
-from ml.promotion.alias_history import ASKED, WITHDRAWN, find_refusal, is_registered
+from ml.promotion.alias_history import ASKED, NOT_COUNTED, WITHDRAWN, find_refusal, is_registered
 from ml.promotion.answers import ReviewRun, explain_unknown_starters
 from ml.promotion.audit_log import AuditLog, format_anchor
 from ml.promotion.evidence import read_verified_object
@@ -111,3 +112,36 @@ def record_question(subject: Json, run: str, review: str, store: Store, settings
             return
     # Anchored, so that the record cannot be cut off without notice.
     RegisteredModel(model, settings).set_audit_anchor(format_anchor(log.append(ASKED, model, **question)))
+
+
+def record_uncounted_answer(
+    subject: Json, run: str, review: str, answer: Json, problem: str, store: Store, settings: Settings
+) -> None:
+    """Record an answer that does not count, before the review is asked again: Airflow then forgets it.
+
+    Args:
+        subject: has the ``model`` and ``version`` that the run's conf names.
+        run: the run, as ``dag/run``.
+        review: id of the review's task instance in Airflow.
+        answer: as Airflow gives it to the task.
+        problem: why it does not count, in words.
+        store: holds the audit log.
+        settings: have its key, and say where MLflow is.
+
+    Raises:
+        ConfigError: the audit log's key is not set.
+        Refused: the audit log was changed.
+    """
+    model, user = str(subject["model"]), answer.get("responded_by_user") or {}
+    record = AuditLog(store, settings).append(
+        NOT_COUNTED,
+        model,
+        version=int(subject["version"]),
+        run=run,
+        review=review,
+        by=cut_text(user.get("name", "")),
+        answer=cut_text(", ".join(answer.get("chosen_options") or [])),
+        reason=cut_text((answer.get("params_input") or {}).get("reason") or ""),
+        problem=problem,
+    )
+    RegisteredModel(model, settings).set_audit_anchor(format_anchor(record))

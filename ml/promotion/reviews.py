@@ -6,6 +6,7 @@ little, since DAG files import it; :mod:`ml.promotion.review_texts` writes what 
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """Ids of the DAGs in which something is decided."""
@@ -30,8 +31,8 @@ def review_tasks(dag: str) -> tuple[str, ...]:
 BUNDLE_PATTERN = r"bundle-[0-9a-f]{12}"
 """The pattern of a bundle's id."""
 
-MIN_REASON_LENGTH = 3
-"""In characters, without blanks around them."""
+MIN_REASON_LENGTH, MAX_REASON_LENGTH = 3, 5_000
+"""In characters, without blanks around them. What is longer is cut, so that the records stay readable."""
 
 _LAST_WORDS = re.compile(rf"judged as `({BUNDLE_PATTERN})`(?: \(SHA-256 `[0-9a-f]{{64}}`\))?\. Your answer is [^`]*\Z")
 
@@ -49,7 +50,20 @@ def parse_reason(params: Mapping[str, object] | None) -> str:
     """Returns the reason in an answer's parameters, which Airflow does not check; empty if missing or too short."""
     reason = (params or {}).get("reason")
     stripped = reason.strip() if isinstance(reason, str) else ""
+    if len(stripped) > MAX_REASON_LENGTH:
+        return f"{stripped[: MAX_REASON_LENGTH - 1]}…"
     return stripped if len(stripped) >= MIN_REASON_LENGTH else ""
+
+
+def find_answer_problem(answer: Mapping[str, Any]) -> str:
+    """Returns why somebody's answer does not count, in words; empty if it does. Airflow checks neither.
+
+    Args:
+        answer: has ``chosen_options`` and ``params_input``, as Airflow records them.
+    """
+    if not parse_reason(answer.get("params_input")):
+        return f"it has no reason of at least {MIN_REASON_LENGTH} letters"
+    return "" if len(answer.get("chosen_options") or []) == 1 else f"it says neither {APPROVE} nor {REJECT}"
 
 
 def review_page_path(bundle: str) -> str:

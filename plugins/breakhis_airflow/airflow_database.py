@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from breakhis_airflow.addresses import build_airflow_url, build_answer_form_url, strip_host
-from ml.promotion.reviews import PROMOTE, ROLLBACK, parse_bundle_id, review_tasks
+from ml.promotion.reviews import APPROVE, PROMOTE, ROLLBACK, parse_bundle_id, review_tasks
 
 AUDIT_DAG = "audit"
 """The DAG that checks the audit log."""
@@ -28,6 +28,28 @@ class WaitingReview(NamedTuple):
     """The DAG that asks it: the one of promotions or the one of rollbacks."""
     run: str = ""
     """Id of the run in which it is asked."""
+    task: str = ""
+    id: str = ""
+    """Of the task instance, which is another one whenever the question is asked in another try."""
+    assigned: tuple[str, ...] = ()
+    """Whom it asks, as Airflow's auth manager identifies them."""
+    started_by: str | None = None
+    """Login name of the user who started the run."""
+    approved_by: tuple[str, ...] = ()
+    """Login names of those who have approved in the run already."""
+
+
+class GivenAnswer(NamedTuple):
+    """An answer that somebody gave, and what became of the run."""
+
+    by: str
+    """Login name."""
+    option: str
+    at: str
+    state: str
+    """Of the run: running while the answer is carried out."""
+    run: str
+    """Address of the run in Airflow, without its host."""
 
 
 class AuditCheck(NamedTuple):
@@ -58,14 +80,58 @@ def read_waiting_reviews() -> list[WaitingReview]:
             )
             .order_by(HITLDetail.created_at)
         )
-        return [_describe_review(detail) for detail in session.scalars(query)]
+        return [_describe_review(detail, _read_approvers(detail, session)) for detail in session.scalars(query)]
 
 
-def _describe_review(detail: Any) -> WaitingReview:
+def read_last_answer(bundle: str) -> GivenAnswer | None:
+    """Returns the last answer to a review on an evidence bundle, or None if Airflow has none."""
+    from airflow.models.hitl import HITLDetail
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        # The body is text that quotes others' words, too: which bundle it is about is parsed from its last words.
+        query = select(HITLDetail).where(HITLDetail.responded_at.is_not(None), HITLDetail.body.contains(bundle))
+        for detail in session.scalars(query.order_by(HITLDetail.responded_at.desc())):
+            ti = detail.task_instance
+            if ti.dag_id in (PROMOTE, ROLLBACK) and parse_bundle_id(detail.body) == bundle and detail.responded_by:
+                run = strip_host(build_airflow_url(f"dags/{quote(ti.dag_id)}/runs/{quote(ti.run_id)}"))
+                option, at = ", ".join(detail.chosen_options or []), _format_minute(detail.responded_at)
+                return GivenAnswer(str(detail.responded_by["name"]), option, at, str(ti.dag_run.state), run)
+    return None
+
+
+def _read_approvers(detail: Any, session: Any) -> tuple[str, ...]:
+    """Returns the login names of those who have approved in the run of a review."""
+    from airflow.models.hitl import HITLDetail
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
     ti = detail.task_instance
-    form = strip_host(build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id))
-    since = _format_minute(detail.created_at)
-    return WaitingReview(detail.subject, parse_bundle_id(detail.body), since, form, ti.dag_id, ti.run_id)
+    answered = (
+        select(HITLDetail)
+        .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
+        .where(TaskInstance.dag_id == ti.dag_id, TaskInstance.run_id == ti.run_id, HITLDetail.responded_at.is_not(None))
+    )
+    found = [one for one in session.scalars(answered) if one.responded_by and one.chosen_options == [APPROVE]]
+    return tuple(one.responded_by["name"] for one in found)
+
+
+def _describe_review(detail: Any, approvers: tuple[str, ...]) -> WaitingReview:
+    ti = detail.task_instance
+    return WaitingReview(
+        subject=detail.subject,
+        bundle=parse_bundle_id(detail.body),
+        since=_format_minute(detail.created_at),
+        form=strip_host(build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id)),
+        dag=ti.dag_id,
+        run=ti.run_id,
+        task=ti.task_id,
+        id=str(ti.id),
+        assigned=tuple(user["id"] for user in detail.assigned_users),
+        started_by=ti.dag_run.triggering_user_name,
+        approved_by=approvers,
+    )
 
 
 def read_run_states(runs: Collection[str]) -> dict[str, str]:

@@ -118,24 +118,27 @@ class Review:
     reminder: bool = False
     trouble: str = ""
     """Why nobody can answer it any more and what to do, in a sentence; empty where it can be answered."""
+    remark: str = ""
+    """What is to be known beside the question, such as that an answer did not count."""
 
     @property
     def subject(self) -> str:
         """The message's subject: one line."""
         prefix = "Not decided, and nobody can answer it: " if self.trouble else "Reminder: " if self.reminder else ""
-        return prefix + self.question
+        return f"{prefix or ('Again: ' if self.remark else '')}{self.question}"
 
     @property
     def text(self) -> str:
         """The whole message, as plain text."""
-        lines = [self.question, "", self._outlook, ""]
+        lines = [self.question, *(["", f"{self.remark}."] if self.remark else []), "", self._outlook, ""]
         return "\n".join([*lines, *(f"{name}: {address}" for name, address in self._addresses())])
 
     @property
     def html(self) -> str:
         """The whole message, as HTML."""
         links = "".join(f'<li><a href="{escape(address)}">{name}</a></li>' for name, address in self._addresses())
-        return f"<p><b>{escape(self.question)}</b></p><p>{escape(self._outlook)}</p><ul>{links}</ul>"
+        remark = f"<p>{escape(self.remark)}.</p>" if self.remark else ""
+        return f"<p><b>{escape(self.question)}</b></p>{remark}<p>{escape(self._outlook)}</p><ul>{links}</ul>"
 
     @property
     def _outlook(self) -> str:

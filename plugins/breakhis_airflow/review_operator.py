@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from breakhis_airflow.addresses import build_answer_form_url, build_review_page_url
 from breakhis_airflow.connections import AIRFLOW, AUDIT, PROMOTER, read_connections
@@ -16,16 +16,16 @@ from breakhis_airflow.links import ReviewLink
 from breakhis_airflow.notifications import Review, notify_of_review
 from ml.core.settings import read_settings
 from ml.core.store import Json
-from ml.promotion.reviews import APPROVE, MIN_REASON_LENGTH, PROMOTE, REJECT, parse_reason
+from ml.promotion.reviews import APPROVE, MAX_REASON_LENGTH, MIN_REASON_LENGTH, PROMOTE, REJECT, find_answer_problem
 
 
 class ReviewOperator(HITLOperator):
     """Waits until one of the configured reviewers approves or rejects, with a reason.
 
     The task succeeds with either answer. The stage ``promote`` then reads the answer from Airflow's own record and
-    carries it out. An answer without a reason fails the task, which can then be cleared to ask again. Airflow can lose
-    an answer that comes within seconds of the question, before its scheduler has noticed that the task waits; a retry
-    then asks again.
+    carries it out. An answer without a reason is kept in the audit log, and the task waits for another one, in the same
+    try. Airflow can lose an answer that comes within seconds of the question, before its scheduler has noticed that the
+    task waits; a retry then asks again.
 
     Before a promotion's review is asked, it is recorded in the audit log. A rejection that was given already is final:
     clearing the task has nobody asked again, whether it was answered before the clearing or after it.
@@ -58,6 +58,7 @@ class ReviewOperator(HITLOperator):
                     None,
                     type=["null", "string"],
                     minLength=MIN_REASON_LENGTH,
+                    maxLength=MAX_REASON_LENGTH,
                     title="Reason",
                     description="Required: why you approve or reject. It is kept with the decision for good.",
                 )
@@ -99,8 +100,7 @@ class ReviewOperator(HITLOperator):
 
         ti, run = context["ti"], context["dag_run"]
         with explained_failures("recording the question"):
-            variables, _ = read_connections([*read_settings().connections, AIRFLOW, AUDIT, PROMOTER], PROMOTE)
-            os.environ.update(variables)  # of this process alone, which ends when the question is asked
+            self._read_connections(PROMOTE)
             # Airflow keeps the question of a cleared task, to be answered until it is asked again. Asking deletes the
             # answer.
             earlier = self._read_question(ti)
@@ -124,21 +124,43 @@ class ReviewOperator(HITLOperator):
             return {}
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Checks the answer and returns ``{chosen_options, params_input, responded_at, responded_by_user}``.
+        """Returns ``{chosen_options, params_input, responded_at, responded_by_user}``, or waits for another answer.
 
         Raises:
-            AirflowFailException: no reason was given, or no single option chosen. Airflow accepts such answers.
+            TaskAwaitingInput: the answer has no reason, or no single option was chosen. Airflow accepts such answers.
         """
         is_unanswered = event.get("responded_by_user") is None and event.get("chosen_options") == [REJECT]
-        if "error" not in event and not is_unanswered:
-            if not parse_reason(event.get("params_input")):
-                self._refuse_answer("no reason was given")
-            if len(event.get("chosen_options") or []) != 1:
-                self._refuse_answer(f"neither {APPROVE} nor {REJECT} was chosen")
+        if "error" not in event and not is_unanswered and (problem := find_answer_problem(event)):
+            self._ask_again(context, event, problem)
         return super().execute_complete(context, event)
 
-    def _refuse_answer(self, problem: str) -> None:
-        raise AirflowFailException(
-            f"This review does not count: {problem}. Nothing was promoted. To be asked again, clear the task "
-            f"'{self.task_id}' (with those after it) and answer with a reason of at least {MIN_REASON_LENGTH} letters."
+    def _ask_again(self, context: Context, event: Json, problem: str) -> None:
+        """Keeps an answer that does not count in the audit log, and waits for another one in the same try.
+
+        Asking anew deletes the answer in Airflow. The time to answer does not begin anew.
+        """
+        from ml.core.store import Store
+        from ml.promotion.questions import record_uncounted_answer
+
+        ti, run, who = context["ti"], context["dag_run"], (event.get("responded_by_user") or {}).get("name")
+        with explained_failures("recording an answer that does not count"):
+            self._read_connections(ti.dag_id)
+            settings, asked = read_settings(), datetime.fromisoformat(str(self._read_question(ti)["created_at"]))
+            record_uncounted_answer(
+                run.conf or {}, f"{ti.dag_id}/{ti.run_id}", str(ti.id), event, problem, Store(settings.store), settings
+            )
+        left = asked + timedelta(hours=settings.review_hours) - datetime.now(UTC)
+        self.response_timeout = max(left, timedelta(minutes=1))
+        remark = (
+            f"The answer of {who} does not count, since {problem}. Nothing was promoted, and the review is asked again"
         )
+        self.log.warning("%s.", remark)
+        form = build_answer_form_url(ti.dag_id, ti.run_id, ti.task_id)
+        hours = self.response_timeout.total_seconds() / 3600
+        notify_of_review(context, Review(self.subject, form, build_review_page_url(self.body), hours, remark=remark))
+        super().execute(context)
+
+    def _read_connections(self, dag: str) -> None:
+        """Reads what Airflow's connections say into the environment of this process, which ends when it has asked."""
+        variables, _ = read_connections([*read_settings().connections, AIRFLOW, AUDIT, PROMOTER], dag)
+        os.environ.update(variables)

@@ -8,11 +8,12 @@ Everything is read from the evidence bundle in the store, for which an approval 
 
 import hashlib
 import re
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
+from breakhis_airflow.airflow_database import AuditCheck, GivenAnswer, WaitingReview
 from breakhis_airflow.bundle_shape import Bundle
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
@@ -23,14 +24,16 @@ from ml.core.strict_json import check_shape
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
 from ml.evaluation.metric_names import is_worse
-from ml.promotion.alias_history import APPROVED, ROLLED_BACK, find_refusal
+from ml.promotion.alias_history import APPROVED, NOT_COUNTED, ROLLED_BACK, find_refusal
 from ml.promotion.audit_log import find_chain_faults, read_decisions, read_unverified_records
 from ml.promotion.gates import find_outcome
-from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, ROLLBACK
+from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, REJECT, ROLLBACK
 from ml.promotion.verdict import find_margin, give_verdict, list_regressions, name_figure, rank_clinically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from breakhis_airflow.answer_form import AnswerForm
 
 _TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (_TEMPLATES / "frame.js").read_text(encoding="utf-8")
@@ -46,8 +49,23 @@ _WIDE_PICTURES = {
 """Pictures that take the page's whole width, by task: the champion's is below the candidate's and not beside it."""
 
 
-def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, store: Store) -> str:
+def render_review(
+    bundle: str,
+    waiting: list[WaitingReview],
+    audit: AuditCheck,
+    store: Store,
+    make_form: Callable[[WaitingReview, Json], "AnswerForm"],
+    answered: GivenAnswer | None = None,
+) -> str:
     """Returns the HTML page of a candidate.
+
+    Args:
+        bundle: id of the evidence bundle.
+        waiting: the reviews that wait.
+        audit: outcome of the daily check of the audit log.
+        store: holds the bundle, and the audit log.
+        make_form: returns the reader's form for a review on this evidence.
+        answered: the last answer to a review on this evidence.
 
     Raises:
         StoreError: there is no such bundle, or it was changed.
@@ -55,6 +73,7 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
     content = read_bundle(bundle, store)
     evidence, champion = content["evidence"], content["champion"]
     decisions = read_shown_decisions(store, evidence["model"])
+    review = next((one for one in waiting if one.bundle == bundle and not is_settled(one.dag, bundle, store)), None)
     names = sorted(evidence["metrics"], key=rank_clinically)
     metrics = [_make_metric_row(name, evidence, champion) for name in names]
     pictures = [
@@ -69,11 +88,12 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             bundle=content,
             evidence=evidence,
             champion=champion,
-            waiting=next(
-                (review for review in waiting if review.bundle == bundle and not is_settled(review.dag, bundle, store)),
-                None,
-            ),
+            waiting=review,
+            form=make_form(review, evidence) if review else None,
+            uncounted=_list_uncounted_answers(review, evidence["model"], store),
             rollback=ROLLBACK,
+            reject=REJECT,
+            answered=answered,
             in_use=_find_current_approval(decisions),
             decided=next((decision for decision in decisions if decision["bundle"] == bundle), None),
             metrics=metrics,
@@ -96,6 +116,34 @@ def render_review(bundle: str, waiting: list[WaitingReview], audit: AuditCheck, 
             faults=find_chain_faults(store),
         )
     )
+
+
+def render_confirmation(evidence: Json, review: WaitingReview, option: str, reason: str, token: str) -> str:
+    """Returns the page that asks whether an answer is meant, and names what it is about.
+
+    Args:
+        evidence: of the version.
+        review: the review that waits.
+        option: the answer.
+        reason: the reason that was given.
+        token: of the form's second step.
+    """
+    shown = {"evidence": evidence, "back": review.dag == ROLLBACK, "option": option, "reason": reason, "token": token}
+    return make_environment().get_template("confirm.html").render(shown | {"reject": REJECT})
+
+
+def render_refusal(message: str) -> str:
+    """Returns the page that says why a form was not carried out."""
+    return make_environment().get_template("refused.html").render(message=message)
+
+
+def _list_uncounted_answers(review: WaitingReview | None, model: str, store: Store) -> list[Json]:
+    """Returns the answers to a review that did not count, after which it was asked again."""
+    if review is None:
+        return []
+    records = read_unverified_records(store, model)
+    found = [one for one in records if one["event"] == NOT_COUNTED and one.get("review") == review.id]
+    return [{"by": "", "answer": "", "problem": ""} | one for one in found]
 
 
 def is_settled(dag: str, bundle: str | None, store: Store) -> bool:

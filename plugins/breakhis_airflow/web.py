@@ -4,6 +4,7 @@
 /breakhis/sources/<name>       leads to the report of the source's current version
 /breakhis/reviews/…            for users who may see the DAG ``promote``: see :mod:`breakhis_airflow.review_list` and
                                :mod:`breakhis_airflow.review_pages`
+/breakhis/reviews/…/confirm    and …/answer take the form on a review page: see :mod:`breakhis_airflow.answer_form`
 /breakhis/reviews-asked        for them, too: the ids of a promotion's reviews, as JSON
 """
 
@@ -12,8 +13,9 @@ import hashlib
 import logging
 import mimetypes
 import re
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from ml.core.disks import explain_os_error
@@ -53,9 +55,10 @@ _MAX_DETAIL = 1_000
 
 
 def _make_script_headers(script: str) -> dict[str, str]:
-    """Returns the headers of a page that is made for each reader, and may run this script and no other."""
+    """Returns the headers of a page made for each reader, which may run this script and no other and send its forms."""
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"{_HEADERS['Content-Security-Policy']}; script-src 'sha256-{script_hash}'"
+    policy = _HEADERS["Content-Security-Policy"].replace("form-action 'none'", "form-action 'self'")
+    policy += f"; script-src 'sha256-{script_hash}'"
     return {**_HEADERS, "Content-Security-Policy": policy, "Cache-Control": "no-store"}
 
 
@@ -68,6 +71,7 @@ def create_app() -> Any:
     _add_error_pages(app)
     _add_reports(app)
     _add_reviews(app)
+    _add_answers(app)
     return app
 
 
@@ -136,11 +140,11 @@ def _add_reports(app: Any) -> None:
 
 def _add_reviews(app: Any) -> None:
     """Adds the review pages, for users who may see the DAG in which reviews are answered."""
-    from airflow.api_fastapi.core_api.security import requires_access_dag
+    from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
     from fastapi import Depends, Query
     from fastapi.responses import FileResponse, HTMLResponse
 
-    from breakhis_airflow import airflow_database, review_list, review_pages
+    from breakhis_airflow import airflow_database, answer_form, review_list, review_pages
 
     headers = _make_script_headers(review_pages.SCRIPT)
     may_read = app.state.may_read = requires_access_dag("GET", param_dag_id=PROMOTE)
@@ -165,13 +169,15 @@ def _add_reviews(app: Any) -> None:
         return HTMLResponse(content, headers=headers)
 
     @app.get("/reviews/{bundle}/", dependencies=[Depends(may_read)])
-    def review(bundle: str) -> HTMLResponse:
-        """Shows a candidate beside the champion."""
+    def review(bundle: str, user: Annotated[Any, Depends(get_user)]) -> HTMLResponse:
+        """Shows a candidate beside the champion, and the reader's answer form where its review waits."""
         page = review_pages.render_review(
             bundle,
             airflow_database.read_waiting_reviews(),
             airflow_database.read_audit_check(),
             Store(read_settings().store),
+            partial(answer_form.make_form, user=user),
+            airflow_database.read_last_answer(bundle),
         )
         return HTMLResponse(page, headers=headers)
 
@@ -180,6 +186,83 @@ def _add_reviews(app: Any) -> None:
         """Returns a picture or report of the candidate or the champion."""
         file = review_pages.find_bundle_file(bundle, role, name, Store(read_settings().store))
         return FileResponse(file, media_type=mimetypes.guess_type(name)[0], headers=_RUN_FILE_HEADERS)
+
+
+def _add_answers(app: Any) -> None:
+    """Adds the two steps of the answer form on a review page, for users who may see the reviews."""
+    from airflow.api_fastapi.core_api.security import get_user
+    from anyio import from_thread
+    from fastapi import Depends, Request
+    from fastapi.exception_handlers import http_exception_handler
+    from fastapi.responses import HTMLResponse, RedirectResponse
+    from starlette.exceptions import HTTPException as AnyHTTPException
+
+    from breakhis_airflow import airflow_database, answer_form, review_pages
+
+    headers = _make_script_headers(review_pages.SCRIPT)
+    guards = [Depends(app.state.may_read), Depends(answer_form.check_origin)]
+
+    def find_review(bundle: str, token: str) -> airflow_database.WaitingReview:
+        named = answer_form.read_review_id(token)
+        for review in airflow_database.read_waiting_reviews():
+            is_named = (review.bundle, review.id) == (bundle, named) and named
+            if is_named and not review_pages.is_settled(review.dag, bundle, Store(read_settings().store)):
+                return review
+        raise answer_form.FormRefused(answer_form.GONE, 409)
+
+    @app.exception_handler(answer_form.FormRefused)
+    def say_refused(_: Request, error: answer_form.FormRefused) -> HTMLResponse:
+        """Says why a form was not carried out."""
+        return HTMLResponse(review_pages.render_refusal(str(error)), error.status, headers)
+
+    @app.exception_handler(AnyHTTPException)
+    async def say_in_words(request: Request, error: AnyHTTPException) -> Any:
+        """Says to who has sent a form that they are logged in no more, or may not see reviews."""
+        if request.method == "POST" and error.status_code in answer_form.LOGIN_PROBLEMS:
+            refusal = review_pages.render_refusal(answer_form.LOGIN_PROBLEMS[error.status_code])
+            return HTMLResponse(refusal, error.status_code, headers)
+        return await http_exception_handler(request, error)
+
+    @app.post("/reviews/{bundle}/confirm", dependencies=guards)
+    def confirm(
+        bundle: str,
+        user: Annotated[Any, Depends(get_user)],
+        fields: Annotated[dict[str, str], Depends(answer_form.read_fields)],
+    ) -> HTMLResponse:
+        """Shows what is about to be answered, to be confirmed."""
+        review = find_review(bundle, fields.get("token", ""))
+        content = review_pages.read_bundle(bundle, Store(read_settings().store))
+        option, reason, token = answer_form.check_first_step(fields, review, content["evidence"], user)
+        page = review_pages.render_confirmation(content["evidence"], review, option, reason, token)
+        return HTMLResponse(page, headers=headers)
+
+    @app.post("/reviews/{bundle}/answer", dependencies=guards)
+    def answer(
+        bundle: str,
+        request: Request,
+        user: Annotated[Any, Depends(get_user)],
+        fields: Annotated[dict[str, str], Depends(answer_form.read_fields)],
+        airflow: Annotated[Any, Depends(find_airflow)],
+    ) -> RedirectResponse:
+        """Answers the review in Airflow, and leads back to its page."""
+        review = find_review(bundle, fields.get("token", ""))
+        content = review_pages.read_bundle(bundle, Store(read_settings().store))
+        option, reason = answer_form.check_second_step(fields, review, content["evidence"], user)
+        from_thread.run(answer_form.send_answer, airflow, review, option, reason, request)
+        return RedirectResponse("./", 303, {"Cache-Control": "no-store"})
+
+    @app.get("/reviews/{bundle}/confirm", dependencies=[Depends(app.state.may_read)])
+    @app.get("/reviews/{bundle}/answer", dependencies=[Depends(app.state.may_read)])
+    def back(bundle: str) -> RedirectResponse:  # noqa: ARG001
+        """Leads to the review who comes here by a reload or after a login."""
+        return RedirectResponse("./", 303)
+
+
+def find_airflow() -> Any:
+    """Returns Airflow's own application, in which this one is mounted."""
+    from airflow.api_fastapi.main import app
+
+    return app
 
 
 def find_report_file(store: Store, validation: str, path: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import click
 import requests
@@ -277,18 +277,27 @@ class _Pages(NamedTuple):
 def prepare_pages(scratch: Path) -> _Pages:
     """Returns a client of the pages, for a reader who may see all of them."""
     _set_environment(scratch)
+    from airflow.api_fastapi import app as airflow_app
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from airflow.api_fastapi.core_api.security import get_user
+    from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
     from breakhis_airflow import airflow_database
     from breakhis_airflow.airflow_database import AuditCheck
-    from breakhis_airflow.web import create_app
+    from breakhis_airflow.web import create_app, find_airflow
 
     store = Store((scratch / "store").as_uri())
     app = create_app()
-    app.dependency_overrides |= {get_user: object, app.state.may_read: lambda: None}
+    reviewer = SimpleAuthManagerUser(username="reviewer", role="OP")
+    app.dependency_overrides |= {get_user: lambda: reviewer, app.state.may_read: lambda: None}
+    app.dependency_overrides[find_airflow] = lambda: FastAPI()  # noqa: PLW0108 (its own parameters would be asked for)
+    patch.object(airflow_app, "get_auth_manager", SimpleAuthManager).start()
     waiting: list[Any] = []
     patch.object(airflow_database, "read_waiting_reviews", lambda: waiting).start()
+    patch.object(airflow_database, "read_run_states", lambda _: {}).start()
+    patch.object(airflow_database, "read_last_answer", lambda _: None).start()
     patch.object(airflow_database, "read_audit_check", AuditCheck).start()
     log = AuditLog(store, Settings(home=scratch, store=store.root, audit_key="key"))
     log.append("approved", "made-binary", version=1, by="reviewer", reason="fine", champion=None, evidence="e", of=[])
@@ -316,7 +325,7 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
     for file, data in pages.records.items():
         file.write_bytes(data)
     pages.waiting.clear()
-    kind, made = rng.randrange(4), ""
+    kind, made = rng.randrange(5), ""
     paths = ["/reviews/"]
     if kind == 0:
         names = [quote(rng.choice(ODD_TEXTS)[:3000].encode("utf-8", "surrogatepass"), safe="") for _ in range(3)]
@@ -332,6 +341,8 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
                 return
             pages.waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", "/form"))
             paths += [f"/reviews/{made}/", f"/reviews/{made}/candidate/roc.png"]
+    elif kind == 2:
+        _send_form(pages, rng)
     else:
         file = rng.choice(list(pages.records))
         file.write_bytes(dump_json(mutate_json(json.loads(pages.records[file]), rng), rng))
@@ -342,3 +353,28 @@ def use_page(pages: _Pages, rng: random.Random) -> None:
         if kind == 1 and made in path and answer.status_code >= 400:
             assert made in answer.text, f"a message that names nothing: {answer.text[:200]}"
         assert answer.status_code < 400 or len(answer.text) < 2_000, "a long message"
+
+
+def _send_form(pages: _Pages, rng: random.Random) -> None:
+    """Sends the answer form of a review with odd fields, or something else in its place."""
+    from breakhis_airflow.airflow_database import WaitingReview
+
+    made = pages.store.create("bundle", pages.bundle, pages.bundle)
+    pages.waiting.append(WaitingReview("Promote?", made, "", "/form", run="r", id="0199", assigned=("reviewer",)))
+    page = pages.client.get(f"/reviews/{made}/").text
+    token = page.split('name="token" value="')[1].split('"', maxsplit=1)[0]
+    fields = {"token": token, "option": rng.choice(("Approve", "Reject")), "reason": "as made"}
+    if odd := rng.choice(("", *fields)):
+        text = rng.choice(ODD_TEXTS)
+        fields[odd] = rng.choice((text, fields[odd] + text, fields[odd][: rng.randrange(len(fields[odd]))]))
+    body = urlencode({key: value.encode("utf-8", "surrogatepass") for key, value in fields.items()}).encode()
+    if rng.random() < 0.2:
+        body = rng.choice(
+            (b"", b"%", b"&&=&", b"token", body[: rng.randrange(len(body))], b"a=b&" * 1000, b"\xff" * 99)
+        )
+    kind = rng.choice(("application/x-www-form-urlencoded",) * 9 + ("application/json",))
+    for step in ("confirm", "answer"):
+        answer = pages.client.post(f"/reviews/{made}/{step}", content=body, headers={"content-type": kind})
+        assert answer.status_code < 500, f"{answer.status_code}: {answer.text[:200]}"
+        assert answer.status_code != 303, "answered without the first step"
+        assert answer.status_code < 400 or "Your answer was not taken" in answer.text, "no page in words"

@@ -1,10 +1,10 @@
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import DAG, Param
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from breakhis_airflow import review_operator
 from breakhis_airflow.connections import ConnectionValues
@@ -35,19 +35,6 @@ def test_either_answer_with_a_reason_succeeds_and_says_who(option):
     assert result["chosen_options"] == [option]
     assert result["params_input"] == {"reason": "fine on all slides"}
     assert result["responded_by_user"]["id"] == "reviewer"
-
-
-@pytest.mark.parametrize("params", [None, {}, {"reason": None}, {"reason": ""}, {"reason": "  ok  "}, {"reason": 7}])
-def test_an_answer_without_a_reason_does_not_count(params):
-    with pytest.raises(
-        AirflowFailException, match=r"no reason was given.*Nothing was promoted.*clear the task 'review'"
-    ):
-        review().execute_complete({}, answer(params=params))
-
-
-def test_an_answer_without_a_choice_does_not_count():
-    with pytest.raises(AirflowFailException, match="neither Approve nor Reject"):
-        review().execute_complete({}, answer(option=None))
 
 
 def test_the_reviewers_are_a_setting(monkeypatch):
@@ -127,11 +114,16 @@ class Asking:
         return self.detail
 
     def execute(self, dag="promote", started_by="engineer"):
+        return self.make_task(dag).execute(self.make_context(dag, started_by))
+
+    def make_task(self, dag):
+        with DAG(dag):
+            return review()
+
+    def make_context(self, dag, started_by="engineer"):
         run = SimpleNamespace(conf=CONF, triggering_user_name=started_by)
         ti = SimpleNamespace(dag_id=dag, run_id="r1", task_id="review", id="review-1")
-        with DAG(dag):
-            task = review()
-        return task.execute({"ti": ti, "dag_run": run})
+        return {"ti": ti, "dag_run": run}
 
 
 @pytest.fixture
@@ -179,4 +171,44 @@ def test_nothing_is_asked_that_cannot_be_recorded(asking, monkeypatch):
     monkeypatch.setattr(questions, "record_question", fail)
     with pytest.raises(AirflowException, match="recording the question, on the worker: MLflow cannot be reached"):
         asking.execute()
+    assert asking.done == []
+
+
+WITHOUT_REASON = [None, {}, {"reason": None}, {"reason": ""}, {"reason": "  ok  "}, {"reason": 7}]
+
+
+@pytest.mark.parametrize("dag", ["promote", "rollback"])
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        *((answer(params=params), "it has no reason of at least 3 letters") for params in WITHOUT_REASON),
+        (answer(option=REJECT, params={}), "it has no reason of at least 3 letters"),
+        (answer(option=None), "it says neither Approve nor Reject"),
+    ],
+)
+def test_an_answer_that_does_not_count_is_kept_and_asked_for_again(asking, monkeypatch, dag, given, problem):
+    """In the same try, and within the time that is left."""
+    told, kept = [], []
+    monkeypatch.setenv("BREAKHIS_REVIEW_HOURS", "48")
+    monkeypatch.setattr(review_operator, "notify_of_review", lambda _, message: told.append(message))
+    monkeypatch.setattr(questions, "record_uncounted_answer", lambda *facts: kept.append(facts[:5]))
+    asking.detail = {"created_at": (datetime.now(UTC) - timedelta(hours=24)).isoformat()}
+    task = asking.make_task(dag)
+    monkeypatch.setattr(HITLOperator, "execute", lambda *_: asking.done.append("asked") or pytest.fail("waits"))
+    with pytest.raises(pytest.fail.Exception, match="waits"):
+        task.execute_complete(asking.make_context(dag), given)
+    assert kept == [(CONF, f"{dag}/r1", "review-1", given, problem)]
+    assert asking.done == ["asked"]
+    assert told[0].remark.startswith(f"The answer of reviewer does not count, since {problem}.")
+    assert 23.9 < task.response_timeout.total_seconds() / 3600 <= 24
+
+
+def test_an_answer_that_cannot_be_kept_is_not_forgotten(asking, monkeypatch):
+    def fail(*_):
+        raise TryAgain("MLflow cannot be reached")
+
+    asking.detail = {"created_at": datetime.now(UTC).isoformat()}
+    monkeypatch.setattr(questions, "record_uncounted_answer", fail)
+    with pytest.raises(AirflowException, match="MLflow cannot be reached"):
+        asking.make_task("promote").execute_complete(asking.make_context("promote"), answer(params={}))
     assert asking.done == []

@@ -12,6 +12,9 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from airflow.api_fastapi import app as airflow_app
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +22,8 @@ from hypothesis import strategies as st
 from markupsafe import escape
 from sqlalchemy.exc import OperationalError
 
-from breakhis_airflow import airflow_database, review_pages
-from breakhis_airflow.airflow_database import AuditCheck, WaitingReview
+from breakhis_airflow import airflow_database, answer_form, review_pages
+from breakhis_airflow.airflow_database import AuditCheck, GivenAnswer, WaitingReview
 from breakhis_airflow.glossary import METRIC_MEANINGS, TERMS
 from breakhis_airflow.web import create_app
 from ml.core.errors import ConfigError, TryAgain
@@ -78,8 +81,10 @@ def bundle(store: Store, champion: bool = True, before: dict | None = None, **ch
 @pytest.fixture
 def waiting(monkeypatch):
     found: list[WaitingReview] = []
+    monkeypatch.setattr(airflow_app, "get_auth_manager", SimpleAuthManager)
     monkeypatch.setattr(airflow_database, "read_waiting_reviews", lambda: found)
     monkeypatch.setattr(airflow_database, "read_run_states", lambda runs: {})
+    monkeypatch.setattr(airflow_database, "read_last_answer", lambda bundle: None)
     return found
 
 
@@ -100,7 +105,7 @@ def anonymous() -> TestClient:
 @pytest.fixture
 def reader(waiting, audited) -> TestClient:
     app = create_app()
-    app.dependency_overrides[get_user] = object
+    app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="reviewer", role="OP")
     app.dependency_overrides[app.state.may_read] = lambda: None
     return TestClient(app)
 
@@ -122,8 +127,10 @@ def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, t
     )
     page = reader.get("/reviews/").text
     assert "Promote &lt;made&gt;?" in page
-    assert 'href="bundle-0123456789ab/"' in page
-    assert f'href="{form}" target="_top"' in page
+    assert '<a href="bundle-0123456789ab/" aria-label="Read the evidence and answer: Promote &lt;made&gt;?">' in page
+    assert form not in page
+    waiting[0] = waiting[0]._replace(bundle=None)
+    assert f'href="{form}" target="_top"' in reader.get("/reviews/").text
     assert "&lt;b&gt;fine&lt;/b&gt;" in page
     assert "made-binary version 2" in page
 
@@ -131,14 +138,17 @@ def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, t
 def test_a_candidate_beside_the_champion(reader, store, waiting):
     made = bundle(store)
     form = "/dags/promote/runs/r/tasks/review/required_actions"
-    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form, assigned=("reviewer", "ada"), id="0199"))
     answer = reader.get(f"/reviews/{made}/")
     page = " ".join(answer.text.split())
     assert answer.headers["cache-control"] == "no-store"
     known = base64.b64encode(hashlib.sha256(re.search("<script>(.*)</script>", answer.text, re.S)[1].encode()).digest())
     assert answer.headers["content-security-policy"].endswith(f"script-src 'sha256-{known.decode()}'")
     assert "This candidate would replace version 2 , the champion in use" in text_of(answer.text)
-    assert f'<a class="button" href="{form}" target="_top">Answer in Airflow</a>' in page
+    assert '<form method="post" action="confirm">' in page
+    assert page.count('name="option"') == 2
+    assert "form-action 'self'" in answer.headers["content-security-policy"]
+    assert f'<a href="{form}" target="_top">Airflow\'s own form of this review</a>' in page
     assert "ROC AUC : 0.950 before, 0.900 now (-0.050)" in text_of(answer.text)
     assert "not estimable: too few cases" in page
     assert METRIC_MEANINGS["macro_f1"] in page
@@ -146,6 +156,38 @@ def test_a_candidate_beside_the_champion(reader, store, waiting):
         assert f'src="{role}/roc.png"' in page
     assert "precision_recall.png" not in page  # the evidence has none
     assert made in page
+
+
+def test_who_may_not_answer_reads_who_may(reader, store, waiting):
+    made = bundle(store)
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", "/form", assigned=("ada", "grace"), id="0199"))
+    page = text_of(reader.get(f"/reviews/{made}/").text)
+    assert "You are logged in as reviewer, who is not one of the reviewers. May answer: ada, grace ." in page
+    assert 'name="option"' not in reader.get(f"/reviews/{made}/").text
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("running", "It is being carried out"), ("failed", "and nothing was decided")]
+)
+def test_what_becomes_of_an_answer_is_told(reader, store, monkeypatch, state, told):
+    answer = GivenAnswer("<ada>", "Approve", "2026-11-30 12:00", state, "/dags/promote/runs/r")
+    monkeypatch.setattr(airflow_database, "read_last_answer", lambda bundle: answer)
+    page = reader.get(f"/reviews/{bundle(store)}/").text
+    assert "&lt;ada&gt; has answered Approve on 2026-11-30 12:00 UTC" in text_of(page).replace("<ada>", "&lt;ada&gt;")
+    assert told in page
+    assert 'href="/dags/promote/runs/r"' in page
+
+
+def test_an_answer_that_did_not_count_is_told(reader, store, waiting, tmp_path):
+    made = bundle(store)
+    waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", "/form", id="0199"))
+    key = Settings(home=tmp_path, store=store.root, audit_key="k")
+    told = {"run": "promote/r", "by": "<ada>", "answer": "Approve", "problem": "it has no reason"}
+    for review in ("0199", "0200"):
+        AuditLog(store, key).append("not counted", "made-binary", version=3, review=review, **told)
+    page = text_of(reader.get(f"/reviews/{made}/").text)
+    assert page.count("That does not count, since it has no reason; the review was asked again.") == 1
+    assert "<ada>" not in reader.get(f"/reviews/{made}/").text
 
 
 def test_the_first_of_its_kind(reader, store):
@@ -337,14 +379,20 @@ def test_a_class_that_is_found_less_often_got_worse(reader, store):
 def test_a_form_is_found_below_the_address_of_this_airflow(monkeypatch):
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/base")
     made = "bundle-0123456789ab"
-    task = SimpleNamespace(dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review")
+    run = SimpleNamespace(triggering_user_name="engineer")
+    task = SimpleNamespace(
+        dag_id="promote", run_id="manual__2026-11-22T21:00:00+00:00", task_id="review", id="0199", dag_run=run
+    )
+    users = [{"id": "7", "name": "grace"}]
     asked = datetime(2026, 11, 23, 12, tzinfo=UTC)
     body = f"judged as `{made}`. Your answer is recorded."
     found = airflow_database._describe_review(
-        SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked)
+        SimpleNamespace(task_instance=task, body=body, subject="Promote?", created_at=asked, assigned_users=users),
+        ("ada",),
     )
     form = "/base/dags/promote/runs/manual__2026-11-22T21%3A00%3A00%2B00%3A00/tasks/review/required_actions"
-    assert found == WaitingReview("Promote?", made, "2026-11-23 12:00", form, "promote", task.run_id)
+    about = ("Promote?", made, "2026-11-23 12:00", form, "promote", task.run_id, "review", "0199")
+    assert found == WaitingReview(*about, assigned=("7",), started_by="engineer", approved_by=("ada",))
 
 
 @pytest.mark.parametrize(
@@ -362,10 +410,11 @@ def test_what_was_settled_is_no_longer_asked(reader, store, waiting, tmp_path, f
     made = bundle(store)
     form = "/dags/promote/runs/again/tasks/review/required_actions"
     waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
-    assert f'href="{form}"' in reader.get("/reviews/").text
+    offers = {"": "Read the evidence and answer: Promote?", f"{made}/": f'href="{form}"'}
+    assert offers[""] in reader.get("/reviews/").text
     decide(store, tmp_path, **{"version": 3, "run": "promote/made-binary-v3"} | facts)
-    for path in ("", f"{made}/"):
-        assert (f'href="{form}"' in reader.get(f"/reviews/{path}").text) == is_offered
+    for path, offer in offers.items():
+        assert (offer in reader.get(f"/reviews/{path}").text) == is_offered
 
 
 TEXTS = (
@@ -394,7 +443,9 @@ def test_no_text_becomes_more_than_text(store, texts):
         made = bundle(store, champion=False, **facts)
         content = review_pages.read_bundle(made, store)
         content |= {"policy": texts["policy"], "warnings": [texts["warnings"]]}
-        return review_pages.render_review(store.create("bundle", content, content), [], AuditCheck(), store)
+        return review_pages.render_review(
+            store.create("bundle", content, content), [], AuditCheck(), store, answer_form.make_form
+        )
 
     assert read_tags(render(texts)) == read_tags(render(dict.fromkeys(TEXTS, "x")))
 

@@ -35,6 +35,7 @@ from ml.promotion.evidence import collect_evidence
 from ml.promotion.registration import register_run
 from tests.helpers.registry_world import NOT_RESCORED, POLICY, RegistryWorld
 from tests.helpers.served_models import network
+from tests.trust import page_form
 from tests.trust.rows import Row
 
 MODEL = "made-binary"
@@ -808,6 +809,7 @@ ATTEMPTS: dict[Callable[[AttackedProduct], str], str] = {
     register_what_the_model_does_not_predict: r"^refused: .*does not give the predictions that its run logged",
     register_a_network_with_code: r"^refused: .* names keras\.layers\.Lambda, .*; refused: .* names package\.of\.ones",
     log_code_of_ones_own: r"^refused: .*not this release.s: pyfunc\.py.*; refused: .*requirements\.txt of its mod",
+    **page_form.ATTEMPTS,
     write_markdown_into_a_note: r"^(refused: .*?interval_notes\.roc_auc: .*? is nothing that a training.*?(; |$)){3}",
     pass_a_demo_model_off: r"^refused: .*; with the dataset.s name: refused: ",
 }
@@ -822,6 +824,7 @@ def rows() -> Iterator[Row]:
     with _start_product() as product:
         for run in ("first", "second"):
             yield _try_promotion(product, run)
+        yield _try_page(product)
         for attempt, outcome in ATTEMPTS.items():
             before = _read_outcome(product)
             try:
@@ -840,6 +843,15 @@ def _try_promotion(product: AttackedProduct, run: str) -> Row:
     product.wait_for_review(run)
     product.answer(run)
     return _make_row(product, candidate, f"{run} champion", product.wait_for_end(run))
+
+
+def _try_page(product: AttackedProduct) -> Row:
+    """Check that an approval by the form on the review page counts."""
+    candidate = product.register_candidate()
+    run = product.start_promotion(candidate)
+    product.wait_for_review(run)
+    happened = page_form.answer_by_page(product, run, "reviewer", "Approve")
+    return _make_row(product, candidate, "approved on the review page", f"{happened}; {product.wait_for_end(run)}")
 
 
 def _try_new_review(product: AttackedProduct) -> Row:
