@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, StoreError, TryAgain
 from ml.core.messages import cut_text, hide_access, list_items, quote_value
+from ml.core.tls_and_proxies import explain_connection
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
     from cloudpathlib import S3Client, S3Path
@@ -154,7 +155,11 @@ def explain_configuration(
 
     if isinstance(error, _find_key_errors()):
         return CredentialsError(f"there is no key for S3 ({_show(error)}); set {key}")
-    cause = error.kwargs.get("error") if isinstance(error, exceptions.HTTPClientError) else None
+    kwargs = getattr(error, "kwargs", {})
+    address = kwargs.get("endpoint_url") or kwargs.get("proxy_url") or "the S3 server"
+    if isinstance(error, exceptions.BotoCoreError | OSError) and (unfit := explain_connection(error, address)):
+        return unfit
+    cause = kwargs.get("error") if isinstance(error, exceptions.HTTPClientError) else None
     if isinstance(cause, ValueError):
         if "header" in str(cause).lower():  # its text is the header, with the key
             return CredentialsError(f"the key for S3 cannot be sent; copy it again, into {key}")
