@@ -13,6 +13,7 @@ import click
 from ml.cli.options import json_option, output_result
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ImageError, RegistryError
+from ml.core.messages import hide_access
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def config(as_json: bool) -> None:
     """Show every setting with its value; each can be set as an environment variable BREAKHIS_<NAME>."""
     values = read_settings().model_dump(mode="json")
-    values["mlflow_uri"] = re.sub(r"//[^/@]*@", "//**********@", values["mlflow_uri"])
+    for name in ("airflow_url", "docker_mlflow_uri", "mlflow_ui", "mlflow_uri"):
+        values[name] = hide_access(values[name])
     if as_json:
         output_result(values, as_json=True, result_uri=None)
         return

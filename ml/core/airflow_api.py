@@ -61,6 +61,11 @@ class AirflowApi:
         # A proxy for outside addresses or a line in ~/.netrc must not affect calls to a server on this machine.
         self._session.trust_env = urlsplit(self.url).hostname not in _LOOPBACK_HOSTS
 
+    @property
+    def shown_url(self) -> str:
+        """The address as messages show it: cut, without what may grant access."""
+        return cut_text(hide_access(self.url))
+
     # --- the servers --------------------------------------------------------------------------------------------
 
     def health(self) -> Json:
@@ -233,12 +238,14 @@ class AirflowApi:
 
     def _login(self) -> None:
         if not self.user or not self._password:
-            raise CredentialsError(f"no user or password for Airflow at {self.url}; 'breakhis status' shows the users")
+            raise CredentialsError(
+                f"no user or password for Airflow at {self.shown_url}; 'breakhis status' shows the users"
+            )
         body = {"username": self.user, "password": self._password}
         response = self._send("POST", "/auth/token", body=body, login=False)
         if response.status_code in {401, 403}:
             raise CredentialsError(
-                f"Airflow at {self.url} refuses the password of user {self.user!r}; check it (of a local stack: "
+                f"Airflow at {self.shown_url} refuses the password of user {self.user!r}; check it (of a local stack: "
                 "passwords.json in the home folder)"
             )
         self._token = self._parse_answer(response, answers.Token)["access_token"]
@@ -258,11 +265,15 @@ class AirflowApi:
             )
         except (ValueError, requests.TooManyRedirects) as error:  # what requests and urllib3 make of odd addresses
             reason = cut_text(hide_access(error))
-            raise AirflowError(f"{self.url!r} is not a valid address of an Airflow server: {reason}") from None
+            raise AirflowError(f"{self.shown_url!r} is not a valid address of an Airflow server: {reason}") from None
         except requests.RequestException as error:
-            raise TryAgain(f"Airflow at {self.url} cannot be reached: {_root_cause(error)}; is it running?") from error
+            raise TryAgain(
+                f"Airflow at {self.shown_url} cannot be reached: {_root_cause(error)}; is it running?"
+            ) from error
         if response.status_code >= 500 or response.status_code == 429:
-            raise TryAgain(f"Airflow at {self.url} answered {response.status_code} to {method} {cut_text(path, 600)}")
+            raise TryAgain(
+                f"Airflow at {self.shown_url} answered {response.status_code} to {method} {cut_text(path, 600)}"
+            )
         return response
 
     def _parse_answer(self, response: requests.Response, shape: type[BaseModel]) -> Json:
@@ -339,4 +350,4 @@ def _root_cause(error: requests.RequestException) -> str:
         return "no answer in time"
     if isinstance(error, requests.ConnectionError) and "refused" in str(error):
         return "connection refused"
-    return type(error).__name__ + ": " + cut_text(error)
+    return type(error).__name__ + ": " + cut_text(hide_access(error))

@@ -16,6 +16,8 @@ import requests
 
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import BreakhisError
+from ml.core.messages import cut_text, hide_access
+from ml.core.s3_access import find_outage
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
@@ -135,8 +137,8 @@ def check_pools(settings: Settings) -> Check:
         return Check(name, "warning", str(error), "see to it that Airflow answers, and check again")
     if trouble:
         found, _, advice = trouble.partition("; ")
-        return Check(name, "missing", f"{api.url}: {found}", advice)
-    return Check(name, "ok", f"{' and '.join(POOLS)}, at {api.url}")
+        return Check(name, "missing", f"{api.shown_url}: {found}", advice)
+    return Check(name, "ok", f"{' and '.join(POOLS)}, at {api.shown_url}")
 
 
 def check_store(root: str) -> Check:
@@ -152,7 +154,8 @@ def check_store(root: str) -> Check:
     try:
         Store(root).put_json("tmp/doctor.json", {"written by": "breakhis doctor"})
     except Exception as error:  # boto3 has many errors, each of which means that the store cannot be used
-        reason = f"{root}: {type(error).__name__}: {error}"
+        explained = error if isinstance(error, BreakhisError) else find_outage(error)
+        reason = f"{root}: {explained or f'{type(error).__name__}: {cut_text(hide_access(error))}'}"
         return Check("Store", "missing", reason, "check the bucket, AWS_ENDPOINT_URL and the AWS credentials")
     return Check("Store", "ok", root)
 

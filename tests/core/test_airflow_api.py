@@ -196,6 +196,14 @@ def test_a_server_that_leads_elsewhere_is_named(airflow: FakeAirflow, address: s
         AirflowApi(airflow.url, "", "").health()
 
 
+def test_an_address_is_told_without_its_password() -> None:
+    api = AirflowApi("http://me:hunter2@127.0.0.1:9", "", "")
+    for call in (api.health, api.pools):
+        with pytest.raises((TryAgain, CredentialsError), match=r"http://…@127\.0\.0\.1:9") as error:
+            call()
+        assert "hunter2" not in str(error.value)
+
+
 def test_an_invalid_url_is_named() -> None:
     with pytest.raises(AirflowError, match="not a valid address of an Airflow"):
         AirflowApi("http://", "u", "p").health()

@@ -82,6 +82,10 @@ def test_a_bucket_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor.check_store("s3://bucket/store")
     assert check.state == "missing"
     assert "AWS_ENDPOINT_URL" in check.advice
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
+    assert "hunter2" not in doctor.check_store("s3://bucket/store").found
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2\n")
+    assert "AWS_SESSION_TOKEN has a blank, a line break" in doctor.check_store("s3://bucket/store").found
 
 
 def test_weights_in_a_file(tmp_path: Path) -> None:
@@ -167,7 +171,7 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Pools:
     """As much of Airflow's API as the check of its pools asks."""
 
-    url = "http://airflow"
+    shown_url = "http://airflow"
 
     def __init__(self, *slots: tuple[str, int], error: BreakhisError | None = None) -> None:
         self._slots, self._error = slots, error

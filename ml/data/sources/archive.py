@@ -55,6 +55,7 @@ _DAMAGE = (
 _LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.($|[/\\])")
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd"}  # APPNOTE.TXT, 4.4.5
+_MAX_ENTRY = 300  # bytes of a file's entry in a zip's directory on average: 46, its path and its times
 _SMALL = 2**20  # below this size no ratio does harm, and honest tiny archives may have a high one
 
 
@@ -87,6 +88,7 @@ class ZipArchive:
         self._file.listing = listing
         try:
             self._zip = zipfile.ZipFile(self._file)
+            self._file.is_opening = False
             self._members = self._list_images(listing)
         except BaseException as error:
             self._file.close()
@@ -197,9 +199,12 @@ class _ZipFile(io.BufferedReader):
     """A zip archive's file. A directory of too many entries is not given to zipfile, which would hold all of them."""
 
     listing: "_Listing"
+    is_opening = True
 
     def read(self, size: int | None = -1) -> bytes:
         """Reads as many bytes, or what is left; zipfile reads the directory at once."""
+        if self.is_opening:
+            self.listing.check_directory(size or 0)
         data = super().read(size)
         self.listing.check_count(data.count(b"PK\1\2"))
         return data
@@ -277,6 +282,15 @@ class _Listing:
     def check_count(self, count: int) -> None:
         """Checks the number of an archive's members, as far as it is known."""
         require_allowed_count(count, self._settings.archive_entries, str(self._path))
+
+    def check_directory(self, size: int) -> None:
+        """Checks the size of a zip archive's directory, which zipfile holds twice, before any of it is read."""
+        limit = _SMALL + _MAX_ENTRY * self._settings.archive_entries
+        if size > limit:
+            raise SourceError(
+                f"{self._path}: its directory is {size:,} bytes, more than the {limit:,} allowed; pack it again without "
+                "comments and further fields, divide it into several sources, or raise BREAKHIS_ARCHIVE_ENTRIES"
+            )
 
     def finish(self) -> tuple[list[str], list[str], list[RejectedFile], int]:
         """Returns the names of the images and of the other files, what is rejected, and the images' unpacked bytes."""

@@ -16,6 +16,7 @@ from ml.core.disks import LARGER_DISK, explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
+from ml.core.tls_and_proxies import explain_connection
 from ml.data.sources.spec import HttpSource
 from ml.data.sources.speed_limit import TooSlow
 
@@ -191,6 +192,8 @@ def _request(spec: HttpSource, have: int) -> requests.Response:
     try:
         return requests.get(spec.url, headers=headers, stream=True, timeout=_SILENCE_SECONDS)
     except ValueError as error:  # what requests and urllib3 make of odd addresses; some of it is not requests' own
+        if explained := explain_connection(error, spec.url):
+            raise ConfigError(f"{spec.file}: {explained}") from None
         raise SourceError(
             f"{spec.file}: {spec.shown_url} is no address of the web, or leads to what is none "
             f"({cut_text(hide_access(error))}); correct 'url'"
@@ -213,13 +216,12 @@ def _translated_errors(spec: HttpSource, part: Path) -> Iterator[None]:
     except requests.exceptions.ContentDecodingError:
         part.unlink(missing_ok=True)
         raise SourceError(f"{spec.file}: {url} is not packed as its server says; tell who runs it") from None
-    except requests.RequestException as error:
+    except OSError as error:  # RequestException is one, and requests raises others about a file of certificates
+        if explained := explain_connection(error, spec.url):
+            raise ConfigError(f"{spec.file}: {explained}") from None
+        if not isinstance(error, requests.RequestException):
+            raise
         reason = cut_text(hide_access(error))
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise SourceError(
-                f"{spec.file}: {url}: the server has no certificate that is known here ({reason}); correct 'url', or "
-                "name your own authority's file in REQUESTS_CA_BUNDLE"
-            ) from None
         raise TryAgain(f"{url} cannot be reached or broke off ({reason}); try again") from None
 
 

@@ -28,6 +28,7 @@ from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceE
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
+from ml.core.tls_and_proxies import explain_connection
 from ml.data.sources.downloads import (
     SourceTooLarge,
     advise_when,
@@ -274,7 +275,11 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
         raise TryAgain(f"{spec.dataset}: Kaggle {error}; try again later") from None
     except requests.HTTPError as error:
         raise _translate_status(error, spec, place) from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (OSError, urllib3.exceptions.HTTPError) as error:  # requests raises OSErrors about a file of certificates
+        if explained := explain_connection(error, "Kaggle"):
+            raise ConfigError(f"{spec.dataset}: {explained}") from None
+        if not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
+            raise
         reason = cut_text(hide_access(error))
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
     except ValueError:  # bytes that are no text, an address to go on to or a version of the package that is none

@@ -7,9 +7,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.core.errors import BreakhisError, CredentialsError, SourceError, TryAgain
-from ml.core.messages import cut_text, quote_value
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.messages import cut_text, hide_access, quote_value
 from ml.core.progress import say
+from ml.core.s3_access import STORE_KEY_VARIABLES, explain_configuration, explained_setup, require_whole_key
 from ml.core.settings import Settings
 from ml.core.store import Json
 from ml.data.sources.downloads import (
@@ -55,6 +56,7 @@ class Bucket:
 
     Raises:
         CredentialsError: there is no key, or it may not read this.
+        ConfigError: a variable for S3, or a file that one names, is invalid.
         SourceError: there is no such bucket or object, no S3 server at that address, or more objects than the settings
             allow.
         TryAgain: the server cannot be reached or has an internal error, or an object was replaced meanwhile.
@@ -75,21 +77,32 @@ class Bucket:
         import boto3
         from botocore.config import Config
 
-        key, secret = (os.environ.get(name) for name in S3_KEY_VARIABLES)
-        if any(character.isspace() for character in (key or "") + (secret or "")):
-            raise CredentialsError(
-                f"{self._spec.file}: the key for {self._uri('')} has a blank or a line break in it; copy it again"
-            )
+        own = {name: os.environ.get(name) for name in S3_KEY_VARIABLES}
+        usual = {name: os.environ.get(name) for name in (*STORE_KEY_VARIABLES, "AWS_SESSION_TOKEN")}
+        key, secret = own.values()
         # Addresses with the bucket in their path: few servers other than AWS have a host name for each bucket.
         path_style = {"addressing_style": "path"} if self._spec.endpoint else {}
-        return boto3.client(
-            "s3",
-            endpoint_url=self._spec.endpoint or None,
-            region_name=self._spec.region,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-            config=Config(s3=path_style, retries={"mode": "standard", "max_attempts": 5}),
-        )
+        endpoints = {"'endpoint'": self._spec.endpoint} if self._spec.endpoint else None
+        try:
+            require_whole_key(own if any(own.values()) else usual)
+            with explained_setup(endpoints, has_key=bool(key)):
+                return boto3.client(
+                    "s3",
+                    endpoint_url=self._spec.endpoint or None,
+                    region_name=self._spec.region,
+                    aws_access_key_id=key or None,
+                    aws_secret_access_key=secret or None,
+                    config=Config(s3=path_style, retries={"mode": "standard", "max_attempts": 5}),
+                )
+        except (ConfigError, CredentialsError) as error:
+            raise type(error)(f"{self._spec.file}: {self._uri('')}: {error}") from None
+
+    @property
+    def _key_places(self) -> str:
+        """Where this source's key is taken from, in words."""
+        connection = self._spec.connection
+        how = f"the Airflow connection {connection!r}" if connection else "AWS_ACCESS_KEY_ID and so on"
+        return f"{' and '.join(S3_KEY_VARIABLES)}, or {how}"
 
     def list_objects(self) -> Json:
         """Lists the images; returns the identity of the bucket's state, which differs from any other state's."""
@@ -216,14 +229,7 @@ class Bucket:
     @contextmanager
     def _translated_errors(self, key: str) -> Iterator[None]:
         """Turns boto3's exceptions into ours."""
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            CredentialRetrievalError,
-            NoCredentialsError,
-            PartialCredentialsError,
-            ProfileNotFound,
-        )
+        from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
@@ -234,19 +240,19 @@ class Bucket:
             raise TryAgain(f"{self._server} {error}, of {self._uri(key)}; try again") from None
         except ClientError as error:
             raise self._translate_error(error, key) from None
-        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
-            how = f"the Airflow connection {spec.connection!r}" if spec.connection else "AWS_ACCESS_KEY_ID and so on"
-            raise CredentialsError(
-                f"{spec.file}: no key for {self._uri(key)} ({error}); set {' and '.join(S3_KEY_VARIABLES)}, or {how}"
-            ) from None
         except (ResponseParserError, RecursionError):  # botocore follows a redirect without a region in circles
             raise self._not_s3_error() from None
         except BotoCoreError as error:
             if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # caught inside such a circle
                 raise self._not_s3_error() from None
-            raise TryAgain(f"{self._server} cannot be reached or broke off ({cut_text(error)}); try again") from None
+            if explained := explain_configuration(error, self._key_places):
+                raise type(explained)(f"{spec.file}: {self._uri(key)}: {explained}") from None
+            reason = cut_text(hide_access(error))
+            raise TryAgain(f"{self._server} cannot be reached or broke off ({reason}); try again") from None
         except HTTPError as error:  # while the content came, which boto3 leaves as it is
-            raise TryAgain(f"{self._server} broke off {self._uri(key)} ({cut_text(error)}); try again") from None
+            raise TryAgain(
+                f"{self._server} broke off {self._uri(key)} ({cut_text(hide_access(error))}); try again"
+            ) from None
         except (KeyError, ValueError):  # a size that is none, an entry without a key, an odd address
             raise self._not_s3_error() from None
 

@@ -231,12 +231,30 @@ class S3Source(SourceSpec):
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", description="The bucket's name.")
     prefix: str = Field("", description="What the images' keys begin with, such as breakhis/; default: all there are.")
     archive: str = Field("", description="Instead of prefix: the key of one .zip, .tar or .tar.gz with the images.")
-    endpoint: str = Field("", pattern=r"^(https?://[^/@\s]+/?)?$", description="The server; default: AWS.")
-    region: str = Field("us-east-1", description="Its region; most stores other than AWS do not care.")
+    endpoint: str = Field("", pattern=r"^(https?://[^/@\s?#;]+/?)?$", description="The server; default: AWS.")
+    region: str = Field(
+        "us-east-1",
+        pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$",
+        description="Its region; most stores other than AWS do not care.",
+    )
     connection: str | None = Field(
         None, description="Airflow connection of type aws with the key; default: the worker's own AWS credentials."
     )
     max_bytes: int | None = _MAX_BYTES
+
+    @field_validator("endpoint", mode="after")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        if value:
+            _ = urlsplit(value).port  # raises ValueError, which says what a port is
+        return value
+
+    @field_validator("region", mode="after")
+    @classmethod
+    def _is_no_number(cls, value: str) -> str:
+        if value.isdigit():
+            raise ValueError(f"{quote_value(value)} is a number and no region, such as us-east-1")
+        return value
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

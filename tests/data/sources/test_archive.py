@@ -3,6 +3,7 @@ import io
 import random
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -319,6 +320,34 @@ def test_a_directory_of_too_many_entries_is_not_parsed(tmp_path: Path, monkeypat
     with pytest.raises(SourceError, match="more than the 99 files and folders allowed"):
         archive.open_archive(path, Settings(archive_entries=99))
     assert not made
+
+
+def test_a_directory_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        for number in range(40):
+            member = zipfile.ZipInfo(f"{number}.png")
+            member.comment = bytes(60_000)
+            made.writestr(member, b"x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            SourceError, match=r"many\.zip: its directory is 2,40\d,\d{3} bytes, more than the 1,060,576"
+        ):
+            archive.open_archive(path, Settings(archive_entries=40))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    with archive.open_archive(path, Settings(archive_entries=6000)) as found:
+        assert len(found.images) == 40
+
+
+def test_a_member_larger_than_any_directory_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("large.png", bytes(5_000_000))
+    with archive.open_archive(path, Settings(archive_entries=1)) as found:
+        assert [len(read()) for _, read in found.items()] == [5_000_000]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

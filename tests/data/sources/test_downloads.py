@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -345,8 +346,40 @@ def test_a_server_without_a_certificate_that_is_known(
         raise requests.exceptions.SSLError(reason)
 
     monkeypatch.setattr(requests, "get", refuse)
-    with pytest.raises(SourceError, match=r"mine\.yaml: http.* certificate .*CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: http.* certificate .*CERTIFICATE_VERIFY_FAILED"):
         fetch_source(source(), store, settings)
+
+
+@pytest.mark.parametrize("content", ["missing", "folder", "garbage"])
+def test_certificates_that_are_none(
+    source: Any,
+    site: Site,
+    store: Store,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: str,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "garbage").write_bytes(bytes(range(256)))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / content))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: https://127.*(REQUESTS_CA_BUNDLE names|does not speak TLS)"):
+        fetch_source(source(url=site.url.replace("http:", "https:")), store, settings)
+
+
+def test_an_open_server_that_is_asked_by_tls(source: Any, site: Site, store: Store, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml: https://127.*: the server does not speak TLS there"):
+        fetch_source(source(url=site.url.replace("http:", "https:")), store, settings)
+
+
+def test_a_socks_proxy(
+    source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:hunter2@127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: http://127.*: ALL_PROXY names a SOCKS proxy") as error:
+        fetch_source(source(), store, settings)
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("mark", ["?token=", "#", ";token="])

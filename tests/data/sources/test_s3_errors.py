@@ -155,10 +155,11 @@ def test_a_key_that_may_list_and_not_read(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({S3_KEY_VARIABLES[0]: "half"}, "no key for s3://"),
-        ({"AWS_PROFILE": "nobody"}, r"no key for s3://.*\(nobody\)"),
-        ({S3_KEY_VARIABLES[0]: "a key\n", S3_KEY_VARIABLES[1]: "secret"}, "the key for s3://.* has a blank"),
-        ({S3_KEY_VARIABLES[0]: "key", S3_KEY_VARIABLES[1]: "se cret"}, "the key for s3://.* has a blank"),
+        ({S3_KEY_VARIABLES[0]: "half"}, "BREAKHIS_SOURCE_KEY is set and BREAKHIS_SOURCE_SECRET is not"),
+        ({"AWS_PROFILE": "nobody"}, r".*\(nobody\).*AWS_PROFILE"),
+        ({"AWS_SESSION_TOKEN": "hunter\n2"}, "AWS_SESSION_TOKEN has a blank"),
+        ({S3_KEY_VARIABLES[0]: "a key\n", S3_KEY_VARIABLES[1]: "secret"}, "BREAKHIS_SOURCE_KEY has a blank"),
+        ({S3_KEY_VARIABLES[0]: "key", S3_KEY_VARIABLES[1]: "se cret"}, "BREAKHIS_SOURCE_SECRET has a blank"),
     ],
 )
 def test_credentials_that_cannot_be_right(
@@ -168,7 +169,7 @@ def test_credentials_that_cannot_be_right(
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(CredentialsError, match=rf"mine\.yaml: {message}"):
+    with pytest.raises((ConfigError, CredentialsError), match=rf"mine\.yaml: s3://[^ ]*: {message}"):
         fetch_source(s3_source(), store, settings)
 
 
@@ -179,7 +180,7 @@ def test_no_key(s3_source: Any, store: Store, settings: Settings, monkeypatch: p
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the key that an earlier test may have had
-    with pytest.raises(CredentialsError, match=r"no key for s3://.* set BREAKHIS_SOURCE_KEY and"):
+    with pytest.raises(CredentialsError, match=r"s3://.*: there is no key for S3 .* set BREAKHIS_SOURCE_KEY and"):
         fetch_source(s3_source(), store, settings)
 
 

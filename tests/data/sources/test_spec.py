@@ -86,6 +86,14 @@ def test_kaggle_handles(tmp_path: Path, handle: str, parts: tuple[str, str, int 
         ),
         ("name: mine\nkind: kaggle\ndataset: a/b/versions/0\n", "'dataset'"),
         ("name: mine\nkind: kaggle\ndataset: https://kaggle.com/datasets/a/b\n", "write owner/slug"),
+        *(
+            (f"name: mine\nkind: s3\nbucket: images\nregion: {region}\n", "'region'")
+            for region in ("eu_west", "'123'", "-eu", "eu-", "'eu west'", "''", "e" * 64)
+        ),
+        *(
+            (f"name: mine\nkind: s3\nbucket: images\nendpoint: '{address}'\n", "'endpoint'")
+            for address in ("http://x?a=b", "http://x#a", "http://x;a", "http://x:99999", "http://[::1", "x:9000")
+        ),
         ("- name: mine\n", "expected 'key: value' lines, found list"),
         ("name: [mine\n", "is not valid YAML"),
         ("", "expected 'key: value' lines"),
