@@ -28,7 +28,7 @@ from ml.promotion.policies import load_policy
 from ml.promotion.review_texts import format_review_body
 from ml.training.presets import Preset
 from tests.fuzz import airflow_kinds, command_kinds, server_kinds, store_kinds
-from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made
+from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made, write_mutated
 from tests.fuzz.archives import prepare_archives, use_archive
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutation import ODD_TEXTS, dump_json, mutate_bytes, mutate_json, mutate_text
@@ -57,7 +57,7 @@ def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
 
 def _use_yaml(read: Callable[[_YamlFiles], object]) -> Callable[[_YamlFiles, random.Random], None]:
     def use(files: _YamlFiles, rng: random.Random) -> None:
-        files.file.write_bytes(mutate_text(rng.choice(files.texts), rng))
+        write_mutated(files.file, rng.choice(files.texts), rng)
         read(files)
 
     return use
