@@ -1,8 +1,10 @@
 """The kinds of input: what each starts from, and how it reaches the product."""
 
+import gzip
 import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +88,16 @@ def _use_table(prepared: tuple[pd.DataFrame, Path], rng: random.Random) -> None:
         data = mutate_bytes(buffer.getvalue(), rng) if rng.random() < 0.5 else buffer.getvalue()
     else:
         data = mutate_text(frame.to_csv(index=False).replace(",", rng.choice(",,,,;\t")), rng)
+    if rng.random() < 0.05:  # another format, under the name of this one
+        data = rng.choice((gzip.compress(data), _zip_workbook(data), b"PAR1" + data, b"\xd0\xcf\x11\xe0" + data))
     read_table(spec, data, _PATHS)
+
+
+def _zip_workbook(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("xl/workbook.xml", data)
+    return buffer.getvalue()
 
 
 def _change_columns(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
