@@ -15,6 +15,7 @@ from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
 from ml.core.messages import MAX_FAULT, cut_message
 from ml.core.parameters import refuse_empty_texts
+from ml.core.shortages import explain_shortage
 from ml.local.cli import commands as local_commands
 
 
@@ -53,7 +54,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if cause := explain_os_error(error) or _find_outage(error):
+        if cause := explain_os_error(error) or explain_shortage(error) or _find_outage(error):
             print(f"error: {cause}", file=sys.stderr)
             _drop_unwritten_output()
             sys.exit(cause.exit_code)

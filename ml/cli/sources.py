@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from ml.cli.options import json_option, output_result
 from ml.core.disks import explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError
-from ml.core.messages import quote_value
+from ml.core.messages import cut_text, quote_value
 from ml.core.settings import read_settings
 from ml.core.store import Json, Store
 from ml.core.yaml_files import MAX_NAME, is_name
@@ -127,7 +127,7 @@ def draw(folder: Path, images: int, seed: int, as_json: bool) -> None:
 
 def _describe_source(file: Path, store: Store) -> Json:
     row: dict[str, Any] = dict.fromkeys(("kind", "schedule", "images", "version", "published"))
-    row |= {"name": file.stem, "file": str(file)}
+    row |= {"name": cut_text(file.stem), "file": str(file)}
     try:
         spec = load_source(str(file), read_settings().conf)
     except BreakhisError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml.cli.options import RefusedResult, print_lines, stage_command, version_argument
-from ml.core.messages import quote_value
+from ml.core.messages import MAX_ITEMS, cut_text, list_items, quote_value
 from ml.core.progress import warn
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
@@ -378,11 +378,13 @@ def _validate_manifest(store: Store, manifest: str) -> Json:
     from ml.data.validation import validate_manifest
 
     result = validate_manifest(manifest, store)
-    for check in result["warned"]:
-        warn(f"{result['source']}: the check {check['name']} found {check['observed']}")
+    for check in result["warned"][:MAX_ITEMS]:
+        warn(f"{result['source']}: the check {cut_text(check['name'])} found {cut_text(check['observed'])}")
+    if (more := len(result["warned"]) - MAX_ITEMS) > 0:
+        warn(f"{result['source']}: and {more:,} more checks; see {result['docs']}")
     if not result["passed"]:
         names = [check["name"] for check in [*result["failed"], *result["errored"]]]
-        raise RefusedResult(result, f"{manifest} did not pass validation: {', '.join(names)}; see {result['docs']}")
+        raise RefusedResult(result, f"{manifest} did not pass validation: {list_items(names)}; see {result['docs']}")
     return result
 
 

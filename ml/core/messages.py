@@ -26,7 +26,7 @@ MAX_MESSAGE = 8_000
 def cut_text(text: object, limit: int = MAX_TEXT) -> str:
     """Returns a text for a message, or a value as ``str`` shows it: on one line, its end cut off beyond ``limit``."""
     # Cut before, too: where a text is long, most of it is never looked at.
-    shown = " ".join(str(text)[: 10 * limit].split())
+    shown = _escape_halves(" ".join(str(text)[: 10 * limit].split()))
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
@@ -53,7 +53,13 @@ def hide_access(text: object) -> str:
 
 def cut_message(message: str, limit: int = MAX_MESSAGE) -> str:
     """Returns a message without its middle where it is too long. What is wrong stands first, what to do next last."""
+    message = _escape_halves(message)
     if len(message) <= limit:
         return message
     kept = limit // 2 - 1
     return f"{message[:kept]} … {message[-kept + 1 :]}"
+
+
+def _escape_halves(text: str) -> str:
+    """Returns a text that can be printed and stored: a file's name that is no UTF-8 brings halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
 """Names and paths that people type, and what they may have meant by a name that does not exist."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,3 +25,8 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{cut_text(path)}: {cut_text(error)}") from None
+
+
+def resolve_links(path: Path) -> Path:
+    """Returns the absolute path without links; a link that leads to itself stays, which ``Path.resolve`` raises on."""
+    return Path(os.path.realpath(path))

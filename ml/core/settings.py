@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ml.core.errors import ConfigError
 from ml.core.messages import MAX_FAULT, cut_message
 from ml.core.mlflow_files import database_uri
-from ml.core.names import expand_home
+from ml.core.names import expand_home, resolve_links
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout that contains this package, dags/ and plugins/."""
@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     @field_validator("home", "conf")
     @classmethod
     def _resolve_path(cls, value: Path) -> Path:
-        return expand_home(value).resolve()
+        return resolve_links(expand_home(value))
 
     @field_validator("store")
     @classmethod

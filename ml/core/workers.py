@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,6 +17,7 @@ from threading import Lock, Thread
 from typing import Any, Literal, TypeVar
 
 from ml.core.errors import TryAgain
+from ml.core.shortages import describe_shortage, explain_shortage
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -30,6 +31,9 @@ Death = Literal["crashed", "time"]
 _NICENESS = 5
 
 _MAIN_MODULE_LOCK = Lock()
+
+_CHECK_SECONDS = 1.0
+"""How often it is looked whether somebody still cares for the jobs that are waited for."""
 
 _CHUNK_SIZE = 8
 """Number of jobs sent to a process at once; larger chunks need fewer messages."""
@@ -46,7 +50,7 @@ def map_in_processes(
         workers: number of processes; with one or none, this process does the work.
 
     Raises:
-        TryAgain: a process was killed, most likely because memory ran out.
+        TryAgain: a process was killed, most likely because memory ran out; or memory or threads ran out here.
         Exception: whatever ``function`` raises.
     """
     if workers <= 1:
@@ -83,7 +87,7 @@ def map_surviving_crashes(
             much as it wants. Another process' work does not count, so that a busy machine costs no job.
 
     Raises:
-        TryAgain: not even an idle process stays alive.
+        TryAgain: not even an idle process stays alive; or memory or threads ran out here.
         Exception: whatever ``function`` raises.
     """
     if workers < 1:
@@ -120,7 +124,7 @@ def map_one_by_one(
         cpu_seconds: CPU time that a job may take.
 
     Raises:
-        TryAgain: not even an idle process stays alive.
+        TryAgain: not even an idle process stays alive; or memory or threads ran out here.
         Exception: whatever ``function`` raises.
     """
     with _LonelyProcess() as process:
@@ -135,33 +139,77 @@ def _map_chunks(
     function: Callable[[Job], Result], remaining: Iterator[Job], workers: int, pending: "deque[_Chunk[Job, Result]]"
 ) -> Generator[Result, None, None]:
     """Yields the result of each job, in order; ``pending`` holds the chunks whose results were not yielded."""
-    pool = _start_pool(workers)
+    pool = _Pool(workers)
     try:
         while True:
             while len(pending) <= 2 * workers and (chunk := list(islice(remaining, _CHUNK_SIZE))):
                 future: Future[list[Result]] = Future()
                 pending.append((chunk, future))  # before it is submitted, which a broken pool refuses
-                with _hide_main_module():
-                    pending[-1] = (chunk, pool.submit(_run_jobs, function, chunk))
+                pending[-1] = (chunk, pool.submit(_run_jobs, function, chunk))
             if not pending:
                 break
-            results = pending[0][1].result()
+            results = pool.wait_for(pending[0][1])
             pending.popleft()
             yield from results
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
-def _start_pool(workers: int) -> ProcessPoolExecutor:
-    # Processes are spawned, not forked: TensorFlow and threads of the caller do not survive a fork.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialize_worker)
+class _Pool:
+    """Worker processes. Where memory or threads run out here, there is an error; Python's own pool waits for ever."""
+
+    def __init__(self, workers: int) -> None:
+        # Processes are spawned, not forked: TensorFlow and threads of the caller do not survive a fork.
+        self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialize_worker)
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Gives a job to the processes, the first of which are started by that.
+
+        Raises:
+            BrokenProcessPool: a process was killed.
+            TryAgain: no process or thread can be started.
+        """
+        try:
+            with _hide_main_module():
+                return self._executor.submit(function, *arguments)
+        except BrokenProcessPool:
+            raise
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise explain_shortage(error) or error from None
+
+    def wait_for(self, future: "Future[Result]") -> Result:
+        """Returns the result of a job.
+
+        Raises:
+            BrokenProcessPool: a process was killed.
+            TryAgain: the thread that hands jobs over has died, as it does where it can start no other.
+            Exception: whatever the job raises.
+        """
+        while not wait([future], _CHECK_SECONDS).done:
+            if not self._is_managed() and not future.done():
+                raise describe_shortage("worker processes get no more jobs")
+        return future.result()
+
+    def close(self) -> None:
+        """Ends the processes, which first do what they have begun."""
+        processes = list((self._executor._processes or {}).values())
+        is_managed = self._is_managed()
+        self._executor.shutdown(wait=is_managed, cancel_futures=True)
+        if not is_managed:  # nobody tells them, and this process would wait for them at its end
+            for process in processes:
+                process.kill()
+                process.join()
+
+    def _is_managed(self) -> bool:
+        manager: Any = self._executor._executor_manager_thread
+        return manager is not None and bool(manager.is_alive())
 
 
 class _LonelyProcess:
     """Does jobs one by one in one process, which is replaced after a job has killed it. Used in a ``with`` block."""
 
     def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: _Pool | None = None
         self._process: BaseProcess | None = None  # the pool's only one
 
     def __enter__(self) -> "_LonelyProcess":
@@ -169,7 +217,7 @@ class _LonelyProcess:
 
     def __exit__(self, *_: object) -> None:
         if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.close()
 
     def run(self, function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job, Death], Result]) -> Result:
         """Returns the job's result, or ``on_crash``'s where it killed the process.
@@ -179,25 +227,25 @@ class _LonelyProcess:
         """
         if self._pool is None:
             self._pool = self._start()
-        with _hide_main_module():
-            future = self._pool.submit(function, job)
+        future = self._pool.submit(function, job)
         try:
-            return future.result()
+            return self._pool.wait_for(future)
         except BrokenProcessPool:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.close()
             self._pool = None
             is_slow = self._process is not None and self._process.exitcode == -signal.SIGPROF
             return on_crash(job, "time" if is_slow else "crashed")
 
-    def _start(self) -> ProcessPoolExecutor:
-        pool = _start_pool(1)
-        with _hide_main_module():
-            future = pool.submit(os.getpid)
+    def _start(self) -> _Pool:
+        pool = _Pool(1)
         try:
-            pid = future.result()
+            pid = pool.wait_for(pool.submit(os.getpid))
             self._process = next((process for process in active_children() if process.pid == pid), None)
+        except TryAgain:
+            pool.close()
+            raise
         except BrokenProcessPool:
-            pool.shutdown(cancel_futures=True)
+            pool.close()
             raise TryAgain(
                 "worker processes are killed before they do anything; look for what kills them, such as a limit on "
                 "this machine's memory, and try again"

@@ -5,6 +5,7 @@ The model says what each value is. Where it asks for a text, the value stays as 
 """
 
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, V
 
 from ml.core.errors import ConfigError
 from ml.core.messages import MAX_FAULT, cut_text, list_items, quote_value
-from ml.core.names import expand_home, suggest_name
+from ml.core.names import expand_home, resolve_links, suggest_name
 from ml.core.text_files import decode_text
 from ml.core.yaml_nodes import Block, Items, MisreadValue, Node, Scalar, parse_yaml, read_anything, read_number
 
@@ -101,6 +102,8 @@ def read_mapping(path: Path, *, optional: bool = False) -> Block:
     """
     empty = Block({}, {}, line=1, size=0)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for whoever writes into it
+            raise ConfigError(f"{path}: not a file")
         text = decode_text(path.read_bytes())
     except FileNotFoundError:
         if optional:
@@ -137,6 +140,20 @@ def validate_mapping(data: Block | Mapping[str, object], model: type[Model], pat
         raise ConfigError(f"{path}: {list_items(faults, '; ', limit=MAX_FAULT)}") from None
 
 
+def is_yaml_name(name: str) -> bool:
+    """Says whether a file of a folder is listed as a YAML file, by its name.
+
+    Those that begin with a dot are not: they are hidden, an editor's lock (``.#a.yaml``, a link that leads nowhere) or
+    what macOS keeps beside a file (``._a.yaml``).
+    """
+    return name.endswith(".yaml") and not name.startswith(".")
+
+
+def list_yaml(folder: Path) -> list[Path]:
+    """Returns the YAML files of a folder, sorted; none if there is no such folder."""
+    return sorted(path for path in folder.glob("*.yaml") if is_yaml_name(path.name))
+
+
 def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> Path:
     """Returns the YAML file of a reference: a bare name is looked up in ``folder``; one that ends in .yaml is a path.
 
@@ -150,13 +167,15 @@ def find_yaml(folder: Path, reference: str, relative_to: Path | None = None) -> 
         if reference.endswith(".yaml"):
             path = (relative_to or Path.cwd()) / expand_home(reference)
         if path.is_file():
-            return path.resolve()
+            return resolve_links(path)
     except OSError as error:  # the name is too long, or a folder above may not be read
         raise ConfigError(f"{quote_value(reference)}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    known = list_items(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    meant = suggest_name(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
+    if path.is_symlink():
+        raise ConfigError(f"{cut_text(path)}: a link that leads to no file; remove it, or make it lead to one")
+    known = list_items(other.stem for other in list_yaml(folder)) or "none"
+    meant = suggest_name(path.stem, (other.stem for other in list_yaml(path.parent)))
     raise ConfigError(f"{cut_text(path)}: no such file; in {folder} there are: {known}{meant}")
 
 

@@ -28,6 +28,8 @@ _MAX_VALUES = 100_000
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAGS = {kind: f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 _OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?(0o?[0-9_]+|[0-9][0-9_]*(:[0-9_.]+)+)")
+_MAX_PARTS = 10
+"""Parts of a number such as 1:30 (YAML 1.1, to the base 60). The library takes seconds for a hundred thousand."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEXT_LINE = "\x85"
 """U+0085, which some programs end lines with. To one version of YAML it is such an end, to another part of a text."""
@@ -235,6 +237,7 @@ def read_number(value: Scalar, keys: tuple[str | int, ...], *, is_truth: bool = 
     """
     if not value.is_plain or value.is_null:
         return None if value.is_null else value.text
+    _refuse_many_parts(value, keys)
     older, newer = _read_as_older_yaml(value.text), _read_as_newer_yaml(value.text)
     if older != newer and _OCTAL_OR_SEXAGESIMAL.fullmatch(value.text):
         problem = f"YAML 1.1 and 1.2 read {cut_text(value.text)} differently; write it as a plain decimal number"
@@ -255,6 +258,7 @@ def read_anything(value: Scalar, keys: tuple[str | int, ...]) -> object:
     """
     if not value.is_plain or value.is_null:
         return None if value.is_null else value.text
+    _refuse_many_parts(value, keys)
     older, newer = _read_as_older_yaml(value.text), _read_as_newer_yaml(value.text)
     if isinstance(older, str) and isinstance(newer, str):
         return value.text
@@ -267,6 +271,12 @@ def read_anything(value: Scalar, keys: tuple[str | int, ...]) -> object:
     if isinstance(newer, int | float) and not isinstance(newer, bool):
         problem += ", or if it is a number, write it in plain decimals"
     raise MisreadValue(keys, value, problem)
+
+
+def _refuse_many_parts(value: Scalar, keys: tuple[str | int, ...]) -> None:
+    if value.text.count(":") >= _MAX_PARTS and _OCTAL_OR_SEXAGESIMAL.fullmatch(value.text):
+        problem = f"{cut_text(value.text)} has more than {_MAX_PARTS} parts; put it in quotes if it is no number"
+        raise MisreadValue(keys, value, problem)
 
 
 @cache

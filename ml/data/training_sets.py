@@ -16,7 +16,7 @@ from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task, parse_name
-from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_yaml
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, list_yaml, read_yaml
 from ml.data.identifiers import normalize_names
 from ml.data.sources import load_source
 from ml.data.sources.check_settings import NearDuplicates
@@ -95,7 +95,7 @@ def load_training_set(reference: str, conf: Path) -> TrainingSet:
 
 def training_set_files(settings: Settings) -> list[Path]:
     """Returns all training-set YAML files: those in the conf folder, and those that the settings name."""
-    return [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]
+    return [*list_yaml(settings.conf / "training_sets"), *settings.training_sets]
 
 
 def find_training_set(model: str, settings: Settings) -> tuple[TrainingSet, Task]:

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ValidationError
 from ml.core.airflow_api import AirflowApi
 from ml.core.disks import write_in_one_step
 from ml.core.errors import BreakhisError, StackError, TryAgain
+from ml.core.names import resolve_links
 from ml.core.progress import say
 from ml.core.settings import Settings
 from ml.local.accounts import PASSWORDS_FILE, list_users, read_passwords
@@ -315,7 +316,7 @@ class Stack:
 
     def _find_training_sets(self, settings: Settings) -> tuple[Path, ...]:
         """Returns the YAML files in BREAKHIS_TRAINING_SETS, and those that the stack was once asked to run."""
-        given = [path.expanduser().resolve() for path in settings.training_sets]
+        given = [resolve_links(path.expanduser()) for path in settings.training_sets]
         remembered = []
         for path in self._read_remembered_sets():
             if path.exists():
@@ -338,7 +339,7 @@ class Stack:
         Returns:
             Whether the servers that run, if any, were started without it.
         """
-        path = path.resolve()
+        path = resolve_links(path)
         if path.parent == self.settings.conf / "training_sets":
             return False
         remembered = self._read_remembered_sets()

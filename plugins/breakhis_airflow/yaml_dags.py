@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from breakhis_airflow.operators import DEFAULT_ARGS
 from ml.core.errors import BreakhisError, ConfigError
-from ml.core.messages import cut_text
+from ml.core.messages import MAX_FAULT, cut_message, cut_text
 
 _INVALID = """
 ### This file cannot be used
@@ -81,7 +81,7 @@ def schedule_on_new_versions(sources: Iterable[str], schedule: str | None) -> As
 
 
 def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
-    text = str(error) if isinstance(error, BreakhisError) else f"{file}: {cut_text(error)}"
+    text = str(error) if isinstance(error, BreakhisError) else cut_message(f"{file}: {cut_text(error)}")
 
     @task(task_id="read_yaml")
     def refuse() -> None:
@@ -94,7 +94,7 @@ def _build_invalid_dag(file: Path, error: Exception, dag_id: str) -> DAG:
         is_paused_upon_creation=False,
         default_args={**DEFAULT_ARGS, "pre_execute": None},  # whatever its conf, what is wrong with the file is said
         description=text,
-        doc_md=_INVALID.format(file=file, error=text),
+        doc_md=_INVALID.format(file=cut_text(file, MAX_FAULT), error=text),
         tags=["invalid"],
         auto_register=False,
     ) as dag:

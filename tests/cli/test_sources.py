@@ -1,6 +1,7 @@
 """``breakhis sources``: adding, checking and listing."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_the_list_says_how_far_each_has_come(run: Any, conf: Path, tmp_path: Pat
     write_tree(tmp_path / "images", {"SOB_B_A-14-3-100-001.png": png(9)})
     fetch_source(spec, store, own)
     assert state()["ours"]["state"] == "published; what was fetched since is not"
+
+
+def test_a_file_that_cannot_be_used_is_a_row_of_the_list(run: Any, conf: Path) -> None:
+    folder = conf / "sources"
+    folder.mkdir()
+    (folder / "good.yaml").write_text("name: good\nkind: demo\n")
+    (folder / "loop.yaml").symlink_to("loop.yaml")
+    (folder / ".#good.yaml").symlink_to("somebody@host.1234:5678")
+    Path(os.fsdecode(bytes(folder) + b"/\xff.yaml")).write_text("name: other\nkind: demo\n")
+    states = {row["name"]: row["state"] for row in run("list")["sources"]}
+    assert states.keys() == {"good", "loop", r"\udcff"}
+    assert states["good"] == "never ingested"
+    assert "a link that leads to no file" in states["loop"]
+    assert "make them agree" in states[r"\udcff"]
 
 
 def test_drawn_pictures_make_a_folder_to_try_a_source_with(run: Any, tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_a_failed_validation_is_printed_and_exits_4(breakhis, source, tmp_path):
     assert "has not passed validation" in last_error(err)
 
 
+def test_a_few_of_many_failed_checks_are_told(breakhis, monkeypatch):
+    warned = [{"name": f"check_{number}", "observed": "x" * 10_000} for number in range(300)]
+    result = {"source": "mine", "warned": warned, "failed": [], "errored": [], "passed": True, "docs": "file:///docs"}
+    monkeypatch.setattr("ml.data.validation.validate_manifest", lambda *_: result)
+    _, _, said = breakhis("validate", "manifest-0123456789ab")
+    lines = said.splitlines()
+    assert len(lines) == 11
+    assert "the check check_9 found xxx" in lines[9]
+    assert lines[10].endswith("mine: and 290 more checks; see file:///docs")
+    assert max(map(len, lines)) < 400
+
+
 def test_an_empty_folder(breakhis, source, tmp_path):
     code, _, err = breakhis("ingest", source({}))
     assert code == 3

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -166,6 +167,46 @@ def test_no_job_is_blamed_where_no_process_lives(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(workers_module, "_initialize_worker", end_at_once)
     with pytest.raises(TryAgain, match="killed before they do anything"):
         list(map_surviving_crashes(square, range(9), 2, say_that_it_crashed))
+
+
+@pytest.mark.parametrize("blocked", ["multiprocessing.queues.Queue._start_thread", "threading.Thread.start"])
+@pytest.mark.parametrize("survive", [False, True])
+def test_no_thread_for_the_jobs_is_an_error_and_no_wait(
+    blocked: str, survive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(workers_module, "_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(blocked, refuse)
+    results = (
+        map_surviving_crashes(square, range(9), 2, say_that_it_crashed)
+        if survive
+        else map_in_processes(square, range(9), 2)
+    )
+    with pytest.raises(TryAgain, match=r"memory or threads ran out .*BREAKHIS_WORKERS=1"):
+        list(results)
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize("free_mb", [2, 10, 20, 40])
+def test_a_limit_on_memory_ends_in_words(free_mb: int) -> None:
+    """Some of these limits let the first thread start, and some none; the processes inherit each."""
+    program = (
+        "import operator, resource, psutil\n"
+        "from ml.core.errors import TryAgain\n"
+        "from ml.core.workers import map_in_processes\n"
+        f"limit = psutil.Process().memory_info().vms + {free_mb} * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try:\n"
+        "    print(sum(map_in_processes(operator.neg, range(40), 2)))\n"
+        "except TryAgain as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == str(-sum(range(40))) or "BREAKHIS_WORKERS=1" in done.stdout, done.stderr
 
 
 def end_at_once() -> None:

@@ -347,6 +347,15 @@ def test_a_schedule_that_is_accepted_has_a_next_time_for_airflow(file: Path, cro
     assert timetable._get_next(datetime(2026, 1, 1)) > datetime(2026, 1, 1)
 
 
+@pytest.mark.parametrize("end", ["", ".5"])
+@pytest.mark.parametrize("key", ["number", "share", "truth", "anything"])
+def test_a_number_of_many_parts_is_refused_before_it_is_computed(file: Path, key: str, end: str) -> None:
+    value = ":".join(["1"] * 10_000) + end
+    said = refused(file, f"{key}: {{x: {value}}}\n" if key == "anything" else f"{key}: {value}\n")
+    assert "has more than 10 parts" in said
+    assert len(said) < 1000
+
+
 @pytest.mark.parametrize("preset", ["@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly"])
 def test_presets_of_airflow(file: Path, preset: str) -> None:
     assert read(file, f"schedule: '{preset}'\n").schedule == preset

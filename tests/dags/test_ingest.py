@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.serialization.serialized_objects import DagSerialization
@@ -102,6 +106,23 @@ def test_a_file_that_cannot_be_used_says_so_and_disturbs_no_other(conf, read, na
     assert words in str(caught.value)
     assert str(file) in str(caught.value)
     assert DagSerialization.to_dict(dags[bad])
+
+
+def test_what_is_no_file_disturbs_no_other(conf, read):
+    (conf / "sources" / "loop.yaml").symlink_to("loop.yaml")
+    (conf / "sources" / ".#demo.yaml").symlink_to("somebody@host.1234:5678")
+    (conf / "sources" / "._demo.yaml").write_bytes(b"\0\x05\x16\x07")
+    (conf / "sources" / "folder.yaml").mkdir()
+    Path(os.fsdecode(bytes(conf / "sources") + b"/\xff.yaml")).write_text(SOURCE.format(name="other"))
+    for kind in ("sources", "training_sets"):
+        os.mkfifo(conf / kind / "pipe.yaml")
+    dags = read("ingest")
+    assert set(dags) == {"ingest_demo", "ingest_loop", "ingest_folder", "ingest_pipe", "ingest__"}
+    assert dags.pop("ingest_demo").get_task("publish")
+    assert "a link that leads to no file" in dags["ingest_loop"].doc_md
+    for dag in dags.values():
+        assert dag.tags == {"invalid"}
+        json.dumps(DagSerialization.to_dict(dag), ensure_ascii=False).encode()  # as a database stores it
 
 
 def test_two_files_of_one_name_are_told_apart(conf, read, tmp_path, monkeypatch):

@@ -40,6 +40,16 @@ def copy_conf(scratch: Path) -> Path:
     return conf
 
 
+def write_mutated(file: Path, text: str, rng: random.Random) -> None:
+    """Puts a mutated text at a path; or, rarely, what is no file: a link to itself, a folder or a named pipe."""
+    if os.path.lexists(file):
+        file.rmdir() if file.is_dir() else file.unlink()
+    if rng.random() < 0.97:
+        file.write_bytes(mutate_text(text, rng))
+    else:
+        rng.choice((lambda: file.symlink_to(file.name), file.mkdir, lambda: os.mkfifo(file)))()
+
+
 def _set_environment(scratch: Path) -> None:
     """Sets what Airflow and the settings read when they are first imported."""
     os.environ |= {
@@ -107,7 +117,7 @@ def use_dag_file(prepared: _DagFile, rng: random.Random) -> None:
     """Builds the DAG of a mutated file, beside one that is good, and stores it as Airflow does."""
     from airflow.serialization.serialized_objects import DagSerialization
 
-    prepared.file.write_bytes(mutate_text(rng.choice(prepared.texts), rng))
+    write_mutated(prepared.file, rng.choice(prepared.texts), rng)
     [dag] = prepared.build(prepared.file).values()
     DagSerialization.to_dict(dag)
     if "invalid" in dag.tags:

@@ -1,8 +1,10 @@
 """The kinds of input: what each starts from, and how it reaches the product."""
 
+import gzip
 import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ from ml.promotion.policies import load_policy
 from ml.promotion.review_texts import format_review_body
 from ml.training.presets import Preset
 from tests.fuzz import airflow_kinds, command_kinds, server_kinds, store_kinds
-from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made
+from tests.fuzz.airflow_kinds import ROOT, copy_conf, name_made, write_mutated
 from tests.fuzz.archives import prepare_archives, use_archive
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutation import ODD_TEXTS, dump_json, mutate_bytes, mutate_json, mutate_text
@@ -57,7 +59,7 @@ def _prepare_yaml(folder: str, *examples: str) -> Callable[[Path], _YamlFiles]:
 
 def _use_yaml(read: Callable[[_YamlFiles], object]) -> Callable[[_YamlFiles, random.Random], None]:
     def use(files: _YamlFiles, rng: random.Random) -> None:
-        files.file.write_bytes(mutate_text(rng.choice(files.texts), rng))
+        write_mutated(files.file, rng.choice(files.texts), rng)
         read(files)
 
     return use
@@ -86,7 +88,16 @@ def _use_table(prepared: tuple[pd.DataFrame, Path], rng: random.Random) -> None:
         data = mutate_bytes(buffer.getvalue(), rng) if rng.random() < 0.5 else buffer.getvalue()
     else:
         data = mutate_text(frame.to_csv(index=False).replace(",", rng.choice(",,,,;\t")), rng)
+    if rng.random() < 0.05:  # another format, under the name of this one
+        data = rng.choice((gzip.compress(data), _zip_workbook(data), b"PAR1" + data, b"\xd0\xcf\x11\xe0" + data))
     read_table(spec, data, _PATHS)
+
+
+def _zip_workbook(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("xl/workbook.xml", data)
+    return buffer.getvalue()
 
 
 def _change_columns(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """The YAML files of sources, as one typed model per kind."""
 
-import os
 import re
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -11,9 +10,9 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_serializer, field
 
 from ml.core.errors import ConfigError
 from ml.core.messages import cut_text, hide_access, list_items, quote_value
-from ml.core.names import expand_home
+from ml.core.names import expand_home, resolve_links
 from ml.core.taxonomy import SUBTYPES
-from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, read_mapping, validate_mapping
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, list_yaml, read_mapping, validate_mapping
 from ml.data.identifiers import lower_suffix, normalize_identifier, normalize_path
 from ml.data.sources.check_settings import ValidationSettings
 
@@ -179,8 +178,7 @@ class DirectorySource(SourceSpec):
     @classmethod
     def _anchored(cls, value: Path, info: ValidationInfo) -> Path:
         base = info.context["path"].parent if info.context else Path.cwd()
-        # resolve() would raise on a link that points to itself
-        return Path(os.path.realpath(base / expand_home(value)))
+        return resolve_links(base / expand_home(value))
 
 
 class KaggleSource(SourceSpec):
@@ -348,8 +346,8 @@ def source_files(settings: "Settings") -> list[Path]:
 
     A training set that cannot be read contributes none; loading the set itself reports why.
     """
-    paths = {path.resolve() for path in (settings.conf / "sources").glob("*.yaml")}
-    for training_set in [*sorted((settings.conf / "training_sets").glob("*.yaml")), *settings.training_sets]:
+    paths = set(map(resolve_links, list_yaml(settings.conf / "sources")))
+    for training_set in [*list_yaml(settings.conf / "training_sets"), *settings.training_sets]:
         try:
             references = read_mapping(training_set).texts().get("sources")
         except ConfigError:
@@ -357,5 +355,5 @@ def source_files(settings: "Settings") -> list[Path]:
         for reference in references if isinstance(references, list) else []:
             if isinstance(reference, str) and reference.endswith(".yaml"):
                 with suppress(ValueError):
-                    paths.add((training_set.parent / expand_home(reference)).resolve())
+                    paths.add(resolve_links(training_set.parent / expand_home(reference)))
     return sorted(paths)

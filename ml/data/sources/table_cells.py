@@ -15,6 +15,7 @@ from ml.core.messages import cut_text, list_items, quote_value
 from ml.core.text_files import decode_text
 from ml.data.identifiers import compose_letters, format_value
 from ml.data.sources.files import MAX_FILE_BYTES
+from ml.data.sources.table_formats import name_other_format, name_other_separator
 
 MAX_ROWS = 500_000
 """Rows of a table where no setting says otherwise. Each takes up to a kilobyte of memory."""
@@ -75,9 +76,15 @@ def _read_csv(where: str, data: bytes, columns: Sequence[str]) -> Iterator[Row]:
     What a CSV file holds is text, also where it looks like numbers.
 
     Raises:
-        ValueError: it is no UTF-8, a quotation mark is missing, or a row has more cells than the header.
+        ValueError: it is of another format or no UTF-8, commas do not separate its columns, a quotation mark is
+            missing, a cell is too long, or a row has more cells than the header.
     """
-    lines = _Lines(decode_text(data))
+    if other := name_other_format(data):
+        raise ValueError(other)
+    text = decode_text(data)
+    if other := name_other_separator(text, columns):
+        raise ValueError(other)
+    lines = _Lines(text)
     reader = csv.reader(lines, strict=True)
     end = width = 0
     places: list[int] = []
@@ -95,7 +102,10 @@ def _read_csv(where: str, data: bytes, columns: Sequence[str]) -> Iterator[Row]:
             cells = (format_value(row[place] if place < len(row) else "") for place in places)
             yield start, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(f"line {end + 1}: {error}") from None
+        problem = str(error)
+        if "field limit" in problem:
+            problem = f"a cell of more than {csv.field_size_limit():,} characters; is a quotation mark missing?"
+        raise ValueError(f"line {end + 1}: {problem}") from None
     if not places:
         raise ValueError("it is empty")
 
@@ -135,6 +145,8 @@ def _read_parquet(where: str, data: bytes, columns: Sequence[str]) -> Iterator[R
     """
     from pyarrow import parquet
 
+    if not data.startswith(b"PAR1") and (other := name_other_format(data)):
+        raise ValueError(other)
     file = parquet.ParquetFile(io.BytesIO(data))
     schema = file.schema_arrow
     places = _find_columns(where, schema.names, columns)

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from ml.core.errors import ConfigError
 from ml.core.messages import quote_value
 from ml.core.taxonomy import Task
-from ml.core.yaml_files import YamlModel, read_yaml
+from ml.core.yaml_files import YamlModel, is_yaml_name, read_yaml
 from ml.data.training_sets import PresetName
 from ml.evaluation.draws import MAX_DRAWS, MIN_DRAWS
 from ml.images.augmentation_settings import Views
@@ -140,6 +140,5 @@ def load_preset(name: str) -> Preset:
 
 def preset_names() -> list[str]:
     """Returns the names of the shipped presets, sorted."""
-    return sorted(
-        r.name.removesuffix(".yaml") for r in files("ml.training.presets").iterdir() if r.name.endswith(".yaml")
-    )
+    names = (resource.name for resource in files("ml.training.presets").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if is_yaml_name(name))

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,34 @@ def test_source_files_are_those_in_conf_and_those_that_training_sets_refer_to(tm
     extra.write_text("name: b\nsources: [here, ./there.yaml]\n")
     settings = Settings(conf=conf, training_sets=(extra, elsewhere / "missing.yaml"))
     assert source_files(settings) == [conf / "sources" / "here.yaml", elsewhere / "there.yaml"]
+
+
+def test_a_link_that_leads_to_itself_costs_no_other_source(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    for folder in (conf / "sources", conf / "training_sets"):
+        folder.mkdir(parents=True)
+        (folder / "good.yaml").write_text("name: good\nkind: demo\nsources: [good, ../loop.yaml]\n")
+        (folder / "loop.yaml").symlink_to("loop.yaml")
+    (conf / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(conf / "training_sets" / "pipe.yaml")
+    settings = Settings(conf=conf, training_sets=(conf / "loop.yaml",))
+    loops = [conf / "loop.yaml", conf / "sources" / "loop.yaml"]
+    assert source_files(settings) == [loops[0], conf / "sources" / "good.yaml", loops[1]]
+    for file in loops:
+        with pytest.raises(ConfigError, match=rf"^{file}: a link that leads to no file"):
+            load_source(str(file), conf)
+
+
+def test_hidden_files_are_no_sources(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "good.yaml").write_text("name: good\nkind: demo\n")
+    (sources / "._good.yaml").write_bytes(b"\0\x05\x16\x07")
+    (sources / ".hidden.yaml").write_text("name: hidden\nkind: demo\n")
+    (sources / ".#good.yaml").symlink_to("somebody@host.1234:5678")
+    assert source_files(Settings(conf=tmp_path)) == [sources / "good.yaml"]
+    with pytest.raises(ConfigError, match="there are: good; did you mean good"):
+        load_source("goood", tmp_path)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

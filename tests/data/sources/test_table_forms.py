@@ -1,7 +1,9 @@
 """One table, however it is written: the same images get the same patients."""
 
+import gzip
 import io
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -364,12 +366,69 @@ def test_every_row_at_fault_is_named_by_its_line(kinds: list[str], end: str) -> 
         ("\n \n,,\n", "it is empty"),
         (HEADER + 'a.png,"p,DC,40\nb.png,p,DC,40\n', "line 2: unexpected end of data"),
         (HEADER + "\na.png,p,DC,40,x\n", "line 3 has 5 cells and the header 4"),
-        (HEADER + f"a.png,{'p' * 200_000},DC,40\n", "line 2: field larger than field limit"),
+        (
+            HEADER + f"a.png,{'p' * 200_000},DC,40\n",
+            r"line 2: a cell of more than 131,072 characters; is a quotation mark missing\?",
+        ),
     ],
 )
 def test_a_csv_file_at_fault_is_told_with_its_line(text: str, message: str) -> None:
     with pytest.raises(SourceError, match=rf"t\.csv cannot be read: {message}"):
         read_table(declare("t.csv"), text.encode(), ["a.png"])
+
+
+def make_zip(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (make_zip("[Content_Types].xml", "xl/workbook.xml"), r"it is an Excel workbook \(\.xlsx\).*'CSV UTF-8'"),
+        (make_zip("mimetype", "content.xml"), r"it is an OpenDocument spreadsheet \(\.ods\).*Text CSV"),
+        (make_zip("t.csv"), "it is a ZIP archive; unpack it"),
+        (make_zip("t.csv")[:20], "it is a ZIP archive; unpack it"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", r"it is an Excel workbook \(\.xls\).*'CSV UTF-8'"),
+        (gzip.compress(HEADER.encode()), "it is packed by gzip; unpack it"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_of_another_format_is_named(data: bytes, message: str, suffix: str) -> None:
+    with pytest.raises(SourceError, match=rf"t\.{suffix} cannot be read: {message}"):
+        read_table(declare(f"t.{suffix}"), data, ["a.png"])
+
+
+def test_a_parquet_file_called_csv_is_named() -> None:
+    with pytest.raises(SourceError, match=r"it is a Parquet file; let its name end in \.parquet"):
+        read_table(declare("t.csv"), b"PAR1", ["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER.replace(",", ";"), "line 1: the columns are separated by semicolons; save it with commas"),
+        ("\n" + HEADER.replace(",", "\t"), "line 2: the columns are separated by tabs"),
+        ('"' + HEADER.strip().replace(",", '";"') + '"\r\n', "line 1: the columns are separated by semicolons"),
+        (HEADER.strip().replace(",", ";") + ';"a, b"\n', "line 1: the columns are separated by semicolons"),
+        ("picture;who\n", "line 1: the columns are separated by semicolons"),
+        ("sep=;\n" + HEADER.replace(",", ";"), "line 1: 'sep=;' is for Excel alone; remove that line, and separate"),
+        ("SEP=,\n" + HEADER, r"line 1: 'SEP=,' is for Excel alone; remove that line$"),
+    ],
+)
+def test_other_separators_than_commas_are_named(text: str, message: str) -> None:
+    with pytest.raises(SourceError, match=rf"t\.csv cannot be read: {message}"):
+        read_table(declare("t.csv"), text.encode(), ["a.png"])
+
+
+def test_columns_may_have_semicolons_in_their_names() -> None:
+    data = HEADER.replace("Zoom", "Zoom,a;b") + "a.png,p,DC,40,x\n"
+    assert read_table(declare("t.csv"), data.encode(), ["a.png"])["a.png"].problem is None
+    data = HEADER.replace("Zoom", "Zoom;x") + "a.png,p,DC,40\n"
+    assert read_table(declare("t.csv", magnification="Zoom;x"), data.encode(), ["a.png"])["a.png"].problem is None
 
 
 def test_rows_may_be_shorter_and_end_in_commas() -> None:
