@@ -15,6 +15,7 @@ from typing import Any
 from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from breakhis_airflow.addresses import build_airflow_url
 from breakhis_airflow.connections import read_connections
 from breakhis_airflow.environment import select_stage_environment
 from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
@@ -134,7 +135,7 @@ class StageOperator(BaseOperator):
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
         variables, secrets = read_connections([*read_settings().connections, *self.connections], self.stage)
         output = _OutputLogger(self.log, hidden=secrets)
-        origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
+        origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id, "BREAKHIS_AIRFLOW_UI": _find_own_address()}
         for argument in self.arguments:
             _check_argument(argument, self.stage)
         options, operands = self.arguments[: self.operands_at], self.arguments[self.operands_at :]
@@ -164,6 +165,12 @@ class StageOperator(BaseOperator):
     @abstractmethod
     def run_stage(self, job: Job, output: Callable[[str], None]) -> JobEnd:
         """Runs a job to its end; ``output`` is called with each line that it prints."""
+
+
+def _find_own_address() -> str:
+    """Returns Airflow's address as browsers have it, for links in what a stage writes; "" if only a path is set."""
+    address = build_airflow_url("")
+    return address if address.startswith(("http://", "https://")) else ""
 
 
 def _check_argument(argument: str, stage: str) -> None:

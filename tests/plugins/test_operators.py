@@ -251,6 +251,13 @@ def test_a_stage_that_decides_is_the_promoter_in_mlflow_and_any_other_the_traine
     assert "planted" not in capsys.readouterr().out
 
 
+def test_a_stage_knows_where_airflows_pages_are(breakhis, context, monkeypatch):
+    breakhis(DUMP)
+    for address, passed_on in (("http://airflow:8080/a", "http://airflow:8080/a/"), ("/a", "")):
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
+        assert stage("train", "binary").execute(context())["BREAKHIS_AIRFLOW_UI"] == passed_on
+
+
 def test_secrets_are_struck_out_before_airflow_sees_them():
     # Airflow masks what goes to the task's log, but its supervisor repeats that log unmasked on its own output.
     lines = []
