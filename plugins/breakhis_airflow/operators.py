@@ -4,6 +4,7 @@
 Each place (:mod:`breakhis_airflow.places`) is a subclass that starts the command and passes its output on.
 """
 
+import json
 import os
 import re
 from abc import abstractmethod
@@ -22,7 +23,7 @@ from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
 from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.notifications import notify_of_failure
 from breakhis_airflow.run_conf import refuse_unknown_conf
-from ml.core.messages import quote_value
+from ml.core.messages import cut_text, quote_value
 from ml.core.settings import read_settings
 
 DEFAULT_ARGS: dict[str, Any] = {
@@ -205,8 +206,8 @@ _ERROR, _WARNING = "error: ", "warning: "
 class _OutputLogger:
     """Passes a stage's lines on to the task's log, errors and warnings as such, and keeps its last error.
 
-    It masks secrets. Airflow does so in the task's log, but not where the supervisor repeats that log in the output of
-    the scheduler or worker.
+    The result is the task's XCom; the log has a short line of it instead of its JSON. Secrets are masked. Airflow does
+    so in the task's log, but not where the supervisor repeats that log in the output of the scheduler or worker.
     """
 
     def __init__(self, log: Any, hidden: Sequence[str]) -> None:
@@ -217,6 +218,7 @@ class _OutputLogger:
     def __call__(self, line: str) -> None:
         for secret in self._hidden:
             line = line.replace(secret, "***")
+        line = _shorten_result(line)
         start = line.lower()
         if start.startswith(_ERROR):
             self._log.error("%s", line)
@@ -225,6 +227,18 @@ class _OutputLogger:
             self._log.warning("%s", line)
         else:
             self._log.info("%s", line)
+
+
+def _shorten_result(line: str) -> str:
+    """Returns the values of a result that was printed as JSON that a line has room for, and any other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    shown = (f"{key} {value}" for key, value in result.items() if isinstance(value, str | int | float) and value != "")
+    return f"result: {cut_text(', '.join(shown))}"
 
 
 def _describe_problem(ended: JobEnd, error: str) -> str:

@@ -191,7 +191,7 @@ SECRETS = {
     "TF_TOKEN_app_terraform_io": "planted-7",
     "POSTGRES_PASSWORD": "planted-8",
 }
-DUMP = "write(dict(os.environ)); say(json.dumps(dict(os.environ)))"
+DUMP = "write(dict(os.environ)); say('environment: ' + json.dumps(dict(os.environ)))"
 
 
 @pytest.fixture
@@ -282,6 +282,22 @@ def test_a_line_reaches_the_tasks_log_at_its_level(line, level):
     log = {name: lambda _, text, name=name: seen.append((name, text)) for name in ("info", "warning", "error")}
     _OutputLogger(SimpleNamespace(**log), hidden=[])(line)
     assert seen == [(level, line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "logged"),
+    [
+        ('{"dataset": "dataset-1", "metrics": {"a": 1}, "new": true}', "result: dataset dataset-1, new True"),
+        (f'{{"body": "{"x" * 5000}"}}', None),
+        ("{not JSON}", "{not JSON}"),
+        ("[" * 9, "[" * 9),
+    ],
+)
+def test_the_log_has_a_short_line_of_the_result(line, logged):
+    seen = []
+    _OutputLogger(SimpleNamespace(info=lambda _, text: seen.append(text)), hidden=[])(line)
+    assert len(seen[0]) < 1000
+    assert logged is None or seen == [logged]
 
 
 def test_a_missing_connection_says_what_to_do(breakhis, context):
