@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     docker_mlflow_uri: str = Field("", description="MLflow as containers see it; default: as everything does.")
     dag: str = Field("", description="The DAG that a stage runs in; Airflow's tasks say so themselves.")
     dag_run: str = Field("", description="And the run of it.")
+    airflow_ui: str = Field("", description="Address of Airflow's pages for links; Airflow's tasks say so themselves.")
     reviewers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("reviewer",), min_length=1, description="Airflow users who may answer a review, separated by commas."
     )

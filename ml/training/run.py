@@ -24,7 +24,7 @@ from ml.core.settings import Settings
 from ml.core.store import Json, Store, digest
 from ml.core.taxonomy import SIDES, Task
 from ml.data.splits import read_split
-from ml.evaluation.evaluation import evaluate
+from ml.evaluation.evaluation import Evaluation, evaluate
 from ml.evaluation.metric_names import group_metrics, with_interval_ends
 from ml.evaluation.predictions import save_predictions
 from ml.evaluation.report import write_evaluation
@@ -42,6 +42,7 @@ from ml.training.procedure import (
     fit_and_calibrate,
     prepare_training_data,
 )
+from ml.training.run_note import RANDOM_WEIGHTS, write_run_note
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 _PREFIXES = {"test": "test", OUT_OF_FOLD: "oof", VALIDATION: "validation"}
 """Evaluation -> the prefix of its metrics in MLflow."""
+
+_NOTE = "mlflow.note.content"
+"""Tag whose text MLflow shows as a run's description."""
 
 _MAX_METRICS = 1000
 """Metrics that MLflow takes in one batch. A training set of many sources has more."""
@@ -106,7 +110,17 @@ def train(
                 _log_origin(run_id, settings)
                 facts = _log_inputs(task, dataset, split, preset, seed, job, store, data)
                 trained = fit_and_calibrate(task, preset.recipe(task), seed, data, checkpoint, store)
-                metrics = _evaluate_and_log(task, preset, trained, data, run_id, facts, store)
+                metrics, test = _evaluate_and_log(task, preset, trained, data, run_id, facts, store)
+                note = write_run_note(
+                    facts,
+                    test.metrics,
+                    test.intervals,
+                    run_id=run_id,
+                    experiment_id=experiment_id,
+                    pretrained=data.weights.pretrained,
+                    settings=settings,
+                )
+                connect(settings).set_tag(run_id, _NOTE, note)
             checkpoint.forget()
     ids = {"run_id": run_id, "experiment_id": experiment_id}
     return {**ids, "task": task, "set": experiment, "metrics": metrics, "reused": False}
@@ -228,7 +242,7 @@ def _log_inputs(
     }
     mlflow.set_tags({f"breakhis.{name}": value for name, value in tags.items()})
     if not weights.pretrained:
-        mlflow.set_tag("mlflow.note.content", "**Random backbone weights**: not fit for any use but trying things.")
+        mlflow.set_tag(_NOTE, RANDOM_WEIGHTS)  # a run that fails has this much of its note
     # MLflow returns a tuple as another string than a list, and a parameter that changes is an error.
     resolved = json.loads(recipe.model_dump_json())
     flat = {"bootstrap_draws": preset.bootstrap_draws, "seed": seed, "weights": weights.kind, **_flatten(resolved)}
@@ -285,8 +299,12 @@ def _code_facts() -> dict[str, str]:
 
 def _evaluate_and_log(
     task: Task, preset: Preset, trained: TrainedModel, data: TrainingData, run_id: str, facts: Json, store: Store
-) -> dict[str, float]:
-    """Score the test side once, log evaluation, model and metrics, and return the metrics of the test side."""
+) -> tuple[dict[str, float], Evaluation]:
+    """Score the test side once, log evaluation, model and metrics.
+
+    Returns:
+        the metrics of the test side by their names in MLflow, and the evaluation of that side.
+    """
     import mlflow
 
     selected, on_test, scores = trained.selected, data.rows_by_side["test"], collect_scores(task, trained, data)
@@ -334,7 +352,7 @@ def _evaluate_and_log(
     _log_metrics(run_id, {**metrics, **grouped}, trained.history)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluations["test"].metrics.items())
     say(f"test: {shown}")
-    return _select_test_metrics(metrics)
+    return _select_test_metrics(metrics), evaluations["test"]
 
 
 def _log_metrics(run_id: str, metrics: dict[str, float], history: dict[str, list[float]]) -> None:

@@ -4,6 +4,7 @@
 Each place (:mod:`breakhis_airflow.places`) is a subclass that starts the command and passes its output on.
 """
 
+import json
 import os
 import re
 from abc import abstractmethod
@@ -15,13 +16,14 @@ from typing import Any
 from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from breakhis_airflow.addresses import build_airflow_url
 from breakhis_airflow.connections import read_connections
 from breakhis_airflow.environment import select_stage_environment
 from breakhis_airflow.failures import FINAL_STATUSES, explained_failures
 from breakhis_airflow.links import STAGE_LINKS
 from breakhis_airflow.notifications import notify_of_failure
 from breakhis_airflow.run_conf import refuse_unknown_conf
-from ml.core.messages import quote_value
+from ml.core.messages import cut_text, quote_value
 from ml.core.settings import read_settings
 
 DEFAULT_ARGS: dict[str, Any] = {
@@ -134,7 +136,7 @@ class StageOperator(BaseOperator):
         key = f"jobs/{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}-{ti.id}.json"
         variables, secrets = read_connections([*read_settings().connections, *self.connections], self.stage)
         output = _OutputLogger(self.log, hidden=secrets)
-        origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id}
+        origin = {"BREAKHIS_DAG": ti.dag_id, "BREAKHIS_DAG_RUN": ti.run_id, "BREAKHIS_AIRFLOW_UI": _find_own_address()}
         for argument in self.arguments:
             _check_argument(argument, self.stage)
         options, operands = self.arguments[: self.operands_at], self.arguments[self.operands_at :]
@@ -164,6 +166,12 @@ class StageOperator(BaseOperator):
     @abstractmethod
     def run_stage(self, job: Job, output: Callable[[str], None]) -> JobEnd:
         """Runs a job to its end; ``output`` is called with each line that it prints."""
+
+
+def _find_own_address() -> str:
+    """Returns Airflow's address as browsers have it, for links in what a stage writes; "" if only a path is set."""
+    address = build_airflow_url("")
+    return address if address.startswith(("http://", "https://")) else ""
 
 
 def _check_argument(argument: str, stage: str) -> None:
@@ -198,8 +206,8 @@ _ERROR, _WARNING = "error: ", "warning: "
 class _OutputLogger:
     """Passes a stage's lines on to the task's log, errors and warnings as such, and keeps its last error.
 
-    It masks secrets. Airflow does so in the task's log, but not where the supervisor repeats that log in the output of
-    the scheduler or worker.
+    The result is the task's XCom; the log has a short line of it instead of its JSON. Secrets are masked. Airflow does
+    so in the task's log, but not where the supervisor repeats that log in the output of the scheduler or worker.
     """
 
     def __init__(self, log: Any, hidden: Sequence[str]) -> None:
@@ -210,6 +218,7 @@ class _OutputLogger:
     def __call__(self, line: str) -> None:
         for secret in self._hidden:
             line = line.replace(secret, "***")
+        line = _shorten_result(line)
         start = line.lower()
         if start.startswith(_ERROR):
             self._log.error("%s", line)
@@ -218,6 +227,18 @@ class _OutputLogger:
             self._log.warning("%s", line)
         else:
             self._log.info("%s", line)
+
+
+def _shorten_result(line: str) -> str:
+    """Returns the values of a result that was printed as JSON that a line has room for, and any other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    shown = (f"{key} {value}" for key, value in result.items() if isinstance(value, str | int | float) and value != "")
+    return f"result: {cut_text(', '.join(shown))}"
 
 
 def _describe_problem(ended: JobEnd, error: str) -> str:

@@ -191,7 +191,7 @@ SECRETS = {
     "TF_TOKEN_app_terraform_io": "planted-7",
     "POSTGRES_PASSWORD": "planted-8",
 }
-DUMP = "write(dict(os.environ)); say(json.dumps(dict(os.environ)))"
+DUMP = "write(dict(os.environ)); say('environment: ' + json.dumps(dict(os.environ)))"
 
 
 @pytest.fixture
@@ -251,6 +251,13 @@ def test_a_stage_that_decides_is_the_promoter_in_mlflow_and_any_other_the_traine
     assert "planted" not in capsys.readouterr().out
 
 
+def test_a_stage_knows_where_airflows_pages_are(breakhis, context, monkeypatch):
+    breakhis(DUMP)
+    for address, passed_on in (("http://airflow:8080/a", "http://airflow:8080/a/"), ("/a", "")):
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
+        assert stage("train", "binary").execute(context())["BREAKHIS_AIRFLOW_UI"] == passed_on
+
+
 def test_secrets_are_struck_out_before_airflow_sees_them():
     # Airflow masks what goes to the task's log, but its supervisor repeats that log unmasked on its own output.
     lines = []
@@ -275,6 +282,22 @@ def test_a_line_reaches_the_tasks_log_at_its_level(line, level):
     log = {name: lambda _, text, name=name: seen.append((name, text)) for name in ("info", "warning", "error")}
     _OutputLogger(SimpleNamespace(**log), hidden=[])(line)
     assert seen == [(level, line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "logged"),
+    [
+        ('{"dataset": "dataset-1", "metrics": {"a": 1}, "new": true}', "result: dataset dataset-1, new True"),
+        (f'{{"body": "{"x" * 5000}"}}', None),
+        ("{not JSON}", "{not JSON}"),
+        ("[" * 9, "[" * 9),
+    ],
+)
+def test_the_log_has_a_short_line_of_the_result(line, logged):
+    seen = []
+    _OutputLogger(SimpleNamespace(info=lambda _, text: seen.append(text)), hidden=[])(line)
+    assert len(seen[0]) < 1000
+    assert logged is None or seen == [logged]
 
 
 def test_a_missing_connection_says_what_to_do(breakhis, context):

@@ -68,7 +68,10 @@ def test_a_run_says_what_it_was_made_of(world, runs):
         assert tags["breakhis.dataset"] == world.dataset
         assert tags["breakhis.split"] == world.split
         assert tags["breakhis.weights_kind"] == "random"
-        assert "Random backbone weights" in tags["mlflow.note.content"]
+        note = tags["mlflow.note.content"].splitlines()
+        assert "Random backbone weights" in note[0]
+        assert len(note) == 10
+        assert f"{run.data.metrics['test_macro_f1']:.3f}" in note[6]
         assert run.data.params["training.epochs"] == "2"
         assert run.data.params["selection.folds"] == "3"
         assert len(client.get_metric_history(result["run_id"], "out_of_fold_loss")) == 2
