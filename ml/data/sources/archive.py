@@ -288,8 +288,8 @@ class _Listing:
         limit = _SMALL + _MAX_ENTRY * self._settings.archive_entries
         if size > limit:
             raise SourceError(
-                f"{self._path}: its directory is {size:,} bytes, more than the {limit:,} allowed; pack it again without "
-                "comments and further fields, divide it into several sources, or raise BREAKHIS_ARCHIVE_ENTRIES"
+                f"{self._path}: its directory is {size:,} bytes, more than the {limit:,} allowed; pack it again "
+                "without comments and further fields, divide it into several sources, or raise BREAKHIS_ARCHIVE_ENTRIES"
             )
 
     def finish(self) -> tuple[list[str], list[str], list[RejectedFile], int]:
