@@ -226,6 +226,12 @@ def test_a_form_that_this_site_sends_is_taken(site, headers):
     assert site.send(find_token(site.confirm().text), **headers).status_code == 303
 
 
+def test_a_proxy_may_change_the_host(site, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://airflow.example:8080/base")
+    token = find_token(site.confirm().text)
+    assert site.send(token, origin="http://airflow.example:8080").status_code == 303
+
+
 def test_what_is_no_form_is_not_taken(site):
     assert site.client.post(f"/reviews/{BUNDLE}/confirm", json={"token": "x"}).status_code == 415
 
