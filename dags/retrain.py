@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
 from breakhis_airflow.operators import DEFAULT_ARGS, StageOperator
 from breakhis_airflow.places import mapped_stage, stage
+from breakhis_airflow.promotion_trigger import PromotionTrigger
 from breakhis_airflow.yaml_dags import build_dags, schedule_on_new_versions
 from ml.core.settings import read_settings
 from ml.data.sources import source_name
@@ -31,7 +31,8 @@ DOC = """
    a task's log and its *Details* lead to the **MLflow run** with curves, metrics and artifacts.
 3. **register_…** makes each trained model a new version in the registry, a *candidate*.
    What was trained before from the same data, recipe, weights and seed is not trained again: the run ends quickly, its
-   candidates are the versions there are, and 4 is skipped where these were handed over already.
+   candidates are the versions there are, and 4 is skipped where these were handed over already. The log and the XCom of
+   **trigger_promote_…** then say what was compared: dataset, split, ledger, recipe, weights and seed.
 4. **trigger_promote_…** hands each candidate to the DAG `promote`, where its gates are checked and a reviewer is asked.
    Nothing becomes the champion here.
 
@@ -91,10 +92,11 @@ def build_retrain_dag(file: Path) -> DAG:
     return dag
 
 
-def _trigger_promotion(task: str, model: str, register: StageOperator) -> TriggerDagRunOperator:
+def _trigger_promotion(task: str, model: str, register: StageOperator) -> PromotionTrigger:
     """Returns a task that hands the version of a task ``register`` over to the DAG ``promote``."""
-    return TriggerDagRunOperator(
+    return PromotionTrigger(
         task_id=f"trigger_promote_{task}",
+        trained_by=f"train_{task}",
         trigger_dag_id="promote",
         trigger_run_id=f"{model}-v{register.value('version')}",
         conf={

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 
 _PAGE_SIZE = 100
 _MAX_DETAIL = 1000
+_BEGUN = ["running", "success", "failed"]
+"""States of the runs that have begun."""
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -119,6 +121,17 @@ class AirflowApi:
     def dag_runs(self, dag: str) -> list[Json]:
         """Returns all runs of a DAG, each as :meth:`dag_run` does, with its ``dag_run_id``."""
         return self._all(f"/api/v2/dags/{_quote(dag)}/dagRuns", "dag_runs", answers.StartedRun)
+
+    def list_queued_runs(self, dag: str) -> list[Json]:
+        """Returns the runs of a DAG that have not begun, each as :meth:`dag_run` does, with its ``dag_run_id``."""
+        return self._all(f"/api/v2/dags/{_quote(dag)}/dagRuns", "dag_runs", answers.StartedRun, {"state": ["queued"]})
+
+    def find_latest_run(self, dag: str) -> Json | None:
+        """Returns the run of a DAG that began last, with its ``dag_run_id``; None if there is none."""
+        path, shape = f"/api/v2/dags/{_quote(dag)}/dagRuns", page_of("dag_runs", answers.StartedRun)
+        runs = self._call("GET", path, shape, params={"order_by": "-start_date", "state": _BEGUN, "limit": 1})
+        latest: Json | None = next(iter(runs["dag_runs"]), None)
+        return latest
 
     def dag_run(self, dag: str, run: str) -> Json:
         """Returns one run: ``state`` (queued, running, success, failed), ``conf``, ``triggering_user_name``, dates."""

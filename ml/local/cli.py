@@ -70,6 +70,8 @@ def _print_status(shown: Json) -> None:
         state = "healthy" if service["healthy"] else service["trouble"]
         table.add_row(name, escape(state), service["url"], str(service["pid"]), service["log"])
     _print_tables(table)
+    for hint in shown["hints"]:
+        click.echo(f"Note: {hint}")
     click.echo(f"Users of both: {', '.join(user for user in shown['users'] if user != SERVICE_USER)}")
     click.echo(f"Their passwords: {shown['passwords']}")
     click.echo(f"Store: {shown['store']}")

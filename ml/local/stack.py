@@ -45,6 +45,7 @@ from ml.local.airflow_server import (
     make_breakhis_environment,
     set_pools,
 )
+from ml.local.hints import find_hints
 from ml.local.mlflow_server import find_mlflow_trouble, make_mlflow_command, make_mlflow_environment, set_up_mlflow
 from ml.local.ports import HOST, free_ports
 from ml.local.processes import Process, find_family, has_lost_child, stop_family
@@ -147,16 +148,19 @@ class Stack:
 
         It is the JSON of ``breakhis status``. ``services`` has, by name: ``url``, ``pid``, ``log``, ``running``,
         ``healthy`` and ``trouble``. ``pools`` says which pools Airflow lacks; an empty text if none is known to be.
+        ``hints`` says what a run that ended well does not show; see :func:`find_hints`.
         """
         state = self.state()
         services: Json = {}
         pools = ""
+        hints: list[str] = []
         for name, service in state.services.items() if state else ():
             running = service.process.is_alive()
             trouble = _HEALTH_CHECKS[name](service.url) if running else "not running"
             if name == "airflow" and not trouble:
                 try:
                     trouble = pools = find_pool_trouble(self.api("admin"))
+                    hints = find_hints(self.api("admin"))
                 except BreakhisError as error:
                     trouble = str(error)
             services[name] = {
@@ -175,6 +179,7 @@ class Stack:
             "training_sets": [str(path) for path in self.settings.training_sets],
             "services": services,
             "pools": pools,
+            "hints": hints,
             "users": self.users(),
             "passwords": str(self.passwords_file),
         }

@@ -87,8 +87,8 @@ def train(
         weights_id: weights in the store, instead of those that the settings name.
 
     Returns:
-        ``{run_id, experiment_id, task, set, metrics, reused}``; metrics are named ``test_<metric>``, and ``reused``
-        says that a finished run was found and nothing was trained.
+        ``{run_id, experiment_id, task, set, metrics, inputs, reused}``; metrics are named ``test_<metric>``, inputs are
+        ids, preset and seed, and ``reused`` says that a finished run of them was found and nothing was trained.
 
     Raises:
         DataError: the training images lack a class, or no parameters can be selected.
@@ -100,9 +100,11 @@ def train(
     with prepare_training_data(task, dataset, read_split(split, store), preset, store, settings, weights_id) as data:
         job = digest([data.inputs_digest, split, preset.bootstrap_draws, seed])
         name, experiment = f"{task} {preset.name} seed {seed}", store.meta(dataset)["set"]
+        ids = {"dataset": dataset, "split": split, "ledger": store.meta(split)["ledger"], "weights": data.weights.id}
+        inputs = {**ids, "preset": preset.name, "seed": seed}
         left = wait_for_concurrent_training(store, job)
         if finished := _finished(job, experiment, settings):
-            return {**finished, "task": task, "set": experiment, "reused": True}
+            return {**finished, "task": task, "set": experiment, "inputs": inputs, "reused": True}
         remove_abandoned(store)
         checkpoint = Checkpoint(store, job, left)
         with checkpoint.alive():
@@ -122,8 +124,8 @@ def train(
                 )
                 connect(settings).set_tag(run_id, _NOTE, note)
             checkpoint.forget()
-    ids = {"run_id": run_id, "experiment_id": experiment_id}
-    return {**ids, "task": task, "set": experiment, "metrics": metrics, "reused": False}
+    run = {"run_id": run_id, "experiment_id": experiment_id, "metrics": metrics}
+    return {**run, "task": task, "set": experiment, "inputs": inputs, "reused": False}
 
 
 def _finished(job: str, experiment: str, settings: Settings) -> Json | None:

@@ -326,6 +326,20 @@ def test_all_runs_of_a_dag_are_listed(airflow, api):
     assert api.dag_runs("promote") == runs
 
 
+def test_runs_are_found_by_state_and_start(airflow, api):
+    asked = []
+
+    def answer(query, body):
+        asked.append((query["state"], query.get("order_by")))
+        return 200, {"dag_runs": [{"dag_run_id": "m-v1"}] if len(asked) < 3 else [], "total_entries": 1}
+
+    airflow.routes["GET", "/api/v2/dags/promote/dagRuns"] = answer
+    assert api.list_queued_runs("promote") == [{"dag_run_id": "m-v1"}]
+    assert api.find_latest_run("promote") == {"dag_run_id": "m-v1"}
+    assert api.find_latest_run("promote") is None
+    assert asked[:2] == [(["queued"], None), (["running", "success", "failed"], ["-start_date"])]
+
+
 RUN = "/api/v2/dags/promote/dagRuns/r"
 
 

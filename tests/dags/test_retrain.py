@@ -78,6 +78,7 @@ def test_each_candidate_is_handed_over_once(dag):
             for key in ("model", "version", "evidence")
         },
     }
+    assert task.trained_by == "train_binary"
     assert task.skip_when_already_exists is True
     assert task.wait_for_completion is False
     assert task.logical_date is None

@@ -142,9 +142,11 @@ def test_a_missing_pool_is_an_error_of_the_status(
     recorded(settings, process, process)
     monkeypatch.setattr(module, "_HEALTH_CHECKS", {name: lambda url: "" for name in ("airflow", "mlflow")})
     monkeypatch.setattr(AirflowApi, "pools", lambda self: [{"name": name, "slots": 1} for name in pools])
+    monkeypatch.setattr(module, "find_hints", lambda api: ["candidates wait"])
     monkeypatch.setattr(cli, "read_settings", lambda: settings)
     assert Stack(settings).status()["healthy"] == healthy
     result = CliRunner().invoke(cli.status, options)
+    assert "candidates wait" in result.stdout
     assert getattr(result.exception, "exit_code", 0) == status
     if status:
         assert isinstance(result.exception, StackError)

@@ -324,6 +324,8 @@ def test_identical_inputs_return_the_finished_run(world, capsys):
     first = train_again(world, seed=22)
     assert first["reused"] is False
     assert train_again(world, seed=22) == {**first, "reused": True}
+    ids = {"dataset": world.dataset, "split": world.split, "ledger": world.store.meta(world.split)["ledger"]}
+    assert {**ids, "preset": world.preset.name, "seed": 22}.items() <= first["inputs"].items()
     assert f"nothing to train: these very inputs were trained to the end in MLflow run {first['run_id']}" in (
         capsys.readouterr().err
     )
