@@ -13,7 +13,7 @@ import click
 from ml.cli.options import json_option, output_result
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ImageError, RegistryError
-from ml.core.messages import hide_access
+from ml.core.messages import cut_text, hide_access
 from ml.core.progress import track
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Store
@@ -146,7 +146,7 @@ def _predict_rows(files: list[Path], model: str, significant_bits: int | None) -
             folder = fetch_artifacts(model, Path(scratch))
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise find_outage(error) or RegistryError(
-                f"{model} cannot be loaded from MLflow: {error}{_suggest_model_uri(model)}"
+                f"{model} cannot be loaded from MLflow: {cut_text(hide_access(error))}{_suggest_model_uri(model)}"
             ) from None
         with ModelProcess(folder, model) as process:
             # Decoded here, since a model that an earlier release logged brings along a decoder that takes what it must
@@ -163,10 +163,18 @@ def _predict_rows(files: list[Path], model: str, significant_bits: int | None) -
 
 def _suggest_model_uri(uri: str) -> str:
     """Returns ``; did you mean …?`` for an address with a mistyped model; empty for a run's model."""
+    from mlflow.exceptions import MlflowException
+
+    from ml.core.mlflow_client import find_outage
     from ml.registry.registered_model import suggest_model
 
     registered = re.match(r"models:/+([^/@]+)", uri)
-    return suggest_model(registered[1] if registered else uri, read_settings())
+    try:
+        return suggest_model(registered[1] if registered else uri, read_settings())
+    except MlflowException as error:
+        if outage := find_outage(error):
+            raise outage from None
+        return ""
 
 
 def _count_bytes(item: tuple[Path, bytes | ImageError]) -> int:

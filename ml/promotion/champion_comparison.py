@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ml.core.errors import Refused, RegistryError, TryAgain
+from ml.core.messages import cut_text, hide_access
 from ml.core.mlflow_client import fetch_artifacts
 from ml.core.progress import say
 from ml.core.store import Json, Store
@@ -121,7 +122,8 @@ def _read_predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
         with tempfile.TemporaryDirectory(prefix="breakhis-") as scratch:
             data = fetch_artifacts(f"runs:/{evidence['run_id']}/{path}", Path(scratch)).read_bytes()
     except (MlflowException, OSError) as error:
-        raise TryAgain(f"{version}: {path} of its run cannot be read: {error}") from None
+        cause = cut_text(hide_access(error))
+        raise TryAgain(f"{version}: {path} of its run cannot be read: {cause}") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise Refused(f"{version}: {path} of its run was changed: it is not what the evidence says")
     return pd.read_parquet(io.BytesIO(data))

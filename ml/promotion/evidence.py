@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import Refused, RegistryError, RunGone
-from ml.core.messages import list_items
+from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
 from ml.core.store import Json, Store, canonical, object_id
@@ -130,10 +130,12 @@ def _read_artifacts(version: "ModelVersion", artifact_uri: str, settings: Settin
         model_folder = fetch_artifacts(model, None if in_place else scratch / "model")
     except (MlflowException, OSError) as error:
         raise find_outage(error) or RegistryError(
-            f"{version.name} version {version.version}: artifacts cannot be read: {error}"
+            f"{version.name} version {version.version}: artifacts cannot be read: {cut_text(hide_access(error))}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{version.name} version {version.version}: its metrics.json is not JSON: {error}") from None
+        raise Refused(
+            f"{version.name} version {version.version}: its metrics.json is not JSON: {cut_text(error)}"
+        ) from None
     return _Artifacts(evaluation_folder, evaluation, preset, model_folder, in_place)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ml.core.errors import BreakhisError, Refused, RegistryError
 from ml.core.leases import hold_lease
-from ml.core.messages import list_items
+from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -124,7 +124,9 @@ def _find_or_make_version(model: str, run: "Run", client: "MlflowClient") -> "Mo
     try:
         return mlflow.register_model(f"models:/{logged[0].model_id}", model)
     except MlflowException as error:
-        raise find_outage(error) or RegistryError(f"run {run_id} cannot be registered as {model}: {error}") from None
+        raise find_outage(error) or RegistryError(
+            f"run {run_id} cannot be registered as {model}: {cut_text(hide_access(error))}"
+        ) from None
 
 
 @contextmanager
@@ -142,7 +144,8 @@ def _withdrawn_if_refused(version: "ModelVersion", client: "MlflowClient") -> It
             try:
                 client.delete_model_version(version.name, str(version.version))
             except MlflowException as error:
-                say(f"warning: {version.name} version {version.version} has no evidence and is still there: {error}")
+                name, cause = f"{version.name} version {version.version}", cut_text(hide_access(error))
+                say(f"warning: {name} has no evidence and is still there: {cause}")
         raise
 
 

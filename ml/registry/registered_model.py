@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import ConfigError, DataError, Refused, RegistryError, RunGone
-from ml.core.messages import cut_text, quote_value
-from ml.core.mlflow_client import connect, find_outage
+from ml.core.messages import cut_text, hide_access, quote_value
+from ml.core.mlflow_client import connect, explain_absence, find_outage, require_answer
 from ml.core.names import suggest_name
 from ml.core.settings import Settings
 from ml.data.training_sets import find_training_set, registered_model_names
@@ -53,11 +53,12 @@ class RegisteredModel:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.get_model_version(self.name, str(number))
+            version = self._client.get_model_version(self.name, str(number))
         except MlflowException as error:
-            raise find_outage(error) or RegistryError(
-                f"no version {cut_text(number)} of a registered model {quote_value(self.name)} in MLflow"
-            ) from None
+            missing = f"no version {cut_text(number)} of a registered model {quote_value(self.name)} in MLflow"
+            raise explain_absence(error, RegistryError(missing)) from None
+        require_answer(version.name)
+        return version
 
     def list_versions(self) -> "list[ModelVersion]":
         """Returns all versions of the model; none where it does not exist."""
@@ -79,12 +80,14 @@ class RegisteredModel:
         from mlflow.exceptions import MlflowException
 
         try:
-            return int(self._client.get_model_version_by_alias(self.name, name).version)
+            number = str(self._client.get_model_version_by_alias(self.name, name).version)
         except MlflowException as error:
             # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
             if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
                 return None
             raise find_outage(error) or error from None
+        require_answer(number.isdecimal())
+        return int(number)
 
     def set_candidate(self, number: int) -> None:
         """Make a version the candidate."""
@@ -121,7 +124,9 @@ class RegisteredModel:
             self._client.delete_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise find_outage(error) or RegistryError(f"{self.name} cannot be made anew: {error}") from None
+                raise find_outage(error) or RegistryError(
+                    f"{self.name} cannot be made anew: {cut_text(hide_access(error))}"
+                ) from None
 
     def audit_anchor(self) -> str:
         """Returns the anchor of the model's last audit record that the registry keeps, or an empty string."""
@@ -219,7 +224,8 @@ def find_training_run(run_id: str, settings: Settings) -> "Run":
     try:
         run = connect(settings).get_run(run_id)
     except MlflowException as error:
-        raise find_outage(error) or RunGone(f"no run {quote_value(run_id)} in MLflow") from None
+        raise explain_absence(error, RunGone(f"no run {quote_value(run_id)} in MLflow")) from None
+    require_answer(run.info.run_id)
     if "breakhis.task" not in run.data.tags:
         raise RegistryError(f"run {run_id} is not a training run of breakhis (it has no tag breakhis.task)")
     if run.info.status != "FINISHED":

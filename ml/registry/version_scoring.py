@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from ml.core.errors import RegistryError, TryAgain
+from ml.core.messages import cut_text, hide_access
 from ml.core.mlflow_client import fetch_artifacts
 from ml.core.progress import warn
 from ml.core.store import Json
@@ -183,7 +184,7 @@ def classify_pictures(model: str, number: int, pictures: Iterable[bytes]) -> "pd
         try:
             folder = fetch_artifacts(f"models:/{model}/{number}", Path(scratch))
         except (MlflowException, OSError) as error:
-            raise TryAgain(f"{name}: its files cannot be read: {error}") from None
+            raise TryAgain(f"{name}: its files cannot be read: {cut_text(hide_access(error))}") from None
         rows: list[Json] = []
         try:
             with ModelProcess(folder, name) as process:

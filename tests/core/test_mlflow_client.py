@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import socket
@@ -11,11 +12,12 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from ml.core.errors import BreakhisError, ConfigError, CredentialsError, RegistryError, TryAgain
+from ml.core.errors import BreakhisError, ConfigError, CredentialsError, RegistryError, RunGone, TryAgain
 from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.mlflow_files import relocate_files
 from ml.core.settings import Settings
 from ml.registry.registered_model import RegisteredModel, find_training_run
+from tests.helpers.command_line import command  # noqa: F401  # a fixture
 
 
 def test_artifacts_of_a_new_experiment_lie_beside_the_database(fresh_database, tmp_path, monkeypatch):
@@ -61,9 +63,12 @@ class _Answers(BaseHTTPRequestHandler):
         status, _, content = self.path.split("/")[1].partition(",")
         page = unquote(content).encode() or b"<html>a page</html>"
         self.send_response(int(status))
+        if status == "302":
+            self.send_header("Location", self.path)
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
-        self.wfile.write(page)
+        if status != "204":
+            self.wfile.write(page)
 
     do_POST = do_GET  # noqa: N815 - the name that http.server looks for
 
@@ -95,11 +100,27 @@ def closed_port():
         (503, TryAgain, "too many 503 error responses"),
         (401, CredentialsError, "refuses the login"),
         (403, CredentialsError, "refuses the login"),
-        (404, ConfigError, "that is no MLflow server"),
-        (200, ConfigError, "that is no MLflow server"),
+        (404, ConfigError, "does not answer as MLflow does"),
+        (200, ConfigError, "does not answer as MLflow does"),
         ('401,{"message":"Unauthorized"}', TryAgain, "answers with an error: .*Unauthorized; see what stands before"),
         ('403,{"detail":"Not authenticated"}', TryAgain, "answers with an error: .*Not authenticated"),
         ('400,{"error_code":"X","message":"m"}', TryAgain, "answers with an error: X: m"),
+        (501, TryAgain, "answers with an error: .*501"),
+        (520, TryAgain, "answers with an error: .*520"),
+        ("530,error code: 1033", TryAgain, "answers with an error: .*530 != 200.*1033"),
+        (599, TryAgain, "answers with an error: .*599"),
+        ('501,{"error_code":"NOT_IMPLEMENTED"}', TryAgain, "answers with an error: .*NOT_IMPLEMENTED"),
+        ('400,{"error_code":"BAD_REQUEST","message":"database is locked"}', TryAgain, "database is locked"),
+        ('400,{"error_code":"INTERNAL_ERROR","message":"database is locked"}', TryAgain, "database is locked"),
+        (400, ConfigError, "does not answer as MLflow does"),
+        (407, CredentialsError, "wants a login"),
+        (418, ConfigError, "does not answer as MLflow does"),
+        ("200,[]", ConfigError, "does not answer as MLflow does"),
+        ("200,null", ConfigError, "does not answer as MLflow does"),
+        ("200,{}", ConfigError, "does not answer as MLflow does"),
+        ("200, ", ConfigError, "does not answer as MLflow does"),
+        (204, ConfigError, "does not answer as MLflow does"),
+        (302, ConfigError, "does not answer as MLflow does"),
     ],
 )
 def test_an_outage_is_not_told_as_something_missing(server, tmp_path, status, kind, words):
@@ -115,6 +136,27 @@ def test_an_outage_is_not_told_as_something_missing(server, tmp_path, status, ki
             ask()
 
 
+@pytest.mark.parametrize("code", ["BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"])
+def test_only_mlflow_says_what_is_missing(server, tmp_path, code):
+    answer = json.dumps({"error_code": code})
+    settings = Settings(home=tmp_path, mlflow_uri=f"{server}/{quote(f'404,{answer}', safe=',')}")
+    with pytest.raises(BreakhisError) as error:
+        find_training_run("0" * 32, settings)
+    assert (type(error.value) is RunGone) == (code == "RESOURCE_DOES_NOT_EXIST"), error.value
+
+
+@pytest.mark.parametrize(("place", "code"), [("530", 75), ("404", 3), ("200,{}", 3), ('200,{"model_version":5}', 3)])
+def test_predict_tells_what_answers(server, tmp_path, monkeypatch, command, place, code):  # noqa: F811
+    """The model's name is looked up for a suggestion, so MLflow is asked again while its first error is handled."""
+    (tmp_path / "a.png").write_bytes(b"")
+    uri = f"{server.replace('//', '//me:s3cret@')}/{quote(place, safe=',')}"
+    monkeypatch.setenv("BREAKHIS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BREAKHIS_MLFLOW_URI", uri)
+    ended, _, err = command("predict", str(tmp_path / "a.png"), "--model", "models:/made-binary/1")
+    assert (ended, "Traceback" in err, "s3cret" in err) == (code, False, False), err
+    assert len(err) < 1000
+
+
 def test_an_address_that_is_none_and_answers_of_another_kind(server, tmp_path):
     with pytest.raises(Exception, match="unsupported URI") as error:
         RegisteredModel("made-binary", Settings(home=tmp_path, mlflow_uri="localhost:5000"))
@@ -122,12 +164,12 @@ def test_an_address_that_is_none_and_answers_of_another_kind(server, tmp_path):
     odd = quote('200,{"run":5}', safe=",")
     with pytest.raises(Exception, match="Failed to parse run") as error:
         find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=f"{server}/{odd}"))
-    assert "that is no MLflow server" in str(find_outage(error.value))
+    assert "does not answer as MLflow does" in str(find_outage(error.value))
 
 
 def test_a_password_in_the_address_is_not_shown(server, tmp_path):
-    for status in (500, 401, 404):
-        uri = f"{server}/{status}".replace("//", "//user:s3cret@")
+    for status in (500, 401, 404, 530, "400,database or disk is full"):
+        uri = f"{server}/{quote(str(status), safe=',')}".replace("//", "//user:s3cret@")
         with pytest.raises(BreakhisError) as error:
             find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=uri))
         assert "s3cret" not in str(error.value)
@@ -228,8 +270,8 @@ def test_an_outage_anywhere_in_a_stage_asks_for_another_try(server, tmp_path):
         "BREAKHIS_MLFLOW_URI": f"{server}/503",
         "BREAKHIS_AUDIT_KEY": "key",
     }
-    command = [Path(sys.executable).parent / "breakhis", "audit", "verify"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    audit = [Path(sys.executable).parent / "breakhis", "audit", "verify"]
+    ended = subprocess.run(audit, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, "Traceback" in ended.stderr) == (75, False), ended.stderr
     assert f"error: MLflow at {server}/503 cannot be reached" in ended.stderr
 
