@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from ml.core.disks import explained_os_errors, write_in_one_step
 from ml.core.errors import Conflict, StoreError, TryAgain
-from ml.core.messages import quote_value
+from ml.core.messages import cut_text, hide_access, quote_value
 from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
 from ml.core.stored_json import describe_damage, parse_stored
 
@@ -338,7 +338,7 @@ class Store:
             code = error.response.get("Error", {}).get("Code", "")
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
                 raise Conflict(f"{path} was changed by another writer; try again") from None
-            raise find_outage(error) or TryAgain(f"{path}: {error}") from error
+            raise find_outage(error) or TryAgain(f"{path}: {cut_text(hide_access(error))}") from error
 
     def age(self, key: str) -> float | None:
         """Returns the seconds since ``key`` was written, or None if there is no such key.

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, StoreError, TryAgain
-from ml.core.messages import cut_text, quote_value
+from ml.core.messages import cut_text, hide_access, quote_value
 from ml.core.s3_access import find_outage
 from ml.core.settings import read_settings
 from ml.core.store import Store
@@ -109,7 +109,7 @@ def _add_error_pages(app: Any) -> None:
         """Says that a disk or the store's S3 server is in the way."""
         log.error("the store cannot be read", exc_info=error)
         cause = explain_os_error(error) if isinstance(error, OSError) else find_outage(error)
-        return say(cause or TryAgain(f"the store cannot be read: {cut_text(error)}"))
+        return say(cause or TryAgain(f"the store cannot be read: {cut_text(hide_access(error))}"))
 
 
 def _add_reports(app: Any) -> None:
