@@ -202,7 +202,9 @@ def _has_present_names(raw: str, spec: SourceSpec, store: Store) -> bool:
     Early releases took AppleDouble files for images, and ``./a.png`` for another file than ``a.png``.
     """
     is_wanted = _path_filter(spec)
-    paths = parquet.read_table(store.file(raw, "files.parquet"), columns=["path"])["path"].to_pylist()
+    paths = parquet.read_table(store.file(raw, "files.parquet"), columns=["path"], use_threads=False)[
+        "path"
+    ].to_pylist()
     return all(is_wanted(path) and path == shorten_path(path) for path in paths)
 
 
