@@ -11,8 +11,9 @@ import click
 
 from ml.core.errors import Refused
 from ml.core.messages import quote_value
+from ml.core.result_files import check_result_uri, write_result
 from ml.core.settings import read_settings
-from ml.core.store import Json, Store, write_result
+from ml.core.store import Json, Store
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 
@@ -64,6 +65,8 @@ def stage_command(
     @functools.wraps(function)
     def run(as_json: bool, result_uri: str | None, **arguments: Any) -> None:
         begin = time.monotonic()
+        if result_uri:
+            check_result_uri(result_uri)
         configuration = read_settings()
 
         def add_seconds(result: Json) -> Json:

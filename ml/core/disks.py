@@ -5,6 +5,7 @@ import getpass
 import os
 import resource
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,21 @@ def write_in_one_step(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def refuse_special_file(path: Path) -> None:
+    """Checks that a file is none that reading waits on for ever. One that is missing passes.
+
+    Raises:
+        ConfigError: it is a pipe, a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # reading says what is wrong
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise ConfigError(f"{path}: it is a {kind}, where an ordinary file is meant; move it away")
 
 
 @contextmanager
@@ -118,6 +134,7 @@ _EXPLANATIONS = {
     errno.ELOOP: "{place}links on the way lead in circles; remove one of them, or name another path",
     errno.ENOTDIR: "{place}something on the way is a file and no folder; move it away, or name another path",
     errno.EISDIR: "{place}it is a folder, where a file is meant; move it away, or name another path",
+    errno.ENXIO: "{place}it is a socket, or a device or pipe that nobody serves; move it away, or name another path",
     errno.ESTALE: "{place}its server of files was restarted or has lost it (stale file handle); mount it anew",
     errno.EIO: "{place}the disk or its server has failed (I/O error); the kernel's messages (dmesg) say more. Mend it, "
     f"or {LARGER_DISK}",

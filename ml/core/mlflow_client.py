@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, TryAgain
 from ml.core.messages import cut_text, hide_access
+from ml.core.mlflow_address import check_address
 from ml.core.mlflow_files import ARTIFACTS, DAMAGE, check_database, check_files, database_uri, explain_damage
 from ml.core.settings import Settings
 
@@ -45,13 +46,14 @@ def connect(settings: Settings) -> "MlflowClient":
     """Points MLflow at the configured server or database and returns a client.
 
     Raises:
-        ConfigError: the home folder was moved, so its database names files that are no longer there; or a database on
-            this machine is damaged.
+        ConfigError: the address is none of a server or a database; the home folder was moved, so its database names
+            files that are no longer there; or a database on this machine is damaged.
     """
+    database = check_address(settings.mlflow_uri)
     if settings.mlflow_uri == database_uri(settings.home):
         check_files(settings.home)
-    if settings.mlflow_uri.startswith(_SQLITE):
-        check_database(Path(settings.mlflow_uri.removeprefix(_SQLITE)))
+    if database:
+        check_database(database)
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -165,8 +167,6 @@ def _explain_other_server(error: Exception) -> BreakhisError | None:
         or kind in {"ParseError", "InvalidUrlException"}
     ):
         return _refuse_answer(error)
-    if kind == "UnsupportedModelRegistryStoreURIException":
-        return ConfigError(f"{_name_server()}: MLflow knows no such address; say http://… in BREAKHIS_MLFLOW_URI")
     return None
 
 

@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from ml.core.disks import explained_os_errors, write_in_one_step
+from ml.core.disks import explained_os_errors, refuse_special_file, write_in_one_step
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.messages import cut_text, hide_access, quote_value
 from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
@@ -100,7 +100,10 @@ class Store:
         path = self.path(key)
         if not path.exists():
             raise StoreError(f"{self.uri(key)}: not in the store")
-        return path if isinstance(path, Path) else Path(path.fspath)
+        if not isinstance(path, Path):
+            return Path(path.fspath)
+        refuse_special_file(path)
+        return path
 
     def put_file(self, key: str, source: Path) -> None:
         """Puts the local file ``source`` at ``key`` in one step. The file is moved, not copied: ``source`` is gone."""
@@ -165,7 +168,7 @@ class Store:
         try:
             if not isinstance(path, Path):
                 return read_object(path)
-            return path.read_bytes()
+            return _read_file(path)
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
 
@@ -178,6 +181,7 @@ class Store:
         path = self.path(self.blob_key(sha256))
         if not isinstance(path, Path):
             return io.BytesIO(self.blob(sha256))
+        refuse_special_file(path)
         try:
             return path.open("rb")
         except FileNotFoundError:
@@ -240,7 +244,7 @@ class Store:
         """
         kind, key = oid.rpartition("-")[0], f"{self.object_key(oid)}/object.json"
         try:
-            data = self.path(key).read_bytes()
+            data = _read_file(self.path(key))
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{quote_value(oid)}: no such {kind or 'object'} in the store {self.root}") from None
         return self._parse_mapping(data, key)
@@ -259,7 +263,7 @@ class Store:
         """
         key = f"objects/memos/{name}/{digest(inputs)}.json"
         try:
-            data = self.path(key).read_bytes()
+            data = _read_file(self.path(key))
         except FileNotFoundError:
             return None
         return self._parse_mapping(data, key)
@@ -297,7 +301,7 @@ class Store:
                 return None, None
             return parse_stored(answer["Body"].read(), key, self.uri(key)), answer["ETag"]
         try:
-            data = path.read_bytes()
+            data = _read_file(path)
         except FileNotFoundError:
             return None, None
         return parse_stored(data, key, self.uri(key)), hashlib.sha256(data).hexdigest()
@@ -390,11 +394,7 @@ def _last_modified(folder: Path) -> float:
         return time.time()
 
 
-def write_result(uri: str, result: Json) -> None:
-    """Writes a stage's JSON result to a path or URI in one step (``--result URI``)."""
-    if uri.startswith("s3://"):
-        root, _, name = uri.rpartition("/")
-        Store(root).put_json(name, result)
-        return
-    path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
-    write_in_one_step(path, json.dumps(result, indent=1, sort_keys=True).encode())
+def _read_file(path: "Path | S3Path") -> bytes:
+    if isinstance(path, Path):
+        refuse_special_file(path)
+    return path.read_bytes()

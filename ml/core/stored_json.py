@@ -21,6 +21,8 @@ def parse_stored(data: bytes, key: str, uri: str) -> Any:
     """
     fail = partial(describe_damage, uri)
     value = read_json(data, fail)
+    if value is None:  # nothing that is kept is null, and readers take None for a file that is not there
+        raise fail("it holds null")
     if shape := find_shape(key):
         check_shape(value, shape, fail)
     return value

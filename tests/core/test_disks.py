@@ -12,7 +12,8 @@ import pytest
 from ml.core import store as store_module
 from ml.core.disks import explain_os_error, explained_os_errors, write_in_one_step
 from ml.core.errors import ConfigError, TryAgain
-from ml.core.store import Store, write_result
+from ml.core.result_files import write_result
+from ml.core.store import Store
 
 
 def os_error(number: int, name: object = None) -> OSError:
@@ -33,6 +34,7 @@ def os_error(number: int, name: object = None) -> OSError:
         (errno.EMLINK, ConfigError, "here/file: a folder above has as many folders or links as this disk allows; move"),
         (errno.ELOOP, ConfigError, "here/file: links on the way lead in circles; remove one of them"),
         (errno.ENOTDIR, ConfigError, "here/file: something on the way is a file and no folder; move it away"),
+        (errno.ENXIO, ConfigError, "here/file: it is a socket, or a device or pipe that nobody serves; move it away"),
         (errno.EISDIR, ConfigError, "here/file: it is a folder, where a file is meant; move it away"),
         (
             errno.ESTALE,

@@ -157,10 +157,7 @@ def test_predict_tells_what_answers(server, tmp_path, monkeypatch, command, plac
     assert len(err) < 1000
 
 
-def test_an_address_that_is_none_and_answers_of_another_kind(server, tmp_path):
-    with pytest.raises(Exception, match="unsupported URI") as error:
-        RegisteredModel("made-binary", Settings(home=tmp_path, mlflow_uri="localhost:5000"))
-    assert "MLflow knows no such address" in str(find_outage(error.value))
+def test_answers_of_another_kind(server, tmp_path):
     odd = quote('200,{"run":5}', safe=",")
     with pytest.raises(Exception, match="Failed to parse run") as error:
         find_training_run("0" * 32, Settings(home=tmp_path, mlflow_uri=f"{server}/{odd}"))
@@ -276,14 +273,13 @@ def test_an_outage_anywhere_in_a_stage_asks_for_another_try(server, tmp_path):
     assert f"error: MLflow at {server}/503 cannot be reached" in ended.stderr
 
 
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_database_that_cannot_be_written_is_no_outage(fresh_database, tmp_path, monkeypatch, is_folder):
+def test_a_database_that_cannot_be_written_is_no_outage(fresh_database, tmp_path, monkeypatch):
     import sqlalchemy
     from mlflow.exceptions import MlflowException
     from mlflow.store.db import utils
 
     database = tmp_path / "mlflow.db"
-    database.mkdir() if is_folder else database.write_bytes(fresh_database.read_bytes())
+    database.write_bytes(fresh_database.read_bytes())
     monkeypatch.setattr(utils, "MAX_RETRY_COUNT", 1)
     errors = (MlflowException, sqlalchemy.exc.OperationalError)
 
@@ -302,5 +298,4 @@ def test_a_database_that_cannot_be_written_is_no_outage(fresh_database, tmp_path
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", allow_no_growth)
     explained = find_outage(caught.value)
     assert type(explained) is ConfigError
-    fault = "unable to open database file" if is_folder else "database or disk is full"
-    assert f"MLflow at sqlite:///{database}: {fault}; see to the disk" in str(explained)
+    assert f"MLflow at sqlite:///{database}: database or disk is full; see to the disk" in str(explained)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.core.errors import Conflict, StoreError
-from ml.core.store import Store, canonical, digest, object_id, write_result
+from ml.core.store import Store, canonical, digest, object_id
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -142,13 +142,6 @@ def test_keys_are_sorted_and_empty_for_an_unknown_prefix(store):
     store.put_json("caches/c/a.json", 1)
     assert store.keys("caches/c") == ["a.json", "b.json"]
     assert store.keys("caches/none") == []
-
-
-def test_write_result_to_path_and_uri(tmp_path, store):
-    write_result(str(tmp_path / "r" / "result.json"), {"a": 1})
-    assert (tmp_path / "r" / "result.json").read_text().strip().startswith("{")
-    write_result(store.uri("jobs/r.json"), {"a": 1})
-    assert store.read("jobs/r.json")[0] == {"a": 1}
 
 
 def test_scratch_of_killed_processes_is_removed_and_that_of_living_ones_stays(tmp_path):

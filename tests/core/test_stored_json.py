@@ -1,13 +1,16 @@
 """JSON of the store that was edited or overwritten: of another type, or without what is read."""
 
+import os
 import pickle
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
-from ml.core.errors import StoreError
+from ml.core.errors import ConfigError, StoreError
 from ml.core.store import Store, canonical, digest
+from ml.data.ledger import read_ledger
 
 
 @pytest.fixture
@@ -52,6 +55,54 @@ def test_something_else_than_an_object_is_named(store, content):
     write(store, key, content)
     with pytest.raises(StoreError, match=re.escape(store.uri(key))):
         store.meta("dataset-0123456789ab")
+
+
+@pytest.mark.parametrize("key", ["ledgers/demo.json", "refs/erased/breakhis.json", "jobs/leases/x", "audit/1.json"])
+def test_null_is_damage_and_no_missing_file(any_store, key):
+    """Readers take None for a file that is not there, and would wait for ever for a writer who takes it away."""
+    any_store.put_json(key, None)
+    with pytest.raises(StoreError, match=f"^{re.escape(any_store.uri(key))} is damaged: it holds null; "):
+        any_store.read(key)
+
+
+def test_a_ledger_that_holds_null_is_damaged(any_store):
+    any_store.put_json("ledgers/demo.json", None)
+    with pytest.raises(StoreError, match=r"ledgers/demo\.json is damaged: it holds null; restore it from a backup"):
+        read_ledger("demo", any_store)
+
+
+def make_pipe(file):
+    os.mkfifo(file)
+
+
+def make_socket(file):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(file))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(make_pipe, "pipe"), (make_socket, "socket"), (lambda file: file.symlink_to("/dev/zero"), "device")],
+)
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, monkeypatch, make, kind):
+    monkeypatch.chdir(tmp_path)  # a socket's path may have no more than 107 characters
+    store, oid, sha256 = Store((tmp_path / "s").as_uri()), "dataset-0123456789ab", "0" * 64
+    memo = f"objects/memos/stage/{digest(1)}.json"
+    keys = ("ledgers/demo.json", f"{store.object_key(oid)}/object.json", store.blob_key(sha256), memo)
+    for key in keys:
+        file = Path("s") / key
+        file.parent.mkdir(parents=True)
+        make(file)
+    for ask, key in (
+        (lambda: read_ledger("demo", store), keys[0]),
+        (lambda: store.meta(oid), keys[1]),
+        (lambda: store.file(oid, "object.json"), keys[1]),
+        (lambda: store.blob(sha256), keys[2]),
+        (lambda: store.open_blob(sha256), keys[2]),
+        (lambda: store.memo("stage", 1), keys[3]),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(store.path(key)))}: it is a {kind}, where an ordinary"):
+            ask()
 
 
 def test_a_key_that_is_missing_is_named_with_its_file_at_any_depth(store):
