@@ -395,6 +395,7 @@ def make_zip(*names: str) -> bytes:
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", r"it is an Excel workbook \(\.xls\).*'CSV UTF-8'"),
         (gzip.compress(HEADER.encode()), "it is packed by gzip; unpack it"),
     ],
+    ids=["xlsx", "ods", "zip", "cut zip", "xls", "gzip"],
 )
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_file_of_another_format_is_named(data: bytes, message: str, suffix: str) -> None:
