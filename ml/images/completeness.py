@@ -87,7 +87,7 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 """A marker behind coded data, in which 0xFF is followed by 0 or by the number of a restart."""
 
 _SOS, _EOI, _WITHOUT_LENGTH = 0xDA, 0xD9, frozenset({0x01, 0xD8})
-_FRAMES, _ARITHMETIC = frozenset({0xC0, 0xC1, 0xC2}), frozenset({0xC9, 0xCA})
+_FRAMES, _LOSSLESS_FRAME, _ARITHMETIC = frozenset({0xC0, 0xC1, 0xC2}), 0xC3, frozenset({0xC9, 0xCA})
 _COEFFICIENTS, _ALL_BITS = 64, 99
 
 _JUNK = b"".join(
@@ -160,11 +160,15 @@ def _find_scan_ends(content: bytes) -> list[int]:
         at += length
         if kind in _FRAMES:
             lacking = {number: [_ALL_BITS] * _COEFFICIENTS for number in segment[6 : 6 + 3 * segment[5] : 3]}
+        if kind == _LOSSLESS_FRAME:  # it has no coefficients
+            lacking = {number: [] for number in segment[6 : 6 + 3 * segment[5] : 3]}
         if kind == _SOS:
             is_scanning = True
             count = segment[0]
             first, last, bits = segment[1 + 2 * count : 4 + 2 * count]
             for number in segment[1 : 1 + 2 * count : 2]:
+                if not lacking[number]:
+                    continue
                 lacking[number][first : last + 1] = [bits & 15] * (last + 1 - first)
     return []
 
@@ -177,17 +181,20 @@ _PLACES = {"strip": (273, 279), "tile": (324, 325)}
 """The tags of their offsets and of their numbers of bytes."""
 
 _UNCOMPRESSED, _OLD_JPEG, _YCBCR, _SEPARATE = 1, 6, 6, 2
+_DEFLATE, _FILL_ORDER = frozenset({8, 32946}), 266
 
 
 def check_tiff(image: TiffImagePlugin.TiffImageFile, file: BinaryIO) -> None:
-    """Checks that a TIFF has all the strips or tiles that its size needs, and that they lie within the file.
+    """Checks that a TIFF has all the strips or tiles that its size needs, within the file, and whole where deflated.
+
+    Of deflated parts, libtiff writes to stderr what is wrong and goes on, and Pillow gives whatever was in memory.
 
     Args:
         image: the opened picture.
         file: its file, whose position stays as it is.
 
     Raises:
-        ImageError: its ``reason`` is ``truncated``.
+        ImageError: its ``reason`` is ``truncated``, or ``undecodable`` where deflated data are damaged.
     """
     tags = image.tag_v2
     if tags.get(_COMPRESSION) == _OLD_JPEG:  # other tags say where its data are
@@ -212,6 +219,42 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile, file: BinaryIO) -> None:
             raise ImageError("truncated", f"the TIFF lacks data in {part} {number + 1:,} of {len(needed):,}")
         if offsets[number] + length > end:
             raise ImageError("truncated", f"the TIFF's {part} {number + 1:,} of {len(needed):,} lies beyond its end")
+        if tags.get(_COMPRESSION) in _DEFLATE and lengths and tags.get(_FILL_ORDER, 1) == 1:
+            file.seek(offsets[number])
+            _check_deflated(file, length, f"{part} {number + 1:,} of {len(needed):,}")
+            file.seek(before)
+
+
+def _check_deflated(file: BinaryIO, length: int, name: str) -> None:
+    """Checks that a deflated part of a TIFF ends as such data do, and agrees with its checksum (RFC 1950).
+
+    A checksum that was left out is not missed, since the pixels before it are all there.
+
+    Args:
+        file: at the part.
+        length: of the part, in bytes.
+        name: of the part.
+
+    Raises:
+        ImageError: its ``reason`` is ``truncated`` where the data end too early, or ``undecodable``.
+    """
+    unpacker, checksum = zlib.decompressobj(-zlib.MAX_WBITS), 1
+    left = max(length - len(file.read(2)), 0)  # without the header, so that the checksum is compared here
+    try:
+        while left and not unpacker.eof and (packed := file.read(min(left, _BLOCK))):
+            left -= len(packed)
+            while packed and not unpacker.eof:  # in parts, since little may unpack to much
+                checksum = zlib.adler32(unpacker.decompress(packed, _BLOCK), checksum)
+                packed = unpacker.unconsumed_tail
+        while not unpacker.eof and (rest := unpacker.decompress(b"", _BLOCK)):
+            checksum = zlib.adler32(rest, checksum)
+    except zlib.error as error:
+        raise ImageError("undecodable", f"the TIFF's {name} is damaged ({error})") from None
+    if not unpacker.eof:
+        raise ImageError("truncated", f"the TIFF's {name} ends before its data do")
+    recorded = (unpacker.unused_data + file.read(min(left, 4)))[:4]
+    if len(recorded) == 4 and int.from_bytes(recorded) != checksum:
+        raise ImageError("undecodable", f"the TIFF's {name} is damaged (its checksum is another)")
 
 
 def _count_bytes(

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -216,3 +217,46 @@ def test_a_deep_tiff_with_a_part_missing_is_truncated() -> None:
     for tag, value in ((273, 0), (279, 0), (273, 60_000)):
         broken = patch(data, tag, lambda values, value=value: [*values[:-1], value])
         refuse(broken, lambda data: decode_scaled(data, 12))
+
+
+DEFLATED = {
+    "strips": tiff(COLOUR, rowsperstrip=20, compression="zlib", **RGB),
+    "one strip": tiff(COLOUR, rowsperstrip=HEIGHT, compression="zlib", **RGB),
+    "tiles": tiff(COLOUR, tile=(32, 32), compression="zlib", predictor=True, **RGB),
+    "planes": planar_tiff(COLOUR, compression="zlib"),
+    "by Pillow": pillow(IMAGE, "TIFF", compression="tiff_adobe_deflate"),
+}
+
+
+@pytest.mark.parametrize("form", list(DEFLATED))
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_deflated_data_that_were_damaged_are_refused(form: str, share: float) -> None:
+    """libtiff goes on without a word to Pillow, with pixels of whatever was in memory."""
+    data = bytearray(DEFLATED[form])
+    with Image.open(io.BytesIO(data)) as image:
+        part = "tile" if 324 in image.tag_v2 else "strip"
+        offsets, lengths = (image.tag_v2[tag] for tag in ((324, 325) if part == "tile" else (273, 279)))
+    at = offsets[-1] + int(lengths[-1] * share)
+    zeroed, flipped = data[:], data[:]
+    zeroed[at : offsets[-1] + lengths[-1]] = bytes(offsets[-1] + lengths[-1] - at)
+    flipped[at] ^= 16
+    for broken in (zeroed, flipped):
+        with pytest.raises(ImageError) as raised:
+            decode(bytes(broken), strict=True)
+        assert raised.value.reason in {"undecodable", "truncated"}
+    assert decode(bytes(data), strict=True).shape == COLOUR.shape
+
+
+def test_a_missing_checksum_of_deflated_data_is_not_missed() -> None:
+    """All pixels are there: decoders do not ask for it either."""
+    tag = PLACES["strips"][1]
+    shorter = patch(DEFLATED["one strip"], tag, lambda values: [values[0] - 4])
+    assert (decode(shorter, strict=True) == COLOUR).all()
+    refuse(patch(DEFLATED["one strip"], tag, lambda values: [values[0] // 2]))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_lossless_jpeg_that_ends_early_is_truncated(share: float) -> None:
+    data = bytes(imagecodecs.jpeg8_encode(COLOUR, lossless=True))
+    assert (decode(data, strict=True) == COLOUR).all()
+    refuse(cut_jpeg(data, share))
