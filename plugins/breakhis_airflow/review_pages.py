@@ -95,7 +95,7 @@ def render_review(
             reject=REJECT,
             answered=answered,
             in_use=_find_current_approval(decisions),
-            decided=next((decision for decision in decisions if decision["bundle"] == bundle), None),
+            decided=_find_last_decision(bundle, decisions, answered),
             metrics=metrics,
             verdict=give_verdict(content),
             worse=list_regressions(evidence, champion, find_margin(content)),
@@ -199,6 +199,14 @@ def _find_recorded_hash(content: Json, role: str, name: str) -> str | None:
     evidence = content["evidence" if role == "candidate" else "champion"] or {}
     recorded: str | None = evidence.get("artifacts", {}).get(f"evaluation/{name}")
     return recorded
+
+
+def _find_last_decision(bundle: str, decisions: list[Json], answered: GivenAnswer | None) -> Json | None:
+    """Returns the last decision on a bundle; None if a review on it was answered since."""
+    last = next((decision for decision in decisions if decision["bundle"] == bundle), None)
+    # What a rollback goes back to was approved long ago. Until it is carried out, that is no news to who has answered.
+    is_earlier = last and answered and last["at"][:16].replace("T", " ") < answered.at
+    return None if is_earlier else last
 
 
 def _make_metric_row(name: str, evidence: Json, champion: Json | None) -> Json:

@@ -178,6 +178,19 @@ def test_what_becomes_of_an_answer_is_told(reader, store, monkeypatch, state, to
     assert 'href="/dags/promote/runs/r"' in page
 
 
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [("2999-01-01 12:00", "It is being carried out"), ("1999-01-01 12:00", "This was approved by reviewer")],
+)
+def test_an_answer_is_told_before_what_was_decided_earlier(reader, store, monkeypatch, tmp_path, at, told):
+    made = bundle(store)
+    decide(store, tmp_path, version=3, bundle=made)
+    answer = GivenAnswer("ada", "Approve", at, "running", "/dags/rollback/runs/r")
+    monkeypatch.setattr(airflow_database, "read_last_answer", lambda _: answer)
+    notes = re.findall('<p class="note">(.*?)</p>', reader.get(f"/reviews/{made}/").text)
+    assert [told in text_of(note) for note in notes] == [True]
+
+
 def test_an_answer_that_did_not_count_is_told(reader, store, waiting, tmp_path):
     made = bundle(store)
     waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", "/form", id="0199"))
