@@ -1,11 +1,12 @@
 """Goes the way of review-a-promotion.md in a browser, from the log-in to a rollback, and takes that page's pictures.
 
-Needs Chromium, the dependency group ``screenshots``, and a local stack in which a version waits that would replace a
-champion: ``breakhis demo``, ``breakhis up``, and a run of the DAG retrain_demo with another seed. It approves and rolls
-back for real: use a stack that is for trying things. ``python docs/images/make_reviews.py [MODEL]``
+Needs Chromium, the dependency group ``screenshots``, and a local stack in which versions of two models wait that would
+replace champions: ``breakhis demo``, ``breakhis up``, and a run of the DAG retrain_demo with another seed. One is
+approved with a pointer, the other by keyboard, and one is rolled back, all for real: use a stack that is for trying
+things. ``python docs/images/make_reviews.py [MODEL]``
 
 It fails where a person could not go on: no champion after an approval, a page that has to be scrolled sideways, what
-axe finds to be a serious fault, or a link that the keyboard alone does not reach.
+axe finds to be a serious fault, or a review that the keyboard alone cannot answer.
 """
 
 import shutil
@@ -24,7 +25,7 @@ from ml.core.settings import read_settings
 from ml.core.store import Store
 from ml.local.stack import Stack
 from ml.promotion.audit_log import read_decisions
-from ml.promotion.reviews import ROLLBACK
+from ml.promotion.reviews import APPROVE, ROLLBACK
 from ml.registry.registered_model import RegisteredModel
 
 HERE = Path(__file__).parent
@@ -33,6 +34,7 @@ AUDIT = "audit"
 ENGINEER, REVIEWER = "engineer", "reviewer"
 WIDTH, HEIGHT = 1280, 800
 WHY = "Read the page: nothing of note got worse, and the maps are plausible."
+WHY_BY_KEYBOARD = "Read the page without a pointer: nothing of note got worse."
 WHY_BACK = "Too many false alarms at 400X since Monday."
 WHY_CONFIRMED = "Seen the same in our clinic; the former version is the safer one."
 LIST = "/plugin/model-reviews"
@@ -46,9 +48,9 @@ def main(model: str | None) -> None:
     with sync_playwright() as playwright:
         browser = start_browser(playwright)
         with logged_in(browser, stack, REVIEWER, shown=True) as page:
-            walk_by_keyboard(page)
             found, version, before = read(page, model)
             approve(page, found, version)
+            walk_by_keyboard(page)
         with logged_in(browser, stack, ENGINEER) as page:
             ask_for_rollback(page, found, before)
         with logged_in(browser, stack, REVIEWER) as page:
@@ -73,7 +75,7 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
     inside.get_by_role("heading", name="Model reviews").wait_for()
     take(page, "review-list")
     check(page, "the list")
-    evidence = inside.get_by_role("link", name=f"Read the evidence: Promote {model or ''}")
+    evidence = inside.get_by_role("link", name=f"Read and answer: Promote {model or ''}")
     for k in range(evidence.count()):
         evidence.nth(k).click()
         inside = ours(page, "*/bundle-*")
@@ -82,7 +84,7 @@ def read(page: Page, model: str | None) -> tuple[str, int, int]:
             break
         page.goto(address(page, LIST))
         inside = ours(page)
-        evidence = inside.get_by_role("link", name=f"Read the evidence: Promote {model or ''}")
+        evidence = inside.get_by_role("link", name=f"Read and answer: Promote {model or ''}")
     else:
         raise SystemExit("error: no version waits that would replace a champion; run retrain_demo with another seed")
     found, _, version = inside.locator("h1").inner_text().partition(" version ")
@@ -110,9 +112,8 @@ def champion_of(model: str) -> int | None:
 
 
 def approve(page: Page, model: str, version: int) -> None:
-    """Answer in Airflow's own form, and see that the champion has changed."""
-    ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
-    answer(page, WHY, "review-answer")
+    """Answer on the page, and see that the champion has changed."""
+    answer(page, f"{APPROVE} {model} version {version}", WHY, "review-answer", "review-confirm")
     until(
         lambda: champion_of(model) == version,
         f"{model} version {version} is the champion",
@@ -143,15 +144,14 @@ def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None
         page.goto(address(page, LIST))
         inside = ours(page)
         inside.get_by_role("heading", name="Model reviews").wait_for()
-        evidence = inside.get_by_role("link", name=f"Read the evidence: Go back to {model} version {back_to}")
+        evidence = inside.get_by_role("link", name=f"Read and answer: Go back to {model} version {back_to}")
         if evidence.count():
             break
         page.wait_for_timeout(2000)
     evidence.click()
     ours(page, "*/bundle-*").get_by_text("somebody asks to go back to it").wait_for()
     check(page, "the evidence of a rollback")
-    ours(page, "*/bundle-*").get_by_role("link", name="Answer in Airflow").first.click()
-    answer(page, WHY_CONFIRMED, "rollback-answer")
+    answer(page, f"{APPROVE} going back to {model} version {back_to}", WHY_CONFIRMED, "rollback-answer")
     until(
         lambda: champion_of(model) == back_to,
         f"{model} version {back_to} is the champion again",
@@ -166,34 +166,43 @@ def confirm_rollback(page: Page, model: str, version: int, back_to: int) -> None
     print(f"{model} is back at version {back_to}")
 
 
-def answer(page: Page, reason: str, picture: str) -> None:
-    """Approve in Airflow's form, with a reason."""
-    page.wait_for_url("**/required_actions**")
-    field = page.locator("#element_reason")
-    field.wait_for()
-    page.wait_for_timeout(5000)  # a busy Airflow may still be parking the question
-    field.fill(reason)
-    field.blur()
-    button = page.get_by_role("button", name="Approve")
-    button.scroll_into_view_if_needed()
+def answer(page: Page, what: str, reason: str, picture: str, picture_of_confirmation: str = "") -> None:
+    """Approve on a review's page in both steps, and see that it says so; ``what`` is what is confirmed."""
+    inside = ours(page, "*/bundle-*")
+    inside.get_by_label("Your reason").fill(reason)
+    inside.get_by_label("Your reason").blur()
+    to_end(inside.get_by_role("link", name="Airflow's own form"))
     take(page, picture)
-    button.click()
-    page.wait_for_timeout(2000)
+    inside.get_by_role("button", name=f"{APPROVE}…").click()
+    inside.get_by_role("heading", name=f"{what}?").wait_for()
+    check_frame(inside, "the confirmation framed by Airflow")
+    if picture_of_confirmation:
+        take(page, picture_of_confirmation)
+    inside.get_by_role("button", name=what).click()
+    inside.locator(".note", has_text="It is being carried out").wait_for()
 
 
 def walk_by_keyboard(page: Page) -> None:
-    """From the list over the evidence to Airflow's form by Tab and Enter alone, on the page itself."""
+    """From the list over the evidence to an approval by Tab and Enter alone, on the page itself."""
     page.goto(address(page, OURS))
-    press_to(page, "Read the evidence")
+    press_to(page, "Read and answer")
     page.keyboard.press("Enter")
     page.wait_for_url("**/bundle-*/")
+    model, _, version = page.locator("h1").inner_text().partition(" version ")
     press_to(page, "candidate")
     bubble = page.locator(".word:focus span")
     assert bubble.is_visible(), "what a word means is not shown to the keyboard"
-    press_to(page, "Answer in Airflow")
+    press_to(page, "Your reason")
+    page.keyboard.type(WHY_BY_KEYBOARD)
+    press_to(page, f"{APPROVE}…")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/required_actions**")
-    print("by keyboard alone: list, evidence, meaning of a word, form")
+    page.wait_for_url("**/confirm")
+    what = f"{APPROVE} {model} version {version}"
+    assert focused(page) == what, f"the confirmation does not have the focus, but {focused(page)!r}"
+    page.keyboard.press("Enter")
+    page.locator(".note", has_text="It is being carried out").wait_for()
+    until(lambda: champion_of(model) == int(version), f"{model} version {version} is the champion")
+    print(f"by keyboard alone: list, evidence, meaning of a word, reason, {what}")
 
 
 # --- what is demanded of our pages ------------------------------------------------------------------------------------
@@ -206,12 +215,17 @@ def check(page: Page, what: str) -> None:
     alone.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     alone.goto(framed.url)
     for where, frame in (("framed by Airflow", framed), ("by itself", alone.main_frame)):
-        wide = frame.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        faults = serious_faults(frame)
-        print(f"{what} {where}: {len(faults)} serious faults, {wide} pixels of sideways scrolling at {WIDTH}")
-        if wide > 0 or faults:
-            raise SystemExit("\n".join([f"error: {what} {where} does not hold", *faults]))
+        check_frame(frame, f"{what} {where}")
     alone.close()
+
+
+def check_frame(frame: Frame, what: str) -> None:
+    """The same of one frame."""
+    wide = frame.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    faults = serious_faults(frame)
+    print(f"{what}: {len(faults)} serious faults, {wide} pixels of sideways scrolling at {WIDTH}")
+    if wide > 0 or faults:
+        raise SystemExit("\n".join([f"error: {what} does not hold", *faults]))
 
 
 def serious_faults(frame: Frame) -> list[str]:
@@ -273,14 +287,25 @@ def press_to(page: Page, text: str) -> None:
     """Press Tab until something with this text has the focus."""
     for _ in range(60):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.textContent").strip().startswith(text):
+        if focused(page).startswith(text):
             return
     raise SystemExit(f"error: on {page.url} Tab does not reach {text!r}")
+
+
+def focused(page: Page) -> str:
+    """The text of what has the focus, or of its label."""
+    found = page.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).textContent")
+    return str(found).strip()
 
 
 def to_top(element: Locator) -> None:
     """Scroll until an element is at the top."""
     element.evaluate("e => e.scrollIntoView({block: 'start'})")
+
+
+def to_end(element: Locator) -> None:
+    """Scroll until an element is at the bottom."""
+    element.evaluate("e => e.scrollIntoView({block: 'end'})")
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:

@@ -127,7 +127,7 @@ def test_the_list_says_what_waits_and_what_was_decided(reader, store, waiting, t
     )
     page = reader.get("/reviews/").text
     assert "Promote &lt;made&gt;?" in page
-    assert '<a href="bundle-0123456789ab/" aria-label="Read the evidence and answer: Promote &lt;made&gt;?">' in page
+    assert '<a href="bundle-0123456789ab/" aria-label="Read and answer: Promote &lt;made&gt;?">' in page
     assert form not in page
     waiting[0] = waiting[0]._replace(bundle=None)
     assert f'href="{form}" target="_top"' in reader.get("/reviews/").text
@@ -344,7 +344,7 @@ def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store
     assert f'href="{form}"' in page
     assert "(a rollback" in reader.get("/reviews/").text
     decide(store, tmp_path, "rolled back", version=3, champion=4)
-    assert reader.get("/reviews/").text.count(f'href="{made}/" aria-label="evidence of') == 2
+    assert reader.get("/reviews/").text.count(f'href="{made}/" aria-label="look at the evidence of') == 2
 
 
 def test_when_the_audit_log_was_last_checked(reader, audited):
@@ -423,7 +423,7 @@ def test_what_was_settled_is_no_longer_asked(reader, store, waiting, tmp_path, f
     made = bundle(store)
     form = "/dags/promote/runs/again/tasks/review/required_actions"
     waiting.append(WaitingReview("Promote?", made, "2026-11-23 12:00", form))
-    offers = {"": "Read the evidence and answer: Promote?", f"{made}/": f'href="{form}"'}
+    offers = {"": "Read and answer: Promote?", f"{made}/": f'href="{form}"'}
     assert offers[""] in reader.get("/reviews/").text
     decide(store, tmp_path, **{"version": 3, "run": "promote/made-binary-v3"} | facts)
     for path, offer in offers.items():
