@@ -1,9 +1,8 @@
 """Takes the pictures of README.md and review-a-promotion.md, on a stack that it sets up and stops.
 
 ``make screenshots`` runs it. It runs ``breakhis demo`` in the home folder that BREAKHIS_HOME names, which makes two
-champions, and a retraining with
-another seed, whose candidates wait. Then it takes the grid of that retraining and goes the reviewer's way. Needs
-Chromium and the dependency group ``screenshots``.
+champions, and a retraining with another seed, of whose two candidates at least one passes its gates and waits. Then it
+takes the grid of that retraining and goes the reviewer's way. Needs Chromium and the dependency group ``screenshots``.
 """
 
 import shutil
@@ -22,7 +21,6 @@ from ml.local.stack import Stack
 
 BREAKHIS = str(Path(sys.executable).with_name("breakhis"))
 RETRAIN = "retrain_demo"
-MODELS = 2
 SECONDS = 900.0
 
 
@@ -42,10 +40,11 @@ def take_all() -> None:
 
 
 def retrain(api: AirflowApi) -> str:
-    """Retrain with a seed that was not used before, and wait until the candidates wait; returns the run's id."""
+    """Retrain with a seed that was not used before, and wait until a candidate waits; returns the run's id."""
     run = str(api.trigger(RETRAIN, conf={"seed": int(time.time()) % 1_000_000})["dag_run_id"])
     until(lambda: api.dag_run(RETRAIN, run)["state"] == "success", f"run {run} of {RETRAIN} is done", SECONDS)
-    until(lambda: len(api.list_pending_questions()) >= MODELS, "the candidates wait for their reviews", SECONDS)
+    # With some seeds, one of the two is blocked by its gates: worse than the champion by more than the margin.
+    until(lambda: bool(api.list_pending_questions()), "a candidate waits for its review", SECONDS)
     return run
 
 

@@ -94,6 +94,7 @@ def test_an_answer_is_airflows_own_as_the_user_who_is_logged_in(site, option):
     shown = site.confirm(option)
     assert f"{option} made-binary version 3?" in shown.text
     assert REASON in shown.text
+    assert ". Your name, the time" in " ".join(shown.text.split())
     assert site.asked == []
     sent = site.send(find_token(shown.text))
     assert (sent.status_code, sent.headers["location"]) == (303, "./")
