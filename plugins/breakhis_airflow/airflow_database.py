@@ -37,6 +37,8 @@ class WaitingReview(NamedTuple):
     """Login name of the user who started the run."""
     approved_by: tuple[str, ...] = ()
     """Login names of those who have approved in the run already."""
+    asked_because: str = ""
+    """Why somebody asks for it, in their words; empty where nobody has to say why."""
 
 
 class GivenAnswer(NamedTuple):
@@ -131,6 +133,7 @@ def _describe_review(detail: Any, approvers: tuple[str, ...]) -> WaitingReview:
         assigned=tuple(user["id"] for user in detail.assigned_users),
         started_by=ti.dag_run.triggering_user_name,
         approved_by=approvers,
+        asked_because=str((ti.dag_run.conf or {}).get("reason", "")) if ti.dag_id == ROLLBACK else "",
     )
 
 

@@ -24,7 +24,7 @@ from ml.core.strict_json import check_shape
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names
 from ml.data.training_sets import compare_datasets
 from ml.evaluation.metric_names import is_worse
-from ml.promotion.alias_history import APPROVED, NOT_COUNTED, ROLLED_BACK, find_refusal
+from ml.promotion.alias_history import APPROVED, NOT_COUNTED, ROLLED_BACK, WITHDRAWN, find_refusal
 from ml.promotion.audit_log import find_chain_faults, read_decisions, read_unverified_records
 from ml.promotion.gates import find_outcome
 from ml.promotion.reviews import BUNDLE_PATTERN, PROMOTE, REJECT, ROLLBACK
@@ -94,6 +94,7 @@ def render_review(
             rollback=ROLLBACK,
             reject=REJECT,
             answered=answered,
+            withdrawal=_find_withdrawal(review, evidence["version"], decisions),
             in_use=_find_current_approval(decisions),
             decided=_find_last_decision(bundle, decisions, answered),
             metrics=metrics,
@@ -199,6 +200,13 @@ def _find_recorded_hash(content: Json, role: str, name: str) -> str | None:
     evidence = content["evidence" if role == "candidate" else "champion"] or {}
     recorded: str | None = evidence.get("artifacts", {}).get(f"evaluation/{name}")
     return recorded
+
+
+def _find_withdrawal(review: WaitingReview | None, version: int, decisions: list[Json]) -> Json | None:
+    """Returns the last withdrawal of the version that a rollback would go back to."""
+    if review is None or review.dag != ROLLBACK:
+        return None
+    return next((one for one in decisions if (one["event"], one["version"]) == (WITHDRAWN, version)), None)
 
 
 def _find_last_decision(bundle: str, decisions: list[Json], answered: GivenAnswer | None) -> Json | None:

@@ -336,15 +336,20 @@ def test_a_rollback_shows_what_the_former_champion_was_approved_on(reader, store
     decide(store, tmp_path, version=3, bundle=made)
     decide(store, tmp_path, version=4, bundle="bundle-0123456789ab", champion=3)
     form = "/dags/rollback/runs/r/tasks/review/required_actions"
-    waiting.append(WaitingReview("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback"))
+    decide(store, tmp_path, "withdrawn", version=3, reason="blurred <slides>")
+    asked = WaitingReview("Go back to made-binary version 3?", made, "2026-11-23 12:00", form, "rollback")
+    waiting.append(asked._replace(started_by="grace", asked_because="false <alarms>"))
     page = reader.get(f"/reviews/{made}/").text
+    assert "Asked for by grace because: false &lt;alarms&gt;" in text_of(page)
+    assert "This version was withdrawn by reviewer on" in text_of(page)
+    assert "UTC: blurred &lt;slides&gt;" in text_of(page)
     assert "somebody asks to go back to it" in page
     assert '<a href="../bundle-0123456789ab/">What version 4, in use now, was approved on</a>' in page
     assert "would replace" not in page
     assert f'href="{form}"' in page
     assert "(a rollback" in reader.get("/reviews/").text
     decide(store, tmp_path, "rolled back", version=3, champion=4)
-    assert reader.get("/reviews/").text.count(f'href="{made}/" aria-label="look at the evidence of') == 2
+    assert reader.get("/reviews/").text.count(f'href="{made}/" aria-label="look at the evidence of') == 3
 
 
 def test_when_the_audit_log_was_last_checked(reader, audited):
