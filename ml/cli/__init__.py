@@ -13,8 +13,9 @@ from ml.cli.stages import STAGES
 from ml.cli.tools import TOOLS
 from ml.core.disks import explain_os_error
 from ml.core.errors import BreakhisError
-from ml.core.messages import MAX_FAULT, cut_message
+from ml.core.messages import MAX_FAULT, cut_message, show_controls
 from ml.core.parameters import refuse_empty_texts
+from ml.core.progress import say
 from ml.core.shortages import explain_shortage
 from ml.local.cli import commands as local_commands
 
@@ -44,18 +45,18 @@ def main() -> None:
         sys.stdout.flush()
     except click.ClickException as error:
         # The parser quotes whole arguments, and puts more around this when it is shown.
-        error.message = cut_message(error.message, MAX_FAULT)  # type: ignore[misc]
+        error.message = show_controls(cut_message(error.message, MAX_FAULT))  # type: ignore[misc]
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
         print("error: stopped by the user", file=sys.stderr)
         sys.exit(130)
     except BreakhisError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(error.exit_code)
     except Exception as error:
         if cause := explain_os_error(error) or explain_shortage(error) or _find_outage(error):
-            print(f"error: {cause}", file=sys.stderr)
+            say(f"error: {cause}")
             _drop_unwritten_output()
             sys.exit(cause.exit_code)
         traceback.print_exc()

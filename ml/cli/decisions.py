@@ -5,6 +5,7 @@ import time
 import click
 
 from ml.cli.options import RefusedResult, json_option, output_result, stage_command
+from ml.core.messages import cut_text
 from ml.core.names import suggest_name
 from ml.core.settings import Settings, read_settings
 from ml.core.store import Json, Store
@@ -34,8 +35,9 @@ def _print_history(result: Json) -> None:
         from ml.promotion.audit_log import read_decisions
 
         decided = {record["model"] for record in read_decisions(Store(read_settings().store))}
-        known = {*decided, *registered_model_names(read_settings())} - {result["model"]}
-        click.echo(f"nothing was ever decided about {result['model']}{suggest_name(result['model'], known)}")
+        known = {*decided, *registered_model_names(read_settings())}
+        hint = "" if result["model"] in known else suggest_name(result["model"], known)
+        click.echo(f"nothing was ever decided about {cut_text(result['model'])}{hint}")
         return
     table = Table("when (UTC)", "version", "decision", "by", "why", "champion before", "evidence")
     for record in result["decisions"]:

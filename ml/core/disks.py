@@ -39,6 +39,18 @@ def write_in_one_step(path: Path, data: bytes) -> None:
             raise
 
 
+def replace_folder(folder: Path, target: Path) -> None:
+    """Moves a whole folder to where what is left of a damaged one may be in the way; the leftovers are deleted."""
+    leftovers = folder.with_name(f"{folder.name}.damaged")
+    if target.is_symlink() or target.exists():
+        target.rename(leftovers)
+    folder.rename(target)
+    if leftovers.is_dir() and not leftovers.is_symlink():
+        shutil.rmtree(leftovers)
+    else:
+        leftovers.unlink(missing_ok=True)
+
+
 def refuse_special_file(path: Path) -> None:
     """Checks that a file is none that reading waits on for ever. One that is missing passes.
 

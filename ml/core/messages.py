@@ -7,6 +7,9 @@ and its database, and what to do next would stand where nobody reads.
 import re
 from collections.abc import Iterable
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+"""All but tabs and the ends of lines, of which our own messages have some."""
+
 MAX_TEXT = 200
 """Characters of one value in a message."""
 
@@ -63,3 +66,8 @@ def cut_message(message: str, limit: int = MAX_MESSAGE) -> str:
 def _escape_halves(text: str) -> str:
     """Returns a text that can be printed and stored: a file's name that is no UTF-8 brings halves of characters."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def show_controls(text: str) -> str:
+    """Returns a text whose control characters are written out: on a terminal they would act, and in a log add lines."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -8,6 +8,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ml.core.messages import show_controls
+
 T = TypeVar("T")
 
 console = Console(stderr=True)
@@ -18,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def say(message: str) -> None:
     """Prints one line to stderr, for the user or the log."""
-    print(message, file=sys.stderr, flush=True)
+    print(show_controls(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

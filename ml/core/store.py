@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from ml.core.disks import explained_os_errors, refuse_special_file, write_in_one_step
+from ml.core.disks import explained_os_errors, refuse_special_file, replace_folder, write_in_one_step
 from ml.core.errors import Conflict, StoreError, TryAgain
 from ml.core.messages import cut_text, hide_access, quote_value
 from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
@@ -233,7 +233,7 @@ class Store:
                     folder.rename(target)
                 except OSError:
                     if not self.exists(oid):  # otherwise another writer was first, with the same content
-                        raise
+                        replace_folder(folder, target)
         return oid
 
     def meta(self, oid: str) -> Json:

@@ -84,6 +84,10 @@ Schedule = Annotated[str, AfterValidator(_check_schedule)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MAX_BYTES = 1_000_000
+"""Of a YAML file. Those that people write have some thousands."""
+
+
 def read_yaml(path: Path, model: type[Model], *, optional: bool = False) -> Model:
     """Reads one YAML file into ``model``; an ``optional`` file may be missing or empty.
 
@@ -102,8 +106,11 @@ def read_mapping(path: Path, *, optional: bool = False) -> Block:
     """
     empty = Block({}, {}, line=1, size=0)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for whoever writes into it
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a named pipe would wait for whoever writes into it
             raise ConfigError(f"{path}: not a file")
+        if facts.st_size > MAX_BYTES:  # it would take minutes to parse, also where it is all comments
+            raise ConfigError(f"{path}: {facts.st_size:,} bytes; a YAML file has {MAX_BYTES:,} at the most")
         text = decode_text(path.read_bytes())
     except FileNotFoundError:
         if optional:

@@ -217,7 +217,7 @@ def _read_key(settings: Settings) -> bytes:
             "the audit log is signed with a key, which is not set: set BREAKHIS_AUDIT_KEY (in Airflow: the connection "
             "breakhis_audit); the local stack and .env have one"
         )
-    return secret.encode()
+    return secret.encode(errors="surrogateescape")  # as it is in the environment, where it may be any bytes
 
 
 def find_last_sequence(records: Iterable[Json]) -> int:

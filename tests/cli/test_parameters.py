@@ -120,3 +120,5 @@ def test_a_mistyped_model_of_a_declared_set(command, monkeypatch) -> None:
     monkeypatch.setenv("BREAKHIS_AUDIT_KEY", "k" * 40)
     code, out, _ = command("history", "demo-binry")
     assert (code, "did you mean demo-binary?" in out) == (0, True)
+    code, out, _ = command("history", "demo-binary")
+    assert (code, out) == (0, "nothing was ever decided about demo-binary\n")

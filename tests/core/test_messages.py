@@ -3,7 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.core.errors import BreakhisError, Refused
-from ml.core.messages import MAX_MESSAGE, MAX_TEXT, cut_message, cut_text, hide_access, list_items, quote_value
+from ml.core.messages import (
+    MAX_MESSAGE,
+    MAX_TEXT,
+    cut_message,
+    cut_text,
+    hide_access,
+    list_items,
+    quote_value,
+    show_controls,
+)
 
 LONG = st.text(max_size=300) | st.text(min_size=1, max_size=5).map(lambda text: text * 1000)
 VALUES = st.none() | st.integers() | st.floats() | LONG | st.lists(LONG, max_size=3) | st.binary(max_size=500)
@@ -65,3 +74,15 @@ def test_a_message_keeps_its_beginning_and_its_end(head, tail, middle):
 )
 def test_what_an_address_grants_access_by_is_not_shown(text, shown):
     assert hide_access(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc — ä", "a\tb\nc — ä"),
+        ("demo\x1b[31m", "demo\\x1b[31m"),
+        ("a\rb\x00\x7f\x9b\u2028", "a\\rb\\x00\\x7f\\x9b\\u2028"),
+    ],
+)
+def test_control_characters_are_written_out(text, shown):
+    assert show_controls(text) == shown

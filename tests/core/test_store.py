@@ -89,6 +89,25 @@ def test_a_failed_create_leaves_nothing(tmp_path):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+@pytest.mark.parametrize("leftover", ["no object.json", "a link to itself", "a file"])
+def test_what_is_left_of_a_damaged_object_is_replaced(tmp_path, leftover):
+    """Such as after a restore that was broken off: the object could never be made again otherwise."""
+    store = Store((tmp_path / "store").as_uri())
+    made = store.create("split", {"n": 1}, {"n": 1}, lambda folder: (folder / "rows").write_text("1"))
+    target = store.path(store.object_key(made))
+    (target / "object.json").unlink()
+    if leftover == "a link to itself":
+        (target / "object.json").symlink_to("object.json")
+    elif leftover == "a file":
+        (target / "rows").unlink()
+        target.rmdir()
+        target.write_text("")
+    assert store.create("split", {"n": 1}, {"n": 1}, lambda folder: (folder / "rows").write_text("2")) == made
+    assert store.meta(made)["n"] == 1
+    assert store.file(made, "rows").read_text() == "2"
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
 def test_unknown_ids_name_their_kind(store):
     with pytest.raises(StoreError, match="no such dataset"):
         store.meta("dataset-0123456789ab")

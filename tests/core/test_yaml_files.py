@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from ml.core.errors import ConfigError
-from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, is_name, read_yaml
+from ml.core.yaml_files import Name, Schedule, YamlModel, find_yaml, is_name, read_mapping, read_yaml
 
 
 class Inner(YamlModel):
@@ -408,3 +408,10 @@ def test_a_message_does_not_grow_with_the_mistakes(file: Path, keys: list[str]) 
         read_yaml(file, Example)
     assert len(str(error.value)) < 5_000
     assert str(error.value).endswith(f" and {len(keys) - 10} more") == (len(keys) > 10)
+
+
+def test_a_file_of_many_megabytes_is_refused_before_it_is_read(tmp_path):
+    file = tmp_path / "large.yaml"
+    file.write_text("# all comments\n" * 100_000)
+    with pytest.raises(ConfigError, match=r"large\.yaml: 1,500,000 bytes; a YAML file has 1,000,000 at the most"):
+        read_mapping(file)

@@ -231,3 +231,11 @@ def test_what_is_no_decision_is_no_decision_and_disturbs_none(log, tmp_path):
     assert log.append("withdrawn", "m-binary", after=4, version=4)["sequence"] == 7
     with pytest.raises(TryAgain):
         log.append("withdrawn", "m-binary", after=4, version=4)
+
+
+def test_a_key_may_be_any_bytes(tmp_path):
+    """As an environment variable of other bytes than UTF-8 is read."""
+    store = Store((tmp_path / "store").as_uri())
+    key = Settings(home=tmp_path, store=store.root, audit_key="\udcff\udcfe")
+    AuditLog(store, key).append("started", "made-binary", run="retrain_made/r")
+    assert AuditLog(store, key).verify({}) == []

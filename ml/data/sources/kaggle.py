@@ -28,6 +28,7 @@ from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceE
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
+from ml.core.strict_json import Shape, check_shape, read_json
 from ml.core.tls_and_proxies import explain_connection
 from ml.data.sources.downloads import (
     SourceTooLarge,
@@ -209,6 +210,8 @@ def _drop_odd_headers(response: requests.Response) -> None:
 
 def _authenticate(place: str) -> Any:
     """Returns the package's API, logged in with the credentials at ``place``."""
+    if place.endswith(".json"):
+        _check_credentials(Path(place))
     output = io.StringIO()  # the package prints its help to stdout, which is for results
     try:
         with contextlib.redirect_stdout(output):
@@ -231,6 +234,35 @@ def _authenticate(place: str) -> Any:
     for line in output.getvalue().splitlines():
         say(line)  # such as a warning that other users may read kaggle.json
     return api
+
+
+class _Credentials(Shape):
+    """What the package reads of kaggle.json."""
+
+    username: str
+    key: str
+
+
+def _check_credentials(file: Path) -> None:
+    """Checks that kaggle.json is one, which the package takes for granted.
+
+    Raises:
+        CredentialsError: it cannot be read, is no JSON, or has no username and key that a request can carry.
+    """
+
+    def fail(reason: str) -> BreakhisError:
+        # The reason of a damaged file may quote it; where a key would be quoted, nothing is.
+        return CredentialsError(f"{file} is no kaggle.json of Kaggle's: {reason}; make a new one at {TOKEN_PAGE}")
+
+    try:
+        content = read_json(file.read_bytes(), lambda _: fail("it is no JSON"))
+    except OSError as error:
+        raise fail(f"it cannot be read ({error.strerror})") from None
+    if file.name != "kaggle.json":  # credentials.json of the newer login, which the package checks itself
+        return
+    check_shape(content, _Credentials, lambda _: fail("it does not have 'username' and 'key'"))
+    if not all(content[name].isascii() and content[name].isprintable() for name in ("username", "key")):
+        raise fail("its username or key has characters that no such one has")
 
 
 def _import_package() -> Any:

@@ -75,6 +75,35 @@ def test_a_kaggle_json_does_as_well(breakhis: Breakhis, tmp_path: Path) -> None:
     assert KEY not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is no JSON"),
+        (b'{"username": "ada", "key": "0123456789abcdef"', "it is no JSON"),
+        (b"[" * 100_000, "it is no JSON"),
+        (b'\xff{"username": "ada", "key": "x"}', "it is no JSON"),
+        (b'"0123456789abcdef"', "it does not have 'username' and 'key'"),
+        (b'{"username": "ada"}', "it does not have 'username' and 'key'"),
+        (b'{"username": "ada", "key": 123456789}', "it does not have 'username' and 'key'"),
+        (b'{"username": "ada", "key": "0123456789abcdef\\n"}', "its username or key has characters that no such one"),
+        ('{"username": "ada", "key": "☃"}'.encode(), "its username or key has characters that no such one"),
+    ],
+)
+def test_a_kaggle_json_that_is_none_is_told(
+    breakhis: Breakhis, server: KaggleServer, tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "user" / ".kaggle" / "kaggle.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    file.chmod(0o600)
+    done = breakhis("fetch", "breakhis")
+    assert done.returncode == EXIT_BAD_INPUT
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {file} is no kaggle.json of Kaggle's: {message}")
+    assert "0123456789abcdef" not in line
+    assert server.calls == []
+
+
 def test_wrong_credentials_are_one_line_too(breakhis: Breakhis) -> None:
     done = breakhis("fetch", "breakhis", KAGGLE_API_TOKEN="KGAT_wrong-secret", VERBOSE="1")
     assert done.returncode == EXIT_BAD_INPUT
