@@ -50,6 +50,7 @@ TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, n
 _CHUNK = 1 << 16
 _HTTP_DATE = "%a, %d %b %Y %H:%M:%S %Z"
 _SILENCE_SECONDS = 60.0
+_MAX_TOKEN = 255  # characters: the package asks whether there is a file of that name
 
 
 def find_credentials() -> str | None:
@@ -210,8 +211,7 @@ def _drop_odd_headers(response: requests.Response) -> None:
 
 def _authenticate(place: str) -> Any:
     """Returns the package's API, logged in with the credentials at ``place``."""
-    if place.endswith(".json"):
-        _check_credentials(Path(place))
+    _check_credentials(place)
     output = io.StringIO()  # the package prints its help to stdout, which is for results
     try:
         with contextlib.redirect_stdout(output):
@@ -243,26 +243,42 @@ class _Credentials(Shape):
     key: str
 
 
-def _check_credentials(file: Path) -> None:
-    """Checks that kaggle.json is one, which the package takes for granted.
+def _check_credentials(place: str) -> None:
+    """Checks that credentials are such as a request can carry, which the package takes for granted.
+
+    The package takes a token in the environment for a file's name first, so an error of the disk would quote it. No
+    message of ours quotes any of it.
+
+    Args:
+        place: as :func:`find_credentials` names it.
 
     Raises:
-        CredentialsError: it cannot be read, is no JSON, or has no username and key that a request can carry.
+        CredentialsError: they cannot be read, or are none of Kaggle's.
     """
 
     def fail(reason: str) -> BreakhisError:
-        # The reason of a damaged file may quote it; where a key would be quoted, nothing is.
-        return CredentialsError(f"{file} is no kaggle.json of Kaggle's: {reason}; make a new one at {TOKEN_PAGE}")
+        return CredentialsError(f"{place}: no credentials of Kaggle's: {reason}; make new ones at {TOKEN_PAGE}")
 
-    try:
-        content = read_json(file.read_bytes(), lambda _: fail("it is no JSON"))
-    except OSError as error:
-        raise fail(f"it cannot be read ({error.strerror})") from None
-    if file.name != "kaggle.json":  # credentials.json of the newer login, which the package checks itself
+    file = Path(place)
+    if file.name == "credentials.json":  # of the package's own login, which checks it
         return
-    check_shape(content, _Credentials, lambda _: fail("it does not have 'username' and 'key'"))
-    if not all(content[name].isascii() and content[name].isprintable() for name in ("username", "key")):
-        raise fail("its username or key has characters that no such one has")
+    if file.is_absolute():
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise fail(f"it cannot be read ({error.strerror})") from None
+        if file.name == "kaggle.json":
+            content = read_json(data, lambda _: fail("it is no JSON"))
+            check_shape(content, _Credentials, lambda _: fail("it does not have 'username' and 'key'"))
+            values = [content["username"], content["key"]]
+        else:
+            values = [data.decode("latin-1").strip()]
+    else:
+        values = [os.environ[name] for name in place.split(" and ")]
+    if not all(value.isascii() and value.isprintable() and " " not in value for value in values):
+        raise fail("there are characters in it that none has, such as a blank or the end of a line")
+    if place == "KAGGLE_API_TOKEN" and len(values[0]) > _MAX_TOKEN:
+        raise fail(f"it has {len(values[0]):,} characters, and Kaggle's package takes {_MAX_TOKEN} at the most")
 
 
 def _import_package() -> Any:

@@ -85,8 +85,8 @@ def test_a_kaggle_json_does_as_well(breakhis: Breakhis, tmp_path: Path) -> None:
         (b'"0123456789abcdef"', "it does not have 'username' and 'key'"),
         (b'{"username": "ada"}', "it does not have 'username' and 'key'"),
         (b'{"username": "ada", "key": 123456789}', "it does not have 'username' and 'key'"),
-        (b'{"username": "ada", "key": "0123456789abcdef\\n"}', "its username or key has characters that no such one"),
-        ('{"username": "ada", "key": "☃"}'.encode(), "its username or key has characters that no such one"),
+        (b'{"username": "ada", "key": "0123456789abcdef\\n"}', "there are characters in it that none has"),
+        ('{"username": "ada", "key": "☃"}'.encode(), "there are characters in it that none has"),
     ],
 )
 def test_a_kaggle_json_that_is_none_is_told(
@@ -99,9 +99,40 @@ def test_a_kaggle_json_that_is_none_is_told(
     done = breakhis("fetch", "breakhis")
     assert done.returncode == EXIT_BAD_INPUT
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {file} is no kaggle.json of Kaggle's: {message}")
+    assert line.startswith(f"error: {file}: no credentials of Kaggle's: {message}")
     assert "0123456789abcdef" not in line
     assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("KAGGLE_API_TOKEN", "KGAT_secret" * 30, "it has 330 characters, and Kaggle's package takes 255 at the most"),
+        ("KAGGLE_API_TOKEN", "KGAT_secret\n", "there are characters in it that none has"),
+        ("KAGGLE_KEY", "secret\r\nX-Other: 1", "there are characters in it that none has"),
+        ("KAGGLE_USERNAME", "adä", "there are characters in it that none has"),
+    ],
+)
+def test_variables_that_hold_no_credentials_are_told(
+    breakhis: Breakhis, server: KaggleServer, name: str, value: str, message: str
+) -> None:
+    given = {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY} if name != "KAGGLE_API_TOKEN" else {}
+    done = breakhis("fetch", "breakhis", **given | {name: value})
+    assert done.returncode == EXIT_BAD_INPUT
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert name in line
+    assert "secret" not in line
+    assert server.calls == []
+
+
+def test_an_access_token_of_two_lines_is_told(breakhis: Breakhis, tmp_path: Path) -> None:
+    file = tmp_path / "user" / ".kaggle" / "access_token"
+    file.parent.mkdir()
+    file.write_text("KGAT_secret\nsecret")
+    done = breakhis("fetch", "breakhis")
+    assert (done.returncode, "secret" in done.stderr) == (EXIT_BAD_INPUT, False)
+    assert f"{file}: no credentials of Kaggle's: there are characters in it" in done.stderr
 
 
 def test_wrong_credentials_are_one_line_too(breakhis: Breakhis) -> None:
