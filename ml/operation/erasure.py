@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ml.core.errors import DataError, RegistryError
+from ml.core.errors import ConfigError, DataError, RegistryError
 from ml.core.messages import cut_text, hide_access, list_items, quote_value
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
@@ -264,8 +264,9 @@ def _list_trainings(
 
     try:
         return list(_find_runs(datasets, [patient], slides, ViewType.ALL, store, settings))
-    except MlflowException as error:
-        cause = find_outage(error) or RegistryError(f"MLflow: {cut_text(hide_access(error))}")
+    except (ConfigError, MlflowException) as error:
+        unreadable = RegistryError(f"MLflow: {cut_text(hide_access(error))}")
+        cause = error if isinstance(error, ConfigError) else find_outage(error) or unreadable
         raise type(cause)(
             f"{cause}; so MLflow cannot tell which trainings took part. {quote_value(patient)} is left out of "
             "manifests from now on; call this again for the rest"

@@ -243,7 +243,7 @@ def test_the_command_asks_before_it_erases(world: SimpleNamespace) -> None:
 def test_without_mlflow_it_says_what_to_do(world: SimpleNamespace) -> None:
     elsewhere = world.settings.model_copy(update={"mlflow_uri": "databricks-nowhere://x"})
     with pytest.raises(
-        ConfigError, match=r"no such address.* cannot tell which trainings took part\. .*; call this again"
+        ConfigError, match=r"MLflow cannot be asked by .* cannot tell which trainings took part\. .*; call this again"
     ):
         erase_patient(PATIENT, "breakhis", "why", world.store, elsewhere)
     assert erase(world)["pictures"] == 4
