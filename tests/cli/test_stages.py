@@ -234,13 +234,13 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_1(breakhis, monkeypatch, 
 
 
 def test_config_hides_secrets(breakhis, monkeypatch):
-    monkeypatch.setenv("BREAKHIS_AIRFLOW_PASSWORD", "hunter2")
+    monkeypatch.setenv("BREAKHIS_AIRFLOW_PASSWORD", "planted2")
     for setting in ("AIRFLOW_URL", "MLFLOW_URI", "DOCKER_MLFLOW_URI", "MLFLOW_UI"):
-        monkeypatch.setenv(f"BREAKHIS_{setting}", "http://me:hunter2@example.org/?key=hunter2")
+        monkeypatch.setenv(f"BREAKHIS_{setting}", "http://me:planted2@example.org/?key=planted2")
     for arguments in (("config",), ("config", "--json")):
         code, out, _ = breakhis(*arguments)
         assert code == 0
-        assert "hunter2" not in out
+        assert "planted2" not in out
         assert "**" in out
 
 

@@ -57,7 +57,7 @@ def test_a_wrong_address_shows_no_password(address):
 
 @pytest.mark.parametrize(
     "address",
-    ["http://localhost:5000", "https://me:word@mlflow.example/path", "http://[::1]:5000/", "http://é.example"],
+    ["http://localhost:5000", "https://me:planted@mlflow.example/path", "http://[::1]:5000/", "http://é.example"],
 )
 def test_addresses_of_servers(address):
     assert check_address(address) is None

@@ -24,7 +24,7 @@ def test_a_result_is_written_to_a_path_and_a_uri(tmp_path, any_store):
     "uri",
     [
         "http://host/r.json",
-        "ftp://me:word@host/r",
+        "ftp://me:planted@host/r",
         "gs://b/r",
         "file:/r",
         "file://r",

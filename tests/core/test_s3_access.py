@@ -70,7 +70,12 @@ NO_KEY = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
             ({"AWS_ENDPOINT_URL": address}, "AWS_ENDPOINT_URL")
             for address in (
                 *("", " ", "localhost:9000", "ftp://x", "http://", "http://a b", "http://a..b", "http://[::1"),
-                *("http://localhost:99999", "http://me:hunter2@x:99999", "http://me:hunter 2@x", "http://x/?k=hunter2"),
+                *(
+                    "http://localhost:99999",
+                    "http://me:planted2@x:99999",
+                    "http://me:planted 2@x",
+                    "http://x/?k=planted2",
+                ),
             )
         ),
         ({"AWS_ENDPOINT_URL": None, "AWS_ENDPOINT_URL_S3": "localhost:9000"}, "AWS_ENDPOINT_URL_S3"),
@@ -97,16 +102,16 @@ NO_KEY = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
         *(
             ({name: value}, f"{name} has a blank, a line break or an odd character")
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-            for value in ("hunter2\nhunter2", "hunter2\r", "hunter2 ", "hunter2\u00df", "hunter2\udcff")
+            for value in ("planted2\nplanted2", "planted2\r", "planted2 ", "planted2\u00df", "planted2\udcff")
         ),
-        ({"NO_PROXY": "", "HTTP_PROXY": "http://me:hunter2@127.0.0.1:99999"}, "HTTP_PROXY"),
+        ({"NO_PROXY": "", "HTTP_PROXY": "http://me:planted2@127.0.0.1:99999"}, "HTTP_PROXY"),
     ],
 )
 def test_a_setting_of_s3_that_is_wrong_is_named_and_no_secret_shown(
     breakhis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str | None], words: str
 ) -> None:
     texts = {
-        "program": "[default]\ncredential_process=/nowhere/program hunter2\n",
+        "program": "[default]\ncredential_process=/nowhere/program planted2\n",
         "role": "[default]\nrole_arn=arn:aws:iam::1:role/x\nsource_profile=none\n",
         "style": "[default]\ns3=\n  addressing_style=up\n",
         "broken": "[default\n",
@@ -116,7 +121,7 @@ def test_a_setting_of_s3_that_is_wrong_is_named_and_no_secret_shown(
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted2")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("BREAKHIS_STORE", "s3://bucket/store")
@@ -136,9 +141,9 @@ def test_a_setting_of_s3_that_is_wrong_is_named_and_no_secret_shown(
 
 
 def test_an_address_is_told_without_its_password(breakhis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:planted2@127.0.0.1:9")
     monkeypatch.setenv("BREAKHIS_STORE", "s3://bucket/store")
     code, _, err = breakhis("publish", "manifest-0123456789ab")
     assert code == 75
     assert "http://…@127.0.0.1:9" in err
-    assert "hunter2" not in err
+    assert "planted2" not in err

@@ -24,10 +24,10 @@ def test_a_variable_that_names_no_certificates(
     (tmp_path / "folder").mkdir()
     (tmp_path / "garbage").write_bytes(bytes(range(256)))
     monkeypatch.setenv(variable, str(tmp_path / content))
-    told = explain_connection(requests.exceptions.SSLError(TLS), "https://me:hunter2@example.org/a?key=hunter2")
+    told = explain_connection(requests.exceptions.SSLError(TLS), "https://me:planted2@example.org/a?key=planted2")
     assert isinstance(told, ConfigError)
     assert f"https://…@example.org/a?…: {variable} names '{tmp_path / content}'" in str(told)
-    assert "hunter2" not in str(told)
+    assert "planted2" not in str(told)
 
 
 @pytest.mark.parametrize(
@@ -40,19 +40,19 @@ def test_a_variable_that_names_no_certificates(
 def test_tls_that_does_not_come_about(monkeypatch: pytest.MonkeyPatch, reason: str, words: str) -> None:
     for name in BUNDLES:
         monkeypatch.delenv(name, raising=False)
-    told = find_outage(SSLError(endpoint_url="https://me:hunter2@s3.example.org/bucket", error=reason))
+    told = find_outage(SSLError(endpoint_url="https://me:planted2@s3.example.org/bucket", error=reason))
     assert isinstance(told, ConfigError)
     with pytest.raises(ConfigError, match=rf"https://…@s3\.example\.org/bucket: {words}"):
         raise told
-    assert "hunter2" not in str(told)
+    assert "planted2" not in str(told)
 
 
 def test_a_socks_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:hunter2@127.0.0.1:9")
-    told = find_outage(ProxyConnectionError(proxy_url="http://socks5://me:hunter2@127.0.0.1:9"))
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:planted2@127.0.0.1:9")
+    told = find_outage(ProxyConnectionError(proxy_url="http://socks5://me:planted2@127.0.0.1:9"))
     assert isinstance(told, ConfigError)
     assert "HTTPS_PROXY names a SOCKS proxy" in str(told)
-    assert "hunter2" not in str(told)
+    assert "planted2" not in str(told)
 
 
 def test_what_may_pass_by_itself() -> None:

@@ -82,9 +82,9 @@ def test_a_bucket_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor.check_store("s3://bucket/store")
     assert check.state == "missing"
     assert "AWS_ENDPOINT_URL" in check.advice
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
-    assert "hunter2" not in doctor.check_store("s3://bucket/store").found
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:planted2@127.0.0.1:9")
+    assert "planted2" not in doctor.check_store("s3://bucket/store").found
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "planted2\n")
     assert "AWS_SESSION_TOKEN has a blank, a line break" in doctor.check_store("s3://bucket/store").found
 
 

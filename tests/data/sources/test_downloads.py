@@ -376,10 +376,10 @@ def test_a_socks_proxy(
     source: Any, site: Site, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "")
-    monkeypatch.setenv("ALL_PROXY", "socks5://me:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:planted2@127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"mine\.yaml: http://127.*: ALL_PROXY names a SOCKS proxy") as error:
         fetch_source(source(), store, settings)
-    assert "hunter2" not in str(error.value)
+    assert "planted2" not in str(error.value)
 
 
 @pytest.mark.parametrize("mark", ["?token=", "#", ";token="])
