@@ -2,6 +2,9 @@
 
 from urllib.parse import quote
 
+REVIEWS_PATH = "/breakhis/reviews/"
+"""Path of the page with all reviews, which this package's plugin serves, below Airflow's address."""
+
 
 def build_dag_run_url(ui: str, dag: str, run: str) -> str:
     """Returns the page of a run of a DAG; ``ui`` is Airflow's address."""
@@ -9,5 +12,5 @@ def build_dag_run_url(ui: str, dag: str, run: str) -> str:
 
 
 def build_reviews_url(ui: str) -> str:
-    """Returns the page with all reviews, which this package's plugin serves."""
-    return f"{ui.rstrip('/')}/breakhis/reviews/"
+    """Returns the page with all reviews."""
+    return f"{ui.rstrip('/')}{REVIEWS_PATH}"

@@ -3,8 +3,8 @@
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError
 from ml.core.messages import cut_text, list_items
+from ml.promotion.reviews import PROMOTE
 
-_PROMOTE = "promote"
 _RETRAIN = "retrain_"
 
 
@@ -12,7 +12,7 @@ def find_hints(api: AirflowApi) -> list[str]:
     """Returns a text for each DAG ``promote`` that keeps candidates waiting, and each retraining with nothing new."""
     dags = {dag["dag_id"]: dag for dag in api.dags()}
     hints = []
-    if dags.get(_PROMOTE, {}).get("is_paused"):
+    if dags.get(PROMOTE, {}).get("is_paused"):
         hints += _find_waiting_candidates(api)
     for name in sorted(dags):
         if name.startswith(_RETRAIN):
@@ -21,11 +21,11 @@ def find_hints(api: AirflowApi) -> list[str]:
 
 
 def _find_waiting_candidates(api: AirflowApi) -> list[str]:
-    waiting = [run["dag_run_id"] for run in api.list_queued_runs(_PROMOTE)]
+    waiting = [run["dag_run_id"] for run in api.list_queued_runs(PROMOTE)]
     if not waiting:
         return []
     return [
-        f"the DAG {_PROMOTE} is paused, and {len(waiting)} of its runs wait for that ({list_items(waiting)}): unpause "
+        f"the DAG {PROMOTE} is paused, and {len(waiting)} of its runs wait for that ({list_items(waiting)}): unpause "
         "it in Airflow to have the gates checked and the reviewers asked"
     ]
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ml.core.airflow_pages import REVIEWS_PATH
+
 PROMOTE, ROLLBACK, WITHDRAW = "promote", "rollback", "withdraw"
 """Ids of the DAGs in which something is decided."""
 
@@ -68,4 +70,4 @@ def find_answer_problem(answer: Mapping[str, Any]) -> str:
 
 def review_page_path(bundle: str) -> str:
     """Returns the path of a bundle's review page, below Airflow's address."""
-    return f"/breakhis/reviews/{bundle}/"
+    return f"{REVIEWS_PATH}{bundle}/"

@@ -82,7 +82,12 @@ def read_waiting_reviews() -> list[WaitingReview]:
             )
             .order_by(HITLDetail.created_at)
         )
-        return [_describe_review(detail, _read_approvers(detail, session)) for detail in session.scalars(query)]
+        waiting = list(session.scalars(query))
+        approvers = _read_approvers({detail.task_instance.run_id for detail in waiting}, session)
+        keys = [(detail.task_instance.dag_id, detail.task_instance.run_id) for detail in waiting]
+        return [
+            _describe_review(detail, tuple(approvers.get(key, ()))) for detail, key in zip(waiting, keys, strict=True)
+        ]
 
 
 def read_last_answer(bundle: str) -> GivenAnswer | None:
@@ -103,20 +108,27 @@ def read_last_answer(bundle: str) -> GivenAnswer | None:
     return None
 
 
-def _read_approvers(detail: Any, session: Any) -> tuple[str, ...]:
-    """Returns the login names of those who have approved in the run of a review."""
+def _read_approvers(runs: Collection[str], session: Any) -> dict[tuple[str, str], list[str]]:
+    """Returns the login names of those who have approved in runs of these names, by DAG and run."""
     from airflow.models.hitl import HITLDetail
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
-    ti = detail.task_instance
     answered = (
         select(HITLDetail)
         .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
-        .where(TaskInstance.dag_id == ti.dag_id, TaskInstance.run_id == ti.run_id, HITLDetail.responded_at.is_not(None))
+        .where(
+            TaskInstance.dag_id.in_((PROMOTE, ROLLBACK)),
+            TaskInstance.run_id.in_(runs),
+            HITLDetail.responded_at.is_not(None),
+        )
     )
-    found = [one for one in session.scalars(answered) if one.responded_by and one.chosen_options == [APPROVE]]
-    return tuple(one.responded_by["name"] for one in found)
+    approvers: dict[tuple[str, str], list[str]] = {}
+    for one in session.scalars(answered):
+        if one.responded_by and one.chosen_options == [APPROVE]:
+            key = (one.task_instance.dag_id, one.task_instance.run_id)
+            approvers.setdefault(key, []).append(one.responded_by["name"])
+    return approvers
 
 
 def _describe_review(detail: Any, approvers: tuple[str, ...]) -> WaitingReview:

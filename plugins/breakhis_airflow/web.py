@@ -203,10 +203,10 @@ def _add_answers(app: Any) -> None:
     guards = [Depends(app.state.may_read), Depends(answer_form.check_origin)]
 
     def find_review(bundle: str, token: str) -> airflow_database.WaitingReview:
-        named = answer_form.read_review_id(token)
+        named, store = answer_form.read_review_id(token), Store(read_settings().store)
         for review in airflow_database.read_waiting_reviews():
             is_named = (review.bundle, review.id) == (bundle, named) and named
-            if is_named and not review_pages.is_settled(review.dag, bundle, Store(read_settings().store)):
+            if is_named and not review_pages.is_settled(review.dag, bundle, store):
                 return review
         raise answer_form.FormRefused(answer_form.GONE, 409)
 
