@@ -76,7 +76,8 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture(params=["file", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
     """Returns an empty store; the test runs once on disk and once on S3."""
-    from ml.core.store import Store, digest
+    from ml.core.hashes import digest
+    from ml.core.store import Store
 
     if request.param == "file":
         return Store((tmp_path / "store").as_uri())

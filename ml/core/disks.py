@@ -19,6 +19,8 @@ from ml.core.settings import read_settings
 LARGER_DISK = "move the store (BREAKHIS_STORE), the home folder (BREAKHIS_HOME) or temporary files (TMPDIR) elsewhere"
 """What helps where a disk cannot be written and cannot be mended."""
 
+_SECONDS_UNTIL_ABANDONED = 24 * 3600
+
 
 def write_in_one_step(path: Path, data: bytes) -> None:
     """Writes a local file, which then has all of its content or is as it was; makes its folder.
@@ -49,6 +51,34 @@ def replace_folder(folder: Path, target: Path) -> None:
         shutil.rmtree(leftovers)
     else:
         leftovers.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Context manager that makes a scratch folder and removes it afterwards.
+
+    Args:
+        parent: the folder to make it in, for scratch folders alone: those of killed processes are removed by the next
+            call, once nothing has been written to them for a day. None: a folder of the system's for temporary files.
+
+    Raises:
+        ConfigError: the disk is full or read-only, or forbids it, also in the block.
+    """
+    with explained_os_errors(parent):
+        if parent:
+            parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
+            if parent:
+                # Both times are the disk's: a host whose clock is ahead would remove what others are writing.
+                _remove_old_folders(parent, Path(scratch).stat().st_mtime - _SECONDS_UNTIL_ABANDONED)
+            yield Path(scratch)
+
+
+def _remove_old_folders(parent: Path, before: float) -> None:
+    for folder in parent.iterdir():
+        with suppress(OSError):  # other processes remove their folders meanwhile
+            if max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < before:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_special_file(path: Path) -> None:

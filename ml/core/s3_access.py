@@ -4,12 +4,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ml.core.errors import BreakhisError, ConfigError, CredentialsError, StoreError, TryAgain
+from ml.core.errors import BreakhisError, ConfigError, Conflict, CredentialsError, StoreError, TryAgain
 from ml.core.messages import cut_text, hide_access, list_items, quote_value
 from ml.core.tls_and_proxies import explain_connection
 
@@ -237,6 +238,58 @@ def read_object(path: "S3Path") -> bytes:
     except s3.exceptions.NoSuchKey:
         raise FileNotFoundError(str(path)) from None
     return data
+
+
+def upload_file(path: "S3Path", source: Path) -> None:
+    """Uploads a local file. A copy that cloudpathlib keeps of an earlier one, of the same second, would pass for it."""
+    path.upload_from(source, force_overwrite_to_cloud=True)
+    path.clear_cache()  # type: ignore[no-untyped-call]
+
+
+def upload_folder(path: "S3Path", source: Path, last: str) -> None:
+    """Uploads the files in and below a local folder, that of the name ``last`` after all others."""
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file == source / last):
+        upload_file(path / file.relative_to(source).as_posix(), file)
+
+
+def read_tagged_object(path: "S3Path") -> tuple[bytes | None, str | None]:
+    """Returns an object's bytes and its version tag for :func:`write_object_if`; ``(None, None)`` if there is none."""
+    s3 = find_boto_client(path)
+    try:
+        answer = s3.get_object(Bucket=path.bucket, Key=path.key)
+    except s3.exceptions.NoSuchKey:
+        return None, None
+    return answer["Body"].read(), answer["ETag"]
+
+
+def write_object_if(path: "S3Path", data: bytes, expected: str | None) -> None:
+    """Writes an object if it still has the version tag ``expected`` (None: it must not exist yet).
+
+    Raises:
+        Conflict: another writer changed it in between.
+        TryAgain: S3 did not accept the write.
+    """
+    s3 = find_boto_client(path)
+    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+    try:
+        s3.put_object(Bucket=path.bucket, Key=path.key, Body=data, **condition)
+    except s3.exceptions.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
+            raise Conflict(f"{path} was changed by another writer; try again") from None
+        raise find_outage(error) or TryAgain(f"{path}: {cut_text(hide_access(error))}") from error
+
+
+def measure_object_age(path: "S3Path") -> float | None:
+    """Returns the seconds since an object was written, by the server's clock; None if there is none."""
+    s3 = find_boto_client(path)
+    try:
+        answer = s3.get_object(Bucket=path.bucket, Key=path.key)
+    except s3.exceptions.NoSuchKey:
+        return None
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - answer["LastModified"]).total_seconds())
 
 
 def find_boto_client(path: "S3Path") -> Any:

@@ -3,7 +3,8 @@
 Everything under ``objects/`` is immutable and named by its content:
 
     objects/blobs/<2 hex>/<sha256>             source files, unchanged
-    objects/<kind>/<kind>-<12 hex>/…           a stage's output; object.json, written last, marks it as complete
+    objects/<kind>/<kind>-<12 hex>/…           a stage's output; object.json, written last, marks it as complete and
+                                               holds the checksums of its files
     objects/caches/<name>/<part>               pixels and features; each part holds a batch of images
     objects/memos/<name>/<digest>.json         which object a stage made from which inputs
 
@@ -11,27 +12,31 @@ The mutable folders (``refs/``, ``ledgers/``, ``jobs/``, ``audit/``) hold small 
 reader sees a partial write: a file appears by a rename on disk and by a single PUT in S3, an object by its object.json.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 from filelock import FileLock
 
-from ml.core.disks import explained_os_errors, refuse_special_file, replace_folder, write_in_one_step
-from ml.core.errors import Conflict, StoreError, TryAgain
-from ml.core.messages import cut_text, hide_access, quote_value
-from ml.core.s3_access import find_boto_client, find_outage, make_s3_client, read_object
+from ml.core import s3_access
+from ml.core.disks import (
+    explained_os_errors,
+    refuse_special_file,
+    replace_folder,
+    scratch_folder,
+    write_in_one_step,
+)
+from ml.core.errors import Conflict, StoreError
+from ml.core.hashes import CHECKSUMS, check_file, digest, hash_file, hash_files, object_id
+from ml.core.messages import quote_value
 from ml.core.stored_json import describe_damage, parse_stored
 
 if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which would delay DAG files
@@ -40,22 +45,6 @@ if TYPE_CHECKING:  # importing it and boto3 takes a tenth of a second, which wou
 Json = dict[str, Any]
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_SECONDS_UNTIL_ABANDONED = 24 * 3600
-
-
-def canonical(payload: object) -> bytes:
-    """Returns the canonical JSON of a value, which hashes are computed from: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def digest(payload: object) -> str:
-    """Returns the SHA-256 (64 hex digits) of a value's canonical JSON."""
-    return hashlib.sha256(canonical(payload)).hexdigest()
-
-
-def object_id(kind: str, payload: object) -> str:
-    """Returns ``<kind>-<12 hex digits of the content's hash>``."""
-    return f"{kind}-{digest(payload)[:12]}"
 
 
 class Store:
@@ -77,7 +66,7 @@ class Store:
             import cloudpathlib
 
             variables = os.environ if environment is None else environment
-            client = make_s3_client(*(variables.get(name) for name in _S3_VARIABLES))
+            client = s3_access.make_s3_client(*(variables.get(name) for name in _S3_VARIABLES))
             self._root = cloudpathlib.S3Path(root, client=client)
         else:
             raise StoreError(f"store root {root!r} must begin with file:/// or s3:// (setting BREAKHIS_STORE)")
@@ -109,7 +98,7 @@ class Store:
         """Puts the local file ``source`` at ``key`` in one step. The file is moved, not copied: ``source`` is gone."""
         path = self.path(key)
         if not isinstance(path, Path):
-            path.upload_from(source, force_overwrite_to_cloud=True)
+            s3_access.upload_file(path, source)
             source.unlink()
             return
         with explained_os_errors(path.parent):
@@ -126,18 +115,8 @@ class Store:
         Raises:
             ConfigError: the disk is full or read-only, or forbids it, also in the block.
         """
-        parent = self._root / "tmp" if isinstance(self._root, Path) else None
-        with explained_os_errors(parent):
-            if parent:
-                parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=parent, prefix="breakhis-", ignore_cleanup_errors=True) as scratch:
-                if parent:
-                    # Both times are the disk's: a host whose clock is ahead would remove what others are writing.
-                    now = Path(scratch).stat().st_mtime
-                    for folder in parent.iterdir():
-                        if now - _last_modified(folder) > _SECONDS_UNTIL_ABANDONED:
-                            shutil.rmtree(folder, ignore_errors=True)
-                yield Path(scratch)
+        with scratch_folder(self._root / "tmp" if isinstance(self._root, Path) else None) as scratch:
+            yield scratch
 
     # --- source files -------------------------------------------------------------------------------------------
 
@@ -166,8 +145,6 @@ class Store:
         """
         path = self.path(self.blob_key(sha256))
         try:
-            if not isinstance(path, Path):
-                return read_object(path)
             return _read_file(path)
         except FileNotFoundError:
             raise StoreError(f"{self.uri(self.blob_key(sha256))}: not in the store") from None
@@ -203,17 +180,27 @@ class Store:
         return f"objects/{oid.rpartition('-')[0]}/{oid}"
 
     def exists(self, oid: str) -> bool:
-        """Returns whether the store has the complete object."""
-        return self.path(f"{self.object_key(oid)}/object.json").exists()
+        """Returns whether the store has the complete object. One whose object.json is damaged has to be made again.
+
+        Raises:
+            StoreError: the text cannot be an id.
+        """
+        self.object_key(oid)
+        try:
+            self._read_object(oid)
+        except StoreError:
+            return False
+        return True
 
     def create(self, kind: str, payload: object, meta: Json, fill: Callable[[Path], None] | None = None) -> str:
         """Creates an object named by the hash of ``payload`` and returns its id.
 
-        ``fill`` writes the object's files into the folder that it is given; ``meta``, with ``id`` added, becomes
-        object.json. An object that exists already is left as it is, and ``fill`` is not called.
+        ``fill`` writes the object's files into the folder that it is given; ``meta``, with ``id`` and the checksums of
+        the files added, becomes object.json. An object that exists already is left as it is, and ``fill`` is not
+        called; one that is damaged is replaced.
         """
         oid = object_id(kind, payload)
-        if self.exists(oid):
+        if self._is_intact(oid):
             return oid
         target = self.path(self.object_key(oid))
         with self.staging() as scratch:
@@ -221,37 +208,79 @@ class Store:
             folder.mkdir()
             if fill:
                 fill(folder)
-            (folder / "object.json").write_text(json.dumps({"id": oid, **meta}, indent=1, sort_keys=True))
+            content = {"id": oid, **meta, CHECKSUMS: hash_files(folder)}
+            (folder / "object.json").write_text(json.dumps(content, indent=1, sort_keys=True))
             if not isinstance(target, Path):
-                files = sorted(path for path in folder.rglob("*") if path.is_file())
-                files.sort(key=lambda path: path == folder / "object.json")  # marks the object as complete: last
-                for file in files:
-                    (target / file.relative_to(folder).as_posix()).upload_from(file, force_overwrite_to_cloud=True)
+                s3_access.upload_folder(target, folder, last="object.json")  # which marks the object as complete
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     folder.rename(target)
                 except OSError:
-                    if not self.exists(oid):  # otherwise another writer was first, with the same content
+                    if not self._is_intact(oid):  # otherwise another writer was first, with the same content
                         replace_folder(folder, target)
         return oid
 
     def meta(self, oid: str) -> Json:
-        """Returns the object.json of an object.
+        """Returns the object.json of an object, without its checksums.
 
         Raises:
             StoreError: there is no such object, or its file is damaged; the message names kind and store, or the file.
         """
+        content = self._read_object(oid)
+        content.pop(CHECKSUMS, None)
+        return content
+
+    def file(self, oid: str, name: str) -> Path:
+        """Returns one file of an object as a local file; from S3 it is downloaded.
+
+        Raises:
+            StoreError: there is no such object or file, or the file is not what was written there.
+        """
+        key = f"{self.object_key(oid)}/{name}"
+        file = self.local(key)
+        if name != "object.json":
+            check_file(file, name, self._read_object(oid), self.uri(key))
+        return file
+
+    def replace_file(self, oid: str, name: str, source: Path) -> None:
+        """Puts the local file ``source`` in place of an object's file, for an erasure; ``source`` is gone then.
+
+        Both checksums hold in between, so that a process that ends in the middle leaves an object that can be read.
+        """
+        folder = self.object_key(oid)
+        content, sha256 = self._read_object(oid), hash_file(source)
+        checksums = content.get(CHECKSUMS)
+        if checksums is None:  # an earlier release's: it has none of its other files either
+            self.put_file(f"{folder}/{name}", source)
+            return
+        for known in ([*checksums.get(name, []), sha256], [sha256]):
+            self.put_json(f"{folder}/object.json", {**content, CHECKSUMS: {**checksums, name: known}})
+            if source.exists():
+                self.put_file(f"{folder}/{name}", source)
+
+    def _is_intact(self, oid: str) -> bool:
+        try:
+            for name in self._read_object(oid).get(CHECKSUMS, {}):
+                self.file(oid, name)
+        except StoreError:
+            return False
+        return True
+
+    def _read_object(self, oid: str) -> Json:
         kind, key = oid.rpartition("-")[0], f"{self.object_key(oid)}/object.json"
         try:
             data = _read_file(self.path(key))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.EISDIR}:
+                raise describe_damage(self.uri(key), "it is no file") from None
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise
             raise StoreError(f"{quote_value(oid)}: no such {kind or 'object'} in the store {self.root}") from None
-        return self._parse_mapping(data, key)
-
-    def file(self, oid: str, name: str) -> Path:
-        """Returns one file of an object as a local file; see :meth:`local`."""
-        return self.local(f"{self.object_key(oid)}/{name}")
+        content = self._parse_mapping(data, key)
+        if content.get("id") != oid:
+            raise describe_damage(self.uri(key), "its id is not that of its folder")
+        return content
 
     # --- memos: results of stages by their inputs ---------------------------------------------------------------
 
@@ -294,12 +323,8 @@ class Store:
         """
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = find_boto_client(path)
-            try:
-                answer = s3.get_object(Bucket=path.bucket, Key=path.key)
-            except s3.exceptions.NoSuchKey:
-                return None, None
-            return parse_stored(answer["Body"].read(), key, self.uri(key)), answer["ETag"]
+            body, tag = s3_access.read_tagged_object(path)
+            return (None, None) if body is None else (parse_stored(body, key, self.uri(key)), tag)
         try:
             data = _read_file(path)
         except FileNotFoundError:
@@ -321,7 +346,7 @@ class Store:
         """
         path = self.path(key)
         if not isinstance(path, Path):
-            self._compare_and_set_s3(path, value, expected)
+            s3_access.write_object_if(path, json.dumps(value, indent=1, sort_keys=True).encode(), expected)
             return
         locks = self.path("tmp/locks")
         assert isinstance(locks, Path)
@@ -332,18 +357,6 @@ class Store:
                     raise Conflict(f"{self.uri(key)} was changed by another writer; try again")
                 self.put_json(key, value)
 
-    def _compare_and_set_s3(self, path: "S3Path", value: object, expected: str | None) -> None:
-        s3 = find_boto_client(path)
-        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-        body = json.dumps(value, indent=1, sort_keys=True).encode()
-        try:
-            s3.put_object(Bucket=path.bucket, Key=path.key, Body=body, **condition)
-        except s3.exceptions.ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
-                raise Conflict(f"{path} was changed by another writer; try again") from None
-            raise find_outage(error) or TryAgain(f"{path}: {cut_text(hide_access(error))}") from error
-
     def age(self, key: str) -> float | None:
         """Returns the seconds since ``key`` was written, or None if there is no such key.
 
@@ -351,13 +364,7 @@ class Store:
         """
         path = self.path(key)
         if not isinstance(path, Path):
-            s3 = find_boto_client(path)
-            try:
-                answer = s3.get_object(Bucket=path.bucket, Key=path.key)
-            except s3.exceptions.NoSuchKey:
-                return None
-            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-            return float((now - answer["LastModified"]).total_seconds())
+            return s3_access.measure_object_age(path)
         try:
             with self.staging() as scratch:
                 return scratch.stat().st_mtime - path.stat().st_mtime
@@ -383,18 +390,8 @@ class Store:
 _S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
-def _last_modified(folder: Path) -> float:
-    """Returns when a folder was last written to (seconds since the epoch), or now if the folder is gone.
-
-    Other processes remove their folders meanwhile. The answer changes with time, so it must not be cached.
-    """
-    try:
-        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-    except OSError:
-        return time.time()
-
-
 def _read_file(path: "Path | S3Path") -> bytes:
-    if isinstance(path, Path):
-        refuse_special_file(path)
+    if not isinstance(path, Path):
+        return s3_access.read_object(path)
+    refuse_special_file(path)
     return path.read_bytes()

@@ -37,6 +37,17 @@ def describe_damage(uri: str, reason: str) -> StoreError:
 _REMEDIES = {
     "/objects/caches/": "remove the file, it is made again",
     "/objects/memos/": "remove the file, it is made again",
+    **{
+        f"/objects/{kind}/": f"restore it from a backup of the store, or move its folder away and run '{command}' again"
+        for kind, command in {
+            "raw": "breakhis fetch",
+            "manifest": "breakhis manifest",
+            "validation": "breakhis validate",
+            "split": "breakhis split",
+            "dataset": "breakhis assemble",
+            "weights": "breakhis weights",
+        }.items()
+    },
     "/jobs/training/": "remove its folder, to train from the start",
     "/jobs/leases/": "remove the file while nothing runs",
 }

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ml.core.errors import Conflict, DataError, StoreError
+from ml.core.hashes import digest
 from ml.core.messages import cut_text, quote_value
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.data.identifiers import normalize_name
 from ml.data.training_sets import SplitLevel, SplitMethod
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.core.errors import SourceError, StoreError
+from ml.core.hashes import digest
 from ml.core.messages import cut_text, quote_value
 from ml.core.progress import say
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.core.taxonomy import detect_folder_layout
 from ml.data.identifiers import normalize_name
 from ml.data.image_facts import ReadFacts, SourceFile, UnusableFile, read_file_name_facts, read_table_facts

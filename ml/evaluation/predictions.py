@@ -13,6 +13,7 @@ import numpy as np
 
 from ml.core.errors import Refused
 from ml.core.messages import cut_text, quote_value
+from ml.core.parquet_files import read_parquet
 from ml.core.store import Json, Store
 from ml.core.taxonomy import LABELS, Task, class_names, label_of
 from ml.data.splits import look_up_sides, read_split
@@ -68,7 +69,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
     """
     rows = read_dataset(dataset, store)
     sides = look_up_sides(rows, read_split(split, store))
-    test = _read_predictions(folder / "test_predictions.parquet")
+    test = read_predictions(folder / "test_predictions.parquet")
     expected, predicted = set(rows["pixel_sha256"][sides == "test"]), set(test["pixel_sha256"])
     if predicted != expected or len(test) != len(predicted):
         raise Refused(
@@ -98,7 +99,7 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
             raise Refused(f"metrics.json does not follow from test_predictions.parquet: {'; '.join(differing[:3])}")
     for held_out in ("out_of_fold", "validation"):
         if (file := folder / f"{held_out}_predictions.parquet").is_file():
-            table = _read_predictions(file)
+            table = read_predictions(file)
             allowed = set(rows["pixel_sha256"][np.isin(sides, ["train", "validation"])])
             others = set(table["pixel_sha256"]) - allowed
             if others or table["pixel_sha256"].duplicated().any():
@@ -110,11 +111,14 @@ def check_predictions(folder: Path, evaluation: Json, task: Task, dataset: str, 
     return confusions
 
 
-def _read_predictions(file: Path) -> "pd.DataFrame":
-    import pandas as pd
+def read_predictions(file: Path) -> "pd.DataFrame":
+    """Returns the predictions that a run logged, one row per image; see :func:`save_predictions`.
 
+    Raises:
+        Refused: the file cannot be read, or lacks a column.
+    """
     try:
-        table = pd.read_parquet(file)
+        table = read_parquet(file)
     except (OSError, ValueError) as error:
         raise Refused(f"the run's evaluation/{file.name} cannot be read: {cut_text(error)}") from None
     lacking = [column for column in ("pixel_sha256", *_FACTS, "called") if column not in table]

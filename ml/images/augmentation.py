@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.core.store import Json, digest
+from ml.core.hashes import digest
+from ml.core.store import Json
 from ml.images.decoding import PREPROCESSING, Pixels
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 from ml.core.errors import ImageError
+from ml.core.hashes import digest
 from ml.core.progress import track
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.core.workers import Death, map_surviving_crashes
 from ml.images.decoding import MEMORY, Pixels, decode, explained_errors
 from ml.images.deep_pictures import decode_scaled

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ml.core.errors import ImageError, StoreError
+from ml.core.hashes import digest
 from ml.core.progress import track
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.core.workers import map_in_processes, prefetch
 from ml.images.augmentation import IDENTITY_VIEW
 from ml.images.decoding import INPUT_SIZE, Pixels, decode, resize

@@ -246,7 +246,7 @@ def _remove_ties(oid: str, patient: str, store: Store) -> None:
 def _replace_table(oid: str, name: str, rows: "pd.DataFrame", store: Store) -> None:
     with store.staging() as scratch:
         rows.to_parquet(scratch / name, index=False)
-        store.put_file(f"{store.object_key(oid)}/{name}", scratch / name)
+        store.replace_file(oid, name, scratch / name)
 
 
 def _list_trainings(

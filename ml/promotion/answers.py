@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from ml.core.airflow_api import connect_airflow
 from ml.core.errors import AirflowError, Refused
+from ml.core.hashes import digest
 from ml.core.messages import cut_text
 from ml.core.settings import Settings
-from ml.core.store import Json, digest
+from ml.core.store import Json
 from ml.promotion.alias_history import APPROVED, ASKED, DECISION_EVENTS, NOBODY_IN_TIME, REJECTED
 from ml.promotion.reviews import APPROVE, PROMOTE, REJECT, parse_reason, review_tasks
 from ml.promotion.starters import Starters, parse_origin, trace_starters

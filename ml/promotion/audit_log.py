@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from ml.core.errors import ConfigError, Conflict, Refused, StoreError, TryAgain
+from ml.core.hashes import canonical
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, canonical
+from ml.core.store import Json, Store
 from ml.promotion.alias_history import ASKED, CARRIED_OUT, DECISION_EVENTS, UNORDERED_EVENTS
 
 _FOLDER = "audit/log"

@@ -11,6 +11,7 @@ import numpy as np
 from ml.core.errors import Refused, RegistryError, TryAgain
 from ml.core.messages import cut_text, hide_access
 from ml.core.mlflow_client import fetch_artifacts
+from ml.core.parquet_files import read_parquet
 from ml.core.progress import say
 from ml.core.store import Json, Store
 from ml.core.taxonomy import SUBTYPES, Task, class_names
@@ -110,7 +111,6 @@ def _read_predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
         TryAgain: they cannot be read.
         Refused: they were changed.
     """
-    import pandas as pd
     from mlflow.exceptions import MlflowException
 
     path = f"evaluation/{name}_predictions.parquet"
@@ -126,7 +126,7 @@ def _read_predictions(evidence: Json, name: str) -> "pd.DataFrame | None":
         raise TryAgain(f"{version}: {path} of its run cannot be read: {cause}") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise Refused(f"{version}: {path} of its run was changed: it is not what the evidence says")
-    return pd.read_parquet(io.BytesIO(data))
+    return read_parquet(io.BytesIO(data))
 
 
 def _add_predictions(

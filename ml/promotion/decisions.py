@@ -11,10 +11,11 @@ champion, and the log says how it came about.
 from collections.abc import Callable, Sequence
 
 from ml.core.errors import BreakhisError, Refused
+from ml.core.hashes import digest
 from ml.core.leases import hold_lease
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.evaluation.comparison_simulation import have_equal_results
 from ml.promotion.alias_history import (
     APPROVED,

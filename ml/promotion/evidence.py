@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import Refused, RegistryError, RunGone
+from ml.core.hashes import canonical, object_id
 from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, canonical, object_id
+from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from ml.core.errors import ConfigError
-from ml.core.store import Json, digest
+from ml.core.hashes import digest
+from ml.core.store import Json
 from ml.core.taxonomy import MAGNIFICATIONS, SUBTYPES, Task, class_names
 from ml.evaluation.draws import MIN_DRAWS
 from ml.evaluation.metric_names import GATED_METRICS, METRIC_NAMES

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.core.errors import ConfigError
+from ml.core.hashes import digest, object_id
 from ml.core.mlflow_client import connect, fetch_artifacts
 from ml.core.mlflow_pages import build_run_url, build_version_url
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest, object_id
+from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
 from ml.evaluation.comparison_simulation import Memos
 from ml.promotion.champion import Champion, read_champion

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ml.core.errors import BreakhisError, Refused, RegistryError
+from ml.core.hashes import canonical
 from ml.core.leases import hold_lease
 from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.mlflow_client import connect, find_outage
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, canonical
+from ml.core.store import Json, Store
 from ml.data.training_sets import find_training_set
 from ml.evaluation.report import render_model_card
 from ml.promotion.alias_history import REGISTERED, STARTED, is_registered

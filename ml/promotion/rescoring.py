@@ -21,7 +21,7 @@ from ml.core.progress import say, track
 from ml.core.store import Json, Store
 from ml.core.taxonomy import Task, class_names
 from ml.data.stored_tables import read_stored_table
-from ml.evaluation.predictions import parse_rule
+from ml.evaluation.predictions import parse_rule, read_predictions
 from ml.evaluation.scores import Probabilities
 from ml.images.decoding import PREPROCESSING
 from ml.registry.logged_code import check_logged_code
@@ -70,7 +70,6 @@ def rescore_predictions(
         RegistryError: the network cannot be loaded.
         StoreError: a picture is no longer in the store.
     """
-    import pandas as pd
 
     task: Task = evidence["task"]
     network, facts = (_copy_artifact(name, which, model_folder, evidence, scratch) for which in ("network", "facts"))
@@ -81,7 +80,7 @@ def rescore_predictions(
             check_logged_code(model_folder, evidence["model_files"])
     except Refused as error:
         raise Refused(f"{name}: {error}") from None
-    table = pd.read_parquet(evaluation_folder / "test_predictions.parquet")
+    table = read_predictions(evaluation_folder / "test_predictions.parquet")
     say(f"{name}: its network scores the {len(table):,} test images again")
     scored = _score(
         f"{name}: its network", network, _read_pictures(name, table, evidence["dataset"], store), len(table)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
+from ml.core.hashes import digest
 from ml.core.markdown import escape_markdown, format_link
-from ml.core.store import Json, digest
+from ml.core.store import Json
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.metric_names import METRIC_NAMES
 from ml.promotion.gates import FAILED, find_outcome

@@ -12,8 +12,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ml.core.errors import Refused
+from ml.core.hashes import canonical
 from ml.core.messages import quote_value
-from ml.core.store import Json, canonical
+from ml.core.store import Json
 from ml.core.taxonomy import SUBTYPES, Task, class_names
 from ml.core.yaml_files import Name
 from ml.evaluation.draws import MAX_DRAWS

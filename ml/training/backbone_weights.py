@@ -22,6 +22,7 @@ from ml.core.messages import quote_value
 from ml.core.names import expand_home
 from ml.core.progress import say, warn
 from ml.core.store import Json, Store
+from ml.core.stored_json import describe_damage
 from ml.data.sources.demo import DRAWING_VERSION, MIN_PICTURES, draw_picture, plan_pictures
 from ml.data.sources.speed_limit import TooSlow, limit_speed
 from ml.images.decoding import INPUT_SIZE, resize
@@ -129,13 +130,13 @@ def load_backbone(weights: str, store: Store) -> "keras.Model":
     import keras
 
     recorded, file = store.meta(weights)["sha256"], store.file(weights, "backbone.keras")
-    advice = f"remove {store.uri(store.object_key(weights))} and run: weights"
+    uri = store.uri(f"{store.object_key(weights)}/backbone.keras")
     try:
         backbone = keras.saving.load_model(file, compile=False)
     except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StoreError(f"{weights} is damaged: {type(error).__name__} on reading it; {advice}") from None
+        raise describe_damage(uri, f"{type(error).__name__} on reading it") from None
     if _hash_weights(backbone) != recorded:
-        raise StoreError(f"{weights} is damaged: it holds other weights than were recorded; {advice}")
+        raise describe_damage(uri, "it holds other weights than were recorded")
     backbone.trainable = False
     return backbone
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from ml.core.devices import convert_memory_errors, require_gpu
 from ml.core.errors import StoreError
+from ml.core.hashes import digest
 from ml.core.progress import say, track
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.core.workers import prefetch
 from ml.data.training_sets import read_dataset
 from ml.images.augmentation import IDENTITY_VIEW, View

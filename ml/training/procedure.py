@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from ml.core.columns import read_texts
 from ml.core.devices import convert_memory_errors, import_tensorflow_quietly, require_gpu
 from ml.core.errors import DataError
+from ml.core.hashes import digest
 from ml.core.progress import track
 from ml.core.settings import Settings
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.core.taxonomy import SIDES, Task, class_names
 from ml.data.splits import GROUP_COLUMNS, Split, look_up_sides
 from ml.data.training_sets import read_dataset

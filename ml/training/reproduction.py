@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.core.errors import ConfigError
+from ml.core.hashes import digest
 from ml.core.mlflow_client import use_experiment
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.core.taxonomy import TASKS, Task
 from ml.data.protocols import ProtocolName, ProtocolSplit, make_protocol_splits
 from ml.data.splits import split_dataset

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 import ml
 from ml.core.devices import describe_devices
 from ml.core.errors import StoreError
+from ml.core.hashes import digest
 from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.progress import say
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, Task
 from ml.data.splits import read_split
 from ml.evaluation.evaluation import Evaluation, evaluate

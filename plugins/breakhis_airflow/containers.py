@@ -24,8 +24,8 @@ from breakhis_airflow.environment import select_container_environment
 from breakhis_airflow.operators import Job, JobEnd, StageOperator
 from ml.core.airflow_api import AirflowApi
 from ml.core.errors import AirflowError, BreakhisError
+from ml.core.hashes import digest
 from ml.core.settings import Settings, read_settings
-from ml.core.store import digest
 
 LABEL = "breakhis"
 """What the labels of our containers begin with."""

@@ -17,8 +17,9 @@ from breakhis_airflow.airflow_database import AuditCheck, GivenAnswer, WaitingRe
 from breakhis_airflow.bundle_shape import Bundle
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
+from ml.core.hashes import object_id
 from ml.core.messages import quote_value
-from ml.core.store import Json, Store, object_id
+from ml.core.store import Json, Store
 from ml.core.stored_json import describe_damage
 from ml.core.strict_json import check_shape
 from ml.core.taxonomy import SIDES, SUBTYPE_NAMES, class_names

@@ -1,5 +1,6 @@
 """Stages over a store of which a file was overwritten: one line that names it, and exit status 3."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def test_a_dataset_that_was_overwritten(store, command, content):
     assert code == 3
     assert f"error: {uri} is damaged: " in errors
     assert "Traceback" not in errors
+
+
+def test_a_split_that_was_overwritten_is_made_again(store, command):
+    dataset = create_dataset(store, manifest_rows(every_class()))
+    made = json.loads(command("split", dataset, "--json")[1])["split"]
+    before = store.meta(made)
+    overwrite(store, f"{store.object_key(made)}/object.json", "null")
+    assert command("split", dataset)[0] == 0
+    assert store.meta(made) == before
+
+
+def test_one_byte_of_a_dataset_is_noticed(store, command):
+    dataset = create_dataset(store, manifest_rows(every_class()))
+    table = store.path(f"{store.object_key(dataset)}/dataset.parquet")
+    data = bytearray(table.read_bytes())
+    data[len(data) // 3] ^= 0x01
+    table.write_bytes(data)
+    code, _, errors = command("split", dataset)
+    assert code == 3
+    assert f"error: {table.as_uri()} is damaged: its content is not what was written (SHA-256); restore it" in errors
 
 
 @pytest.mark.parametrize("content", ["[1]", '"raw"', '{"raw": []}', '{"fetched": "now"}'])

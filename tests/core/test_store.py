@@ -1,7 +1,9 @@
+import contextlib
 import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.core.errors import Conflict, StoreError
-from ml.core.store import Store, canonical, digest, object_id
+from ml.core.hashes import canonical, digest, object_id
+from ml.core.s3_access import find_boto_client
+from ml.core.store import Store
+from tests.helpers.old_objects import drop_checksums
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -106,6 +111,92 @@ def test_what_is_left_of_a_damaged_object_is_replaced(tmp_path, leftover):
     assert store.meta(made)["n"] == 1
     assert store.file(made, "rows").read_text() == "2"
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def rows_of(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "rows").write_text(text)
+
+
+def overwrite(store: Store, key: str, text: str) -> None:
+    path = store.path(key)
+    if isinstance(path, Path):
+        path.write_text(text)
+    else:
+        find_boto_client(path).put_object(Bucket=path.bucket, Key=path.key, Body=text.encode())
+
+
+@pytest.mark.parametrize("damage", ["", "null", "[]", '{"id": ', '{"id": 5}', "\0\0", "[" * 100_000])
+def test_an_object_whose_object_json_is_damaged_is_no_object_and_is_made_again(store, damage):
+    made = store.create("thing", 1, {"n": 1}, rows_of("1"))
+    overwrite(store, f"{store.object_key(made)}/object.json", damage)
+    assert not store.exists(made)
+    with pytest.raises(StoreError, match=r"object\.json is damaged"):
+        store.file(made, "rows")
+    assert store.create("thing", 1, {"n": 1}, rows_of("1")) == made
+    assert store.exists(made)
+    assert store.meta(made) == {"id": made, "n": 1}
+    assert store.file(made, "rows").read_text() == "1"
+
+
+def test_a_file_that_was_changed_is_noticed_and_replaced_when_its_object_is_made_again(store):
+    made = store.create("split", 1, {"n": 1}, rows_of("as written"))
+    key = f"{store.object_key(made)}/rows"
+    overwrite(store, key, "as wrItten")
+    with pytest.raises(StoreError, match=r"rows is damaged: .*SHA-256.*; .*run 'breakhis split' again") as error:
+        store.file(made, "rows")
+    assert store.uri(key) in str(error.value)
+    assert store.create("split", 1, {"n": 1}, rows_of("as written")) == made
+    assert store.file(made, "rows").read_text() == "as written"
+
+
+def test_a_file_that_was_added_is_noticed(store):
+    made = store.create("thing", 1, {}, rows_of("1"))
+    overwrite(store, f"{store.object_key(made)}/more", "2")
+    with pytest.raises(StoreError, match="does not name it"):
+        store.file(made, "more")
+
+
+def test_an_object_of_an_earlier_release_has_no_checksums_and_is_read(store):
+    made = store.create("thing", 1, {"n": 1}, rows_of("1"))
+    drop_checksums(store, made)
+    assert store.file(made, "rows").read_text() == "1"
+    assert store.create("thing", 1, {"n": 1}, rows_of("2")) == made
+    assert store.file(made, "rows").read_text() == "1"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_replacement_that_is_killed_at_any_step_leaves_an_object_that_can_be_read(
+    tmp_path, monkeypatch, steps, has_checksums
+):
+    store = Store((tmp_path / "store").as_uri())
+    made = store.create(
+        "thing", 1, {"n": 1}, lambda folder: [rows_of("old")(folder), (folder / "other").write_text("o")]
+    )
+    if not has_checksums:
+        drop_checksums(store, made)
+    new = tmp_path / "new"
+    new.write_text("new")
+    written: list[str] = []
+
+    def write(key: str, source: Path, put: Callable[[str, Path], None] = store.put_file) -> None:
+        if len(written) == steps:
+            raise KeyboardInterrupt
+        written.append(key)
+        put(key, source)
+
+    monkeypatch.setattr(store, "put_file", write)
+    with contextlib.suppress(KeyboardInterrupt):
+        store.replace_file(made, "rows", new)
+    monkeypatch.undo()
+    is_new = steps >= (2 if has_checksums else 1)
+    assert store.file(made, "rows").read_text() == ("new" if is_new else "old")
+    assert store.file(made, "other").read_text() == "o"
+    assert store.meta(made) == {"id": made, "n": 1}
+    new.write_text("new")
+    store.replace_file(made, "rows", new)
+    assert store.file(made, "rows").read_text() == "new"
+    assert store.file(made, "other").read_text() == "o"
 
 
 def test_unknown_ids_name_their_kind(store):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ml.core.errors import ConfigError, StoreError
-from ml.core.store import Store, canonical, digest
+from ml.core.hashes import canonical, digest
+from ml.core.store import Store
 from ml.data.ledger import read_ledger
 
 
@@ -107,7 +108,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, monkeypatch, make
 
 def test_a_key_that_is_missing_is_named_with_its_file_at_any_depth(store):
     key = f"{store.object_key('split-0123456789ab')}/object.json"
-    write(store, key, {"train": {"images": 3}})
+    write(store, key, {"id": "split-0123456789ab", "train": {"images": 3}})
     meta = store.meta("split-0123456789ab")
     assert meta["train"]["images"] == 3
     for read in (

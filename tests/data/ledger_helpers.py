@@ -1,6 +1,6 @@
 """Helpers of the tests of ledgers and splits."""
 
-from ml.core.store import digest
+from ml.core.hashes import digest
 
 
 def make_hash(*parts):

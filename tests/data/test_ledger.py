@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.core.errors import Conflict, DataError, StoreError
-from ml.core.store import Store, digest
+from ml.core.hashes import digest
+from ml.core.store import Store
 from ml.core.taxonomy import SIDES
 from ml.data.ledger import Ledger, erase_from_ledgers, read_ledger
 from ml.data.splits import QUARANTINED, look_up_sides, read_split, split_dataset

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.core.errors import SourceError, StoreError
+from ml.core.hashes import digest
 from ml.core.settings import Settings
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.core.taxonomy import DUPLICATED_SLIDE
 from ml.data.image_facts import SourceFile
 from ml.data.manifest import MANIFEST_TYPES, make_manifest, read_manifest, read_ties

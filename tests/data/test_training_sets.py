@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from ml.core.errors import ConfigError, DataError
+from ml.core.hashes import digest
 from ml.core.settings import PROJECT, Settings
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.data.manifest import read_ties
 from ml.data.training_sets import (
     assemble_dataset,

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ml.core.store import Json, Store, digest
+from ml.core.hashes import digest
+from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, SUBTYPES, ImageName, Task, class_names, label_of
 from ml.data.manifest import MANIFEST_TYPES, TIE_COLUMNS
 

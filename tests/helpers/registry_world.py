@@ -12,9 +12,10 @@ import mlflow
 import numpy as np
 from mlflow.tracking import MlflowClient
 
+from ml.core.hashes import digest
 from ml.core.mlflow_client import connect
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.data.splits import look_up_sides, read_split, split_dataset
 from ml.data.training_sets import read_dataset
 from ml.evaluation.decision_rule import DecisionRule

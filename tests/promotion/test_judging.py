@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from ml.core.errors import Refused, RegistryError
-from ml.core.store import digest
+from ml.core.hashes import digest
 from ml.data.splits import split_dataset
 from ml.promotion import champion_comparison, evidence, judging
 from ml.promotion.evidence import read_verified_object

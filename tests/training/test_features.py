@@ -110,7 +110,7 @@ def test_a_tenth_more_images_costs_only_them(world):
 
 
 def test_a_cache_keeps_its_name_until_pixels_are_made_another_way(world):
-    from ml.core.store import digest
+    from ml.core.hashes import digest
 
     key = {
         "weights": "weights-1",

@@ -1,3 +1,4 @@
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
@@ -17,6 +18,7 @@ from ml.training.backbone_weights import FEATURE_SIZE, fetch_weights, load_backb
 from ml.training.cross_validation import to_probabilities
 from ml.training.networks import build_classifier, build_head, set_standardization
 from tests.helpers.dripping import drip, lowered_limit
+from tests.helpers.old_objects import drop_checksums
 
 
 @pytest.fixture(scope="module")
@@ -198,15 +200,18 @@ def test_two_that_resolve_at_once_come_to_the_same(tmp_path, store, random, monk
 
 
 def test_damaged_weights_are_named(tmp_path, store, random):
-    for damage in (lambda data: b"", lambda data: data[:5000], lambda data: data[:-5000], lambda data: b"text" * 99):
+    damages = (lambda data: b"", lambda data: data[:5000], lambda data: data[:-5000], lambda data: b"text" * 99)
+    for damage, has_checksums in itertools.product(damages, (True, False)):
         damaged = Store((tmp_path / "store").as_uri())
         target = damaged.path(f"{damaged.object_key(random.id)}")
         target.mkdir(parents=True, exist_ok=True)
         for name in ("object.json", "backbone.keras"):
             (target / name).write_bytes(store.file(random.id, name).read_bytes())
+        if not has_checksums:
+            drop_checksums(damaged, random.id)
         file = target / "backbone.keras"
         file.write_bytes(damage(file.read_bytes()))
-        with pytest.raises(StoreError, match=rf"{random.id} is damaged: .*remove file:///.* and run: weights"):
+        with pytest.raises(StoreError, match=rf"{random.id}/backbone.keras is damaged: .*run 'breakhis weights' again"):
             load_backbone(random.id, damaged)
 
 
@@ -215,11 +220,12 @@ def test_other_weights_than_were_recorded_are_not_used(tmp_path, store, random):
     target = other.path(other.object_key(random.id))
     target.mkdir(parents=True)
     (target / "object.json").write_bytes(store.file(random.id, "object.json").read_bytes())
+    drop_checksums(other, random.id)
     backbone = load_backbone(random.id, store)
     changed = [array + 1 if k == 3 else array for k, array in enumerate(backbone.get_weights())]
     backbone.set_weights(changed)
     backbone.save(target / "backbone.keras")
-    with pytest.raises(StoreError, match=f"{random.id} is damaged: it holds other weights"):
+    with pytest.raises(StoreError, match=f"{random.id}/backbone.keras is damaged: it holds other weights"):
         load_backbone(random.id, other)
 
 

@@ -18,10 +18,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ml.core.errors import SourceError
+from ml.core.hashes import digest
 from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
-from ml.core.store import Json, Store, digest
+from ml.core.store import Json, Store
 from ml.data.sources import kaggle
 from ml.data.sources.archive import open_archive
 from ml.data.sources.directory import Directory
@@ -38,6 +39,7 @@ from ml.data.sources.files import (
 )
 from ml.data.sources.spec import DemoSource, DirectorySource, HttpSource, KaggleSource, S3Source, SourceSpec
 from ml.data.sources.speed_limit import limit_speed
+from ml.data.stored_tables import read_stored_table
 
 if TYPE_CHECKING:
     from ml.data.sources.s3 import Bucket
@@ -202,9 +204,7 @@ def _has_present_names(raw: str, spec: SourceSpec, store: Store) -> bool:
     Early releases took AppleDouble files for images, and ``./a.png`` for another file than ``a.png``.
     """
     is_wanted = _path_filter(spec)
-    paths = parquet.read_table(store.file(raw, "files.parquet"), columns=["path"], use_threads=False)[
-        "path"
-    ].to_pylist()
+    paths = read_stored_table(raw, "files.parquet", store)["path"]
     return all(is_wanted(path) and path == shorten_path(path) for path in paths)
 
 

@@ -147,7 +147,7 @@ def _read_parquet(where: str, data: bytes, columns: Sequence[str]) -> Iterator[R
 
     if not data.startswith(b"PAR1") and (other := name_other_format(data)):
         raise ValueError(other)
-    file = parquet.ParquetFile(io.BytesIO(data))
+    file = parquet.ParquetFile(io.BytesIO(data), pre_buffer=False)
     schema = file.schema_arrow
     places = _find_columns(where, schema.names, columns)
     names = {column: schema.names[place] for column, place in zip(columns, places, strict=True)}
@@ -160,8 +160,8 @@ def _read_parquet(where: str, data: bytes, columns: Sequence[str]) -> Iterator[R
     # A text that many rows repeat is in the file once, and so it is in memory.
     texts = [field.name for field in fields if _is_text(field.type)]
     number = _FIRST_ROW
-    for batch in parquet.ParquetFile(io.BytesIO(data), read_dictionary=texts).iter_batches(
-        _BATCH, columns=[field.name for field in fields]
+    for batch in parquet.ParquetFile(io.BytesIO(data), read_dictionary=texts, pre_buffer=False).iter_batches(
+        _BATCH, columns=[field.name for field in fields], use_threads=False
     ):
         read = {name: _format_column(batch.column(name)) for name in names.values()}
         for row in zip(*(read[names[column]] for column in columns), strict=True):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ml.core.store import digest
+from ml.core.hashes import digest
 from ml.core.taxonomy import IMAGE_SIZES, MAGNIFICATIONS, NAME_PATTERN, SUBTYPES, label_of, read_inventory
 from ml.data.manifest import MANIFEST_TYPES
 from ml.data.sources.check_settings import AdditionalExpectation, Severity, ValidationSettings

@@ -9,8 +9,9 @@ import yaml
 from kaggle_server import TOKEN, KaggleServer, serve
 from s3_proxy import Proxy, serve_proxy
 
+from ml.core.hashes import digest
 from ml.core.settings import Settings
-from ml.core.store import Store, digest
+from ml.core.store import Store
 from ml.data.sources import SourceSpec, load_source
 from ml.data.sources.spec import S3_KEY_VARIABLES
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from made_up import Keep, manifest_table, quarantine_table, row
 
-from ml.core.store import Store, digest
+from ml.core.hashes import digest
+from ml.core.store import Store
 from ml.core.taxonomy import read_inventory
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml.core.store import canonical
+from ml.core.hashes import canonical
 from ml.core.taxonomy import parse_name
 from ml.data.validation.checks import Check, build_suite, suite_version
 
