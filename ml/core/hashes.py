@@ -33,10 +33,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_files(folder: Path) -> dict[str, list[str]]:
-    """Returns the checksums of all files in and below a folder, by their paths in it."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file in and below a folder, by its path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): [hash_file(path)] for path in files}
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def check_file(path: Path, name: str, content: Mapping[str, Any], uri: str) -> None:

@@ -1,7 +1,7 @@
 """Reads Parquet files that may be cut off, damaged or of another make."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ml.core.messages import cut_text
 from ml.core.shortages import describe_shortage
@@ -9,12 +9,11 @@ from ml.core.shortages import describe_shortage
 if TYPE_CHECKING:  # both take half a second to import, which would delay what reads no table
     import pandas as pd
 
-ONE_THREAD: Any = {"use_threads": False, "pre_buffer": False}
-"""How Arrow reads: it ends the process without an error where a limit on memory lets no thread of it start."""
-
 
 def read_parquet(file: Path | BinaryIO) -> "pd.DataFrame":
-    """Returns the table in a Parquet file.
+    """Returns the table in a Parquet file, read without threads.
+
+    Arrow ends the process without an error where a limit on memory lets no thread of it start.
 
     Raises:
         ValueError: it is no Parquet file or damaged, or a column holds lists, objects or bytes.
@@ -25,7 +24,7 @@ def read_parquet(file: Path | BinaryIO) -> "pd.DataFrame":
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(file, **ONE_THREAD)
+        table = parquet.read_table(file, use_threads=False, pre_buffer=False)
         table.validate(full=True)  # otherwise text that is not UTF-8 fails where it is used
         for field in table.schema:
             if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):

@@ -208,7 +208,8 @@ class Store:
             folder.mkdir()
             if fill:
                 fill(folder)
-            content = {"id": oid, **meta, CHECKSUMS: hash_files(folder)}
+            checksums = {name: [sha256] for name, sha256 in hash_files(folder).items()}
+            content = {"id": oid, **meta, CHECKSUMS: checksums}
             (folder / "object.json").write_text(json.dumps(content, indent=1, sort_keys=True))
             if not isinstance(target, Path):
                 s3_access.upload_folder(target, folder, last="object.json")  # which marks the object as complete
@@ -254,15 +255,17 @@ class Store:
         if checksums is None:  # an earlier release's: it has none of its other files either
             self.put_file(f"{folder}/{name}", source)
             return
-        for known in ([*checksums.get(name, []), sha256], [sha256]):
-            self.put_json(f"{folder}/object.json", {**content, CHECKSUMS: {**checksums, name: known}})
-            if source.exists():
-                self.put_file(f"{folder}/{name}", source)
+        both, new = [*checksums.get(name, []), sha256], [sha256]
+        self.put_json(f"{folder}/object.json", {**content, CHECKSUMS: {**checksums, name: both}})
+        self.put_file(f"{folder}/{name}", source)
+        self.put_json(f"{folder}/object.json", {**content, CHECKSUMS: {**checksums, name: new}})
 
     def _is_intact(self, oid: str) -> bool:
         try:
-            for name in self._read_object(oid).get(CHECKSUMS, {}):
-                self.file(oid, name)
+            content = self._read_object(oid)
+            for name in content.get(CHECKSUMS, {}):
+                key = f"{self.object_key(oid)}/{name}"
+                check_file(self.local(key), name, content, self.uri(key))
         except StoreError:
             return False
         return True

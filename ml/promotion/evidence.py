@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml.core.errors import Refused, RegistryError, RunGone
-from ml.core.hashes import canonical, object_id
+from ml.core.hashes import canonical, hash_files, object_id
 from ml.core.messages import cut_text, hide_access, list_items
 from ml.core.mlflow_client import connect, fetch_artifacts, find_outage
 from ml.core.settings import Settings
@@ -21,7 +21,7 @@ from ml.core.store import Json, Store
 from ml.core.taxonomy import SIDES, class_names
 from ml.evaluation.predictions import check_predictions
 from ml.promotion.alias_history import find_champion_evidence_id
-from ml.promotion.model_files import hash_files, hash_model_files, is_used_in_place
+from ml.promotion.model_files import hash_model_files, is_used_in_place
 from ml.promotion.rescoring import rescore_predictions
 from ml.promotion.run_claims import check_evaluation, check_tags, parse_dag_runs
 from ml.registry.registered_model import RegisteredModel, find_training_run

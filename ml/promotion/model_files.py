@@ -1,6 +1,5 @@
 """The hashes of a model version's files, by which its evidence names them."""
 
-import hashlib
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -8,20 +7,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ml.core.errors import Refused
+from ml.core.hashes import hash_files
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file below a folder, by its path."""
-    # MLflow writes registered_model_meta into the folder when a version is loaded; it is not part of the model.
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / "registered_model_meta"
-    }
 
 
 def is_used_in_place(version: "ModelVersion", client: "MlflowClient") -> bool:
@@ -43,6 +33,8 @@ def hash_model_files(folder: Path, name: str, *, in_place: bool) -> dict[str, st
         with suppress(OSError):
             shutil.rmtree(cache)
     hashes = hash_files(folder)
+    # MLflow writes it into the folder when a version is loaded; it is not part of the model.
+    hashes.pop("registered_model_meta", None)
     compiled = sorted(file for file in hashes if file.endswith((".pyc", ".pyo")) or "__pycache__" in file.split("/"))
     if compiled:
         raise Refused(

@@ -5,7 +5,6 @@ registration scores the pictures of the test side itself. It takes the network o
 logged with it, and prepares the pictures and assigns labels by this release's code.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import yaml
 
 from ml.core.errors import Refused, StoreError
+from ml.core.hashes import hash_file
 from ml.core.messages import quote_value
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
@@ -70,7 +70,6 @@ def rescore_predictions(
         RegistryError: the network cannot be loaded.
         StoreError: a picture is no longer in the store.
     """
-
     task: Task = evidence["task"]
     network, facts = (_copy_artifact(name, which, model_folder, evidence, scratch) for which in ("network", "facts"))
     _check_facts(name, facts, evidence, evaluation)
@@ -128,7 +127,7 @@ def _copy_artifact(name: str, which: str, model_folder: Path, evidence: Json, sc
         ) from None
     copy = scratch / {"network": "network.keras", "facts": "facts.json"}[which]
     shutil.copyfile(model_folder / path, copy)
-    if hashlib.sha256(copy.read_bytes()).hexdigest() != recorded:
+    if hash_file(copy) != recorded:
         raise Refused(f"{name}: {path} of its model was changed while it was read")
     return copy
 

@@ -4,7 +4,6 @@ Anybody who may log to MLflow can log other code with a network that scores as i
 file has to be one that a training with this release logs.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 import ml
 from ml.core.errors import Refused
+from ml.core.hashes import hash_file
 from ml.core.messages import list_items, quote_value
 from ml.registry.packaging import REQUIREMENTS
 
@@ -79,7 +79,7 @@ def _hash_release() -> Iterator[tuple[str, str]]:
     package = Path(ml.__file__).parent
     for file in package.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
-            yield file.relative_to(package).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()
+            yield file.relative_to(package).as_posix(), hash_file(file)
 
 
 def _check_flavour(file: Path) -> None:

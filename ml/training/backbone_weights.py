@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ml.core.devices import import_tensorflow_quietly
 from ml.core.errors import StoreError, TryAgain, WeightsError
+from ml.core.hashes import hash_file
 from ml.core.messages import quote_value
 from ml.core.names import expand_home
 from ml.core.progress import say, warn
@@ -246,7 +247,7 @@ def _hash_file(wanted: str) -> str | None:
     if wanted in {"imagenet", "random"}:
         return None
     local = find_weights_file(wanted)
-    return hashlib.sha256(local.read_bytes()).hexdigest() if local else None  # _load reports the missing file
+    return hash_file(local) if local else None  # _load reports the missing file
 
 
 def _hash_weights(backbone: "keras.Model") -> str:

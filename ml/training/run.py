@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import ml
 from ml.core.devices import describe_devices
 from ml.core.errors import StoreError
-from ml.core.hashes import digest
+from ml.core.hashes import digest, hash_file
 from ml.core.mlflow_client import connect, find_outage, use_experiment
 from ml.core.progress import say
 from ml.core.settings import Settings
@@ -296,7 +296,7 @@ def _code_facts() -> dict[str, str]:
     code = {"version": metadata.version("breakhis"), "code_sha256": hasher.hexdigest()}
     lock = package.parent / "uv.lock"
     if lock.is_file():
-        code["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+        code["lock_sha256"] = hash_file(lock)
     return {**code, "python": platform.python_version()}
 
 

@@ -6,7 +6,6 @@
 Everything is read from the evidence bundle in the store, for which an approval holds.
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,7 +16,7 @@ from breakhis_airflow.airflow_database import AuditCheck, GivenAnswer, WaitingRe
 from breakhis_airflow.bundle_shape import Bundle
 from breakhis_airflow.glossary import METRIC_MEANINGS, PICTURES, SUBTYPE_METRIC_MEANINGS, TERMS
 from ml.core.errors import StoreError
-from ml.core.hashes import object_id
+from ml.core.hashes import hash_file, object_id
 from ml.core.messages import quote_value
 from ml.core.store import Json, Store
 from ml.core.stored_json import describe_damage
@@ -191,7 +190,7 @@ def find_bundle_file(bundle: str, role: str, name: str, store: Store) -> Path:
     if role not in _ROLES or not _FILE_NAME.fullmatch(name) or not _find_recorded_hash(content, role, name):
         raise StoreError(f"{bundle}/{role}/{name}: no such file")
     file = store.file(bundle, f"{role}/{name}")
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _find_recorded_hash(content, role, name):
+    if not file.is_file() or hash_file(file) != _find_recorded_hash(content, role, name):
         raise StoreError(f"{bundle}/{role}/{name} is not what was judged")
     return file
 

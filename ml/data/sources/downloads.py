@@ -1,6 +1,5 @@
 """Functions that all downloads share, and the source kind http: an archive at a web address, known by its SHA-256."""
 
-import hashlib
 import re
 import shutil
 from collections import deque
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from ml.core.disks import LARGER_DISK, explained_os_errors
 from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceError, TryAgain
+from ml.core.hashes import hash_file
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.core.tls_and_proxies import explain_connection
@@ -178,8 +178,7 @@ def _download_rest(spec: HttpSource, part: Path, have: int) -> str:
             limit = find_limit(spec.max_bytes, part.parent, have if resumed else 0)
             with open_partial(part, resume=resumed) as file:
                 write_with_progress(response.iter_content(_CHUNK), file, size, limit, f"{spec.file}: {url}")
-    with part.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(part)
 
 
 def _request(spec: HttpSource, have: int) -> requests.Response:

@@ -4,7 +4,6 @@ Blobs are named by their content and do no harm by themselves; the complete raw 
 that is interrupted leaves nothing that disturbs the next one.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ml.core.errors import SourceError
-from ml.core.hashes import digest
+from ml.core.hashes import digest, hash_file
 from ml.core.messages import cut_text, list_items
 from ml.core.progress import say, track
 from ml.core.settings import Settings
@@ -223,9 +222,7 @@ def _store_archive(path: Path, spec: SourceSpec, origin: Json, store: Store, set
     try:
         with open_archive(path, settings, _path_filter(spec)) as archive:
             require_space([(store.path(""), archive.unpacked_bytes)])
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            raw = _store_files(spec, archive, store, {**origin, "archive_sha256": sha256})
+            raw = _store_files(spec, archive, store, {**origin, "archive_sha256": hash_file(path)})
     except SourceError as error:
         path.unlink(missing_ok=True)
         raise SourceError(
