@@ -209,7 +209,7 @@ class Store:
             if fill:
                 fill(folder)
             checksums = {name: [sha256] for name, sha256 in hash_files(folder).items()}
-            content = {"id": oid, **meta, CHECKSUMS: checksums}
+            content = {**meta, "id": oid, CHECKSUMS: checksums}
             (folder / "object.json").write_text(json.dumps(content, indent=1, sort_keys=True))
             if not isinstance(target, Path):
                 s3_access.upload_folder(target, folder, last="object.json")  # which marks the object as complete

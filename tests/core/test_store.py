@@ -94,6 +94,12 @@ def test_a_failed_create_leaves_nothing(tmp_path):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_an_object_whose_meta_was_taken_from_another_keeps_its_own_id(store):
+    other = store.create("split", 1, {"n": 1})
+    made = store.create("split", 2, {**store.meta(other), "n": 2})
+    assert store.meta(made) == {"id": made, "n": 2}
+
+
 @pytest.mark.parametrize("leftover", ["no object.json", "a link to itself", "a file"])
 def test_what_is_left_of_a_damaged_object_is_replaced(tmp_path, leftover):
     """Such as after a restore that was broken off: the object could never be made again otherwise."""
