@@ -5,6 +5,9 @@ import re
 import ssl
 from pathlib import Path
 
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
 from ml.core.errors import ConfigError
 from ml.core.messages import cut_text, hide_access, quote_value
 
@@ -30,8 +33,17 @@ def explain_connection(error: BaseException, address: str) -> ConfigError | None
             f"{place}: {' and '.join(names) or 'the proxy'} names a SOCKS proxy, which is not supported; name one that "
             "speaks HTTP, or unset it and name the address in NO_PROXY"
         )
-    if not (_TLS.search(text) or isinstance(error, FileNotFoundError)):
-        return None
+    if isinstance(error, ValueError) and (names := [name for name in _PROXIES if _is_odd(os.environ.get(name, ""))]):
+        return ConfigError(
+            f"{place}: {' and '.join(names)} cannot be the address of a proxy ({cut_text(hide_access(text))}); write "
+            "http://HOST:PORT, or unset it"
+        )
+    is_about_tls = _TLS.search(text) or isinstance(error, FileNotFoundError)
+    return _explain_tls(text, place) if is_about_tls else None
+
+
+def _explain_tls(text: str, place: str) -> ConfigError | None:
+    """Returns our error about certificates or the protocol; None for an interruption."""
     reason = cut_text(hide_access(text))
     if re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST", text):
         return ConfigError(
@@ -50,6 +62,15 @@ def explain_connection(error: BaseException, address: str) -> ConfigError | None
             "own authority's file in REQUESTS_CA_BUNDLE (for S3: AWS_CA_BUNDLE)"
         )
     return None
+
+
+def _is_odd(proxy: str) -> bool:
+    """Says whether a proxy's address is one that requests and urllib3 do not take."""
+    try:
+        url = parse_url(proxy if "//" in proxy else f"//{proxy}")
+    except LocationParseError:
+        return True
+    return bool(proxy) and (url.scheme not in {None, "http", "https"} or not url.host)
 
 
 def _holds_certificates(path: Path) -> bool:

@@ -20,7 +20,7 @@ from ml.core.messages import cut_text, hide_access
 from ml.core.s3_access import find_outage
 from ml.core.settings import Settings
 from ml.core.store import Store
-from ml.data.sources.kaggle import TOKEN_PAGE, find_credentials
+from ml.data.sources.kaggle_login import TOKEN_PAGE, find_credentials
 from ml.local.airflow_server import POOLS, find_pool_trouble
 from ml.local.gpus import count_gpus
 from ml.local.ports import HOST, free_ports

@@ -55,6 +55,18 @@ def test_a_socks_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "planted2" not in str(told)
 
 
+@pytest.mark.parametrize("address", ["nonsense://x", "ftp://x", "http://x:99999/", "http://", "http://:80", " ", "//"])
+def test_a_proxy_whose_address_is_none(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", address)
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(OSError) as error:  # noqa: PT011 - of which kind is requests' own affair
+        requests.get("http://127.0.0.1:9/", timeout=5)
+    told = explain_connection(error.value, "http://127.0.0.1:9/")
+    assert isinstance(told, ConfigError)
+    assert "HTTP_PROXY and http_proxy cannot be the address of a proxy" in str(told)
+
+
 def test_what_may_pass_by_itself() -> None:
     assert explain_connection(requests.exceptions.ConnectionError("refused"), "https://example.org") is None
     assert isinstance(find_outage(ConnectTimeoutError(endpoint_url="https://example.org")), TryAgain)

@@ -242,6 +242,11 @@ def advise_when(response: requests.Response) -> str:
     return f"try again in {wait} s" if re.fullmatch(r"[0-9]{1,6}", wait) else "try again later"
 
 
+def is_passing(status: int) -> bool:
+    """Says whether a server's refusal may be over the next time: it was slow, busy or has a fault of its own."""
+    return status in (408, 425, 429) or status >= 500
+
+
 def _translate_status(response: requests.Response, spec: HttpSource) -> BreakhisError:
     """Returns our exception for a server's refusal."""
     status, url = response.status_code, spec.shown_url
@@ -249,6 +254,6 @@ def _translate_status(response: requests.Response, spec: HttpSource) -> Breakhis
         return CredentialsError(f"{spec.file}: {url} answers {status}: it is not for everybody to read")
     if status in (404, 410):
         return SourceError(f"{spec.file}: there is nothing at {url} ({status})")
-    if status in (408, 425, 429) or status >= 500:
+    if is_passing(status):
         return TryAgain(f"{url} answers {status}; {advise_when(response)}")
     return SourceError(f"{spec.file}: {url} answers {status}")

@@ -1,14 +1,12 @@
 """Data sets from Kaggle, downloaded by the official package with the user's own credentials.
 
-The package authenticates when it is imported, prints to stdout, and ends the process where credentials are missing;
-this module contains all of that. Credentials are never printed, nor are the signed addresses that Kaggle redirects to,
-which grant access for a while.
+Never printed are the signed addresses that Kaggle redirects to, which grant access for a while.
 """
 
 import contextlib
-import io
 import json
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -28,13 +26,13 @@ from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceE
 from ml.core.messages import cut_text, hide_access
 from ml.core.progress import say, track
 from ml.core.store import Json, Store
-from ml.core.strict_json import Shape, check_shape, read_json
 from ml.core.tls_and_proxies import explain_connection
 from ml.data.sources.downloads import (
     SourceTooLarge,
     advise_when,
     count_downloaded_bytes,
     find_limit,
+    is_passing,
     open_partial,
     read_length,
     require_allowed,
@@ -42,30 +40,13 @@ from ml.data.sources.downloads import (
     reserve_folder,
     write_with_progress,
 )
+from ml.data.sources.kaggle_login import TOKEN_PAGE, find_credentials, log_in
 from ml.data.sources.spec import KaggleSource
 from ml.data.sources.speed_limit import TooSlow
-
-TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - an address, no password
 
 _CHUNK = 1 << 16
 _HTTP_DATE = "%a, %d %b %Y %H:%M:%S %Z"
 _SILENCE_SECONDS = 60.0
-_MAX_TOKEN = 255  # characters: the package asks whether there is a file of that name
-
-
-def find_credentials() -> str | None:
-    """Names the place of the credentials that the package will find, or None. Reads no secret and asks no server."""
-    environment = os.environ
-    if environment.get("KAGGLE_API_TOKEN"):
-        return "KAGGLE_API_TOKEN"
-    if environment.get("KAGGLE_USERNAME") and environment.get("KAGGLE_KEY"):
-        return "KAGGLE_USERNAME and KAGGLE_KEY"
-    home = Path.home() / ".kaggle"
-    legacy = environment.get("KAGGLE_CONFIG_DIR") or (
-        home if home.exists() else Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
-    )
-    files = (home / "access_token", home / "access_token.txt", Path(legacy) / "kaggle.json", home / "credentials.json")
-    return next((str(file) for file in files if file.is_file()), None)
 
 
 @contextmanager
@@ -86,7 +67,7 @@ def request_archive(spec: KaggleSource) -> Iterator["RemoteArchive"]:
         )
     with contextlib.ExitStack() as stack:
         with _translated_errors(spec, place), contextlib.redirect_stdout(sys.stderr):
-            api = _authenticate(place)
+            api = log_in(place)
             client = stack.enter_context(api.build_kaggle_client())
             session = client.http_client()._session  # the package sets no time limit on it
             session.mount("https://", _TimeoutAdapter())
@@ -209,90 +190,6 @@ def _drop_odd_headers(response: requests.Response) -> None:
         response.headers.pop("Last-Modified", None)
 
 
-def _authenticate(place: str) -> Any:
-    """Returns the package's API, logged in with the credentials at ``place``."""
-    _check_credentials(place)
-    output = io.StringIO()  # the package prints its help to stdout, which is for results
-    try:
-        with contextlib.redirect_stdout(output):
-            package = _import_package()
-            output.seek(0)
-            output.truncate()  # the import tries to log in too, and its messages come again
-            api = package.KaggleApi()
-            api.authenticate()
-    except (TypeError, AttributeError) as error:  # the package looks for keys in an answer that is a number, say
-        raise ValueError(f"Kaggle's answer about the token cannot be read: {error}") from None
-    except SystemExit:
-        raise CredentialsError(
-            f"Kaggle does not accept the credentials in {place}; make new ones at {TOKEN_PAGE}"
-        ) from None
-    except PermissionError as error:
-        raise ConfigError(
-            f"{error.filename}: Kaggle's package wants to make this folder and may not; set KAGGLE_CONFIG_DIR to a "
-            "folder that can be written"
-        ) from None
-    for line in output.getvalue().splitlines():
-        say(line)  # such as a warning that other users may read kaggle.json
-    return api
-
-
-class _Credentials(Shape):
-    """What the package reads of kaggle.json."""
-
-    username: str
-    key: str
-
-
-def _check_credentials(place: str) -> None:
-    """Checks that credentials are such as a request can carry, which the package takes for granted.
-
-    The package takes a token in the environment for a file's name first, so an error of the disk would quote it. No
-    message of ours quotes any of it.
-
-    Args:
-        place: as :func:`find_credentials` names it.
-
-    Raises:
-        CredentialsError: they cannot be read, or are none of Kaggle's.
-    """
-
-    def fail(reason: str) -> BreakhisError:
-        return CredentialsError(f"{place}: no credentials of Kaggle's: {reason}; make new ones at {TOKEN_PAGE}")
-
-    file = Path(place)
-    if file.name == "credentials.json":  # of the package's own login, which checks it
-        return
-    if file.is_absolute():
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise fail(f"it cannot be read ({error.strerror})") from None
-        if file.name == "kaggle.json":
-            content = read_json(data, lambda _: fail("it is no JSON"))
-            check_shape(content, _Credentials, lambda _: fail("it does not have 'username' and 'key'"))
-            values = [content["username"], content["key"]]
-        else:
-            values = [data.decode("latin-1").strip()]
-    else:
-        values = [os.environ[name] for name in place.split(" and ")]
-    if not all(value.isascii() and value.isprintable() and " " not in value for value in values):
-        raise fail("there are characters in it that none has, such as a blank or the end of a line")
-    if place == "KAGGLE_API_TOKEN" and len(values[0]) > _MAX_TOKEN:
-        raise fail(f"it has {len(values[0]):,} characters, and Kaggle's package takes {_MAX_TOKEN} at the most")
-
-
-def _import_package() -> Any:
-    """Imports the package's API without its verbose mode."""
-    # With VERBOSE in the environment the package prints every header, with the credentials, and makes every library
-    # log its addresses, signed ones included. It reads the variable once, when it is imported.
-    verbosity = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
-    try:
-        from kaggle.api import kaggle_api_extended
-    finally:
-        os.environ.update(verbosity)
-    return kaggle_api_extended
-
-
 def _build_request(spec: KaggleSource) -> Any:
     """Builds the package's request for a data set's archive."""
     from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
@@ -317,7 +214,7 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
     """Turns the package's exceptions into ours."""
     try:
         yield
-    except json.JSONDecodeError:  # of which requests' own is a RequestException, too
+    except (json.JSONDecodeError, RecursionError):  # requests' own is a RequestException, too
         raise _explain_other_answer(spec) from None
     except TooSlow as error:
         raise TryAgain(f"{spec.dataset}: Kaggle {error}; try again later") from None
@@ -329,9 +226,20 @@ def _translated_errors(spec: KaggleSource, place: str) -> Iterator[None]:
         if not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
             raise
         reason = cut_text(hide_access(error))
+        if isinstance(error, ValueError):
+            raise _explain_other_address(spec, reason) from None
         raise TryAgain(f"{spec.dataset}: Kaggle cannot be reached or broke off ({reason}); try again later") from None
-    except ValueError:  # bytes that are no text, an address to go on to or a version of the package that is none
+    except ValueError as error:  # bytes that are no text, an address or a version of the package that is none
+        if re.search(r"\b(Port|URL)\b", str(error)):  # urllib.parse's own
+            raise _explain_other_address(spec, cut_text(error)) from None
         raise _explain_other_answer(spec) from None
+
+
+def _explain_other_address(spec: KaggleSource, reason: str) -> SourceError:
+    return SourceError(
+        f"{spec.dataset}: Kaggle's address leads to what is no address of the web ({reason}); ask who runs this "
+        "network whether something answers in Kaggle's place"
+    )
 
 
 def _explain_other_answer(spec: KaggleSource) -> TryAgain:
@@ -354,12 +262,15 @@ def _translate_status(error: requests.HTTPError, spec: KaggleSource, place: str)
         ),
         404: SourceError(f"{spec.file}: Kaggle has no data set or version {spec.dataset!r}; look at {page}"),
         429: TryAgain(f"Kaggle has had too many requests; {advise_when(response)}"),
+        408: TryAgain(f"Kaggle has waited too long for the request; {advise_when(response)}"),
     }
     if response.history:  # Kaggle redirected us, so its storage refused
         return TryAgain(f"{spec.dataset}: Kaggle's storage answered with status {status}; try again")
-    if status >= 500:
+    if status in answers:
+        return answers[status]
+    if is_passing(status):
         return TryAgain(f"Kaggle has a fault of its own (status {status}); try again later")
-    return answers.get(status) or SourceError(f"{spec.dataset}: Kaggle answered with status {status}")
+    return SourceError(f"{spec.dataset}: Kaggle answered with status {status}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ml.core.errors import BreakhisError, ConfigError, CredentialsError, SourceE
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, downloads, fetch_source, kaggle
+from ml.data.sources.kaggle_login import find_credentials
 
 Declare = Callable[..., SourceSpec]
 ZIP = mirror_zip(some_names())
@@ -369,4 +370,4 @@ def test_where_credentials_are_found(
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
-    assert kaggle.find_credentials() == (found and str(tmp_path / found))
+    assert find_credentials() == (found and str(tmp_path / found))

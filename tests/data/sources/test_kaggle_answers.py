@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from kaggle_server import KEY, MIRROR, TOKEN, USER, KaggleServer, mirror_zip, some_names
 
-from ml.core.errors import SourceError, TryAgain
+from ml.core.errors import ConfigError, SourceError, TryAgain
 from ml.core.settings import Settings
 from ml.core.store import Store
 from ml.data.sources import SourceSpec, downloads, fetch_source
@@ -113,7 +113,9 @@ def test_a_storage_that_drips_is_given_up_and_asked_for_the_rest_the_next_time(
     assert ranges == ([resumed, resumed] if announced is None else [])
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8", b"5"])
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><title>Log in</title>", b'{"active": \xff}', b"\xff\xfe{\xd8", b"5", b"[" * 99_999]
+)
 def test_a_page_instead_of_kaggles_answer(
     spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path, page: bytes
 ) -> None:
@@ -142,13 +144,33 @@ def test_a_page_instead_of_the_archive(
     assert files_in(cache) == []
 
 
-def test_an_address_that_is_none(
-    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path
+@pytest.mark.parametrize("address", ["ftp://a/x", "file:///x", "http://a:99999/x", "http://[::1"])
+def test_an_address_that_is_none_of_the_web(
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, cache: Path, address: str
 ) -> None:
-    kaggle_server.redirects_with = {"Location": "http://[::1"}
-    with pytest.raises(TryAgain, match="answered with something else than Kaggle does"):
+    kaggle_server.redirects_with = {"Location": f"{address}?X-Goog-Signature=planted"}
+    with pytest.raises(SourceError, match="Kaggle's address leads to what is no address of the web") as error:
         fetch_source(spec, store, settings)
+    assert "planted" not in str(error.value)
     assert files_in(cache) == []
+
+
+def test_a_proxy_whose_address_is_none(
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://me:planted2@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(ConfigError, match=r"HTTP_PROXY cannot be the address of a proxy") as error:
+        fetch_source(spec, store, settings)
+    assert "planted2" not in str(error.value)
+
+
+def test_a_request_that_took_too_long(
+    spec: SourceSpec, store: Store, settings: Settings, kaggle_server: KaggleServer
+) -> None:
+    kaggle_server.refuse, kaggle_server.retry_after = 408, "7"
+    with pytest.raises(TryAgain, match=r"try again in 7 s$"):
+        fetch_source(spec, store, settings)
 
 
 def test_a_storage_that_leads_in_circles(
