@@ -44,8 +44,10 @@ def check_database(file: Path) -> None:
     One that is missing, in use or may not be read passes: MLflow says so at once, or makes it.
 
     Raises:
-        ConfigError: it is no database, or damaged.
+        ConfigError: it is no file, such as a folder or a pipe, no database, or damaged.
     """
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file}: MLflow's database has to be a file, and this is none; move it out of the way")
     try:
         with closing(_open_to_read(file)) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -86,9 +88,14 @@ def relocate_files(home: Path) -> dict[str, int]:
 
     Raises:
         TryAgain: another process writes to the database. Nothing is changed then.
-        ConfigError: the database is damaged.
+        ConfigError: there is no database in that folder, or it is damaged.
     """
     check_files.cache_clear()
+    if not _find_database(home).exists():
+        raise ConfigError(
+            f"{_find_database(home)} does not exist, so nothing was corrected; set BREAKHIS_HOME to the folder as it "
+            "is named now"
+        )
     check_database(_find_database(home))
     corrected: dict[str, int] = {}
     try:

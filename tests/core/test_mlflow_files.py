@@ -1,6 +1,8 @@
 """A home folder that was moved or copied, with a real MLflow database in it."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -8,7 +10,7 @@ import pytest
 
 from ml.core.errors import ConfigError
 from ml.core.mlflow_client import connect, fetch_artifacts, use_experiment
-from ml.core.mlflow_files import relocate_files
+from ml.core.mlflow_files import check_files, relocate_files
 from ml.core.settings import Settings
 
 
@@ -92,3 +94,20 @@ def test_an_experiment_that_keeps_its_files_elsewhere_is_left_alone(home: Path) 
     assert places["in a bucket"] == "s3://bucket/mlartifacts"
     assert places["on a share"] == "file:///mnt/share"
     assert places["made"] == (moved / "mlartifacts").as_uri()
+
+
+def test_a_home_folder_that_is_not_there(tmp_path: Path) -> None:
+    """Such as the old name of one that was moved."""
+    home = tmp_path / "home"
+    with pytest.raises(ConfigError, match=r"mlflow\.db does not exist, .* set BREAKHIS_HOME"):
+        relocate_files(home)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "mlflow.db")
+    with pytest.raises(ConfigError, match=r"mlflow\.db: MLflow's database has to be a file"):
+        relocate_files(tmp_path)
+    with pytest.raises(ConfigError, match=r"mlflow\.db: MLflow's database has to be a file"):
+        check_files(tmp_path)
